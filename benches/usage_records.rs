@@ -186,7 +186,7 @@ fn request_path_micros() -> f64 {
                     quota: QuotaCharge::default(),
                     first_byte: Some(Duration::from_millis(1)),
                     total: Duration::from_millis(1),
-                    is_price: false,
+                    is_price_update: false,
                 });
             }
             elapsed += round_started_at.elapsed();

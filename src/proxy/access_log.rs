@@ -1,5 +1,5 @@
-//! Writes the access log: one event per request when the request ends, whatever its outcome. The guard holds
-//! only the request's summary, so the request's key and permits are released independently of the log.
+//! Writes the access log: one event per request when the request ends, whatever its outcome. The guard holds neither
+//! the key nor the permits of the request, so these are released independently of the log.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -17,8 +17,8 @@ use crate::telemetry::{EndedRequest, EventRing, RequestLabels, RequestMetrics};
 /// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
-/// The guard of a running request. Dropping the guard writes the event, even for requests to the listeners of the admin
-/// API, and records the request in the metrics.
+/// The guard of a running request. Dropping the guard writes the event, adds the request to the events for listeners
+/// of the admin API, and records the request in the metrics.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     pub(super) summary: RequestSummary,
@@ -56,7 +56,7 @@ impl Drop for AccessLog {
     }
 }
 
-/// Creates the event of a request. Moves the reasons of its retries out of the summary.
+/// Creates the event for listeners of the admin API. Moves the reasons of its retries out of the summary.
 fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
     EndedRequest {
         request_id: summary.request_id(),
@@ -74,7 +74,7 @@ fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
     }
 }
 
-/// Writes the event. Its fields are in alphabetical order, as in every log event.
+/// Writes the log event. Its fields are in alphabetical order, as in every log event.
 fn write_event(summary: &RequestSummary) {
     if !enabled!(Level::INFO) {
         return;
@@ -82,7 +82,7 @@ fn write_event(summary: &RequestSummary) {
     let (attempts, credits, key, verdict) =
         (summary.attempts, summary.credits, summary.key(), summary.verdict);
     let (method, total_ms) = (summary.method.as_str(), millis(summary.elapsed()));
-    let route = OrDash(summary.route);
+    let route = OptionalField(summary.route);
     let retry_reasons = (!summary.retry_reasons.is_empty()).then(|| summary.retry_reasons.join(","));
     let user_agent = hide_tokens(summary.user_agent());
     let end = user_agent.char_indices().nth(MAX_USER_AGENT_CHARS).map_or(user_agent.len(), |(end, _)| end);
@@ -108,14 +108,14 @@ fn write_event(summary: &RequestSummary) {
         user_agent = &user_agent[..end],
         verdict,
         "{method} {route} {} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms",
-        OrDash(summary.status),
+        OptionalField(summary.status),
     );
 }
 
-/// A value, or `-` for `None`.
-struct OrDash<T>(Option<T>);
+/// A field of the log message, which is displayed as `-` if it is `None`.
+struct OptionalField<T>(Option<T>);
 
-impl<T: fmt::Display> fmt::Display for OrDash<T> {
+impl<T: fmt::Display> fmt::Display for OptionalField<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some(value) => value.fmt(f),
@@ -124,6 +124,7 @@ impl<T: fmt::Display> fmt::Display for OrDash<T> {
     }
 }
 
+/// Returns the whole milliseconds of `duration`.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

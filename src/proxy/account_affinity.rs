@@ -1,5 +1,5 @@
-//! Selects the account that must or should serve a request, by the identifiers that the request names and the lists
-//! that it reads. Records the ownership that the response proves.
+//! Determines the account that must or should serve a request, from the identifiers that the request names and the
+//! lists that it reads. Records the ownership that the response proves.
 
 use std::mem;
 use std::sync::Arc;
@@ -33,9 +33,9 @@ use crate::pool::{Eligibility, Key, OwnerId, OwnershipIndex, Roster};
 /// searched.
 const BODY_READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The accounts that may serve a request.
+/// The accounts that a request may be sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Scope {
+enum AccountScope {
     /// Any account.
     Any,
     /// The account that last served the client a list, or any other account if that account cannot serve.
@@ -57,7 +57,7 @@ pub(super) struct AccountAffinity {
     may_try_other_accounts: bool,
     is_free: bool,
     has_json_body: bool,
-    scope: Scope,
+    scope: AccountScope,
     /// Accounts that returned 404 for the named resource.
     accounts_without_resource: Vec<OwnerId>,
     /// Ownership updates that are not written to the usage store yet.
@@ -81,7 +81,7 @@ impl AccountAffinity {
                 head.uri.path().into()
             },
             response_ownership,
-            scope: Scope::Any,
+            scope: AccountScope::Any,
             accounts_without_resource: Vec::new(),
             updates: Vec::new(),
         }
@@ -112,12 +112,12 @@ impl AccountAffinity {
         }
         let (owners, replicas) = (&proxy.owners, proxy.replica_owners.as_deref());
         self.scope = match self.find_named_owner(roster, owners, replicas, &proxy.not_found_cache).await? {
-            Some((kind, owner)) => Scope::Pinned(owner, kind),
+            Some((kind, owner)) => AccountScope::Pinned(owner, kind),
             None if self.prefers_account() => {
                 let account = find_list_account(proxy, roster, client).await;
-                account.map_or(Scope::Any, Scope::Preferred)
+                account.map_or(AccountScope::Any, AccountScope::Preferred)
             }
-            None => Scope::Any,
+            None => AccountScope::Any,
         };
         // If all accounts returned 404 recently, only one account is tried.
         self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
@@ -140,7 +140,7 @@ impl AccountAffinity {
             let (owners, replicas) = (&proxy.owners, proxy.replica_owners.as_deref());
             let owner = self.find_named_owner(roster, owners, replicas, &proxy.not_found_cache).await?;
             if let Some((kind, owner)) = owner {
-                self.scope = Scope::Pinned(owner, kind);
+                self.scope = AccountScope::Pinned(owner, kind);
             }
             self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
         }
@@ -161,7 +161,7 @@ impl AccountAffinity {
             return Ok(known_owner);
         };
         let lookup = replicas.find(&self.identifiers, owners, clock::now());
-        // The future is boxed, so that requests without a lookup do not pay for its size.
+        // The future is boxed, so that it does not enlarge the futures of requests without a lookup.
         let Some(updates) = Box::pin(lookup).await else { return Ok(None) };
         self.updates.extend(updates);
         not_found_cache.remove(&self.identifiers);
@@ -177,11 +177,11 @@ impl AccountAffinity {
         let now = clock::now();
         let mut known_owners = Vec::new();
         for identifier in self.identifiers.all() {
-            let Some(entry) = owners.find(identifier, now) else { continue };
+            let Some(ownership) = owners.find(identifier, now) else { continue };
             // An owner without a key in the pool counts as unknown.
-            let Some(owner) = roster.identity_of(&entry.owner) else { continue };
+            let Some(owner) = roster.identity_of(&ownership.owner) else { continue };
             known_owners.push((identifier.kind, owner.clone()));
-            self.updates.extend(entry.update.map(OwnershipUpdate::Recorded));
+            self.updates.extend(ownership.update.map(OwnershipUpdate::Recorded));
         }
         required_owner(known_owners)
     }
@@ -205,7 +205,7 @@ impl AccountAffinity {
         mem::take(&mut self.updates)
     }
 
-    /// Whether the request reads or extends an account's lists without a charge.
+    /// Returns whether the request reads an account's lists, or extends them without a charge.
     fn prefers_account(&self) -> bool {
         self.response_ownership == ResponseOwnership::Account
             || (self.response_ownership == ResponseOwnership::Created && self.is_free)
@@ -214,22 +214,24 @@ impl AccountAffinity {
     /// Returns the account that is tried first, or `None` if all accounts are equal.
     pub(super) fn preferred_account(&self) -> Option<&OwnerId> {
         match &self.scope {
-            Scope::Preferred(identity) => Some(identity),
-            Scope::Any | Scope::Pinned(..) => None,
+            AccountScope::Preferred(owner) => Some(owner),
+            AccountScope::Any | AccountScope::Pinned(..) => None,
         }
     }
 
-    /// Whether the affinity excludes keys, prefers keys or admits exhausted keys.
+    /// Returns whether the affinity excludes keys, prefers keys or admits exhausted keys.
     pub(super) fn affects_selection(&self) -> bool {
-        self.scope != Scope::Any || !self.accounts_without_resource.is_empty() || self.needs_no_credits()
+        self.scope != AccountScope::Any
+            || !self.accounts_without_resource.is_empty()
+            || self.needs_no_credits()
     }
 
-    /// Whether every key may serve the request.
+    /// Returns whether every key may serve the request.
     pub(super) fn is_unrestricted(&self) -> bool {
-        !matches!(self.scope, Scope::Pinned(..)) && self.accounts_without_resource.is_empty()
+        !matches!(self.scope, AccountScope::Pinned(..)) && self.accounts_without_resource.is_empty()
     }
 
-    /// Whether the request reads or extends an account's resources without a charge.
+    /// Returns whether the request reads or extends an account's resources without a charge.
     fn needs_no_credits(&self) -> bool {
         self.is_free && (self.response_ownership != ResponseOwnership::None || !self.identifiers.is_empty())
     }
@@ -237,17 +239,18 @@ impl AccountAffinity {
     /// Returns the kind of the owned resource, if only its owner may serve the request.
     pub(super) fn pinning_kind(&self) -> Option<ResourceKind> {
         match &self.scope {
-            Scope::Pinned(_, kind) => Some(*kind),
-            Scope::Any | Scope::Preferred(_) => None,
+            AccountScope::Pinned(_, kind) => Some(*kind),
+            AccountScope::Any | AccountScope::Preferred(_) => None,
         }
     }
 
-    /// Whether `key` may serve the request. An account without credits may serve a request that costs none.
+    /// Returns the eligibility of `key` to serve the request. An account without credits may serve a request that
+    /// costs none.
     pub(super) fn eligibility(&self, key: &Key) -> Eligibility {
         let identity = key.workspace().identity();
         let is_allowed = match &self.scope {
-            Scope::Pinned(owner, _) => identity == owner,
-            Scope::Any | Scope::Preferred(_) => true,
+            AccountScope::Pinned(owner, _) => identity == owner,
+            AccountScope::Any | AccountScope::Preferred(_) => true,
         };
         if !is_allowed || self.accounts_without_resource.contains(identity) {
             return Eligibility::No;
@@ -273,21 +276,24 @@ impl AccountAffinity {
 
     /// Caches for `ttl` that no account has the named resource, unless its owner is known. While the entry is
     /// valid, only one account is tried.
-    pub(super) fn remember_not_found(&self, not_found_cache: &NotFoundCache, ttl: Duration) {
+    pub(super) fn cache_not_found(&self, not_found_cache: &NotFoundCache, ttl: Duration) {
         if self.pinning_kind().is_none() && !self.identifiers.is_empty() {
             not_found_cache.insert(&self.identifiers, ttl, clock::now());
         }
     }
 
-    /// Removes an owner that no longer has the resource, so that the next request may try other accounts.
+    /// Removes a recorded owner that does not have the resource, so that the next request may try other accounts.
     fn remove_deleted_owner(&mut self) {
-        let is_about_named = affinity::is_speech(&self.route) || self.route.ends_in_only_identifier();
-        if let ([only], [], true) = (&*self.identifiers.path, &*self.identifiers.others, is_about_named) {
-            self.updates.push(OwnershipUpdate::Removed(*only));
+        let concerns_named_resource =
+            affinity::is_speech(&self.route) || self.route.ends_in_only_identifier();
+        if let ([identifier], [], true) =
+            (&*self.identifiers.path, &*self.identifiers.others, concerns_named_resource)
+        {
+            self.updates.push(OwnershipUpdate::Removed(*identifier));
         }
     }
 
-    /// Whether ownership may be recorded or removed, which needs a permit of the usage queue.
+    /// Returns whether ownership may be recorded or removed, which needs a permit of the usage queue.
     pub(super) fn may_record(&self, endpoint: &Endpoint) -> bool {
         endpoint.metering == Metering::Credits
             || self.response_ownership != ResponseOwnership::None
@@ -297,14 +303,14 @@ impl AccountAffinity {
 
     /// Records the ownership that the response head proves. Returns a recorder for the response body, if the
     /// body may contain new identifiers.
-    pub(super) fn record<C>(
+    pub(super) fn record_response<C>(
         mut self,
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         limits: &Limits,
         response: &UpstreamResponse,
         key: &Key,
-        permit: UsagePermit,
+        usage_permit: UsagePermit,
     ) -> Option<OwnershipRecorder> {
         let owner = key.workspace().identity().clone();
         let now = clock::now();
@@ -319,7 +325,7 @@ impl AccountAffinity {
         }
         let UpstreamResponse { head, verdict, .. } = response;
         if *verdict == Verdict::NotFound {
-            self.remember_not_found(&proxy.not_found_cache, limits.not_found_ttl);
+            self.cache_not_found(&proxy.not_found_cache, limits.not_found_ttl);
         }
         let is_served = *verdict == Verdict::Served && head.status.is_success();
         if is_served {
@@ -339,14 +345,14 @@ impl AccountAffinity {
         let may_contain_identifiers =
             is_served && self.response_ownership != ResponseOwnership::None && is_json(&head.headers);
         if !may_contain_identifiers {
-            permit.record_ownership(self.updates);
+            usage_permit.record_ownership(self.updates);
             return None;
         }
         let encoding =
             head.headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable").to_owned());
         let Self { method, route, path, updates, .. } = self;
         let (owners, max_bytes) = (Arc::clone(&proxy.owners), limits.max_response_scan_size);
-        let permit = Some(permit);
+        let permit = Some(usage_permit);
         let replica_owners = proxy.replica_owners.clone();
         Some(OwnershipRecorder {
             owners,
@@ -393,9 +399,10 @@ async fn find_list_account<C>(proxy: &Proxy<C>, roster: &Roster, client: &Client
     Some(account.clone())
 }
 
+/// Returns whether the headers declare a JSON body.
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
-    let essence = value.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+    let Some(content_type) = headers.get(CONTENT_TYPE) else { return false };
+    let essence = content_type.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
 

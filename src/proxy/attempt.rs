@@ -1,5 +1,5 @@
-//! Accounts for one attempt to send a request with one key. Whatever its outcome, an attempt updates the state of the
-//! key in the pool, charges the client, and writes one usage record.
+//! Accounts for one attempt to send a request with one key. Whatever its outcome, an attempt charges the client and
+//! writes one usage record. A response to a request with a key of the pool also updates the state of that key.
 
 mod charging;
 mod key_state;
@@ -34,7 +34,7 @@ use crate::pool::{Lease, Pool, Roster};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, RequestMetrics};
 use crate::upstream::SendError;
-use charging::unknown_credits;
+use charging::unreported_credit_source;
 pub(super) use session::SentText;
 
 /// The key of an attempt: leased from the pool, or sent by the client.
@@ -81,11 +81,12 @@ enum PendingCharge {
     Nothing,
 }
 
-/// The guard of a running attempt. It owns the lease of its key and the permit of its usage record, and
-/// shares the request's permits with the other attempts.
+/// The guard of a running attempt. It owns the lease of its key and the permit of its usage record, and shares the
+/// request's permits with the other attempts.
 ///
-/// The response determines the charge. Without a response, the charge depends on whether a byte of the
-/// request was sent. Dropping the attempt charges the client, releases the key and writes the usage record.
+/// The response determines the charge, and for a WebSocket session, its messages and its duration. Without a
+/// response, the charge depends on whether a byte of the request was sent. Dropping the attempt makes the charge that
+/// is still pending, releases the key and writes the usage record.
 #[derive(Debug)]
 pub(super) struct Attempt {
     key_source: KeySource,
@@ -98,6 +99,7 @@ pub(super) struct Attempt {
     speech_group: Option<ConcurrencyGroup>,
     permits: Arc<RequestPermits>,
     pending_charge: PendingCharge,
+    /// The price of a session that is billed by its duration.
     credits_per_minute: Option<u64>,
     /// Estimated credits for the text that was sent to the provider in a session.
     text_credits: u64,
@@ -116,14 +118,14 @@ impl Attempt {
         meta: &RequestMeta,
         retry: &mut RetryState,
         mut lease: Lease,
-        permit: UsagePermit,
+        usage_permit: UsagePermit,
         upload: UploadProgress<Incoming>,
     ) -> Box<Self> {
         lease.mark_sent();
         retry.attempts += 1;
         let key_source =
             KeySource::Pool { pool: Arc::clone(&proxy.pool), roster: Arc::clone(&retry.roster), lease };
-        Self::new(proxy, meta, key_source, retry.attempts, permit, upload)
+        Self::new(proxy, meta, key_source, retry.attempts, usage_permit, upload)
     }
 
     /// Starts the only attempt of a request that is sent with the client's own key.
@@ -131,10 +133,10 @@ impl Attempt {
         proxy: &Proxy<C>,
         meta: &RequestMeta,
         key: ApiKey,
-        permit: UsagePermit,
+        usage_permit: UsagePermit,
         upload: UploadProgress<Incoming>,
     ) -> Box<Self> {
-        Self::new(proxy, meta, KeySource::Client(key), 1, permit, upload)
+        Self::new(proxy, meta, KeySource::Client(key), 1, usage_permit, upload)
     }
 
     fn new<C>(
@@ -142,7 +144,7 @@ impl Attempt {
         meta: &RequestMeta,
         key_source: KeySource,
         number: u32,
-        permit: UsagePermit,
+        usage_permit: UsagePermit,
         upload: UploadProgress<Incoming>,
     ) -> Box<Self> {
         let started_at = clock::now();
@@ -169,16 +171,16 @@ impl Attempt {
             audio: None,
             credits_reserved: Some(key_source.reserved_credits()).filter(|&credits| credits > 0),
             credits: 0,
-            credits_from: unknown_credits(meta.metering),
+            credits_from: unreported_credit_source(meta.metering),
             quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
-            is_price: false,
+            is_price_update: false,
         };
         Box::new(Self {
             key_source,
             upload,
-            usage_permit: Some(permit),
+            usage_permit: Some(usage_permit),
             started_at: clock::instant(),
             metering: meta.metering,
             body_features: meta.body_features.clone(),
@@ -203,6 +205,7 @@ impl Attempt {
         &self.record.authority
     }
 
+    /// Returns the key that the request is sent with.
     pub(super) fn api_key(&self) -> &ApiKey {
         match &self.key_source {
             KeySource::Pool { lease, .. } => lease.key().api_key(),
@@ -210,8 +213,8 @@ impl Attempt {
         }
     }
 
-    /// Records the response or the error of the attempt. Updates the pool: the state of this key, and of the
-    /// keys whose refusals of this request were unclear so far. Returns how far the attempt got.
+    /// Records the response or the error of the attempt. Updates the state of this key in the pool, and of the keys
+    /// whose refusals of this request were unclear so far. Returns how far the attempt got.
     pub(super) fn record_result(
         &mut self,
         result: &Result<Box<UpstreamResponse>, SendError>,
@@ -256,7 +259,7 @@ impl Attempt {
                         (Outcome::ProxyAuthenticationFailed, CreditSource::Free)
                     }
                     Progress::NoResponse | Progress::Responded(_) => {
-                        (Outcome::NoResponse, unknown_credits(self.metering))
+                        (Outcome::NoResponse, unreported_credit_source(self.metering))
                     }
                 };
                 self.charge_without_response(error.progress.is_sent(), now);
@@ -315,7 +318,7 @@ impl Attempt {
         if self.drain_expired.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
     }
 
-    /// Records how the relay of the response ended, and the bytes that were relayed.
+    /// Records how the relay of the response ended, and the number of relayed bytes. Returns the usage record.
     pub(super) fn record_relay_end(&mut self, relay_end: RelayEnd, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match relay_end {
@@ -327,6 +330,7 @@ impl Attempt {
     }
 }
 
+/// Returns the usage of an attempt for the metrics.
 fn attempt_usage(record: &AttemptRecord) -> AttemptUsage {
     AttemptUsage {
         request_bytes: record.request_bytes,
@@ -340,7 +344,7 @@ fn attempt_usage(record: &AttemptRecord) -> AttemptUsage {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some(permit) = self.usage_permit.take() {
+        if let Some(usage_permit) = self.usage_permit.take() {
             self.charge_pending();
             if self.record.outcome == Outcome::ClientClosed {
                 self.record.outcome = self.disconnect_outcome();
@@ -351,7 +355,7 @@ impl Drop for Attempt {
             }
             let AttemptRecord { key, outcome, .. } = &self.record;
             self.metrics.record_attempt(key.as_deref(), *outcome, attempt_usage(&self.record));
-            permit.write(self.record.clone());
+            usage_permit.write(self.record.clone());
         }
     }
 }

@@ -10,6 +10,7 @@ mod period_counters;
 mod permit;
 mod users;
 
+// Limits that several replicas share.
 mod client_share;
 mod grant;
 mod quota_share;
@@ -26,7 +27,7 @@ use crate::policy::client_quota::{Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::secret::UserFingerprint;
 pub use client_permit::ClientPermit;
-pub(super) use client_permit::RequestLatePrice;
+pub(super) use client_permit::CorrectableCharges;
 pub use client_share::{ClientActivity, ClientShare};
 pub(super) use counters::QuotaOwner;
 pub use counters::{AdmissionRequest, ClientLimitExceeded};
@@ -40,7 +41,7 @@ pub use users::{NoStoredUsage, RequestUser, UserUsageFuture, UserUsageReader, Us
 /// The usage of a client, or of one of its users, in the current periods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageTotals {
-    /// The configured name.
+    /// The configured name of the client.
     pub client: ClientName,
     /// Requests counted by [`charge`](crate::policy::charge::charge), in the order of [`Period::ALL`].
     pub requests: [u64; 3],
@@ -48,7 +49,7 @@ pub struct UsageTotals {
     pub credits: [u64; 3],
 }
 
-/// The counters of all clients. Cheap to clone.
+/// The counters of all clients. Clones share them.
 #[derive(Clone, Debug)]
 pub struct ClientUsage {
     by_name: Arc<HashMap<ClientName, Arc<ClientCounters>>>,
@@ -168,7 +169,7 @@ impl ClientUsage {
         {
             shared.share(&counters.usage, &client.name, None);
         }
-        permit.take_from_client(now, |quota, grant_use| quota.check(now, grant_use)).await?;
+        permit.take_from_client(now, |quota, grant_use| quota.check_not_exhausted(now, grant_use)).await?;
         self.check_access_and_rate(client, &counters, admission)?;
         let count = |quota: &QuotaPermit, grant_use| quota.count_at_admission(now, grant_use);
         permit.take_from_client(now, count).await?;
@@ -234,6 +235,7 @@ impl ClientUsage {
     }
 }
 
+/// Returns the amounts of `counters` in the periods that contain `now`, including the usage at other replicas.
 fn usage_totals(client: &ClientName, counters: &UsageCounters, now: UnixMs) -> UsageTotals {
     let totals =
         |period_counters: &PeriodCounters| Period::ALL.map(|period| period_counters.used(period, now));

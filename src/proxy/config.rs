@@ -39,7 +39,7 @@ pub struct Limits {
     pub max_error_body_size: usize,
     /// Maximum time for reading the body of an error response.
     pub error_body_timeout: Duration,
-    /// Maximum wait for the text of a request to estimate its cost; zero disables the estimate.
+    /// Maximum wait for the text of a request to estimate its cost. Zero disables the estimate.
     pub cost_estimate_timeout: Duration,
     /// Whether endpoints that could disable keys or manage the workspace are blocked.
     pub blocks_admin_endpoints: bool,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::client_usage::RequestLatePrice;
+use super::client_usage::CorrectableCharges;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge};
 use crate::clock;
 use crate::pool::Key;
@@ -16,7 +16,7 @@ pub struct EndedConversation {
     pub(super) id: Arc<str>,
     pub(super) key: Arc<Key>,
     pub(super) record: AttemptRecord,
-    pub(super) price: RequestLatePrice,
+    pub(super) charges: CorrectableCharges,
 }
 
 /// The queue of ended conversations. If it is full, the cost of a conversation stays unknown.
@@ -39,12 +39,18 @@ impl EndedConversation {
     /// that cost.
     #[must_use]
     pub fn into_priced_record(self, credits: u64) -> AttemptRecord {
-        let Self { record, price, .. } = self;
+        let Self { record, charges, .. } = self;
         let quota = QuotaCharge {
-            credits: price.replace_charge(credits, clock::now()),
+            credits: charges.replace(credits, clock::now()),
             replaced: record.quota.credits,
             ..record.quota
         };
-        AttemptRecord { credits, credits_from: CreditSource::Reported, quota, is_price: true, ..record }
+        AttemptRecord {
+            credits,
+            credits_from: CreditSource::Reported,
+            quota,
+            is_price_update: true,
+            ..record
+        }
     }
 }

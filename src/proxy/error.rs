@@ -1,5 +1,6 @@
-//! Renders the error responses of the proxy: marked with `x-keychoir-error`, and in a JSON form that every SDK can
-//! parse. The message for the client contains neither keys nor internals; the `Display` text is for the log.
+//! Defines the errors of the proxy, and builds their responses, which contain `x-keychoir-error` and a JSON body that
+//! every SDK can parse. The message in the response contains neither keys nor internal details. The `Display` text is
+//! for the log.
 
 mod messages;
 
@@ -24,7 +25,7 @@ use crate::policy::units::UnixMs;
 use crate::policy::user::{InvalidUser, MAX_USER_ID_BYTES};
 use crate::upstream::SendError;
 use messages::{
-    ErrorResponse, client_limit_response, conflicting_owners_message, error, owner_unavailable_response,
+    ErrorResponse, client_limit_response, conflicting_owners_message, owner_unavailable_response,
     unavailable_response, upstream_error_response,
 };
 
@@ -127,25 +128,25 @@ impl ProxyError {
     /// Returns the code in `x-keychoir-error`.
     #[must_use]
     pub fn code(&self) -> &'static str {
-        self.content(UnixMs::default()).code
+        self.response_content(UnixMs::default()).code
     }
 
     /// Returns the status and the message of the response, for an error message in a WebSocket session.
     pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
-        let ErrorResponse { http, message, .. } = self.content(now);
-        (http, message)
+        let ErrorResponse { http_status, message, .. } = self.response_content(now);
+        (http_status, message)
     }
 
     /// Builds the error response to the client.
     #[must_use]
     pub fn response(&self, request_id: &str, now: UnixMs) -> Response<Bytes> {
-        let ErrorResponse { http, status, code, message, retry_after_s } = self.content(now);
+        let ErrorResponse { http_status, status, code, message, retry_after_s } = self.response_content(now);
         let body = json!({
             "detail": {"status": status, "code": code, "message": message, "request_id": request_id},
-            "error": {"message": message, "code": http.as_u16()},
+            "error": {"message": message, "code": http_status.as_u16()},
         });
         let mut response = Response::new(Bytes::from(body.to_string()));
-        *response.status_mut() = http;
+        *response.status_mut() = http_status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -156,10 +157,10 @@ impl ProxyError {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         // RFC 9110 requires these headers: sections 11.6.1 and 10.2.1.
-        if http == StatusCode::UNAUTHORIZED {
+        if http_status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"keychoir\""));
         }
-        if http == StatusCode::METHOD_NOT_ALLOWED {
+        if http_status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
         }
         if let Some(seconds) = retry_after_s {
@@ -168,14 +169,18 @@ impl ProxyError {
         response
     }
 
-    fn content(&self, now: UnixMs) -> ErrorResponse {
-        let unauthorized =
-            |code, message: &str| error(StatusCode::UNAUTHORIZED, "invalid_api_key", code, message);
-        let bad_request = |code, message: &str| error(StatusCode::BAD_REQUEST, "bad_request", code, message);
-        let forbidden = |code, message: &str| error(StatusCode::FORBIDDEN, "forbidden", code, message);
+    /// Returns the status, the codes and the message of the response.
+    fn response_content(&self, now: UnixMs) -> ErrorResponse {
+        let unauthorized = |code, message: &str| {
+            ErrorResponse::new(StatusCode::UNAUTHORIZED, "invalid_api_key", code, message)
+        };
+        let bad_request =
+            |code, message: &str| ErrorResponse::new(StatusCode::BAD_REQUEST, "bad_request", code, message);
+        let forbidden =
+            |code, message: &str| ErrorResponse::new(StatusCode::FORBIDDEN, "forbidden", code, message);
         let unavailable = |code, message: &str| ErrorResponse {
             retry_after_s: Some(1),
-            ..error(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", code, message)
+            ..ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", code, message)
         };
         match self {
             Self::Unauthenticated(Unauthenticated::MissingToken) => unauthorized(
@@ -190,14 +195,14 @@ impl ProxyError {
                 "client_token_expired",
                 "This client token has expired. Ask the operator of Keychoir for a new one.",
             ),
-            Self::Unauthenticated(Unauthenticated::MalformedKey) => error(
+            Self::Unauthenticated(Unauthenticated::MalformedKey) => ErrorResponse::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_api_key",
                 "malformed_own_key",
                 "This is not an API key: it contains a space, a control character or a non-ASCII character. \
                  Send only your ElevenLabs key in xi-api-key, or no key to use the pool.",
             ),
-            Self::OriginRejected(OriginRejected::Host) => error(
+            Self::OriginRejected(OriginRejected::Host) => ErrorResponse::new(
                 StatusCode::MISDIRECTED_REQUEST,
                 "forbidden",
                 "host_not_allowed",
@@ -233,13 +238,13 @@ impl ProxyError {
                 "user_usage_unavailable",
                 "Keychoir cannot read the usage of this user, so it cannot check the quota. Try again in a second.",
             ),
-            Self::MethodNotAllowed => error(
+            Self::MethodNotAllowed => ErrorResponse::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "method_not_allowed",
                 "Keychoir does not forward TRACE and CONNECT requests.",
             ),
-            Self::MethodTooLong => error(
+            Self::MethodTooLong => ErrorResponse::new(
                 StatusCode::NOT_IMPLEMENTED,
                 "method_not_implemented",
                 "method_too_long",
@@ -261,7 +266,7 @@ impl ProxyError {
             }
             Self::Unavailable(unavailable) => unavailable_response(*unavailable, now),
             // The status is not 409, because the provider's Python library would retry that several times.
-            Self::ConflictingOwners(owners) => error(
+            Self::ConflictingOwners(owners) => ErrorResponse::new(
                 StatusCode::BAD_REQUEST,
                 "conflict",
                 "conflicting_owners",
@@ -278,7 +283,7 @@ impl ProxyError {
                 "overloaded",
                 "Keychoir has its maximum number of requests in progress. Try again in a second.",
             ),
-            Self::LoopDetected => error(
+            Self::LoopDetected => ErrorResponse::new(
                 StatusCode::LOOP_DETECTED,
                 "loop_detected",
                 "loop_detected",
@@ -286,7 +291,7 @@ impl ProxyError {
             ),
             // A restart takes about one second.
             Self::Draining => unavailable("draining", "Keychoir is shutting down. Try again in a second."),
-            Self::RedactionFailed(RedactionFailed) => error(
+            Self::RedactionFailed(RedactionFailed) => ErrorResponse::new(
                 StatusCode::BAD_GATEWAY,
                 "bad_gateway",
                 "answer_not_redacted",
@@ -316,15 +321,21 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
     #[track_caller]
-    fn check(error: &ProxyError, http: u16, status: &str, code: &str, message: &str) -> Response<Bytes> {
+    fn check_response(
+        error: &ProxyError,
+        http_status: u16,
+        status: &str,
+        code: &str,
+        message: &str,
+    ) -> Response<Bytes> {
         let response = error.response("req-1", NOW);
-        assert_eq!(response.status().as_u16(), http);
+        assert_eq!(response.status().as_u16(), http_status);
         assert_eq!(response.headers()["x-keychoir-error"], code);
         assert_eq!(response.headers()["content-type"], "application/json");
         let body: Value = serde_json::from_slice(response.body()).unwrap();
         let expected = json!({
             "detail": {"status": status, "code": code, "message": message, "request_id": "req-1"},
-            "error": {"message": message, "code": http},
+            "error": {"message": message, "code": http_status},
         });
         assert_eq!(body, expected);
         response
@@ -338,7 +349,7 @@ mod tests {
         });
         let message =
             "All ElevenLabs API keys are exhausted or rate limited. Next reset: 2026-12-01T00:00:00Z.";
-        let response = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
+        let response = check_response(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
         assert!(
             !response.headers().contains_key(RETRY_AFTER),
             "the response must not contain `Retry-After`, so that SDKs do not retry"
@@ -346,9 +357,9 @@ mod tests {
         let short = Unavailable::Exhausted { resets_at: None, left: Some(8_900) };
         let message = "All ElevenLabs API keys are exhausted or rate limited. At most 8,900 credits are left \
                        on one key, which is not enough for this request.";
-        check(&ProxyError::Unavailable(short), 401, "quota_exceeded", "all_keys_exhausted", message);
+        check_response(&ProxyError::Unavailable(short), 401, "quota_exceeded", "all_keys_exhausted", message);
         let error = ProxyError::Unavailable(Unavailable::Exhausted { resets_at: None, left: None });
-        check(
+        check_response(
             &error,
             401,
             "quota_exceeded",
@@ -364,7 +375,8 @@ mod tests {
             let error = ProxyError::Unavailable(Unavailable::Cooling { until });
             let message =
                 format!("All ElevenLabs API keys are exhausted or rate limited. Try again in {seconds} s.");
-            let response = check(&error, 429, "rate_limit_exceeded", "all_keys_rate_limited", &message);
+            let response =
+                check_response(&error, 429, "rate_limit_exceeded", "all_keys_rate_limited", &message);
             assert_eq!(response.headers()[RETRY_AFTER], seconds);
         }
     }
@@ -399,14 +411,15 @@ mod tests {
             ProxyError::ClientLimit(ClientLimitExceeded::Quota(exceeded))
         };
         let message = "This client has used its quota of 3 requests.";
-        let response = check(&exceeded(None), 402, "insufficient_credits", "client_quota_exceeded", message);
+        let response =
+            check_response(&exceeded(None), 402, "insufficient_credits", "client_quota_exceeded", message);
         assert!(
             !response.headers().contains_key(RETRY_AFTER),
             "the response must not contain `Retry-After`, so that SDKs do not retry"
         );
         let message = format!("{message} It resets at 2026-12-01T00:00:00Z.");
         let resets_at = Some(UnixMs(1_796_083_200_000));
-        check(&exceeded(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
+        check_response(&exceeded(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
     }
 
     #[test]
@@ -417,7 +430,7 @@ mod tests {
         let error = ProxyError::ClientLimit(ClientLimitExceeded::Quota(exceeded));
         let message =
             "This client has 51 of its quota of 10,000 credits left, and this request may need 1,055.";
-        check(&error, 402, "insufficient_credits", "client_quota_exceeded", message);
+        check_response(&error, 402, "insufficient_credits", "client_quota_exceeded", message);
     }
 
     #[test]
@@ -428,12 +441,18 @@ mod tests {
             ProxyError::ClientLimit(ClientLimitExceeded::UserQuota(exceeded))
         };
         let message = "This user has used its quota of 3 requests per day.";
-        let response = check(&exceeded(None), 402, "insufficient_credits", "user_quota_exceeded", message);
+        let response =
+            check_response(&exceeded(None), 402, "insufficient_credits", "user_quota_exceeded", message);
         assert!(!response.headers().contains_key(RETRY_AFTER));
         let message = format!("{message} It resets at 2026-12-01T00:00:00Z.");
         let resets_at = Some(UnixMs(1_796_083_200_000));
-        let response =
-            check(&exceeded(resets_at), 402, "insufficient_credits", "user_quota_exceeded", &message);
+        let response = check_response(
+            &exceeded(resets_at),
+            402,
+            "insufficient_credits",
+            "user_quota_exceeded",
+            &message,
+        );
         assert_eq!(response.headers()[RETRY_AFTER], "83200");
     }
 
@@ -457,7 +476,7 @@ mod tests {
     fn every_error_has_its_status_and_code() {
         let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
         let timeout = Duration::from_millis(5);
-        for (error, http, code) in [
+        for (error, http_status, code) in [
             (ProxyError::Unauthenticated(Unauthenticated::MissingToken), 401, "client_token_missing"),
             (ProxyError::Unauthenticated(Unauthenticated::UnknownToken), 401, "client_token_wrong"),
             (ProxyError::Unauthenticated(Unauthenticated::ExpiredToken), 401, "client_token_expired"),
@@ -533,9 +552,17 @@ mod tests {
             (upstream(Progress::NoResponse, SendErrorKind::ClientBodyFailed), 400, "request_body_broken"),
         ] {
             let response = error.response("r", NOW);
-            assert_eq!((response.status().as_u16(), error.code()), (http, code), "{error}");
+            assert_eq!(
+                (response.status().as_u16(), error.code()),
+                (http_status, code),
+                "the response to `{error}`"
+            );
             let has = |name| response.headers().contains_key(name);
-            assert_eq!((has(WWW_AUTHENTICATE), has(ALLOW)), (http == 401, http == 405), "{error}");
+            assert_eq!(
+                (has(WWW_AUTHENTICATE), has(ALLOW)),
+                (http_status == 401, http_status == 405),
+                "the headers for `{error}`"
+            );
         }
     }
 }

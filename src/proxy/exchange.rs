@@ -1,8 +1,7 @@
 //! The lifecycle of a request, from its head to its response, in ten numbered steps.
 //!
-//! The steps are plain function calls and not a stack of middleware, because their order is a security
-//! property: client credentials are stripped before anything is sent, and a key is reserved before it is
-//! used.
+//! The steps are plain function calls and not a stack of middleware, because security depends on their order: the
+//! credentials of the client are removed before the request is sent, and a key is reserved before it is used.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,6 +37,14 @@ use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
 
+/// The response to a request that was sent with a key of the pool.
+pub(super) struct PoolResponse {
+    pub(super) response: Box<UpstreamResponse>,
+    /// The key of the last attempt.
+    key: Arc<Key>,
+    pub(super) attempt: Box<Attempt>,
+}
+
 impl<C: Connect> Proxy<C> {
     /// Serves a request from the client at `peer`: relays the provider's response, or returns an error
     /// response of the proxy.
@@ -71,8 +78,8 @@ impl<C: Connect> Proxy<C> {
         }
     }
 
-    /// Strips the configured base path, rejects proxy loops and applies the access rules. Returns the origin
-    /// of the request.
+    /// Removes the configured base path from the request, rejects proxy loops and applies the access rules. Returns
+    /// the origin of the request.
     ///
     /// # Errors
     ///
@@ -87,14 +94,14 @@ impl<C: Connect> Proxy<C> {
         if let Some(target) = strip_base_path(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
-        let result = if self.upstream.has_sent(request.headers()) {
+        let access_result = if self.upstream.has_sent(request.headers()) {
             Err(ProxyError::LoopDetected)
         } else {
             let requires_token = config.clients.require_token();
             check_origin(&config.access_rules, requires_token, request.method(), request.headers())
                 .map_err(ProxyError::from)
         };
-        result.map_err(|error| {
+        access_result.map_err(|error| {
             let log = AccessLog::new(request, peer, &self.metrics, &self.events);
             Box::new(error_response(&error, log))
         })
@@ -105,7 +112,7 @@ impl<C: Connect> Proxy<C> {
     ///
     /// # Errors
     ///
-    /// Returns the error response if the request is refused, or if no response of the provider must be
+    /// Returns the reason for the error response if the request is refused, or if no response of the provider can be
     /// relayed.
     pub(super) async fn forward_request(
         self: &Arc<Self>,
@@ -124,7 +131,7 @@ impl<C: Connect> Proxy<C> {
         let (endpoint, identifiers, path_fix) =
             head::route(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
         self.base_url_hints.log_once(&client.name, path_fix);
-        summary.set_route(&client.name, user, endpoint.route);
+        summary.set_client_and_route(&client.name, user, endpoint.route);
         let admission_facts = AdmissionFacts {
             client: &client,
             endpoint: &endpoint,
@@ -159,7 +166,7 @@ impl<C: Connect> Proxy<C> {
         let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, limits);
         let mut key_request = summary.count_wait(estimate).await;
         summary.count_wait(meta.reserve_credits(&key_request, limits)).await?;
-        meta.prefer_free_slot(&mut key_request, &roster);
+        meta.prefer_available_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, &affinity.identifiers);
         let mut retry = RetryState::new(
             &self.pool,
@@ -174,7 +181,8 @@ impl<C: Connect> Proxy<C> {
         let lease = reserve_result.map_err(|unavailable| retry.unavailable_error(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
-        let (response, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
+        let PoolResponse { response, key, attempt } =
+            self.send_with_pool(&mut context, lease, summary).await?;
         if response.is_switched() {
             return Handshake::with_pool_key(self, context, *response, attempt, redaction, ownership_permit)
                 .map(UpstreamReply::Handshake);
@@ -183,9 +191,9 @@ impl<C: Connect> Proxy<C> {
         // the identifiers in it.
         let RequestContext { meta, retry, .. } = context;
         let ownership = ownership_permit.and_then(|usage_permit| {
-            retry.affinity.record(self, &meta, limits, &response, &key, usage_permit)
+            retry.affinity.record_response(self, &meta, limits, &response, &key, usage_permit)
         });
-        // 9. Relay: redact keys and the data of the account's owner from the response.
+        // 9. Relay: redact keys and the data of the account holder in the response.
         let response = match &redaction {
             Some(redaction) => Box::pin(response.redact(redaction, limits)).await?,
             None => response,
@@ -198,14 +206,14 @@ impl<C: Connect> Proxy<C> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the last attempt received no response, or if an error of the proxy replaces the
-    /// provider's last refusal.
+    /// Returns an error if the queue of usage records is full, if the last attempt received no response, or if an
+    /// error of the proxy replaces the provider's last refusal.
     pub(super) async fn send_with_pool(
         &self,
         context: &mut RequestContext,
         mut lease: Lease,
         summary: &mut RequestSummary,
-    ) -> Result<(Box<UpstreamResponse>, Arc<Key>, Box<Attempt>), ProxyError> {
+    ) -> Result<PoolResponse, ProxyError> {
         let RequestContext { config, meta, retry, head: upstream_head, body } = context;
         let limits = &config.limits;
         loop {
@@ -220,8 +228,8 @@ impl<C: Connect> Proxy<C> {
                 .send(Some(attempt.authority()), attempt.api_key(), upstream_head, attempt_body)
                 .await;
             // 7. Classify: determine which side failed, and how far the attempt got.
-            let result = UpstreamResponse::read(send_result, &upstream_head.method, limits).await;
-            let progress = attempt.record_result(&result, Some(retry), summary);
+            let response_result = UpstreamResponse::read(send_result, &upstream_head.method, limits).await;
+            let progress = attempt.record_result(&response_result, Some(retry), summary);
             // 8. Retry with another key, relay the response, or give up.
             summary.replay_loss = body.loss();
             match decide(&retry.retry_facts(progress, body, &key, limits)) {
@@ -230,7 +238,7 @@ impl<C: Connect> Proxy<C> {
                     retry.wait_before_retry(pause).await;
                 }
                 Decision::Relay | Decision::Fail | Decision::RetryAfter { .. } => {
-                    return Ok((result?, key, attempt));
+                    return Ok(PoolResponse { response: response_result?, key, attempt });
                 }
             }
             attempt.release_key();
@@ -241,7 +249,8 @@ impl<C: Connect> Proxy<C> {
                     lease = next_lease;
                 }
                 Err(unavailable) => {
-                    return Ok((retry.choose_last_response(result?, unavailable)?, key, attempt));
+                    let response = retry.choose_last_response(response_result?, unavailable)?;
+                    return Ok(PoolResponse { response, key, attempt });
                 }
             }
         }
@@ -267,9 +276,10 @@ impl<C: Connect> Proxy<C> {
             .upstream
             .send(Some(attempt.authority()), attempt.api_key(), upstream_head, attempt_body)
             .await;
-        let result = UpstreamResponse::read(send_result, &upstream_head.method, &config.limits).await;
-        attempt.record_result(&result, None, summary);
-        let response = result?;
+        let response_result =
+            UpstreamResponse::read(send_result, &upstream_head.method, &config.limits).await;
+        attempt.record_result(&response_result, None, summary);
+        let response = response_result?;
         if response.is_switched() {
             return Handshake::with_own_key(self, config, &meta, *response, attempt)
                 .map(UpstreamReply::Handshake);

@@ -29,7 +29,7 @@ pub fn route(
     head: &mut Parts,
     blocks_admin_endpoints: bool,
 ) -> Result<(Endpoint, RequestIdentifiers, Option<PathFix>), ProxyError> {
-    // A TRACE response would contain the headers that the proxy adds; CONNECT would make the proxy a tunnel.
+    // A TRACE response would contain the headers that the proxy adds, and CONNECT would make the proxy a tunnel.
     if head.method == Method::TRACE || head.method == Method::CONNECT {
         return Err(ProxyError::MethodNotAllowed);
     }
@@ -94,13 +94,14 @@ fn strip_host(target: Uri) -> Uri {
     Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
-/// Whether the headers declare a body. Servers could read the body of a WebSocket handshake as the first
+/// Returns whether the headers declare a body. Servers could read the body of a WebSocket handshake as the first
 /// message or as another request (request smuggling).
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
         || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
 }
 
+/// Builds a request target from a path and a query.
 fn build_target(path: &str, query: Option<&str>) -> Result<Uri, http::Error> {
     let path_and_query = match query {
         None => PathAndQuery::try_from(path),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(target: &str, expected: &str) {
+    fn check_target(target: &str, expected: &str) {
         assert_eq!(
             sanitize(head("GET", target), None, &ForwardedHeaders::default()).unwrap().target.to_string(),
             expected
@@ -131,16 +132,16 @@ mod tests {
 
     #[test]
     fn path_and_query_are_forwarded_unchanged() {
-        check("/v1/voices?a=1&a=%20&b", "/v1/voices?a=1&a=%20&b");
-        check("/v1/%76oices/a%20b/", "/v1/%76oices/a%20b/");
-        check("/v1/voices?", "/v1/voices?");
+        check_target("/v1/voices?a=1&a=%20&b", "/v1/voices?a=1&a=%20&b");
+        check_target("/v1/%76oices/a%20b/", "/v1/%76oices/a%20b/");
+        check_target("/v1/voices?", "/v1/voices?");
     }
 
     #[test]
     fn credentials_and_foreign_hosts_are_removed_from_the_target() {
-        check("/v1/voices?xi_api_key=k", "/v1/voices");
-        check("/v1/voices?a=1&authorization=k&b=2", "/v1/voices?a=1&b=2");
-        check("http://elsewhere.example/v1/voices?a=1", "/v1/voices?a=1");
+        check_target("/v1/voices?xi_api_key=k", "/v1/voices");
+        check_target("/v1/voices?a=1&authorization=k&b=2", "/v1/voices?a=1&b=2");
+        check_target("http://elsewhere.example/v1/voices?a=1", "/v1/voices?a=1");
     }
 
     #[test]
@@ -152,13 +153,13 @@ mod tests {
             ));
         }
         assert!(route(&mut head("BREW", "/v1/voices"), true).is_ok());
-        let long = "A".repeat(method::MAX_METHOD_LENGTH + 1);
-        assert!(matches!(route(&mut head(&long, "/v1/voices"), true), Err(ProxyError::MethodTooLong)));
+        let long_method = "A".repeat(method::MAX_METHOD_LENGTH + 1);
+        assert!(matches!(route(&mut head(&long_method, "/v1/voices"), true), Err(ProxyError::MethodTooLong)));
     }
 
     fn websocket_head(target: &str) -> Parts {
         let mut head = head("GET", target);
-        for (name, value) in [
+        for (name, header) in [
             ("upgrade", "websocket"),
             ("connection", "Upgrade, x-mine"),
             ("x-mine", "1"),
@@ -166,14 +167,14 @@ mod tests {
             ("sec-websocket-protocol", "convai, bearer.tok"),
             ("origin", "https://app.example"),
         ] {
-            head.headers.insert(name, value.parse().unwrap());
+            head.headers.insert(name, header.parse().unwrap());
         }
         head
     }
 
     #[test]
     fn a_handshake_offers_no_compression_if_messages_are_inspected() {
-        for (target, dialect, has_extensions) in [
+        for (target, dialect, keeps_extensions) in [
             ("/v1/convai/conversation?agent_id=a", Dialect::Agent, false),
             ("/convai/conversation", Dialect::Agent, false),
             ("/v1/new/one", Dialect::Unknown, false),
@@ -183,26 +184,31 @@ mod tests {
             let (endpoint, _, _) = route(&mut head, true).unwrap();
             assert_eq!(endpoint.socket, Some(dialect));
             let headers = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap().headers;
-            assert_eq!(headers.contains_key("sec-websocket-extensions"), has_extensions, "{target}");
-            let value = |name| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(
-                [value("connection"), value("upgrade"), value("sec-websocket-protocol"), value("origin")],
+                headers.contains_key("sec-websocket-extensions"),
+                keeps_extensions,
+                "{target}: compression must be offered only for messages that are not inspected"
+            );
+            let header = |name| headers.get(name).map(|header| header.to_str().unwrap());
+            assert_eq!(
+                [header("connection"), header("upgrade"), header("sec-websocket-protocol"), header("origin")],
                 [Some("Upgrade"), Some("websocket"), Some("convai"), Some("https://app.example")]
             );
-            assert_eq!(value("x-mine"), None);
+            assert_eq!(header("x-mine"), None);
         }
     }
 
     #[test]
     fn a_handshake_with_a_body_is_rejected() {
-        for (name, value, is_refused) in [
+        for (name, header, is_rejected) in [
             ("content-length", "5", true),
             ("transfer-encoding", "chunked", true),
             ("content-length", "0", false),
         ] {
             let mut head = websocket_head("/v1/convai/conversation");
-            head.headers.insert(name, value.parse().unwrap());
-            assert_eq!(matches!(route(&mut head, true), Err(ProxyError::InvalidUpgrade)), is_refused);
+            head.headers.insert(name, header.parse().unwrap());
+            let is_invalid = matches!(route(&mut head, true), Err(ProxyError::InvalidUpgrade));
+            assert_eq!(is_invalid, is_rejected, "a handshake with {name}: {header}");
         }
     }
 
@@ -229,11 +235,11 @@ mod tests {
         {
             assert!(
                 matches!(route(&mut head("GET", path), true), Err(ProxyError::AmbiguousPath(_))),
-                "{path}"
+                "{path} must be rejected"
             );
             assert!(
                 matches!(route(&mut websocket_head(path), false), Err(ProxyError::AmbiguousPath(_))),
-                "{path}"
+                "{path} must be rejected"
             );
         }
     }

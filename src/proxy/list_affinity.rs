@@ -1,6 +1,6 @@
-//! Stores, for each client, the account that last served a list to the client. The client's next list is
-//! requested from that account first, so that the client sees the same voices again. The mapping is kept in
-//! memory only.
+//! Keeps the account that last served a list to each client, in memory. The client's next list is requested from that
+//! account first, so that the client sees the same voices again. With `[redis]`, `account_affinity` also publishes it
+//! to the other replicas.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use crate::pool::OwnerId;
 pub(super) struct ListAffinity(Mutex<HashMap<ClientName, OwnerId>>);
 
 impl ListAffinity {
+    /// Returns the account that last served a list to `client`.
     pub(super) fn account_for(&self, client: &ClientName) -> Option<OwnerId> {
         self.lock().get(client).cloned()
     }

@@ -1,6 +1,7 @@
 //! Processes requests: client limits, key selection, attempts, relaying and usage records.
 //!
-//! `exchange` holds the steps in their order and is the file to read first.
+//! `app` creates one [`Proxy`] per worker and calls it for each request. `exchange` contains the steps in their order
+//! and is the file to read first.
 
 mod exchange;
 
@@ -16,8 +17,8 @@ mod client_usage;
 mod conversation;
 mod head;
 mod list_affinity;
-// `negative_cache` is generic: it caches lookups in other replicas that found nothing. `not_found_cache` caches
-// resources that no account has.
+// `negative_cache` caches lookups in other replicas that found nothing. `not_found_cache` caches resources that no
+// account has.
 mod negative_cache;
 mod not_found_cache;
 mod ownership_recorder;

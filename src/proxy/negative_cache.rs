@@ -1,5 +1,5 @@
-//! Caches the lookups in other replicas that found no value, so that a request for the same value does not repeat the
-//! lookup. Most requests name a voice that belongs to no account.
+//! Caches the lookups in other replicas that found no value, for `replica_owners`, so that a request for the same
+//! value does not repeat the lookup. Most requests name a voice that belongs to no account.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -22,7 +22,7 @@ impl<K> Default for NegativeCache<K> {
 }
 
 impl<K: Eq + Hash> NegativeCache<K> {
-    /// Whether a lookup of `key` is known at `now` to find no value.
+    /// Returns whether a lookup of `key` is known at `now` to find no value.
     pub(super) fn contains(&self, key: &K, now: UnixMs) -> bool {
         self.lock().get(key).is_some_and(|expiry| *expiry > now)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::elevenlabs::affinity::{IdentifierHash, RequestIdentifiers};
 use crate::policy::units::UnixMs;
 
-/// Maximum number of entries of a few dozen bytes each.
+/// Maximum number of entries. An entry takes a few dozen bytes.
 const MAX_ENTRIES: usize = 4_096;
 
 /// The resources that no account has, keyed by all identifiers of the request.
@@ -20,6 +20,7 @@ pub(super) struct NotFoundCache {
     expiries: Mutex<HashMap<Vec<IdentifierHash>, UnixMs>>,
 }
 
+/// Returns the hashes of all identifiers in a fixed order.
 fn cache_key(identifiers: &RequestIdentifiers) -> Vec<IdentifierHash> {
     let mut hashes: Vec<IdentifierHash> = identifiers.all().map(|identifier| identifier.hash).collect();
     hashes.sort_unstable();
@@ -27,7 +28,7 @@ fn cache_key(identifiers: &RequestIdentifiers) -> Vec<IdentifierHash> {
 }
 
 impl NotFoundCache {
-    /// Whether exactly these identifiers are cached at `now`.
+    /// Returns whether exactly these identifiers are cached at `now`.
     pub(super) fn contains(&self, identifiers: &RequestIdentifiers, now: UnixMs) -> bool {
         if self.entry_count.load(Ordering::Acquire) == 0 {
             return false;

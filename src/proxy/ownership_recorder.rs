@@ -1,4 +1,5 @@
-//! Records the owners of the identifiers in a response body, after the body was relayed.
+//! Records the owners of the identifiers in a response body, before the client receives the end of the body.
+//! `account_affinity` creates the recorder, and `relay` passes it a copy of the body.
 
 use std::mem;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use crate::elevenlabs::affinity;
 use crate::elevenlabs::endpoint::Route;
 use crate::pool::{OwnerId, OwnershipIndex};
 
-/// Records the ownership of the identifiers in a response body. Dropping it writes the updates, including
-/// the updates from the response head.
+/// Records the ownership of the identifiers in a response body. Dropping the recorder queues the updates for the
+/// usage store, including the updates from the response head.
 #[derive(Debug)]
 pub struct OwnershipRecorder {
     pub(super) owners: Arc<OwnershipIndex>,

@@ -1,5 +1,5 @@
-//! Holds the permits of a request from its admission to its end. They are one guard, so that the request and all its
-//! attempts share them and the last holder returns them.
+//! Holds the permits of a request from its admission to its end. The request and all its attempts share one guard,
+//! and the permits are released when the last of them drops it.
 
 use super::client_usage::ClientPermit;
 use super::request_limiter::RequestPermit;

@@ -1,10 +1,11 @@
 //! Collects the refusals of one request, and concludes from them about keys and accounts.
 //!
-//! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that
-//! contains the account's credits, or has a message that can only concern the account, is evidence about the
-//! account immediately. Any other refusal is evidence about the account until a second account refuses the
-//! same request in the same way, which shows that the refusal is about the request. If another account serves
-//! the request, the refusal was about the account.
+//! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that contains
+//! the account's credits, or has a message that can only concern the account, is evidence about the account
+//! immediately. Any other refusal is evidence about the account until a second account refuses the same request in
+//! the same way, which shows that the refusal is about the request. If another account serves the request, the
+//! refusal was about the account. A refusal that the table of refusals does not explain is never evidence. It makes
+//! its account the last choice for similar requests.
 
 use std::collections::HashSet;
 use std::mem::{self, discriminant};
@@ -26,6 +27,7 @@ const MAX_POLL_AGE: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Vec<RecordedRefusal>);
 
+/// One refusal of the request, and the conclusions from it.
 #[derive(Debug)]
 struct RecordedRefusal {
     verdict: Verdict,
@@ -136,18 +138,18 @@ impl Refusals {
         self.0.iter().filter(|refusal| std::ptr::eq(&*refusal.key, key)).count()
     }
 
-    /// Whether the last refusal is about the request and not about its account, because another account has
+    /// Returns whether the last refusal is about the request and not about its account, because another account has
     /// refused in the same way.
     pub(super) fn is_about_request(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_repeated_elsewhere && !last.is_recorded)
     }
 
-    /// Whether another account has refused in the same way as the last refusal.
+    /// Returns whether another account has refused in the same way as the last refusal.
     pub(super) fn is_repeated_elsewhere(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_repeated_elsewhere)
     }
 
-    /// Whether several other accounts, or the same account, have refused similar requests in the same way as
+    /// Returns whether several other accounts, or the same account, have refused similar requests in the same way as
     /// the last refusal.
     pub(super) fn is_repeated(&self) -> bool {
         self.0.last().is_some_and(|last| last.is_repeated)
@@ -155,15 +157,15 @@ impl Refusals {
 
     /// Returns the keys that refused in the same way as the last refusal.
     pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
-        self.agreeing().map(|refusal| &*refusal.key)
+        self.agreeing_refusals().map(|refusal| &*refusal.key)
     }
 
     /// Returns the number of workspaces that refused in the same way as the last refusal.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
-        count_workspaces(self.agreeing())
+        count_workspaces(self.agreeing_refusals())
     }
 
-    fn agreeing(&self) -> impl Iterator<Item = &RecordedRefusal> {
+    fn agreeing_refusals(&self) -> impl Iterator<Item = &RecordedRefusal> {
         let last = self.0.last();
         self.0.iter().filter(move |refusal| last.is_some_and(|last| refusal.is_same_kind(last)))
     }
@@ -188,6 +190,7 @@ impl Refusals {
     }
 }
 
+/// Returns the number of different workspaces among the accounts that refused.
 fn count_workspaces<'a>(refusals: impl Iterator<Item = &'a RecordedRefusal>) -> u32 {
     let workspaces: HashSet<_> =
         refusals.map(|refusal| std::ptr::from_ref(refusal.key.workspace())).collect();
@@ -195,7 +198,7 @@ fn count_workspaces<'a>(refusals: impl Iterator<Item = &'a RecordedRefusal>) -> 
 }
 
 impl RecordedRefusal {
-    /// Whether the refusals differ only in their numbers of credits and their times.
+    /// Returns whether the refusals differ only in their numbers of credits and their times.
     fn is_same_kind(&self, other: &Self) -> bool {
         let has_same_message = match (self.verdict, other.verdict) {
             (Verdict::Unexplained(this), Verdict::Unexplained(other)) => {
@@ -206,13 +209,13 @@ impl RecordedRefusal {
         has_same_message && discriminant(&self.verdict) == discriminant(&other.verdict)
     }
 
-    /// Whether a different account gave the same refusal, which has no details that depend on one account.
+    /// Returns whether a different account refused in the same way, without details that depend on one account.
     fn agrees_with(&self, other: &Self) -> bool {
         let is_other_workspace = !std::ptr::eq(self.key.workspace(), other.key.workspace());
         is_other_workspace && !self.verdict.is_conclusive() && self.is_same_kind(other)
     }
 
-    /// Whether other accounts are known to refuse similar requests in the same way, so that this refusal is
+    /// Returns whether other accounts are known to refuse similar requests in the same way, so that this refusal is
     /// not about its account. Rate limits depend on the time, so each request attributes them anew.
     fn repeats_others(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
@@ -221,13 +224,14 @@ impl RecordedRefusal {
             && pool.restrictions().is_refused_by_others(features, &self.key, self.verdict, *now)
     }
 
-    /// Whether the same account has refused similar requests in the same way, and was refuted.
+    /// Returns whether the same account has refused similar requests in the same way, and was refuted.
     fn was_refuted(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.is_conclusive() && pool.was_refuted(features, &self.key, self.verdict, *now)
     }
 
-    fn attempt(&self) -> RefusedAttempt<'_> {
+    /// Describes the refusal for the pool.
+    fn refused_attempt(&self) -> RefusedAttempt<'_> {
         let Self { verdict, key_request, source, is_repeated_elsewhere, .. } = self;
         RefusedAttempt {
             verdict: *verdict,
@@ -244,7 +248,7 @@ impl RecordedRefusal {
             return;
         }
         let RefusalContext { pool, roster, now, .. } = context;
-        conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.attempt(), *now));
+        conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.refused_attempt(), *now));
         conclusions.evidence_changes.push(Arc::clone(&self.key));
         self.is_recorded = true;
         // The restriction remains after a poll or a served request refutes it, so that the same refusal of a
@@ -302,9 +306,15 @@ fn check_reported_credits(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict,
 }
 
 impl RefusalContext<'_> {
+    /// Records that the account is tried last for requests that are similar to the refused one.
     fn restrict(&self, refusal: &RecordedRefusal, conclusions: &mut Conclusions) {
-        let restriction =
-            self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.attempt(), self.now);
+        let restriction = self.pool.restrict(
+            self.roster,
+            &refusal.key,
+            self.features,
+            &refusal.refused_attempt(),
+            self.now,
+        );
         conclusions.restricted.extend(restriction.map(|restriction| (Arc::clone(&refusal.key), restriction)));
     }
 }

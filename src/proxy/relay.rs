@@ -1,5 +1,5 @@
-//! Builds the response to the client: the provider's response, whose body is streamed, or an error response
-//! of the proxy.
+//! Builds the response to the client from the provider's response, whose body is streamed, or from an error of the
+//! proxy. Defines [`ResponseBody`], the body of every response.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -58,6 +58,7 @@ impl OnBodyEnd for RelayRecorder {
     }
 }
 
+/// The response header with the ID of the request.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Relays the provider's response: its status, its headers without hop-by-hop headers, and its body.
@@ -79,7 +80,7 @@ pub(super) fn relay(
         head.headers.insert(REQUEST_ID, id);
     }
     let max_bytes = ownership.as_ref().map_or(0, |recorder| recorder.max_bytes);
-    // Identifiers are read from the body as it arrived; keys are redacted afterwards.
+    // Identifiers are read from the body as it arrived. Keys are redacted afterwards.
     let reservation =
         ownership.as_ref().map(|_| buffers.reservation(BufferReservation::FREE)).unwrap_or_default();
     let inspected = Inspect::new(body, ownership, max_bytes, reservation);

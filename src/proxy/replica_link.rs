@@ -1,5 +1,5 @@
-//! Defines the interface to the other replicas of the pool: the lookups that a request waits for, and the changes
-//! that it publishes. Without `[redis]`, there is no link, and requests send nothing.
+//! Defines the interface to the other replicas of the pool, which `shared` implements: the lookups that a request
+//! waits for, and the changes that it publishes. Without `[redis]`, there is no link, and requests send nothing.
 //!
 //! A lookup has three possible results. If there is no response in time, the request decides by the data of this
 //! replica, and uses at most the share of this replica.
@@ -53,7 +53,7 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     /// Publishes the owner of an identifier that a response proved.
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId);
 
-    /// Publishes that the owner of an identifier no longer has the resource.
+    /// Publishes that the recorded owner of an identifier does not have the resource.
     fn remove_owner(&self, identifier: Identifier);
 
     /// Looks up the account that last served a list to `client`.
@@ -78,7 +78,7 @@ pub struct FoundOwner {
 /// Identifies one period of the quota of a client, or of one of its users.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct QuotaKey {
-    /// The client.
+    /// The client whose quota or whose user's quota is counted.
     pub client: ClientName,
     /// The user, if the quota is a user quota.
     pub user: Option<UserFingerprint>,

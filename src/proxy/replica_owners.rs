@@ -1,5 +1,6 @@
-//! Looks up the owners of identifiers and the list accounts that other replicas have recorded. A request looks up
-//! only what this replica does not know. If no replica knows a value, that result is cached for a short time.
+//! Looks up the owners of identifiers and the list accounts that other replicas have recorded, and publishes those
+//! that this replica records. A request looks up only values that this replica does not know. If no replica knows a
+//! value, that result is cached for a short time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ const ABSENT_OWNER_TTL: Duration = Duration::from_secs(10);
 /// Time for which the list account of a client is not looked up again if no replica knows it.
 const ABSENT_LIST_TTL: Duration = Duration::from_secs(60);
 
-/// The owners that other replicas have recorded.
+/// The access to the owners that other replicas have recorded, with a cache of unknown values.
 #[derive(Debug)]
 pub(super) struct ReplicaOwners {
     link: Arc<dyn ReplicaLink>,
@@ -71,7 +72,8 @@ impl ReplicaOwners {
         Some(found_owners.into_iter().filter_map(record).map(OwnershipUpdate::Recorded).collect())
     }
 
-    /// Looks up the account that last served a list to `client` in the other replicas.
+    /// Looks up the account that last served a list to `client` in the other replicas. Returns `None` if no replica
+    /// knows it, or if there is no response in time.
     pub(super) async fn find_list_account(&self, client: &ClientName, now: UnixMs) -> Option<OwnerId> {
         if self.absent_lists.contains(client, now) {
             return None;

@@ -1,5 +1,5 @@
-//! Holds the data that all attempts of a request with keys of the pool use. A WebSocket session keeps it for a
-//! failover.
+//! Groups the data that all attempts of a request with keys of the pool use, for `exchange`. A WebSocket session
+//! keeps the data for a failover.
 
 use std::sync::Arc;
 

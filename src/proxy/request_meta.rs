@@ -1,5 +1,6 @@
 //! Holds the properties of a request that its attempts and usage records share: client, route, metering and permits.
-//! Also derives the requirements for a key from them: the estimated cost and the concurrency group.
+//! Admits a request under its client's limits, estimates its cost and reserves it in the client's quota, and derives
+//! the requirements for a key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,14 +148,14 @@ impl RequestMeta {
 
     /// Prefers keys with an available slot in the session's concurrency group, although the session acquires the
     /// slot only when speech starts.
-    pub(super) fn prefer_free_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
+    pub(super) fn prefer_available_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_group {
             key_request.preferred = roster.keys_with_capacity(group, clock::now());
         }
     }
 
-    /// Returns the maximum wait for a text body to estimate its price: the configured timeout, but at least 250 ms if
-    /// the client's quota needs a price. A short body arrives within that time.
+    /// Returns the maximum wait for a text body to estimate its price: the configured timeout, but at least
+    /// `MIN_TIMEOUT` if the client's quota needs a price. A short body arrives within that time.
     fn estimate_timeout(&self, configured: Duration) -> Duration {
         const MIN_TIMEOUT: Duration = Duration::from_millis(250);
         if self.permits.client.needs_price() { configured.max(MIN_TIMEOUT) } else { configured }
@@ -166,7 +167,8 @@ impl RequestMeta {
     ///
     /// # Errors
     ///
-    /// Fails when the quota has fewer credits left.
+    /// Fails when fewer credits are left in the quota than the request needs, or when too many requests of unknown
+    /// price are in progress.
     pub(super) async fn reserve_credits(
         &self,
         key_request: &KeyRequest,
@@ -239,7 +241,7 @@ pub(super) async fn admit(
         Some((user, quota)) => {
             let max_cached_users = config.limits.max_cached_users;
             let load = config.client_usage.load_user(&client.name, user, max_cached_users, clock::now());
-            // Only the requests of clients with a quota per user pay for the future.
+            // The future is boxed, so that it enlarges only the requests of clients with a quota per user.
             let user = Box::pin(load).await?;
             Box::pin(permits.client.admit_user(&user, quota, admission, clock::now())).await?;
             Some(user)
@@ -248,10 +250,12 @@ pub(super) async fn admit(
     Ok(Admission { permits, user })
 }
 
-/// Whether `value` has the syntax of the provider's output formats, such as `mp3_44100_128`. Other values are
-/// errors of the client and are not recorded.
-fn is_output_format(value: &str) -> bool {
-    (1..=32).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+/// Returns whether `format` has the syntax of the provider's output formats, such as `mp3_44100_128`. Other values
+/// are errors of the client and are not recorded.
+fn is_output_format(format: &str) -> bool {
+    const MAX_LENGTH: usize = 32;
+    (1..=MAX_LENGTH).contains(&format.len())
+        && format.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Returns the concurrency group of the request's model, or of its operation if the model is unknown.

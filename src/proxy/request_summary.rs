@@ -57,6 +57,7 @@ pub(super) struct RequestSummary {
     pub(super) attempts: u32,
     /// The reason of each retry.
     pub(super) retry_reasons: Vec<&'static str>,
+    /// The outcome of the last attempt or of the session, or the code of an error of the proxy.
     pub(super) verdict: &'static str,
     pub(super) status: Option<u16>,
     /// Bytes of the response body.
@@ -133,7 +134,8 @@ impl RequestSummary {
         clock::elapsed_since(self.started_at)
     }
 
-    /// Returns the part of `elapsed` that the proxy itself used: neither spent on attempts nor waiting.
+    /// Returns the part of `elapsed` that was spent neither on attempts nor on waiting: the time that the proxy
+    /// itself used.
     pub(super) fn overhead(&self, elapsed: Duration) -> Duration {
         elapsed.saturating_sub(self.upstream_time + self.wait_time)
     }
@@ -155,7 +157,13 @@ impl RequestSummary {
         output
     }
 
-    pub(super) fn set_route(&mut self, client: &ClientName, user: Option<UserFingerprint>, route: Route) {
+    /// Records the client, its end user and the route, when they are known.
+    pub(super) fn set_client_and_route(
+        &mut self,
+        client: &ClientName,
+        user: Option<UserFingerprint>,
+        route: Route,
+    ) {
         self.client = Some(client.clone());
         self.user = user;
         self.route = Some(route);
@@ -217,12 +225,13 @@ impl RequestSummary {
 
 /// Returns the client's `x-request-id`, if it can be written safely to a log line and a database column.
 fn client_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
+    const MAX_LENGTH: usize = 128;
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    ((1..=128).contains(&id.len()) && id.bytes().all(is_safe)).then(|| id.into())
+    ((1..=MAX_LENGTH).contains(&id.len()) && id.bytes().all(is_safe)).then(|| id.into())
 }
 
-/// Returns a UUID of version 7 like the IDs of usage records, generated without a system call.
+/// Generates a UUID of version 7, as for usage records, without a system call.
 fn generate_request_id() -> Arc<str> {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = AttemptRecord::new_id(clock::now()).hyphenated().encode_lower(&mut buffer);

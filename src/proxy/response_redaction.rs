@@ -58,21 +58,23 @@ impl ResponseRedaction {
     }
 }
 
-/// Maximum size of a document that describes the account holder. The provider's document is about 2 KB long.
-const MAX_USER_DOCUMENT_SIZE: usize = 1024 * 1024;
+/// Maximum size of a document that is rewritten because it describes the account holder or contains a WebSocket URL.
+/// The provider's documents are at most about 2 KB long.
+const MAX_REWRITTEN_DOCUMENT_SIZE: usize = 1024 * 1024;
 
-/// Maximum size of a compressed document of known length that is read before it is relayed. The provider
-/// already has the whole document when it starts sending, so the delay is only its transfer and about a
-/// millisecond of decompression.
+/// Maximum size of a compressed document of known length that is read before it is relayed. The provider already has
+/// the whole document when it starts sending, so the delay is only its transfer and about a millisecond of
+/// decompression.
 const MAX_COMPRESSED_DOCUMENT_SIZE: usize = 256 * 1024;
 
 impl UpstreamResponse {
-    /// Redacts this response. Keys are redacted while the body streams. Only documents that describe the account
-    /// holder, compressed errors and short compressed documents are read first.
+    /// Redacts this response, and rewrites its WebSocket URL. Keys are redacted while the body streams. The body is
+    /// read before the relay only if it contains a WebSocket URL, describes the account holder, or is a compressed
+    /// error or a short compressed document.
     ///
     /// # Errors
     ///
-    /// Fails when a document that describes the account holder cannot be read or redacted.
+    /// Fails when a body that describes the account holder cannot be read or redacted.
     pub(super) async fn redact(
         mut self: Box<Self>,
         redaction: &ResponseRedaction,
@@ -80,8 +82,8 @@ impl UpstreamResponse {
     ) -> Result<Box<Self>, ProxyError> {
         let ResponseRedaction { redactor, hides_account_holder, socket_base } = redaction;
         if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
-            let text = self.decoded_body(MAX_USER_DOCUMENT_SIZE, limits).await;
-            if let Some(rewritten) = text.and_then(|text| replace_signed_url_host(&text, base)) {
+            let document = self.decoded_body(MAX_REWRITTEN_DOCUMENT_SIZE, limits).await;
+            if let Some(rewritten) = document.and_then(|document| replace_signed_url_host(&document, base)) {
                 self.set_body(rewritten);
             }
         }
@@ -96,11 +98,11 @@ impl UpstreamResponse {
         if *hides_account_holder {
             self.hide_account_holder(limits).await?;
         } else if is_compressed && let Some(max_bytes) = self.max_compressed_size(is_served, limits) {
-            let text = self.decoded_body(max_bytes, limits).await;
-            match text.map(|text| redactor.redact(&text)) {
+            let document = self.decoded_body(max_bytes, limits).await;
+            match document.map(|document| redactor.redact(&document)) {
                 Some(Some(redacted)) => self.set_body(redacted),
-                // The decoded text contains no key. A client might still read a key in bytes after the
-                // compressed data.
+                // The decoded document contains no key. A client might still read a key in bytes after the compressed
+                // data.
                 Some(None) if !self.search_raw_body(redactor, max_bytes, limits).await => {
                     return Ok(self);
                 }
@@ -125,16 +127,16 @@ impl UpstreamResponse {
     /// Reduces a document that describes the account holder to the fields that a client may read, for any status.
     async fn hide_account_holder(&mut self, limits: &Limits) -> Result<(), ProxyError> {
         // An incomplete body cannot be redacted.
-        let Some(whole) = self.read_body(MAX_USER_DOCUMENT_SIZE, limits).await else {
+        let Some(body) = self.read_body(MAX_REWRITTEN_DOCUMENT_SIZE, limits).await else {
             let is_over_budget = self.body.is_over_budget();
             return Err(if is_over_budget { BuffersFull.into() } else { RedactionFailed.into() });
         };
-        if whole.is_empty() {
+        if body.is_empty() {
             return Ok(());
         }
-        let text =
-            decode_body(&whole, content_encoding(&self.head.headers).as_deref(), MAX_USER_DOCUMENT_SIZE);
-        let redacted = match text.and_then(|text| user_data::redact(&text)) {
+        let document =
+            decode_body(&body, content_encoding(&self.head.headers).as_deref(), MAX_REWRITTEN_DOCUMENT_SIZE);
+        let redacted = match document.and_then(|document| user_data::redact(&document)) {
             Some(redacted) => redacted,
             // For an error, the client only needs the status.
             None if self.head.status.as_u16() >= 400 => user_data::withheld_body(),
@@ -145,8 +147,8 @@ impl UpstreamResponse {
         Ok(())
     }
 
-    /// Reads and decodes the whole body. Returns `None` if the body exceeds its maximum size or time, or
-    /// cannot be decoded.
+    /// Reads and decodes the whole body. Returns `None` if the body exceeds its maximum size or time, or cannot be
+    /// decoded.
     async fn decoded_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
         let body = self.read_body(max_bytes, limits).await?;
         decode_body(&body, content_encoding(&self.head.headers).as_deref(), max_bytes)
@@ -162,12 +164,12 @@ impl UpstreamResponse {
         body.is_none_or(|body| redactor.contains_key(&body))
     }
 
-    /// Replaces the body with uncompressed `text`.
-    fn set_body(&mut self, text: Vec<u8>) {
+    /// Replaces the body with uncompressed `document`.
+    fn set_body(&mut self, document: Vec<u8>) {
         let headers = &mut self.head.headers;
         headers.remove(CONTENT_ENCODING);
         headers.remove(TRANSFER_ENCODING);
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
-        self.body.replace(Bytes::from(text));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(document.len()));
+        self.body.replace(Bytes::from(document));
     }
 }

@@ -1,5 +1,6 @@
-//! Shares the retry budget for failures that are independent of the key between all requests. Its policy is
-//! in [`crate::policy::retry_budget`].
+//! Counts the requests and the retries of all requests against one budget. The budget limits the retries after
+//! failures that are independent of the key. [`crate::policy::retry_budget`] decides how the budget grows and is
+//! spent.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Instant;
 use crate::clock;
 use crate::policy::retry_budget::RetryBudget;
 
-/// The shared retry budget. Requests are counted without a lock; only a retry takes the lock.
+/// The shared retry budget. Requests are counted without a lock. Only a retry takes the lock.
 #[derive(Debug)]
 pub(super) struct SharedRetryBudget {
     requests: AtomicU64,
@@ -40,8 +41,8 @@ impl SharedRetryBudget {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = now.saturating_duration_since(state.updated_at);
         let budget = state.budget.replenish(elapsed, requests.saturating_sub(state.requests));
-        let spent = budget.spend();
-        *state = BudgetState { budget: spent.unwrap_or(budget), updated_at: now, requests };
-        spent.is_some()
+        let remaining_budget = budget.spend();
+        *state = BudgetState { budget: remaining_budget.unwrap_or(budget), updated_at: now, requests };
+        remaining_budget.is_some()
     }
 }

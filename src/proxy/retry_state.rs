@@ -1,4 +1,4 @@
-//! Keeps the state of a request across its attempts.
+//! Keeps the state of a request across its attempts with keys of the pool.
 //!
 //! The state combines the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals into
 //! two inputs: the key request for the next reservation, and the facts for the retry policy.
@@ -39,6 +39,7 @@ pub(super) struct RetryState {
     pub(super) affinity: AccountAffinity,
     /// Number of attempts so far.
     pub(super) attempts: u32,
+    /// Number of retries after failures that are independent of the key.
     non_key_retries: u32,
     /// The request's requirements for a key without the affinity, and the keys that are not tried again.
     pub(super) key_request: KeyRequest,
@@ -53,6 +54,15 @@ pub(super) struct RetryState {
     /// Accounts that were overloaded, busy or failing in the last consecutive attempts. The next attempt
     /// prefers a key of another account.
     overloaded_accounts: Vec<OwnerId>,
+}
+
+/// Whether the text of a session may use another key than the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SessionKeyUse {
+    /// The provider serves the session with its key, so the text needs the same key.
+    Required,
+    /// The text may use another key if the key of the session is not available.
+    Preferred,
 }
 
 impl<C> Proxy<C> {
@@ -105,14 +115,14 @@ impl RetryState {
     fn update_restricted_keys(&mut self, pool: &Pool) {
         let restrictions = pool.restrictions();
         let models = pool.models();
-        let is_limited = self.features.may_be_limited_by_plan(&models);
-        if restrictions.is_empty() && !is_limited {
+        let may_be_limited = self.features.may_be_limited_by_plan(&models);
+        if restrictions.is_empty() && !may_be_limited {
             self.key_request.restricted.clear();
             return;
         }
         let mut restricted = restrictions.restricted_keys(&self.features, &self.roster, clock::now());
         let recorded_count = restricted.len();
-        for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
+        for (position, key) in self.roster.keys().iter().enumerate().filter(|_| may_be_limited) {
             let workspace = key.workspace();
             let stored_tier = workspace.tier();
             let tier_name = stored_tier.as_ref().map(|tier| tier.as_str());
@@ -176,11 +186,11 @@ impl RetryState {
         self.refusals.record_success(&RefusalContext { pool, roster, features, now })
     }
 
-    /// Whether the client's allowed keys and the affinity permit `key`. The state of the key is not
-    /// considered.
+    /// Returns the eligibility of `key` under the client's allowed keys and the affinity, whatever the state of the
+    /// key.
     fn eligibility(&self, key: &Key) -> Eligibility {
-        let workspace = key.workspace().membership();
-        let is_allowed = self.client.rules.allowed_keys.permit(key.name(), workspace.name());
+        let membership = key.workspace().membership();
+        let is_allowed = self.client.rules.allowed_keys.permit(key.name(), membership.name());
         if is_allowed { self.affinity.eligibility(key) } else { Eligibility::No }
     }
 
@@ -246,28 +256,28 @@ impl RetryState {
         other_plans().filter(|(_, key)| Some(rank(key)) == cheapest).map(|(position, _)| position).collect()
     }
 
-    /// Returns a key request for the text of a text-to-speech session: `credits`, and a concurrency slot of
-    /// `group`. If `is_required`, only `session_key` may serve it, because the provider already serves the
-    /// session with that key. Otherwise that key is preferred.
+    /// Returns a key request for the text of a text-to-speech session: `credits`, and a concurrency slot of `group`.
+    /// `key_use` determines whether another key than `session_key` may serve it.
     pub(super) fn speech_request(
         &self,
         credits: u64,
         group: Option<ConcurrencyGroup>,
         session_key: &Key,
-        is_required: bool,
+        key_use: SessionKeyUse,
     ) -> KeyRequest {
         let mut key_request = self.key_request_with_affinity().into_owned();
         (key_request.estimate, key_request.group) = (Some(credits), group);
         let session_position = self.roster.position_of(session_key);
-        if is_required {
-            // Earlier refusals of this key were about other requests.
-            key_request.tried.clear();
-            key_request.preferred.clear();
-            let positions = 0..self.roster.keys().len();
-            key_request.ineligible =
-                positions.filter(|position| Some(*position) != session_position).collect();
-        } else {
-            key_request.preferred = session_position.into_iter().collect();
+        match key_use {
+            SessionKeyUse::Required => {
+                // Earlier refusals of this key were about other requests.
+                key_request.tried.clear();
+                key_request.preferred.clear();
+                let positions = 0..self.roster.keys().len();
+                key_request.ineligible =
+                    positions.filter(|position| Some(*position) != session_position).collect();
+            }
+            SessionKeyUse::Preferred => key_request.preferred = session_position.into_iter().collect(),
         }
         key_request
     }
@@ -349,10 +359,10 @@ impl RetryState {
             let route = Arc::clone(self.route(other));
             if is_excluded(&route) {
                 self.exclude_position(position);
-                self.record_route(route);
+                self.add_failed_route(route);
             }
         }
-        self.record_route(failed_route);
+        self.add_failed_route(failed_route);
         roster.keys().iter().enumerate().any(|(position, other)| {
             !self.key_request.tried.contains(&position)
                 && !self.failed_routes.contains(self.route(other))
@@ -360,7 +370,7 @@ impl RetryState {
         })
     }
 
-    fn record_route(&mut self, route: Arc<Authority>) {
+    fn add_failed_route(&mut self, route: Arc<Authority>) {
         if !self.failed_routes.contains(&route) {
             self.failed_routes.push(route);
         }

@@ -23,7 +23,7 @@ mod client_to_upstream;
 mod close_frames;
 mod poll_order;
 mod session_end;
-mod speech_permit;
+mod speech_tracker;
 mod upstream_to_client;
 
 pub(super) use first_message_auth::{FirstMessageAuth, UnauthenticatedSession};

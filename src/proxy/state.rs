@@ -54,7 +54,7 @@ pub struct SharedState {
     pub replica_link: Option<Arc<dyn ReplicaLink>>,
     /// The queue of usage records to the usage store.
     pub usage: UsageSink,
-    /// The metrics.
+    /// The metrics of requests and attempts.
     pub metrics: RequestMetrics,
     /// The events for listeners of the admin API.
     pub events: EventRing,
@@ -86,7 +86,7 @@ impl<C> Proxy<C> {
         }
     }
 
-    /// Returns the same proxy for one of `cores` cores, with its own connections to the provider.
+    /// Returns a clone for one of `cores` cores. The clone shares all state except the connections to the provider.
     #[must_use]
     pub fn for_core(&self, cores: usize) -> Self
     where

@@ -1,5 +1,5 @@
-//! Classifies a response of the provider. The body of a refusal is read for its classification, up to a
-//! maximum size and time.
+//! Reads and classifies a response of the provider, for `exchange`. The body of a refusal is read for its
+//! classification, up to a maximum size and time.
 
 use std::sync::Arc;
 
@@ -34,8 +34,8 @@ pub(super) struct UpstreamResponse {
 }
 
 impl UpstreamResponse {
-    /// Classifies the response to a request with `method`. A body that exceeds its limits is classified by
-    /// the status alone, and is relayed unread.
+    /// Classifies the response to a request with `method`. If the body exceeds its limits, the response is classified
+    /// by its status alone, and the body is relayed.
     pub(super) async fn read(
         send_result: Result<Response<UpstreamBody<Incoming>>, SendError>,
         method: &Method,
@@ -54,10 +54,11 @@ impl UpstreamResponse {
         let max_bytes = limits.max_error_body_size;
         let read_body =
             Box::pin(PeekedBody::read(body, max_bytes, limits.error_body_timeout, Some(&limits.buffers)));
-        let (body, whole) = read_body.await;
+        let (body, complete_body) = read_body.await;
         let encoding = content_encoding(&head.headers);
-        let text = whole.and_then(|whole| decode_body(&whole, encoding.as_deref(), max_bytes));
-        let error_body = text.map(|text| ErrorBody::parse(&text));
+        let decoded_body = complete_body
+            .and_then(|complete_body| decode_body(&complete_body, encoding.as_deref(), max_bytes));
+        let error_body = decoded_body.map(|decoded_body| ErrorBody::parse(&decoded_body));
         let verdict = match &error_body {
             Some(error_body) => classify(head.status, Some(error_body), retry_after),
             None => classify_unreadable(head.status, retry_after),
@@ -69,7 +70,7 @@ impl UpstreamResponse {
         Ok(Box::new(Self { head, body, verdict, message, redactor: None }))
     }
 
-    /// Whether the connection was switched to another protocol, as requested.
+    /// Returns whether the connection was switched to another protocol, as requested.
     pub(super) fn is_switched(&self) -> bool {
         self.head.status == StatusCode::SWITCHING_PROTOCOLS
     }

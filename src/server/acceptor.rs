@@ -1,5 +1,5 @@
-//! Accepts connections from a listener, each under a permit of the connection limit. An accepted connection
-//! is not registered with a runtime, so that it can be passed to any worker.
+//! Accepts connections from a listener, for `Server`. Each connection needs a permit of the connection limit. An
+//! accepted connection is not registered with a runtime, so that it can be passed to any worker.
 
 use std::io;
 use std::net;
@@ -22,7 +22,7 @@ pub(super) enum Acceptor {
 
 /// A connection that is not registered with a runtime: a new one, or one that moves between workers.
 #[derive(Debug)]
-pub(super) enum Accepted {
+pub(super) enum AcceptedConnection {
     Tcp(net::TcpStream),
     Unix(StdUnixStream),
 }
@@ -45,15 +45,15 @@ impl Acceptor {
     pub(super) async fn accept(
         &self,
         permits: &Arc<Semaphore>,
-    ) -> io::Result<(Accepted, OwnedSemaphorePermit)> {
+    ) -> io::Result<(AcceptedConnection, OwnedSemaphorePermit)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, permit) = listener.accept(permits).await?;
-                Ok((Accepted::Tcp(stream), permit))
+                Ok((AcceptedConnection::Tcp(stream), permit))
             }
             Self::Unix(listener) => {
                 let (stream, permit) = listener.accept(permits).await?;
-                Ok((Accepted::Unix(stream), permit))
+                Ok((AcceptedConnection::Unix(stream), permit))
             }
         }
     }
@@ -62,13 +62,13 @@ impl Acceptor {
     pub(super) fn accept_pending(
         &self,
         permits: &Arc<Semaphore>,
-    ) -> Option<(Accepted, OwnedSemaphorePermit)> {
+    ) -> Option<(AcceptedConnection, OwnedSemaphorePermit)> {
         let permit = Arc::clone(permits).try_acquire_owned().ok()?;
-        let accept_result = match self {
-            Self::Tcp(listener) => Accepted::Tcp(listener.accept_pending()?),
-            Self::Unix(listener) => Accepted::Unix(listener.accept_pending()?),
+        let connection = match self {
+            Self::Tcp(listener) => AcceptedConnection::Tcp(listener.accept_pending()?),
+            Self::Unix(listener) => AcceptedConnection::Unix(listener.accept_pending()?),
         };
-        Some((accept_result, permit))
+        Some((connection, permit))
     }
 }
 
@@ -79,7 +79,7 @@ impl Acceptor {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 
-impl Accepted {
+impl AcceptedConnection {
     /// Removes a stream from its runtime. The caller keeps the bytes that were already read from the stream.
     pub(super) fn deregister(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         match stream {
@@ -102,7 +102,8 @@ impl Accepted {
         match self {
             Self::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
-                // Small writes are sent immediately: a first chunk must not wait for an acknowledgement.
+                // Small writes are sent immediately, because the first chunk of a response must not wait for an
+                // acknowledgement.
                 stream.set_nodelay(true)?;
                 #[cfg(any(target_os = "linux", target_os = "android"))]
                 socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;

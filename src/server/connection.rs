@@ -1,6 +1,5 @@
-//! Serves one connection: runs hyper on its stream, releases the buffers while the connection is idle, and
-//! hands an upgraded connection to its session. Generic over the stream, so that tests can use in-memory
-//! pipes.
+//! Serves one connection: runs hyper on its stream, releases the buffers while the connection is idle, and passes an
+//! upgraded connection to its session. The stream is a type parameter, so that tests can use in-memory pipes.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
@@ -72,6 +71,7 @@ impl<I> From<I> for IdleConnection<I> {
     }
 }
 
+/// Opens a connection and serves it until it ends or moves to another worker.
 async fn run_connection<S, I>(
     open: impl Future<Output = Option<IdleConnection<I>>> + Send,
     service: S,
@@ -103,7 +103,7 @@ async fn run_connection<S, I>(
         // starts.
         let idle_stream = match Box::pin(http).await {
             HttpEnd::Closed => return,
-            HttpEnd::Upgraded(upgrade, stream, read_buf) => {
+            HttpEnd::Upgraded { upgrade, stream, read_buf } => {
                 drop(kept_connection);
                 return upgrade.run(state.counters(), stream, read_buf).await;
             }
@@ -128,8 +128,13 @@ async fn run_connection<S, I>(
 enum HttpEnd<I> {
     /// The connection is closed.
     Closed,
-    /// A 101 response was sent. The last field contains the bytes that were read beyond the upgrade request.
-    Upgraded(Upgrade, CountingIo<WriteTimeout<I>>, Bytes),
+    /// A 101 response was sent.
+    Upgraded {
+        upgrade: Upgrade,
+        stream: CountingIo<WriteTimeout<I>>,
+        /// The bytes that were read beyond the upgrade request.
+        read_buf: Bytes,
+    },
     /// The last response was sent, but the client may still be sending.
     Closing(CountingIo<WriteTimeout<I>>),
     /// No request is in progress, and hyper has released the stream.
@@ -153,9 +158,10 @@ where
     let (request_state, request_slot) = (Arc::clone(state), upgrade_slot.clone());
     let http_service = service_fn(move |request: Request<Incoming>| {
         let active_request = request_state.begin_request(!request.body().is_end_stream());
-        request_state.counters().phase().begin_request(request.version() >= Version::HTTP_11);
+        request_state.counters().phase().begin_request(request.version());
         let slot = request.headers().contains_key(UPGRADE).then(|| request_slot.clone());
-        // The future is the largest part of a connection. It is boxed, so that it is freed with the request.
+        // The future is the largest part of the memory of a connection. It is boxed, so that it is freed with the
+        // request.
         Box::pin(respond(request, active_request, service.clone(), Arc::clone(&request_state), slot))
     });
     let supports_half_close = stream.get_ref().supports_half_close();
@@ -221,7 +227,9 @@ where
         return HttpEnd::Closed;
     }
     match (http_result, upgrade_slot.take()) {
-        (Some(Ok(())), Some(upgrade)) => HttpEnd::Upgraded(upgrade, stream, connection_parts.read_buf),
+        (Some(Ok(())), Some(upgrade)) => {
+            HttpEnd::Upgraded { upgrade, stream, read_buf: connection_parts.read_buf }
+        }
         (Some(Ok(())), None) if state.may_send_body() => HttpEnd::Closing(stream),
         (Some(Ok(())) | None, _) => HttpEnd::Closed,
         (Some(Err(error)), _) => {
@@ -251,7 +259,11 @@ async fn respond<S: Service>(
     if let Some((session, slot)) = session.zip(upgrade_slot) {
         // The session counts as a request in progress until it ends.
         counters.phase().set_idle();
-        slot.put(Upgrade { session, bytes_read: counters.bytes(), _active_request: active_request });
+        slot.put(Upgrade {
+            session,
+            received_bytes: counters.received_bytes(),
+            _active_request: active_request,
+        });
         return Ok(response.map(|body| TrackedBody::for_session(body, counters)));
     }
     if state.is_ending() {
@@ -337,16 +349,17 @@ impl UpgradeSlot {
 struct Upgrade {
     session: Session,
     /// Bytes read from the client when the 101 response was ready.
-    bytes_read: u64,
+    received_bytes: u64,
     _active_request: ActiveRequest,
 }
 
 impl Upgrade {
+    /// Runs the session, unless the client sent bytes before the 101 response.
     async fn run(self, counters: &IoCounters, stream: impl UpgradedStream + 'static, read_buf: Bytes) {
-        let Self { session, bytes_read, _active_request } = self;
-        // Bytes that were sent before the 101 response are rejected, because the client cannot know whether
-        // Keychoir or the upstream reads them, and Keychoir has not checked them.
-        let bytes_since_response = counters.bytes().saturating_sub(bytes_read);
+        let Self { session, received_bytes, _active_request } = self;
+        // Bytes that were sent before the 101 response are rejected. The client cannot know whether Keychoir or the
+        // upstream reads them, and Keychoir has not checked them.
+        let bytes_since_response = counters.received_bytes().saturating_sub(received_bytes);
         if read_buf.len() as u64 > bytes_since_response {
             return debug!(
                 "a connection ended: the client sent bytes before the response to its upgrade request"

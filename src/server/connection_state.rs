@@ -29,6 +29,7 @@ pub(super) struct ConnectionState {
     /// The number of bytes read when the wait for a head started. A higher number means that part of the head
     /// has arrived.
     bytes_before_head: AtomicU64,
+    /// Whether part of the awaited head has arrived.
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
@@ -88,7 +89,7 @@ impl ConnectionState {
     /// Starts the wait for a head, unless the wait has already started.
     pub(super) fn await_head(&self) {
         if self.head_awaited_since().is_none() {
-            self.bytes_before_head.store(self.counters.bytes(), Ordering::Relaxed);
+            self.bytes_before_head.store(self.counters.received_bytes(), Ordering::Relaxed);
             self.has_head_begun.store(false, Ordering::Relaxed);
             self.set_head_awaited_since();
         }
@@ -105,12 +106,14 @@ impl ConnectionState {
         self.has_head_begun.store(true, Ordering::Relaxed);
     }
 
+    /// Starts the measurement of the wait for a head.
     fn set_head_awaited_since(&self) {
         let elapsed = clock::elapsed_since(self.created_at);
         let since_ms = u64::try_from(elapsed.as_millis()).unwrap_or(NO_HEAD_AWAITED);
         self.head_awaited_since.store(since_ms, Ordering::Relaxed);
     }
 
+    /// Returns the time at which the wait for a head started, or `None` while no head is awaited.
     fn head_awaited_since(&self) -> Option<Instant> {
         match self.head_awaited_since.load(Ordering::Relaxed) {
             NO_HEAD_AWAITED => None,
@@ -133,6 +136,7 @@ impl ConnectionState {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns whether a request head has arrived on the connection.
     pub(super) fn has_had_request(&self) -> bool {
         self.has_had_request.load(Ordering::Relaxed)
     }
@@ -148,7 +152,7 @@ impl ConnectionState {
         ActiveRequest { state: Arc::clone(self), _token: token }
     }
 
-    /// Whether the client may still be sending the body of its last request.
+    /// Returns whether the client may still be sending the body of its last request.
     pub(super) fn may_send_body(&self) -> bool {
         self.may_send_body.load(Ordering::Relaxed)
     }
@@ -158,6 +162,7 @@ impl ConnectionState {
         self.is_truncated.store(true, Ordering::Relaxed);
     }
 
+    /// Returns whether a close-delimited response was truncated.
     pub(super) fn is_truncated(&self) -> bool {
         self.is_truncated.load(Ordering::Relaxed)
     }
@@ -167,11 +172,12 @@ impl ConnectionState {
         self.is_ending.store(true, Ordering::Relaxed);
     }
 
+    /// Returns whether the connection ends with its next response.
     pub(super) fn is_ending(&self) -> bool {
         self.is_ending.load(Ordering::Relaxed)
     }
 
-    /// Completes when the wait for a head exceeds its timeout. The timer is reset when it fires, not with
+    /// Completes when the wait for a head exceeds its timeout. The timer is reset only when it fires, and not with
     /// each request.
     pub(super) async fn wait_for_head_timeout(&self, limits: &ConnectionLimits) {
         loop {
@@ -188,7 +194,7 @@ impl ConnectionState {
     /// the first byte of the next head.
     fn head_timeout(&self, limits: &ConnectionLimits) -> Duration {
         let has_head_begun = self.has_head_begun.load(Ordering::Relaxed)
-            || self.counters.bytes() != self.bytes_before_head.load(Ordering::Relaxed);
+            || self.counters.received_bytes() != self.bytes_before_head.load(Ordering::Relaxed);
         if self.has_had_request() && !has_head_begun {
             limits.keepalive_timeout
         } else {
@@ -215,10 +221,10 @@ impl ConnectionState {
         }
     }
 
-    /// Whether hyper can release the connection. Hyper does not end a connection before its first message, so
+    /// Returns whether hyper can release the connection. Hyper does not end a connection before its first message, so
     /// a part of a first head would stay in hyper's buffer.
     fn may_become_idle(&self) -> bool {
-        let is_between_messages = self.has_had_request() || self.counters.bytes() == 0;
+        let is_between_messages = self.has_had_request() || self.counters.received_bytes() == 0;
         is_between_messages && !self.counters.is_write_blocked() && !self.is_ending()
     }
 }

@@ -18,20 +18,21 @@ use super::disconnect::{ConnectionPhase, Peek, SendingHalf};
 #[derive(Clone, Debug, Default)]
 pub(super) struct IoCounters(Arc<StreamCounts>);
 
+/// The values that the clones of [`IoCounters`] share.
 #[derive(Debug, Default)]
 struct StreamCounts {
-    bytes: AtomicU64,
+    received_bytes: AtomicU64,
     is_write_blocked: AtomicBool,
     phase: ConnectionPhase,
 }
 
 impl IoCounters {
     /// Returns the number of bytes read so far.
-    pub(super) fn bytes(&self) -> u64 {
-        self.0.bytes.load(Ordering::Relaxed)
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.0.received_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether the last write or flush is pending, because the client does not read.
+    /// Returns whether the last write or flush is pending, because the client does not read.
     pub(super) fn is_write_blocked(&self) -> bool {
         self.0.is_write_blocked.load(Ordering::Relaxed)
     }
@@ -41,9 +42,10 @@ impl IoCounters {
         &self.0.phase
     }
 
-    fn record_write<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.0.is_write_blocked.store(written.is_pending(), Ordering::Relaxed);
-        written
+    /// Records whether a write or flush is pending, and returns its poll.
+    fn record_write<T>(&self, write_poll: Poll<T>) -> Poll<T> {
+        self.0.is_write_blocked.store(write_poll.is_pending(), Ordering::Relaxed);
+        write_poll
     }
 }
 
@@ -94,8 +96,8 @@ impl<S: AsyncRead> AsyncRead for CountingIo<S> {
         let filled_before = buffer.filled().len();
         ready!(this.stream.poll_read(cx, buffer))?;
         // Only one task reads, so a load and a store suffice. They are cheaper than an atomic addition.
-        let bytes = this.counters.bytes() + (buffer.filled().len() - filled_before) as u64;
-        this.counters.0.bytes.store(bytes, Ordering::Relaxed);
+        let received_bytes = this.counters.received_bytes() + (buffer.filled().len() - filled_before) as u64;
+        this.counters.0.received_bytes.store(received_bytes, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -127,7 +129,7 @@ impl<S: AsyncWrite + Peek> AsyncWrite for CountingIo<S> {
                 *this.sending_half = SendingHalf::Open;
             }
         } else if this.stream.supports_half_close() && this.read_buf.is_empty() {
-            this.sending_half.poll(this.stream.as_mut(), cx, this.counters.phase())?;
+            this.sending_half.detect_disconnect(this.stream.as_mut(), cx, this.counters.phase())?;
         }
         this.counters.record_write(this.stream.poll_flush(cx))
     }

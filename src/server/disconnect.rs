@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::Version;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -20,6 +21,7 @@ use super::tls;
 use crate::clock;
 use crate::platform::sockets::{UnixStream, poll_peek_tcp, poll_peek_unix};
 
+/// The interim response that is sent to find out whether the client has closed its socket.
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Delay between the probe and the first check for a reset, which arrives within a round trip.
@@ -29,7 +31,7 @@ const MAX_CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
-    /// Whether the client can close only its sending half, so that the end of the stream does not prove a
+    /// Returns whether the client can close only its sending half, so that the end of the stream does not prove a
     /// disconnect.
     fn supports_half_close(&self) -> bool;
 
@@ -115,8 +117,8 @@ const REQUEST_BEFORE_1_1: u8 = 2;
 const RESPONSE: u8 = 3;
 
 impl ConnectionPhase {
-    pub(super) fn begin_request(&self, is_http_11: bool) {
-        self.set(if is_http_11 { REQUEST } else { REQUEST_BEFORE_1_1 });
+    pub(super) fn begin_request(&self, version: Version) {
+        self.set(if version >= Version::HTTP_11 { REQUEST } else { REQUEST_BEFORE_1_1 });
     }
 
     pub(super) fn begin_response(&self) {
@@ -155,7 +157,7 @@ impl SendingHalf {
     /// # Errors
     ///
     /// Fails when the client has disconnected.
-    pub(super) fn poll<S: AsyncWrite + Peek>(
+    pub(super) fn detect_disconnect<S: AsyncWrite + Peek>(
         &mut self,
         mut stream: Pin<&mut S>,
         cx: &mut Context<'_>,
@@ -204,6 +206,7 @@ impl SendingHalf {
     }
 }
 
+/// Returns the error that ends the connection of a client that has disconnected.
 fn disconnected_error() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the client has disconnected")
 }

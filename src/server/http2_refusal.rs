@@ -7,7 +7,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::debug;
 
-/// Timeout of sending the refusal.
+/// Maximum time for sending the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An empty SETTINGS frame, which an HTTP/2 server must send first (RFC 9113, section 3.4), and a GOAWAY
@@ -15,7 +15,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 const REFUSAL_FRAMES: [u8; 26] = [
     0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS of length 0 on stream 0
     0, 0, 8, 7, 0, 0, 0, 0, 0, // GOAWAY of length 8 on stream 0
-    0, 0, 0, 0, 0, 0, 0, 0xd, // no stream was processed; HTTP_1_1_REQUIRED
+    0, 0, 0, 0, 0, 0, 0, 0xd, // no stream was processed, HTTP_1_1_REQUIRED
 ];
 
 /// Sends [`REFUSAL_FRAMES`] and closes the sending half.

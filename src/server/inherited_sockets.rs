@@ -53,6 +53,7 @@ impl InheritedSockets {
     }
 }
 
+/// Takes the socket with `index` as a listener.
 fn take_listener(inherited: &mut ListenFd, index: usize) -> io::Result<Listener> {
     let already_taken = || io::Error::other("the socket was already taken");
     match inherited.take_tcp_listener(index) {

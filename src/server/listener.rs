@@ -42,7 +42,7 @@ impl Address {
         }
     }
 
-    /// Whether only clients on this machine can connect.
+    /// Returns whether only clients on this machine can connect.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {

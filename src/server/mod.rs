@@ -47,7 +47,7 @@ pub use listener::{Address, Listener};
 pub use tls::Tls;
 pub use workers::{WorkerPool, WorkerThreads};
 
-use acceptor::{Accepted, Acceptor};
+use acceptor::{AcceptedConnection, Acceptor};
 use connection::IdleConnection;
 use connection_state::ConnectionState;
 use listener::BACKLOG;
@@ -120,8 +120,8 @@ pub trait UpgradedStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> UpgradedStream for T {}
 
-/// Handles an upgraded connection until it is closed. Receives the stream and the bytes that were read beyond
-/// the upgrade request. Must end when [`Drain::abort`] is cancelled.
+/// The function that serves an upgraded connection until it is closed. Its arguments are the stream and the bytes
+/// that were read beyond the upgrade request. Its future must end when [`Drain::abort`] is cancelled.
 pub type Session =
     Box<dyn FnOnce(Box<dyn UpgradedStream>, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
@@ -159,6 +159,7 @@ pub struct ConnectionLimiter {
     counts: Arc<ConnectionCounts>,
 }
 
+/// The number of open connections, and of all connections since startup.
 #[derive(Debug, Default)]
 struct ConnectionCounts {
     open: AtomicU64,
@@ -191,6 +192,7 @@ impl ConnectionLimiter {
         self.counts.accepted.load(Ordering::Relaxed)
     }
 
+    /// Counts a connection that was accepted with `permit`.
     fn admit(&self, permit: OwnedSemaphorePermit) -> ConnectionPermit {
         self.counts.open.fetch_add(1, Ordering::Relaxed);
         self.counts.accepted.fetch_add(1, Ordering::Relaxed);
@@ -259,6 +261,7 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
+    /// Accepts connections and assigns them to workers, until the drain stops it.
     async fn accept(self: Arc<Self>, acceptor: Acceptor, tls: Tls) {
         let mut consecutive_accepts = 0;
         loop {
@@ -289,7 +292,7 @@ impl<S: Service> Server<S> {
     }
 
     /// Assigns a new connection to the least loaded worker.
-    fn assign(self: &Arc<Self>, accepted: Accepted, permit: OwnedSemaphorePermit, tls: Tls) {
+    fn assign(self: &Arc<Self>, accepted: AcceptedConnection, permit: OwnedSemaphorePermit, tls: Tls) {
         let Some(worker_index) = self.worker_pool.least_loaded() else { return };
         let headers_timeout = self.limits.request_headers_timeout;
         let peer = accepted.peer();
@@ -349,7 +352,7 @@ impl<S: Service> Server<S> {
             Either::Left(plain_stream) => plain_stream,
             Either::Right(_) => return Some(IdleConnection { stream, read_buf }),
         };
-        match Accepted::deregister(plain_stream) {
+        match AcceptedConnection::deregister(plain_stream) {
             Ok(accepted) => {
                 let open = async move {
                     Some(IdleConnection { stream: Either::Left(register_connection(accepted)?), read_buf })
@@ -363,6 +366,6 @@ impl<S: Service> Server<S> {
 }
 
 /// Registers the stream with the current runtime. Returns `None` if the registration fails.
-fn register_connection(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
+fn register_connection(accepted: AcceptedConnection) -> Option<Either<TcpStream, UnixStream>> {
     accepted.register().inspect_err(|error| debug!("a connection ended before it was served: {error}")).ok()
 }

@@ -1,6 +1,6 @@
 //! Wraps a future that waits for rare events of a connection, such as timeouts and the drain. The task of a
-//! connection is polled for every chunk that it transfers, and polling timers and cancellation tokens each
-//! time would take a lock.
+//! connection is polled for every chunk that it transfers. Without this wrapper, each of these polls would also poll
+//! timers and cancellation tokens, which takes a lock.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -25,6 +25,7 @@ pin_project! {
     }
 }
 
+/// Records that the parked future was woken, and wakes the task that polls it.
 #[derive(Default)]
 struct WakeFlag {
     is_woken: AtomicBool,
@@ -59,9 +60,9 @@ impl<F: Future> Future for ParkedFuture<F> {
         if is_same_task && !is_woken {
             return Poll::Pending;
         }
-        // The waker is registered between the swap and the last load. A wake-up after the swap thus either
-        // wakes the task or is seen by the load. The waker is registered again for each poll, because
-        // `AtomicWaker` removes a waker when it calls the waker.
+        // The waker is registered between the swap and the last load. A wake-up after the swap thus wakes the task,
+        // or the load reads it. The waker is registered again for each poll, because `AtomicWaker` removes a waker
+        // when it calls the waker.
         let is_woken = this.flag.is_woken.swap(false, Ordering::AcqRel);
         this.flag.task.register(cx.waker());
         if !is_same_task {

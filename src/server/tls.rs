@@ -30,9 +30,10 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 /// The TLS state of one or more listeners. The certificate can be set, replaced and removed while they
 /// listen. Clones share the certificate.
 #[derive(Clone)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls(Arc<TlsState>);
 
-struct Inner {
+/// The state that the clones of [`Tls`] share.
+struct TlsState {
     acceptor: TlsAcceptor,
     certificate: Arc<CurrentCertificate>,
     /// Whether the warning that a client used TLS without a certificate was logged.
@@ -60,7 +61,7 @@ impl Tls {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Session tickets save a returning client a round trip, without session state on the server.
         config.ticketer = ring::Ticketer::new()?;
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(TlsState {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             certificate,
             has_warned_https_off: AtomicBool::new(false),
@@ -73,7 +74,7 @@ impl Tls {
         self.0.certificate.0.store(certificate);
     }
 
-    /// Whether a certificate is set.
+    /// Returns whether a certificate is set.
     #[must_use]
     pub fn has_certificate(&self) -> bool {
         self.0.certificate.0.load().is_some()
@@ -109,7 +110,7 @@ impl Tls {
             }
             return log_end(&"HTTPS is disabled");
         }
-        // The future is boxed, so that plain connections do not have its size.
+        // The future is boxed, so that it does not enlarge the futures of plain connections.
         match timeout(step_timeout, Box::pin(self.0.acceptor.accept(tcp))).await {
             Ok(Ok(stream)) => Some(Either::Right(Box::new(stream))),
             Ok(Err(error)) => {
@@ -155,7 +156,7 @@ fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
     None
 }
 
-/// Whether the client reported that it does not trust the issuer of the certificate.
+/// Returns whether the client reported that it does not trust the issuer of the certificate.
 fn is_distrust(error: &io::Error) -> bool {
     let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(

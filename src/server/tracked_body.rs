@@ -14,6 +14,7 @@ use super::connection_state::{ActiveRequest, ConnectionState};
 use super::counting_io::IoCounters;
 
 pin_project! {
+    /// A response body that updates the state of its connection.
     pub(super) struct TrackedBody<B: Body> {
         #[pin]
         body: B,

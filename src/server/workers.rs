@@ -82,13 +82,13 @@ impl WorkerThreads {
 
     /// Creates a pool with one worker per thread, each with its own service and its own group of requests.
     pub fn create_pool<S>(&self, drain: &Drain, mut service: impl FnMut() -> S) -> WorkerPool<S> {
-        let worker = |handle: &Handle| Worker {
+        let create_worker = |handle: &Handle| Worker {
             handle: handle.clone(),
             service: service(),
             drain: Arc::new(drain.with_requests(Tasks::new())),
             connections: Arc::default(),
         };
-        WorkerPool { workers: self.handles.iter().map(worker).collect(), next_turn: Arc::default() }
+        WorkerPool { workers: self.handles.iter().map(create_worker).collect(), next_turn: Arc::default() }
     }
 
     /// Ends the threads, drops the tasks that are still running on them, and waits until the threads have
@@ -124,6 +124,7 @@ pub(super) struct Worker<S> {
     pub(super) service: S,
     /// The drain, whose `requests` counts the requests of this worker.
     pub(super) drain: Arc<Drain>,
+    /// The number of open connections.
     connections: Arc<AtomicUsize>,
 }
 
@@ -142,6 +143,7 @@ impl<S> Clone for WorkerPool<S> {
 }
 
 impl<S> WorkerPool<S> {
+    /// Returns the worker with `index`.
     pub(super) fn worker(&self, index: usize) -> Option<&Worker<S>> {
         self.workers.get(index)
     }
@@ -188,6 +190,7 @@ impl<S> Worker<S> {
         (self.drain.requests.count(), self.connections.load(Ordering::Relaxed))
     }
 
+    /// Counts an open connection until the returned value is dropped.
     pub(super) fn count_connection(&self) -> WorkerConnection {
         self.connections.fetch_add(1, Ordering::Relaxed);
         WorkerConnection(Arc::clone(&self.connections))
@@ -211,28 +214,32 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(loads: &[Load], turn: usize, expected: Option<usize>) {
-        assert_eq!(least_load(loads, turn), expected, "{loads:?} at turn {turn}");
+    fn check_least_load(loads: &[Load], turn: usize, expected: Option<usize>) {
+        assert_eq!(
+            least_load(loads, turn),
+            expected,
+            "the worker with the least load of {loads:?} at turn {turn}"
+        );
     }
 
     #[test]
     fn requests_are_compared_before_connections() {
-        check(&[(1, 1), (0, 9)], 0, Some(1));
-        check(&[(1, 1), (1, 0)], 0, Some(1));
-        check(&[(0, 2), (0, 1), (1, 0)], 2, Some(1));
+        check_least_load(&[(1, 1), (0, 9)], 0, Some(1));
+        check_least_load(&[(1, 1), (1, 0)], 0, Some(1));
+        check_least_load(&[(0, 2), (0, 1), (1, 0)], 2, Some(1));
     }
 
     #[test]
     fn workers_with_equal_loads_take_turns() {
         for turn in 0..7 {
-            check(&[(2, 3); 3], turn, Some(turn % 3));
+            check_least_load(&[(2, 3); 3], turn, Some(turn % 3));
         }
-        check(&[(0, 1), (0, 0), (0, 1), (0, 0)], 2, Some(3));
-        check(&[(0, 1), (0, 0), (0, 1), (0, 0)], 4, Some(1));
+        check_least_load(&[(0, 1), (0, 0), (0, 1), (0, 0)], 2, Some(3));
+        check_least_load(&[(0, 1), (0, 0), (0, 1), (0, 0)], 4, Some(1));
     }
 
     #[test]
     fn a_pool_without_workers_has_no_least_load() {
-        check(&[], 3, None);
+        check_least_load(&[], 3, None);
     }
 }

@@ -21,7 +21,7 @@ pin_project! {
     /// A stream whose writes fail when a write is blocked for `send_timeout`, or when the client's average
     /// rate over all blocked time is below the minimum.
     ///
-    /// Bytes in the kernel's send buffer count as read; `Accepted::register` bounds that buffer.
+    /// Bytes in the kernel's send buffer count as read. `AcceptedConnection::register` bounds that buffer.
     pub(super) struct WriteTimeout<S> {
         #[pin]
         stream: S,
@@ -40,6 +40,7 @@ impl<S> WriteTimeout<S> {
         Self { stream, send_timeout, read_time_budget, timer: None, blocked_since: None }
     }
 
+    /// Returns the inner stream.
     pub(super) fn get_ref(&self) -> &S {
         &self.stream
     }
@@ -59,15 +60,15 @@ impl<S: AsyncWrite> WriteTimeout<S> {
         written_bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
         let this = self.project();
-        if let Poll::Ready(written) = write(this.stream, cx) {
+        if let Poll::Ready(write_result) = write(this.stream, cx) {
             let blocked_since = this.blocked_since.take();
             if blocked_since
                 .is_some_and(|since| this.read_time_budget.record_wait(clock::elapsed_since(since)))
             {
                 return Poll::Ready(Err(timed_out(READS_TOO_SLOWLY)));
             }
-            this.read_time_budget.record_read(written.as_ref().map_or(0, written_bytes) as u64);
-            return Poll::Ready(written);
+            this.read_time_budget.record_read(write_result.as_ref().map_or(0, written_bytes) as u64);
+            return Poll::Ready(write_result);
         }
         let blocked_since = *this.blocked_since.get_or_insert_with(clock::instant);
         let remaining = this.read_time_budget.remaining();
@@ -89,6 +90,7 @@ impl<S: AsyncWrite> WriteTimeout<S> {
 const STOPPED_READING: &str = "the client has stopped reading its response";
 const READS_TOO_SLOWLY: &str = "the client reads its response too slowly";
 
+/// Returns the error of a write that failed for `reason`.
 fn timed_out(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, reason)
 }
@@ -97,6 +99,7 @@ fn timed_out(reason: &'static str) -> io::Error {
 /// faster than writing several.
 const MAX_JOINED_BYTES: usize = 2 * 1024;
 
+/// The buffer into which small slices are copied.
 type JoinBuffer = [MaybeUninit<u8>; MAX_JOINED_BYTES];
 
 const EMPTY_BUFFER: JoinBuffer = [MaybeUninit::uninit(); MAX_JOINED_BYTES];
@@ -211,8 +214,9 @@ mod tests {
     async fn a_client_that_reads_little_is_served_without_a_minimum_rate() {
         let (mut client, mut stream) = create_stream(0);
         let pause = SEND_TIMEOUT - Duration::from_secs(1);
-        let (written, ()) = tokio::join!(stream.write_all(&[0; 100]), read_chunks(&mut client, 92, 1, pause));
-        written.unwrap();
+        let (write_result, ()) =
+            tokio::join!(stream.write_all(&[0; 100]), read_chunks(&mut client, 92, 1, pause));
+        write_result.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -227,8 +231,8 @@ mod tests {
         let start = clock::instant();
         tokio::select! {
             biased;
-            written = stream.write_all(&[0; 10_000]) => {
-                assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            write_result = stream.write_all(&[0; 10_000]) => {
+                assert_eq!(write_result.unwrap_err().kind(), io::ErrorKind::TimedOut);
             }
             () = read_slowly => {}
         }
@@ -243,11 +247,11 @@ mod tests {
             let (mut client, mut stream) = create_stream(MIN_RATE);
             let pause = Duration::from_millis(pause_ms);
             let response = vec![0; chunks * chunk_size];
-            let (written, ()) = tokio::join!(
+            let (write_result, ()) = tokio::join!(
                 stream.write_all(&response),
                 read_chunks(&mut client, chunks, chunk_size, pause)
             );
-            written.unwrap();
+            write_result.unwrap();
         }
         // A client that reads fast at first may pause later.
         let (mut client, mut stream) = create_stream(MIN_RATE);
@@ -255,8 +259,8 @@ mod tests {
             read_chunks(&mut client, 500, 8, Duration::ZERO).await;
             read_chunks(&mut client, 1, 8, SEND_TIMEOUT - Duration::from_secs(1)).await;
         };
-        let (written, ()) = tokio::join!(stream.write_all(&[0; 4_008]), read_unevenly);
-        written.unwrap();
+        let (write_result, ()) = tokio::join!(stream.write_all(&[0; 4_008]), read_unevenly);
+        write_result.unwrap();
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(super) fn write(
         let are_inserted = insert_rows.try_insert_chunk(chunk, group_indices, &groups)?;
         for (attempt, &group_index) in chunk.iter().zip(group_indices) {
             let group = &mut groups[group_index];
-            if attempt.is_price && add_price(transaction, attempt)? {
+            if attempt.is_price_update && add_price(transaction, attempt)? {
                 group.amounts.add_price(attempt);
                 user_sums.amounts_for(attempt).add_price(attempt);
                 if mirror_scope == MirrorScope::KeysAndEvents {
@@ -195,7 +195,7 @@ impl<'t> Insert<'t> {
         group_indices: &[usize],
         groups: &[AttemptGroup<'_>],
     ) -> Result<bool, rusqlite::Error> {
-        if chunk.len() < ROWS_PER_INSERT || chunk.iter().any(|attempt| attempt.is_price) {
+        if chunk.len() < ROWS_PER_INSERT || chunk.iter().any(|attempt| attempt.is_price_update) {
             return Ok(false);
         }
         for (row, (attempt, &group_index)) in chunk.iter().zip(group_indices).enumerate() {

@@ -75,7 +75,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         credits_from: CreditSource::Reported,
         first_byte: Some(Duration::from_millis(3)),
         total: Duration::from_millis(4),
-        is_price: false,
+        is_price_update: false,
     }
 }
 
@@ -86,7 +86,7 @@ fn record_started_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRe
 
 /// Returns the record that adds the price of an attempt later.
 fn late_price(record: &AttemptRecord, credits: u64) -> AttemptRecord {
-    AttemptRecord { credits, credits_from: CreditSource::Reported, is_price: true, ..record.clone() }
+    AttemptRecord { credits, credits_from: CreditSource::Reported, is_price_update: true, ..record.clone() }
 }
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,5 +1,6 @@
-//! Charges an attempt to the client's quota and to the credits of the workspace. The response determines the
-//! charge; without a response, it depends on whether a byte was sent.
+//! Charges an attempt to the client's quota and to the credits of the workspace. The response determines the charge.
+//! Without a response, the charge depends on whether a byte was sent. `session` computes the charges of WebSocket
+//! sessions.
 
 use super::{Attempt, KeySource, PendingCharge};
 use crate::clock;
@@ -13,24 +14,25 @@ use crate::telemetry::log_transitions;
 impl Attempt {
     /// Charges the cost of a response when its head is received. The provider reports the cost in the head, so a
     /// response whose body is interrupted was probably also charged.
-    pub(super) fn charge(&mut self, verdict: Verdict, reported: Option<u64>, now: UnixMs) {
+    pub(super) fn charge(&mut self, verdict: Verdict, reported_credits: Option<u64>, now: UnixMs) {
         let reserved_credits = self.key_source.reserved_credits();
-        let (credits, source) = match (reported, verdict) {
-            (Some(reported), _) => (reported, CreditSource::Reported),
+        let (credits, source) = match (reported_credits, verdict) {
+            (Some(credits), _) => (credits, CreditSource::Reported),
             (None, Verdict::Served) if reserved_credits > 0 => (reserved_credits, CreditSource::Estimate),
-            (None, Verdict::Served | Verdict::ServerError) => (0, unknown_credits(self.metering)),
+            (None, Verdict::Served | Verdict::ServerError) => (0, unreported_credit_source(self.metering)),
             (None, _) => (0, CreditSource::Free),
         };
         (self.record.credits, self.record.credits_from) = (credits, source);
         let outcome = if verdict == Verdict::Served { ChargeOutcome::Served } else { ChargeOutcome::Refused };
-        self.charge_quota(outcome, reported, now);
+        self.charge_quota(outcome, reported_credits, now);
         self.pending_charge = PendingCharge::Nothing;
         self.charge_lease(credits, now);
     }
 
-    /// Charges the client's quota, and adds the charge to the usage record.
-    pub(super) fn charge_quota(&mut self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) {
-        let quota_charge = self.permits.client.charge(outcome, reported, now);
+    /// Charges the client's quota, and adds the charge to the usage record. `price` is `None` if the price is
+    /// unknown.
+    pub(super) fn charge_quota(&mut self, outcome: ChargeOutcome, price: Option<u64>, now: UnixMs) {
+        let quota_charge = self.permits.client.charge(outcome, price, now);
         self.record.quota.add(quota_charge);
     }
 
@@ -42,8 +44,8 @@ impl Attempt {
         self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Makes the pending charge at the end of the attempt, because the client disconnected before the
-    /// response head arrived, or a session ended.
+    /// Makes the charge that is pending at the end of the attempt, because the client disconnected before the
+    /// response head arrived, or because a session ended.
     pub(super) fn charge_pending(&mut self) {
         let now = clock::now();
         match self.pending_charge {
@@ -69,7 +71,7 @@ impl Attempt {
 }
 
 /// Returns the source of a number of credits that comes neither from the response nor from an estimate.
-pub(super) fn unknown_credits(metering: Metering) -> CreditSource {
+pub(super) fn unreported_credit_source(metering: Metering) -> CreditSource {
     match metering {
         Metering::Credits => CreditSource::Unknown,
         Metering::Free => CreditSource::Free,

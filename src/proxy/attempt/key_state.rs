@@ -1,4 +1,4 @@
-//! Updates the state of keys by the verdict of an attempt.
+//! Updates the state of keys in the pool after the verdict of an attempt, and logs the changes.
 
 use std::sync::Arc;
 
@@ -48,8 +48,9 @@ impl Attempt {
         self.log_conclusions(key, &conclusions);
     }
 
-    /// Logs the conclusions from a response. The usage record of the attempt also writes the state of `key`'s
-    /// workspace; the state of other workspaces is written only on request.
+    /// Logs the conclusions from a response. When the usage record of the attempt is written, the state of `key`'s
+    /// workspace is written as well. If the state of another workspace has changed, this function requests that it is
+    /// written.
     fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
         let is_other = |changed: &Arc<Key>| !std::ptr::eq(changed.workspace(), key.workspace());
         let transitions = conclusions.transitions.iter().map(|transition| &transition.key);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, PendingCharge, unknown_credits};
+use super::{Attempt, PendingCharge, unreported_credit_source};
 use crate::clock;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::outcome::Outcome;
@@ -16,6 +16,9 @@ use crate::proxy::client_usage::QuotaOwner;
 use crate::proxy::conversation::EndedConversation;
 use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
+
+/// Milliseconds in a minute, the unit of the price of a session that is billed by its duration.
+const MILLISECONDS_PER_MINUTE: u64 = 60_000;
 
 /// The text that a session has sent with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +59,8 @@ impl Attempt {
         }
     }
 
-    /// Records that the session fails over before the provider has accepted it.
+    /// Ends an attempt whose session continues with another key before the provider has served it. Charges the client
+    /// for text that the provider may have charged.
     pub(in crate::proxy) fn abandon(&mut self, progress: Progress, sent_text: SentText) {
         let may_be_charged = sent_text == SentText::Billable;
         let now = clock::now();
@@ -69,7 +73,7 @@ impl Attempt {
             Progress::Unsent => (Outcome::ConnectFailed, CreditSource::Free),
             Progress::ProxyAuthenticationFailed => (Outcome::ProxyAuthenticationFailed, CreditSource::Free),
             Progress::NoResponse | Progress::Responded(_) if may_be_charged => {
-                (Outcome::NoResponse, unknown_credits(self.metering))
+                (Outcome::NoResponse, unreported_credit_source(self.metering))
             }
             Progress::NoResponse | Progress::Responded(_) => (Outcome::NoResponse, CreditSource::Free),
         };
@@ -123,10 +127,11 @@ impl Attempt {
         self.permits.client.exhausted_quota(now)
     }
 
+    /// Charges the time since the start of the attempt, if the session is billed by its duration.
     fn charge_elapsed_time(&mut self, now: UnixMs) {
         let Some(credits_per_minute) = self.credits_per_minute else { return };
         let elapsed_ms = u64::try_from(clock::elapsed_since(self.started_at).as_millis()).unwrap_or(u64::MAX);
-        let credits = credits_per_minute.saturating_mul(elapsed_ms).div_ceil(60_000);
+        let credits = credits_per_minute.saturating_mul(elapsed_ms).div_ceil(MILLISECONDS_PER_MINUTE);
         let quota_charge = self.permits.client.charge_up_to(credits, now);
         self.record.quota.add(quota_charge);
     }
@@ -135,12 +140,13 @@ impl Attempt {
     /// is known, or if the client's own key was used.
     pub(in crate::proxy) fn ended_conversation(&self, id: Arc<str>) -> Option<EndedConversation> {
         let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
-        let (record, price) = (self.record.clone(), self.permits.client.late_price());
-        Some(EndedConversation { id, key, record, price })
+        let (record, charges) = (self.record.clone(), self.permits.client.correctable_charges());
+        Some(EndedConversation { id, key, record, charges })
     }
 
-    /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is `None` if the session
-    /// failed over, because its outcome has already been recorded.
+    /// Records the end of a session: its outcome, and the numbers of bytes that were sent to the provider and
+    /// received from it, in this order. Returns the usage record. `outcome` is `None` if the session failed over,
+    /// because its outcome has already been recorded.
     pub(in crate::proxy) fn record_end(
         &mut self,
         outcome: Option<Outcome>,

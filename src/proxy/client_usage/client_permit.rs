@@ -1,12 +1,12 @@
-//! Admits and charges a request under its client's limits. The permit counts as a concurrent request, and against the
-//! quotas of the client and of the end user. Both quotas are charged the same amounts.
+//! Admits a request under its client's limits, and charges it. A [`ClientPermit`] counts as a concurrent request, and
+//! against the quotas of the client and of the end user. Both quotas are charged the same amounts.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::counters::{AdmissionRequest, ClientCounters, ClientLimitExceeded, QuotaOwner};
 use super::grant::GrantUse;
-use super::permit::{LatePrice, QuotaPermit, ReservationRefused};
+use super::permit::{CorrectableCharge, QuotaPermit, ReservationRefused};
 use super::users::RequestUser;
 use crate::policy::charge::{Billing, Charge, ChargeOutcome};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded};
@@ -35,15 +35,15 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    /// Calls `attempt`, which takes an amount from the client's quota. If other replicas share the quota and the grant
+    /// Calls `take`, which takes an amount from the client's quota. If other replicas share the quota and the grant
     /// of this replica is insufficient, requests a larger grant from them first.
     pub(super) async fn take_from_client(
         &self,
         now: UnixMs,
-        attempt: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused> + Send + Sync,
+        take: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused> + Send + Sync,
     ) -> Result<(), ClientLimitExceeded> {
-        let result = self.client.with_grant(now, attempt).await;
-        result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
+        let take_result = self.client.with_grant(now, take).await;
+        take_result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
     /// Admits the request under the quota of its user. A request that may cost credits is counted here. If other
@@ -62,7 +62,10 @@ impl ClientPermit {
         let Some(counters) = user.counters() else { return Ok(()) };
         let permit = QuotaPermit::new(Arc::clone(counters), Some(quota), admission);
         let exceeded = |refused| limit_exceeded(refused, QuotaOwner::User);
-        permit.with_grant(now, |permit, grant_use| permit.check(now, grant_use)).await.map_err(exceeded)?;
+        permit
+            .with_grant(now, |permit, grant_use| permit.check_not_exhausted(now, grant_use))
+            .await
+            .map_err(exceeded)?;
         let count = permit.with_grant(now, |permit, grant_use| permit.count_at_admission(now, grant_use));
         count.await.map_err(exceeded)?;
         self.user = Some(permit);
@@ -85,7 +88,7 @@ impl ClientPermit {
     ///
     /// # Errors
     ///
-    /// Fails when a quota has fewer credits left. Earlier reservations are kept.
+    /// Fails when a quota has fewer credits left than the request needs. Earlier reservations are kept.
     pub async fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
         for (permit, owner) in self.quotas() {
             let reserved =
@@ -100,22 +103,25 @@ impl ClientPermit {
     ///
     /// # Errors
     ///
-    /// Fails when a quota is exhausted, or `max` requests of unknown price are in progress.
+    /// Fails when a quota is exhausted, or `max_unpriced` requests of unknown price are in progress.
     pub(in crate::proxy) async fn reserve_unpriced(
         &self,
         amount: u64,
-        max: u32,
+        max_unpriced: u32,
         now: UnixMs,
     ) -> Result<(), ClientLimitExceeded> {
         for (permit, owner) in self.quotas() {
             let reserved = permit
-                .with_grant(now, |permit, grant_use| permit.reserve_unpriced(amount, max, now, grant_use))
+                .with_grant(now, |permit, grant_use| {
+                    permit.reserve_unpriced(amount, max_unpriced, now, grant_use)
+                })
                 .await;
             reserved.map_err(|refused| limit_exceeded(refused, owner))?;
         }
         Ok(())
     }
 
+    /// Returns the permit for each quota.
     fn quotas(&self) -> impl Iterator<Item = (&QuotaPermit, QuotaOwner)> {
         let user = self.user.iter().map(|user| (user, QuotaOwner::User));
         std::iter::once((&self.client, QuotaOwner::Client)).chain(user)
@@ -131,33 +137,34 @@ impl ClientPermit {
     }
 
     /// Charges an attempt. See `QuotaPermit::charge`. Returns the charge to each quota.
-    pub fn charge(&self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) -> Charge {
-        self.apply(|permit| permit.charge(outcome, reported, now))
+    pub fn charge(&self, outcome: ChargeOutcome, price: Option<u64>, now: UnixMs) -> Charge {
+        self.charge_quotas(|permit| permit.charge(outcome, price, now))
     }
 
     /// Counts a served session as a request. Its credits are charged while it runs.
     pub(in crate::proxy) fn count_session(&self, now: UnixMs) -> Charge {
-        self.apply(|permit| permit.count_session(now))
+        self.charge_quotas(|permit| permit.count_session(now))
     }
 
     /// Charges a running session so that its total since its start is `total` credits.
     pub(in crate::proxy) fn charge_up_to(&self, total: u64, now: UnixMs) -> Charge {
-        self.apply(|permit| permit.charge_up_to(total, now))
+        self.charge_quotas(|permit| permit.charge_up_to(total, now))
     }
 
-    /// Applies a charge to both quotas. The permits have the same reservations, so both charges are equal.
-    fn apply(&self, charge: impl Fn(&QuotaPermit) -> Charge) -> Charge {
+    /// Calls `charge` for the quotas of the client and the user. Both permits have the same reservations, so both
+    /// charges are equal.
+    fn charge_quotas(&self, charge: impl Fn(&QuotaPermit) -> Charge) -> Charge {
         if let Some(user) = &self.user {
             charge(user);
         }
         charge(&self.client)
     }
 
-    /// Returns the data for correcting the charges, if the price becomes known after the request has ended.
-    pub(in crate::proxy) fn late_price(&self) -> RequestLatePrice {
-        RequestLatePrice {
-            client: self.client.late_price(),
-            user: self.user.as_ref().map(QuotaPermit::late_price),
+    /// Returns the charges for their correction, if the price becomes known after the request has ended.
+    pub(in crate::proxy) fn correctable_charges(&self) -> CorrectableCharges {
+        CorrectableCharges {
+            client: self.client.correctable_charge(),
+            user: self.user.as_ref().map(QuotaPermit::correctable_charge),
         }
     }
 }
@@ -168,33 +175,35 @@ impl Drop for ClientPermit {
     }
 }
 
+/// Returns the limit that a refused reservation exceeds.
 fn limit_exceeded(refused: ReservationRefused, owner: QuotaOwner) -> ClientLimitExceeded {
-    let quota = |exceeded: QuotaExceeded| match owner {
+    let quota_exceeded = |exceeded: QuotaExceeded| match owner {
         QuotaOwner::Client => ClientLimitExceeded::Quota(exceeded),
         QuotaOwner::User => ClientLimitExceeded::UserQuota(exceeded),
     };
     match (refused, owner) {
         (ReservationRefused::Quota(exceeded) | ReservationRefused::Grant { exceeded, .. }, _) => {
-            quota(exceeded)
+            quota_exceeded(exceeded)
         }
         (ReservationRefused::Unpriced { max }, QuotaOwner::Client) => ClientLimitExceeded::Unpriced { max },
         (ReservationRefused::Unpriced { max }, QuotaOwner::User) => ClientLimitExceeded::UserUnpriced { max },
     }
 }
 
-/// The charges of an ended request whose price may still be reported.
+/// The charges of an ended request to the quotas of its client and its user, which can be corrected when the provider
+/// reports the price.
 #[derive(Debug)]
-pub(in crate::proxy) struct RequestLatePrice {
-    client: LatePrice,
-    user: Option<LatePrice>,
+pub(in crate::proxy) struct CorrectableCharges {
+    client: CorrectableCharge,
+    user: Option<CorrectableCharge>,
 }
 
-impl RequestLatePrice {
+impl CorrectableCharges {
     /// Replaces the charges with the reported price of `credits`. Returns the new charge.
-    pub(in crate::proxy) fn replace_charge(self, credits: u64, now: UnixMs) -> u64 {
+    pub(in crate::proxy) fn replace(self, credits: u64, now: UnixMs) -> u64 {
         if let Some(user) = self.user {
-            user.replace_charge(credits, now);
+            user.replace(credits, now);
         }
-        self.client.replace_charge(credits, now)
+        self.client.replace(credits, now)
     }
 }

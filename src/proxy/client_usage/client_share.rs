@@ -52,6 +52,7 @@ pub(super) struct ClientShareCell {
 }
 
 impl ClientShareCell {
+    /// Stores the share that the pool has determined.
     pub(super) fn set(&self, share: ClientShare) {
         self.rate_divisor.store(share.rate_divisor, Ordering::Release);
         let max_concurrent = share.max_concurrent.map_or(0, |max| max.saturating_add(1));
@@ -70,7 +71,8 @@ impl ClientShareCell {
         share.unwrap_or_else(|| (max / replicas.max(1)).max(1)).min(max)
     }
 
-    /// Records a request, with which `in_progress` are in progress, at the time `elapsed_ns`.
+    /// Records a request at the time `elapsed_ns`. `in_progress` is the number of requests in progress, including
+    /// this request.
     pub(super) fn record(
         &self,
         in_progress: u32,

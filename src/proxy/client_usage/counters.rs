@@ -1,5 +1,5 @@
-//! Defines the data of an admission under a client's limits: the counters of the client and its users, the properties
-//! of the request, and the limit that the request exceeds.
+//! Defines the data for the admission of a request under its client's limits: the counters of the client and its
+//! users, the properties of the request, and the limit that the request exceeds.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -99,13 +99,13 @@ pub enum ClientLimitExceeded {
 /// The party whose quota is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum QuotaOwner {
-    /// The client.
     Client,
     /// The end user that the request names.
     User,
 }
 
 impl ClientCounters {
+    /// Locks the table of the users in memory.
     pub(super) fn users(&self) -> MutexGuard<'_, UserTable> {
         // Every change is complete before the lock is released.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,6 +123,7 @@ impl UsageCounters {
         self.share.get_or_init(|| Box::new(create()))
     }
 
+    /// Returns the counters of the amounts in `unit`.
     pub(super) fn period_counters(&self, unit: QuotaUnit) -> &PeriodCounters {
         match unit {
             QuotaUnit::Requests => &self.requests,

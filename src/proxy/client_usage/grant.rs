@@ -13,8 +13,8 @@ use crate::proxy::replica_link::{QuotaGrant, QuotaKey, QuotaReply, QuotaStatemen
 /// statements.
 const REFUSAL_TTL: Duration = Duration::from_millis(100);
 
-/// The grant that a replica holds, as a multiple of its usage between two regular statements. An increase of the usage
-/// to this multiple needs no lookup.
+/// The amount that a replica wants to hold, as a multiple of its usage between two regular statements. Until the
+/// usage reaches this multiple, requests need no lookup.
 const HELD_INTERVALS: u64 = 4;
 
 /// The part of a shared quota that a request may use.
@@ -37,7 +37,7 @@ struct GrantRefusal {
     valid_until: Instant,
 }
 
-/// The state of one quota in one period.
+/// The grant of this replica for one quota in one period, and the usage of all replicas.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SharedQuota {
     pub(super) quota: ClientQuota,
@@ -48,7 +48,7 @@ pub(super) struct SharedQuota {
     valid_until: Option<Instant>,
     used_by_others: u64,
     /// The usage of this replica in the last statement that received a reply.
-    stated_use: u64,
+    reported_use: u64,
     replied_at: Option<Instant>,
     refusal: Option<GrantRefusal>,
     generation: u64,
@@ -69,7 +69,7 @@ impl SharedQuota {
             granted: 0,
             valid_until: None,
             used_by_others: 0,
-            stated_use: used,
+            reported_use: used,
             replied_at: None,
             refusal: None,
             generation: now.0,
@@ -78,12 +78,12 @@ impl SharedQuota {
         }
     }
 
-    /// Whether the period contains `now`. If the clock was set back, a later period still counts.
+    /// Returns whether the period contains `now`. If the clock was set back, a later period still counts.
     pub(super) fn is_current(&self, now: UnixMs) -> bool {
         self.period_end.is_none_or(|end| now < end)
     }
 
-    /// Whether the replica holds a grant at `now`.
+    /// Returns whether the replica holds a grant at `now`.
     pub(super) fn is_granted(&self, now: Instant) -> bool {
         self.valid_until.is_some_and(|valid_until| now < valid_until)
     }
@@ -93,6 +93,7 @@ impl SharedQuota {
         self.replied_at.map(|replied_at| now.saturating_duration_since(replied_at))
     }
 
+    /// Returns the amount that the other replicas have used or reserved, as the last reply reported.
     pub(super) fn used_by_others(&self) -> u64 {
         self.used_by_others
     }
@@ -110,11 +111,13 @@ impl SharedQuota {
     /// Returns the limit without replies: the usage at the last reply, and an equal share of the amount that remained
     /// then. It does not depend on the usage since then, so the replica never takes a share of a share.
     fn limit_alone(&self, replicas: u32) -> u64 {
-        let remaining = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(self.stated_use);
-        self.stated_use.saturating_add(remaining.div_ceil(u64::from(replicas.max(1))))
+        let remaining =
+            self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(self.reported_use);
+        self.reported_use.saturating_add(remaining.div_ceil(u64::from(replicas.max(1))))
     }
 
-    /// Whether an extension of the grant may help a request that needs `demand`, while the replica has `remaining`.
+    /// Returns whether an extension of the grant may help a request that needs `demand`, while the replica has
+    /// `remaining`.
     pub(super) fn may_extend(&self, used: u64, remaining: u64, demand: AmountRange, now: Instant) -> bool {
         let is_refused = self
             .refusal
@@ -127,7 +130,7 @@ impl SharedQuota {
     /// Returns whether a running session may use more credits. A session is charged for its usage, so the
     /// total usage decides and not the grant.
     pub(super) fn may_spend(&self, used: u64, replicas: u32, now: Instant) -> bool {
-        // A quota in use is stated regularly. If its grant has expired, there were no replies.
+        // The statements of a quota in use are sent regularly. If its grant has expired, there were no replies.
         let is_alone = self.replied_at.is_some() && !self.is_granted(now);
         let limit = match is_alone {
             true => self.limit_alone(replicas),
@@ -147,23 +150,34 @@ impl SharedQuota {
         let total = used.saturating_add(self.used_by_others);
         let exceeded = self.quota.exceeded(total, demand.min, now);
         // The grants of other replicas may hold the rest.
-        let is_held = exceeded.shortfall.is_some_and(|shortfall| shortfall.remaining >= shortfall.needed);
+        let is_held_by_others =
+            exceeded.shortfall.is_some_and(|shortfall| shortfall.remaining >= shortfall.needed);
         let own_shortfall = (remaining > 0).then_some(QuotaShortfall { remaining, needed: demand.min });
-        QuotaExceeded { shortfall: if is_held { own_shortfall } else { exceeded.shortfall }, ..exceeded }
+        QuotaExceeded {
+            shortfall: if is_held_by_others { own_shortfall } else { exceeded.shortfall },
+            ..exceeded
+        }
     }
 
-    /// Prepares a regular statement: returns the part of the grant that this replica does not need soon, so that
+    /// Prepares a regular statement: gives up the part of the grant that this replica does not need soon, so that
     /// another replica can use it. Returns the amount in addition to `used` that the replica wants to hold: the usage
     /// of a few intervals, but only a part of the remaining amount. A replica without recent usage wants nothing. A
     /// replica without a grant wants only the amount that its requests wait for, because the usage of other replicas
     /// that it knows is old.
-    pub(super) fn prepare_regular(&mut self, used: u64, waiting: u64, replicas: u32, now: Instant) -> u64 {
+    pub(super) fn prepare_regular_statement(
+        &mut self,
+        used: u64,
+        waiting: u64,
+        replicas: u32,
+        now: Instant,
+    ) -> u64 {
         self.recent_use = [used.saturating_sub(self.regular_use), self.recent_use[0]];
         self.regular_use = used;
-        let pace = self.recent_use[0].max(self.recent_use[1]);
+        let use_per_interval = self.recent_use[0].max(self.recent_use[1]);
         let remaining = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(used);
-        let part = if self.is_granted(now) { remaining / (2 * u64::from(replicas.max(1))) } else { 0 };
-        let wanted = part.min(pace.saturating_mul(HELD_INTERVALS)).max(waiting);
+        // Half of an equal part, so that the rest remains available to requests at other replicas.
+        let max_wanted = if self.is_granted(now) { remaining / (2 * u64::from(replicas.max(1))) } else { 0 };
+        let wanted = max_wanted.min(use_per_interval.saturating_mul(HELD_INTERVALS)).max(waiting);
         let kept_amount = used.saturating_add(wanted);
         if kept_amount < self.granted {
             self.granted = kept_amount;
@@ -172,7 +186,7 @@ impl SharedQuota {
         wanted
     }
 
-    /// Returns the whole grant to the pool, because the amount of the quota has changed.
+    /// Changes the amount of the quota, and gives up the whole grant.
     pub(super) fn change_amount(&mut self, amount: u64) {
         self.quota.amount = amount;
         (self.granted, self.valid_until, self.refusal) = (0, None, None);
@@ -201,7 +215,7 @@ impl SharedQuota {
     }
 
     /// Applies the reply to `statement`.
-    pub(super) fn apply(&mut self, statement: &QuotaStatement, reply: QuotaReply, now: Instant) {
+    pub(super) fn apply_reply(&mut self, statement: &QuotaStatement, reply: QuotaReply, now: Instant) {
         let QuotaGrant { granted, used_by_others, valid_until } = match reply {
             QuotaReply::Granted(grant) => {
                 if statement.needed > 0 {
@@ -216,7 +230,8 @@ impl SharedQuota {
             }
             QuotaReply::Unknown => return,
         };
-        (self.used_by_others, self.stated_use, self.replied_at) = (used_by_others, statement.used, Some(now));
+        (self.used_by_others, self.reported_use, self.replied_at) =
+            (used_by_others, statement.used, Some(now));
         // A reply to a statement from before the replica returned a part of its grant may contain that part.
         if statement.generation == self.generation {
             (self.granted, self.valid_until) = (granted, Some(valid_until));

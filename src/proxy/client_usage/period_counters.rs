@@ -1,6 +1,6 @@
-//! Atomic usage counters per period. [`UsageCounters`](super::counters::UsageCounters) has one [`PeriodCounters`] for
-//! requests and one for credits. Each counter packs a [`Tally`], the amount with the number of its period, so that a
-//! new period starts without a lock.
+//! Counts the usage in each period with atomic integers. [`UsageCounters`](super::counters::UsageCounters) has one
+//! [`PeriodCounters`] for requests and one for credits. Each counter packs a [`Tally`], the amount with the number of
+//! its period, so that a new period starts without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,15 +76,16 @@ impl PeriodCounters {
         now: UnixMs,
     ) -> Result<(u64, PeriodNumbers), u64> {
         let used_amount = |bits| Tally::from_bits(bits).used(period, now);
-        let result = self.0[period_index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
-            let amount = demand.amount_within(limit.saturating_sub(used_amount(bits)))?;
-            Some(Tally::from_bits(bits).add(amount, period, now).to_bits())
-        });
-        let tally_before = result.map_err(used_amount)?;
+        let update_result =
+            self.0[period_index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+                let amount = demand.amount_within(limit.saturating_sub(used_amount(bits)))?;
+                Some(Tally::from_bits(bits).add(amount, period, now).to_bits())
+            });
+        let tally_before = update_result.map_err(used_amount)?;
         let added = demand.amount_within(limit.saturating_sub(used_amount(tally_before))).unwrap_or(0);
         let quota_period = Tally::from_bits(tally_before).add(added, period, now).period_number();
-        let periods =
-            Period::ALL.map(|each| if each == period { quota_period } else { self.add_to(each, added, now) });
+        let periods = Period::ALL
+            .map(|counted| if counted == period { quota_period } else { self.add_to(counted, added, now) });
         Ok((added, periods))
     }
 

@@ -1,5 +1,5 @@
-//! Counts a request against one quota, of its client or of its user, and reserves credits, which no other request can
-//! use, until the permit is charged or dropped.
+//! Counts a request against one quota, of its client or of its user, and reserves credits in the quota. No other
+//! request can use these credits until the permit is charged or dropped.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,15 +37,16 @@ pub(super) struct QuotaPermit {
     pub(super) billing: Billing,
     /// Whether the quota is charged, which is false for a request with the client's own key.
     is_charged: bool,
-    state: Mutex<State>,
+    state: Mutex<PermitState>,
 }
 
+/// The amounts of one request in the counters.
 #[derive(Debug, Default)]
-struct State {
+struct PermitState {
     /// The periods in which the request is counted, at admission or by its first charge.
     request_periods: Option<PeriodNumbers>,
     /// Whether the request was charged. A charged request is not refunded.
-    is_charged: bool,
+    was_charged: bool,
     /// The highest estimate of the request's total cost.
     estimated_credits: u64,
     /// Credits charged so far.
@@ -74,17 +75,21 @@ impl QuotaPermit {
     }
 
     /// Checks that the quota is not exhausted. Other requests may exhaust it before this request reserves its credits.
-    pub(super) fn check(&self, now: UnixMs, grant_use: GrantUse) -> Result<(), ReservationRefused> {
+    pub(super) fn check_not_exhausted(
+        &self,
+        now: UnixMs,
+        grant_use: GrantUse,
+    ) -> Result<(), ReservationRefused> {
         let Some(quota) = self.quota() else { return Ok(()) };
         match self.counters.share() {
-            Some(share) => share.check(&self.counters, quota, now, grant_use),
+            Some(share) => share.check_not_exhausted(&self.counters, quota, now, grant_use),
             None => quota
                 .check(self.counters.period_counters(quota.unit).used(quota.period, now), now)
                 .map_err(ReservationRefused::Quota),
         }
     }
 
-    /// Takes `demand` from `quota`.
+    /// Takes as much of `demand` from `quota` as remains. Returns the amount, and the periods in which it is counted.
     fn try_add(
         &self,
         quota: ClientQuota,
@@ -102,8 +107,8 @@ impl QuotaPermit {
         }
     }
 
-    /// Calls `attempt`, which takes an amount from the quota. If other replicas share the quota and the grant of this
-    /// replica is insufficient, requests a larger grant from them, and calls `attempt` again.
+    /// Calls `take`, which takes an amount from the quota. If other replicas share the quota and the grant of this
+    /// replica is insufficient, requests a larger grant from them, and calls `take` again.
     ///
     /// # Errors
     ///
@@ -112,37 +117,38 @@ impl QuotaPermit {
     pub(super) async fn with_grant<T: Send>(
         &self,
         now: UnixMs,
-        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
+        take: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
     ) -> Result<T, ReservationRefused> {
         let grant_use =
             if self.counters.share().is_some() { GrantUse::Extensible } else { GrantUse::Current };
-        match attempt(self, grant_use) {
+        match take(self, grant_use) {
             // Few requests need a larger grant. The box keeps the future of all others small.
             Err(ReservationRefused::Grant { demand, .. }) => {
-                Box::pin(self.with_extended_grant(demand, now, attempt)).await
+                Box::pin(self.with_extended_grant(demand, now, take)).await
             }
             result => result,
         }
     }
 
-    /// Requests a larger grant for `demand`, and makes `attempt` again.
+    /// Requests a larger grant for `demand`, and calls `take` again.
     async fn with_extended_grant<T: Send>(
         &self,
         mut demand: AmountRange,
         now: UnixMs,
-        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
+        take: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
     ) -> Result<T, ReservationRefused> {
         for _ in 0..MAX_EXTENSIONS {
             let (Some(share), Some(quota)) = (self.counters.share(), self.quota()) else { break };
-            let grant_use = share.extend(&self.counters, quota, demand, now).await;
-            match attempt(self, grant_use) {
+            let grant_use = share.extend_grant(&self.counters, quota, demand, now).await;
+            match take(self, grant_use) {
                 Err(ReservationRefused::Grant { demand: next_demand, .. }) => demand = next_demand,
                 result => return result,
             }
         }
-        attempt(self, GrantUse::Current)
+        take(self, GrantUse::Current)
     }
 
+    /// Returns the quota if it is a quota of credits that the request counts against.
     fn credit_quota(&self) -> Option<ClientQuota> {
         self.quota().filter(|quota| quota.unit == QuotaUnit::Credits)
     }
@@ -153,7 +159,7 @@ impl QuotaPermit {
         self.credit_quota().is_some()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PermitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,7 +187,7 @@ impl QuotaPermit {
     ///
     /// # Errors
     ///
-    /// Fails when the quota has fewer credits left. Earlier reservations are kept.
+    /// Fails when the quota has fewer credits left than the request needs. Earlier reservations are kept.
     pub(super) fn reserve(
         &self,
         total: u64,
@@ -228,13 +234,19 @@ impl QuotaPermit {
     }
 
     /// Adds newly reserved credits. Earlier reservations move to the current periods if one has ended.
-    fn add_reservation(&self, state: &mut State, more: u64, periods: PeriodNumbers, now: UnixMs) {
-        if let Some(former) = state.credit_periods.filter(|former| *former != periods) {
-            self.counters.credits.replace(former, state.reserved_credits, 0);
+    fn add_reservation(
+        &self,
+        state: &mut PermitState,
+        added_credits: u64,
+        periods: PeriodNumbers,
+        now: UnixMs,
+    ) {
+        if let Some(former_periods) = state.credit_periods.filter(|former| *former != periods) {
+            self.counters.credits.replace(former_periods, state.reserved_credits, 0);
             self.counters.credits.add(&[state.reserved_credits; 3], now);
         }
         state.credit_periods = Some(periods);
-        state.reserved_credits += more;
+        state.reserved_credits += added_credits;
     }
 
     /// Returns whether a running session may use more credits: some are reserved for it, or left in the quota.
@@ -247,18 +259,18 @@ impl QuotaPermit {
             }
     }
 
-    /// Charges an attempt that ended with `outcome`, and whose response reported the price `reported`.
-    /// Returns the charge to the quota.
+    /// Charges an attempt that ended with `outcome`. `price` is its price, or `None` if the price is unknown. Returns
+    /// the charge to the quota.
     ///
     /// If the provider served the attempt or may have served it, the rest of the reservation is refunded.
     /// After a refused or unsent attempt, the reservation remains for the next attempt.
-    pub(super) fn charge(&self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) -> Charge {
+    pub(super) fn charge(&self, outcome: ChargeOutcome, price: Option<u64>, now: UnixMs) -> Charge {
         if !self.is_charged {
             return Charge::default();
         }
         let mut state = self.state();
         let uncharged = state.estimated_credits.saturating_sub(state.charged_credits);
-        let charged = self.apply_charge(&mut state, charge(self.billing, outcome, reported, uncharged), now);
+        let charged = self.apply_charge(&mut state, charge(self.billing, outcome, price, uncharged), now);
         if matches!(outcome, ChargeOutcome::Served | ChargeOutcome::Unknown) {
             self.refund(&mut state);
         }
@@ -283,10 +295,10 @@ impl QuotaPermit {
     }
 
     /// Charges credits, first from the reservation. Counts the request with its first charge.
-    fn apply_charge(&self, state: &mut State, charge: Charge, now: UnixMs) -> Charge {
+    fn apply_charge(&self, state: &mut PermitState, charge: Charge, now: UnixMs) -> Charge {
         let Charge { requests, credits } = charge;
-        let is_first = requests > 0 && !state.is_charged;
-        state.is_charged |= is_first;
+        let is_first = requests > 0 && !state.was_charged;
+        state.was_charged |= is_first;
         if is_first && state.request_periods.is_none() {
             state.request_periods = Some(self.counters.requests.add(&[1; 3], now));
         }
@@ -303,7 +315,7 @@ impl QuotaPermit {
     }
 
     /// Refunds the reserved amounts that were not charged.
-    fn refund(&self, state: &mut State) {
+    fn refund(&self, state: &mut PermitState) {
         if let Some(periods) = state.credit_periods.filter(|_| state.reserved_credits > 0) {
             self.counters.credits.replace(periods, state.reserved_credits, 0);
             state.reserved_credits = 0;
@@ -313,11 +325,11 @@ impl QuotaPermit {
         }
     }
 
-    /// Returns the data for correcting the charge, if the price becomes known after the request has ended.
-    pub(super) fn late_price(&self) -> LatePrice {
+    /// Returns the charge for its correction, if the price becomes known after the request has ended.
+    pub(super) fn correctable_charge(&self) -> CorrectableCharge {
         let state = self.state();
         let counters = self.is_charged.then(|| Arc::clone(&self.counters));
-        LatePrice { counters, charged_credits: state.charged_credits, periods: state.credit_periods }
+        CorrectableCharge { counters, charged_credits: state.charged_credits, periods: state.credit_periods }
     }
 }
 
@@ -325,23 +337,23 @@ impl Drop for QuotaPermit {
     fn drop(&mut self) {
         let mut state = std::mem::take(&mut *self.state());
         self.refund(&mut state);
-        if let Some(periods) = state.request_periods.filter(|_| !state.is_charged) {
+        if let Some(periods) = state.request_periods.filter(|_| !state.was_charged) {
             self.counters.requests.replace(periods, 1, 0);
         }
     }
 }
 
-/// The charge of an ended request whose price may still be reported.
+/// The charge of an ended request to one quota, which can be corrected when the provider reports the price.
 #[derive(Debug)]
-pub(super) struct LatePrice {
+pub(super) struct CorrectableCharge {
     counters: Option<Arc<UsageCounters>>,
     charged_credits: u64,
     periods: Option<PeriodNumbers>,
 }
 
-impl LatePrice {
+impl CorrectableCharge {
     /// Replaces the charge with the reported price of `credits`. Returns the new charge.
-    pub(super) fn replace_charge(self, credits: u64, now: UnixMs) -> u64 {
+    pub(super) fn replace(self, credits: u64, now: UnixMs) -> u64 {
         let Some(counters) = self.counters else { return 0 };
         match self.periods {
             Some(periods) => counters.credits.replace(periods, self.charged_credits, credits),

@@ -1,6 +1,6 @@
-//! Applies a quota of a client or of a user that all replicas of the pool share. Requests use the grant of this
-//! replica without a wait. Only a request for which the grant is insufficient looks up whether the grant can be
-//! extended.
+//! Enforces a quota of a client or of a user that all replicas of the pool share. Requests use the grant of this
+//! replica without waiting. Only a request for which the grant is insufficient waits for a lookup in the other
+//! replicas, which may extend the grant.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use super::counters::UsageCounters;
 use super::grant::{GrantUse, SharedQuota};
 use super::period_counters::{AmountRange, PeriodCounters, PeriodNumbers};
 use super::permit::ReservationRefused;
+use super::replicas::StatementScope;
 use crate::clock;
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::ClientQuota;
@@ -21,14 +22,14 @@ use crate::secret::UserFingerprint;
 /// Time without a request after which a replica returns its grant.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum wait for the lookups of other requests for the same quota. A lookup states the demand of all waiting
+/// Maximum wait for the lookups of other requests for the same quota. A lookup contains the demand of all waiting
 /// requests, so that a request waits for more than two lookups only if they are slow and refuse most requests.
 const TURN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Time after a lookup without a reply in which requests decide alone and send no lookup.
 const NO_REPLY_TTL: Duration = Duration::from_millis(100);
 
-/// The quotas that are stated regularly, because they were used or hold a grant.
+/// The quotas whose statements are sent regularly, because the quotas were used or hold a grant.
 #[derive(Debug, Default)]
 pub(super) struct ActiveQuotas(Mutex<Vec<Weak<UsageCounters>>>);
 
@@ -71,7 +72,7 @@ struct ShareState {
     /// The quota, since its first use or since the start.
     quota: Option<SharedQuota>,
     used_at: Option<Instant>,
-    stated_at: Option<Instant>,
+    reported_at: Option<Instant>,
     /// Whether the quota is among the [`ActiveQuotas`].
     is_listed: bool,
     /// The sum of the demands of the requests that extend the grant or wait for it.
@@ -81,7 +82,7 @@ struct ShareState {
 }
 
 impl ShareState {
-    /// Whether requests decide alone at `now`.
+    /// Returns whether requests decide alone at `now`.
     fn is_alone(&self, now: Instant) -> bool {
         self.alone_until.is_some_and(|alone_until| now < alone_until)
     }
@@ -137,6 +138,7 @@ impl QuotaShare {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the key of the current period of the quota.
     fn key(&self, shared: &SharedQuota) -> QuotaKey {
         QuotaKey {
             client: self.client.clone(),
@@ -147,7 +149,7 @@ impl QuotaShare {
         }
     }
 
-    /// Sets the configured quota, so that the share is stated before its first use.
+    /// Sets the configured quota, so that its usage is reported before the first request uses it.
     pub(super) fn configure(&self, counters: &UsageCounters, quota: ClientQuota, now: UnixMs) {
         self.state().quota(quota, counters.period_counters(quota.unit), now);
     }
@@ -167,7 +169,7 @@ impl QuotaShare {
         now: UnixMs,
         grant_use: GrantUse,
     ) -> Result<(u64, PeriodNumbers), ReservationRefused> {
-        self.with_grant(counters, quota, demand, now, grant_use, |limit| {
+        self.use_grant(counters, quota, demand, now, grant_use, |limit| {
             counters.period_counters(quota.unit).try_add(quota.period, limit, demand, now)
         })
     }
@@ -177,27 +179,32 @@ impl QuotaShare {
     /// # Errors
     ///
     /// Fails in the same cases as [`try_add`](Self::try_add) for the amount 1.
-    pub(super) fn check(
+    pub(super) fn check_not_exhausted(
         &self,
         counters: &Arc<UsageCounters>,
         quota: ClientQuota,
         now: UnixMs,
         grant_use: GrantUse,
     ) -> Result<(), ReservationRefused> {
-        self.with_grant(counters, quota, AmountRange::exactly(1), now, grant_use, |limit| {
+        self.use_grant(counters, quota, AmountRange::exactly(1), now, grant_use, |limit| {
             let used_amount = counters.period_counters(quota.unit).used(quota.period, now);
             if used_amount < limit { Ok(()) } else { Err(used_amount) }
         })
     }
 
-    fn with_grant<T>(
+    /// Calls `take` with the amount up to which `grant_use` allows this replica to use the quota.
+    ///
+    /// # Errors
+    ///
+    /// Fails when `take` fails with the used amount, or when the grant should be extended first.
+    fn use_grant<T>(
         &self,
         counters: &Arc<UsageCounters>,
         quota: ClientQuota,
         demand: AmountRange,
         now: UnixMs,
         grant_use: GrantUse,
-        apply: impl FnOnce(u64) -> Result<T, u64>,
+        take: impl FnOnce(u64) -> Result<T, u64>,
     ) -> Result<T, ReservationRefused> {
         let (period_counters, time) = (counters.period_counters(quota.unit), clock::instant());
         let mut state = self.state();
@@ -211,12 +218,12 @@ impl QuotaShare {
         let limit = shared.limit(grant_use, self.link.replicas(), time);
         let used_amount = period_counters.used(quota.period, now);
         let remaining = limit.saturating_sub(used_amount);
-        let result =
+        let take_result =
             if grant_use == GrantUse::Extensible && shared.may_extend(used_amount, remaining, demand, time) {
                 let exceeded = shared.exceeded(used_amount, remaining, demand, now);
                 Err(ReservationRefused::Grant { demand, exceeded })
             } else {
-                apply(limit).map_err(|used_amount| {
+                take(limit).map_err(|used_amount| {
                     let remaining = limit.saturating_sub(used_amount);
                     ReservationRefused::Quota(shared.exceeded(used_amount, remaining, demand, now))
                 })
@@ -225,7 +232,7 @@ impl QuotaShare {
         if !is_listed {
             self.active.add(counters);
         }
-        result
+        take_result
     }
 
     /// Requests an extension of the grant for `demand` from the other replicas, including the demand of requests that
@@ -234,7 +241,7 @@ impl QuotaShare {
     /// # Cancel safety
     ///
     /// Dropping the future ends the wait. A reply is then lost, and the next reply repeats the grant.
-    pub(super) async fn extend(
+    pub(super) async fn extend_grant(
         &self,
         counters: &UsageCounters,
         quota: ClientQuota,
@@ -263,7 +270,7 @@ impl QuotaShare {
             shared.statement(self.key(&shared), used_amount, demand.min, wanted, time)
         };
         let reply = self.link.extend_grant(&statement).await;
-        self.apply(&statement, reply);
+        self.apply_reply(&statement, reply);
         match reply {
             QuotaReply::Granted(_) | QuotaReply::Denied(_) => GrantUse::Extensible,
             QuotaReply::Unknown => GrantUse::Alone,
@@ -288,23 +295,23 @@ impl QuotaShare {
             shared.statement(self.key(&shared), period_counters.used(quota.period, now), 0, 0, time)
         };
         let reply = self.link.extend_grant(&statement).await;
-        self.apply(&statement, reply);
+        self.apply_reply(&statement, reply);
     }
 
-    /// Applies `reply` to `statement`.
-    pub(super) fn apply(&self, statement: &QuotaStatement, reply: QuotaReply) {
+    /// Applies the reply of the other replicas to `statement`.
+    pub(super) fn apply_reply(&self, statement: &QuotaStatement, reply: QuotaReply) {
         let mut state = self.state();
         let time = clock::instant();
         state.alone_until = (reply == QuotaReply::Unknown).then(|| time + NO_REPLY_TTL);
         if let Some(shared) = &mut state.quota
             && self.key(shared) == statement.key
         {
-            shared.apply(statement, reply, time);
+            shared.apply_reply(statement, reply, time);
         }
     }
 
     /// Returns the regular statement of a quota that was used recently or holds a grant. Reduces the grant to the
-    /// part that is needed soon. Returns `None` when the quota is idle, which is then no longer listed.
+    /// part that is needed soon. Returns `None` for an idle quota, and removes it from the list.
     pub(super) fn active_statement(&self, counters: &UsageCounters, now: UnixMs) -> Option<QuotaStatement> {
         let time = clock::instant();
         let mut state = self.state();
@@ -315,21 +322,23 @@ impl QuotaShare {
         if is_active { self.regular_statement(&mut state, counters, now, time) } else { None }
     }
 
-    /// Returns the statement of a quota that is not listed, if it was not stated within [`IDLE_TIMEOUT`] or
-    /// `is_forced`.
+    /// Returns the statement of a quota that is not listed, if none was sent within [`IDLE_TIMEOUT`], or if `scope`
+    /// contains all quotas.
     pub(super) fn idle_statement(
         &self,
         counters: &UsageCounters,
-        is_forced: bool,
+        scope: StatementScope,
         now: UnixMs,
     ) -> Option<QuotaStatement> {
         let time = clock::instant();
         let mut state = self.state();
-        let is_due = state.stated_at.is_none_or(|stated_at| time.duration_since(stated_at) >= IDLE_TIMEOUT);
-        let is_stated = !state.is_listed && (is_forced || is_due);
-        if is_stated { self.regular_statement(&mut state, counters, now, time) } else { None }
+        let is_due =
+            state.reported_at.is_none_or(|reported_at| time.duration_since(reported_at) >= IDLE_TIMEOUT);
+        let is_included = !state.is_listed && (is_due || scope == StatementScope::All);
+        if is_included { self.regular_statement(&mut state, counters, now, time) } else { None }
     }
 
+    /// Returns the statement of the quota, and reduces the grant. Returns `None` before the first use of the quota.
     fn regular_statement(
         &self,
         state: &mut ShareState,
@@ -339,10 +348,10 @@ impl QuotaShare {
     ) -> Option<QuotaStatement> {
         let quota = state.quota.as_ref()?.quota;
         let (period_counters, waiting) = (counters.period_counters(quota.unit), state.wanted);
-        state.stated_at = Some(time);
+        state.reported_at = Some(time);
         let shared = state.quota(quota, period_counters, now);
         let used_amount = period_counters.used(quota.period, now);
-        let wanted = shared.prepare_regular(used_amount, waiting, self.link.replicas(), time);
+        let wanted = shared.prepare_regular_statement(used_amount, waiting, self.link.replicas(), time);
         Some(shared.statement(self.key(shared), used_amount, 0, wanted, time))
     }
 

@@ -1,5 +1,6 @@
-//! Exchanges the usage of client limits with the other replicas at regular intervals: returns the quota statements and
-//! the client activity of this replica, and applies the grants and shares that this replica receives.
+//! Shares the limits of clients with the other replicas. `shared` calls this module at regular intervals: it returns
+//! the quota statements and the client activity of this replica, and applies the grants and shares that this replica
+//! receives.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,7 +53,7 @@ impl SharedUsage {
 }
 
 impl ClientUsage {
-    /// Returns the usage of a replica that shares its clients with other replicas.
+    /// Returns the counters of a replica whose clients also use other replicas. `link` connects it to them.
     #[must_use]
     pub fn with_link(mut self, link: Arc<dyn ReplicaLink>, clients: &Clients, now: UnixMs) -> Self {
         self.shared = Some(SharedUsage { link, active: Arc::default() });
@@ -86,23 +87,22 @@ impl ClientUsage {
             is_active
         });
         shared.active.put_back(active_counters);
-        let is_forced = scope == StatementScope::All;
         let mut add_idle = |counters: &UsageCounters| {
             if statements.len() < MAX_STATEMENTS_PER_EXCHANGE {
                 let share = counters.share();
-                statements.extend(share.and_then(|share| share.idle_statement(counters, is_forced, now)));
+                statements.extend(share.and_then(|share| share.idle_statement(counters, scope, now)));
             }
         };
         for counters in self.by_name.values() {
             add_idle(&counters.usage);
         }
-        for counters in self.by_name.values().filter(|_| is_forced) {
+        for counters in self.by_name.values().filter(|_| scope == StatementScope::All) {
             counters.users().counters().for_each(&mut add_idle);
         }
         statements
     }
 
-    /// Applies the reply to a statement. A reply about a user that is no longer in memory is ignored.
+    /// Applies the reply to a statement. A reply about a user that is not in memory is ignored.
     pub fn apply_grant(&self, statement: &QuotaStatement, reply: QuotaReply) {
         let Some(counters) = self.by_name.get(&statement.key.client) else { return };
         match statement.key.user {
@@ -122,8 +122,8 @@ impl ClientUsage {
         }
     }
 
-    /// Returns the activity of the clients with a rate limit or a concurrency limit since the last call, and starts the
-    /// next period.
+    /// Returns the activity of the clients with a rate limit or a concurrency limit since the last call. The next
+    /// call measures from this call on.
     #[must_use]
     pub fn take_activity(&self) -> Vec<ClientActivity> {
         let elapsed_ns = self.elapsed_ns();
@@ -143,6 +143,6 @@ impl ClientUsage {
 
 fn apply_reply(counters: &UsageCounters, statement: &QuotaStatement, reply: QuotaReply) {
     if let Some(share) = counters.share() {
-        share.apply(statement, reply);
+        share.apply_reply(statement, reply);
     }
 }

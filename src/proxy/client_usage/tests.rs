@@ -1,3 +1,6 @@
+//! Tests the limits of clients: quotas, concurrent requests and rate limits, on one replica. `replicas` tests shared
+//! limits.
+
 mod replica_pool;
 mod replicas;
 
@@ -26,7 +29,8 @@ const METERED: AdmissionRequest = AdmissionRequest {
 const FREE: AdmissionRequest = AdmissionRequest { billing: Billing::Free, ..METERED };
 const UNLISTED: AdmissionRequest = AdmissionRequest { billing: Billing::Unlisted, ..METERED };
 
-fn app() -> ClientName {
+/// Returns the name of the only client.
+fn app_name() -> ClientName {
     ClientName::new("app")
 }
 
@@ -38,7 +42,7 @@ fn clients(names: &[&str]) -> Clients {
     Clients::new(names.iter().map(client).collect(), AnonymousAccess::Refused)
 }
 
-fn usage() -> ClientUsage {
+fn app_usage() -> ClientUsage {
     ClientUsage::new(&clients(&["app"]), &[], Arc::new(NoStoredUsage), NOW)
 }
 
@@ -46,7 +50,7 @@ fn rules_with_quota(amount: u64, unit: QuotaUnit, period: Period) -> Rules {
     Rules { quota: Some(ClientQuota { amount, unit, period }), ..Rules::default() }
 }
 
-fn credits(amount: u64) -> Rules {
+fn credit_rules(amount: u64) -> Rules {
     rules_with_quota(amount, QuotaUnit::Credits, Period::Total)
 }
 
@@ -62,7 +66,7 @@ fn admit_at(
     admission: AdmissionRequest,
     now: UnixMs,
 ) -> Result<ClientPermit, ClientLimitExceeded> {
-    ready(usage.admit(&Client { name: app(), rules: rules.clone() }, admission, now))
+    ready(usage.admit(&Client { name: app_name(), rules: rules.clone() }, admission, now))
 }
 
 fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimitExceeded> {
@@ -72,20 +76,22 @@ fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimit
 /// Returns the shortfall of the client's quota that refused a request.
 #[track_caller]
 fn shortfall(refused: Result<(), ClientLimitExceeded>) -> Option<QuotaShortfall> {
-    let Err(ClientLimitExceeded::Quota(exceeded)) = refused else { panic!("{refused:?}") };
+    let Err(ClientLimitExceeded::Quota(exceeded)) = refused else {
+        panic!("the quota of the client must refuse the request, not {refused:?}")
+    };
     exceeded.shortfall
 }
 
 /// Checks the used requests and credits, including reserved ones.
 #[track_caller]
 fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
-    let totals = usage.totals(&app(), NOW);
+    let totals = usage.totals(&app_name(), NOW);
     assert_eq!((totals.requests, totals.credits), ([requests; 3], [credits; 3]));
 }
 
 #[test]
 fn only_a_served_request_is_charged() {
-    let usage = usage();
+    let usage = app_usage();
     let rules = rules_with_quota(3, QuotaUnit::Requests, Period::Total);
     for _ in 0..2 {
         let permit = admit(&usage, &rules).unwrap();
@@ -116,9 +122,9 @@ fn only_a_served_request_is_charged() {
 
 #[test]
 fn the_last_credits_are_reserved_once() {
-    let usage = usage();
-    let first = admit(&usage, &credits(1_000)).unwrap();
-    let second = admit(&usage, &credits(1_000)).unwrap();
+    let usage = app_usage();
+    let first = admit(&usage, &credit_rules(1_000)).unwrap();
+    let second = admit(&usage, &credit_rules(1_000)).unwrap();
     ready(first.reserve(1_000, NOW)).unwrap();
     assert_eq!(shortfall(ready(second.reserve(1_000, NOW))), None);
     check_used(&usage, 2, 1_000);
@@ -133,9 +139,9 @@ fn the_last_credits_are_reserved_once() {
 
 #[test]
 fn an_unreported_price_charges_the_reservation() {
-    let usage = usage();
+    let usage = app_usage();
     for outcome in [ChargeOutcome::Served, ChargeOutcome::Unknown] {
-        let permit = admit(&usage, &credits(1_000)).unwrap();
+        let permit = admit(&usage, &credit_rules(1_000)).unwrap();
         ready(permit.reserve(300, NOW)).unwrap();
         // A refusal keeps the reservation for the next attempt.
         assert_eq!(permit.charge(ChargeOutcome::Refused, None, NOW), Charge::default());
@@ -151,8 +157,8 @@ fn an_unreported_price_charges_the_reservation() {
 
 #[test]
 fn a_reported_price_replaces_the_estimate() {
-    let usage = usage();
-    let permit = admit_at(&usage, &credits(10), FREE, NOW).unwrap();
+    let usage = app_usage();
+    let permit = admit_at(&usage, &credit_rules(10), FREE, NOW).unwrap();
     assert_eq!(
         permit.charge(ChargeOutcome::Served, Some(5_000), NOW),
         Charge { requests: 1, credits: 5_000 }
@@ -160,21 +166,21 @@ fn a_reported_price_replaces_the_estimate() {
     drop(permit);
     check_used(&usage, 1, 5_000);
     let own_key = AdmissionRequest { is_charged: false, ..METERED };
-    admit_at(&usage, &credits(10), own_key, NOW).unwrap().charge(ChargeOutcome::Served, Some(7), NOW);
+    admit_at(&usage, &credit_rules(10), own_key, NOW).unwrap().charge(ChargeOutcome::Served, Some(7), NOW);
     check_used(&usage, 1, 5_000);
 }
 
 #[test]
 fn unpriced_requests_are_limited_and_charged() {
-    let usage = usage();
+    let usage = app_usage();
     let unpriced = || {
-        let permit = admit_at(&usage, &credits(1_500), UNLISTED, NOW)?;
+        let permit = admit_at(&usage, &credit_rules(1_500), UNLISTED, NOW)?;
         ready(permit.reserve_unpriced(1_000, 1, NOW)).map(|()| permit)
     };
     let first = unpriced().unwrap();
     assert_eq!(unpriced().unwrap_err(), ClientLimitExceeded::Unpriced { max: 1 });
     assert!(
-        ready(admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW)).is_ok(),
+        ready(admit(&usage, &credit_rules(1_500)).unwrap().reserve(500, NOW)).is_ok(),
         "requests of known price must be admitted"
     );
     first.charge(ChargeOutcome::Served, None, NOW);
@@ -191,22 +197,25 @@ fn unpriced_requests_are_limited_and_charged() {
 
 #[test]
 fn direct_access_needs_permission_and_quota_left() {
-    let usage = usage();
+    let usage = app_usage();
     let admission = AdmissionRequest { grants_direct_access: true, ..UNLISTED };
     let with_tokens = |rules: &Rules| Rules { may_request_tokens: true, ..rules.clone() };
     assert!(admit_at(&usage, &Rules::default(), admission, NOW).is_ok());
-    assert_eq!(admit_at(&usage, &credits(9), admission, NOW).unwrap_err(), ClientLimitExceeded::DirectAccess);
-    assert!(admit_at(&usage, &with_tokens(&credits(9)), admission, NOW).is_ok());
-    admit(&usage, &credits(9)).unwrap().charge(ChargeOutcome::Served, Some(9), NOW);
-    for rules in [credits(9), with_tokens(&credits(9))] {
+    assert_eq!(
+        admit_at(&usage, &credit_rules(9), admission, NOW).unwrap_err(),
+        ClientLimitExceeded::DirectAccess
+    );
+    assert!(admit_at(&usage, &with_tokens(&credit_rules(9)), admission, NOW).is_ok());
+    admit(&usage, &credit_rules(9)).unwrap().charge(ChargeOutcome::Served, Some(9), NOW);
+    for rules in [credit_rules(9), with_tokens(&credit_rules(9))] {
         assert!(matches!(admit_at(&usage, &rules, admission, NOW), Err(ClientLimitExceeded::Quota(_))));
     }
 }
 
 #[test]
 fn a_session_reserves_and_is_charged_while_it_runs() {
-    let usage = usage();
-    let session = admit(&usage, &credits(100)).unwrap();
+    let usage = app_usage();
+    let session = admit(&usage, &credit_rules(100)).unwrap();
     ready(session.reserve(0, NOW)).unwrap();
     ready(session.reserve(60, NOW)).unwrap();
     check_used(&usage, 1, 60);
@@ -224,24 +233,24 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
 
 #[test]
 fn a_late_price_replaces_the_charge() {
-    let usage = usage();
-    let permit = admit(&usage, &credits(10_000)).unwrap();
+    let usage = app_usage();
+    let permit = admit(&usage, &credit_rules(10_000)).unwrap();
     ready(permit.reserve(800, NOW)).unwrap();
     permit.charge(ChargeOutcome::Served, Some(500), NOW);
-    let late_price = permit.late_price();
+    let correctable_charges = permit.correctable_charges();
     drop(permit);
-    assert_eq!(late_price.replace_charge(296, NOW), 296);
+    assert_eq!(correctable_charges.replace(296, NOW), 296);
     check_used(&usage, 1, 296);
     let without_quota = admit(&usage, &Rules::default()).unwrap();
     without_quota.charge(ChargeOutcome::Served, None, NOW);
-    assert_eq!(without_quota.late_price().replace_charge(4, NOW), 4);
+    assert_eq!(without_quota.correctable_charges().replace(4, NOW), 4);
     drop(without_quota);
     check_used(&usage, 2, 300);
 }
 
 #[test]
 fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
-    let usage = usage();
+    let usage = app_usage();
     let rules = rules_with_quota(10, QuotaUnit::Credits, Period::Day);
     let tomorrow = Period::Day.end(NOW).unwrap();
     let first = admit(&usage, &rules).unwrap();
@@ -251,13 +260,13 @@ fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
     first.charge(ChargeOutcome::Served, Some(5), tomorrow);
     second.charge(ChargeOutcome::Served, Some(7), tomorrow);
     drop((first, second));
-    let totals = usage.totals(&app(), tomorrow);
+    let totals = usage.totals(&app_name(), tomorrow);
     assert_eq!((totals.requests[0], totals.credits), (1, [7, 7, 12]));
 }
 
 #[test]
 fn concurrent_requests_are_limited_and_a_refused_request_is_not_counted() {
-    let usage = usage();
+    let usage = app_usage();
     let limited =
         Rules { max_concurrent: Some(2), ..rules_with_quota(3, QuotaUnit::Requests, Period::Total) };
     for (rules, admission) in [
@@ -277,14 +286,14 @@ fn concurrent_requests_are_limited_and_a_refused_request_is_not_counted() {
         }
         drop((first, second));
         assert!(admit_at(&usage, &rules, admission, NOW).is_ok());
-        assert_eq!(usage.by_name[&app()].in_progress.load(Ordering::Acquire), 0);
+        assert_eq!(usage.by_name[&app_name()].in_progress.load(Ordering::Acquire), 0);
     }
     check_used(&usage, 0, 0);
 }
 
 #[test]
 fn an_exceeded_rate_limit_names_the_wait() {
-    let usage = usage();
+    let usage = app_usage();
     let interval = Duration::from_secs(3_600);
     let rules = Rules {
         rate_limit: Some(RateLimit { requests: 1, interval }),
@@ -292,9 +301,12 @@ fn an_exceeded_rate_limit_names_the_wait() {
     };
     let first = admit(&usage, &rules).unwrap();
     let Err(ClientLimitExceeded::Rate { wait }) = admit(&usage, &rules) else {
-        panic!("the request was admitted")
+        panic!("the rate limit must refuse the request")
     };
-    assert!(wait > interval / 2 && wait <= interval, "{wait:?}");
+    assert!(
+        wait > interval / 2 && wait <= interval,
+        "the wait must be the rest of the interval, not {wait:?}"
+    );
     check_used(&usage, 1, 0);
     drop(first);
 }
@@ -302,13 +314,13 @@ fn an_exceeded_rate_limit_names_the_wait() {
 #[test]
 fn a_reload_and_a_restart_keep_the_usage() {
     let stored_usage = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
-    let totals = [stored_usage(app()), stored_usage(ClientName::new("gone"))];
+    let totals = [stored_usage(app_name()), stored_usage(ClientName::new("gone"))];
     let usage = ClientUsage::new(&clients(&["app"]), &totals, Arc::new(NoStoredUsage), NOW);
     admit(&usage, &Rules::default()).unwrap().charge(ChargeOutcome::Served, Some(10), NOW);
     let usage = usage.with_clients(&clients(&["other"])).with_clients(&clients(&["app", "gone"]));
     assert_eq!(
-        usage.totals(&app(), NOW),
-        UsageTotals { client: app(), requests: [2, 3, 4], credits: [14, 15, 16] }
+        usage.totals(&app_name(), NOW),
+        UsageTotals { client: app_name(), requests: [2, 3, 4], credits: [14, 15, 16] }
     );
     let gone = Client {
         name: ClientName::new("gone"),
@@ -319,22 +331,22 @@ fn a_reload_and_a_restart_keep_the_usage() {
 
 #[test]
 fn parallel_requests_do_not_exceed_the_quota() {
-    let usage = usage();
-    let (requests, of_credits) =
-        (rules_with_quota(1_000, QuotaUnit::Requests, Period::Month), credits(100_000));
+    let usage = app_usage();
+    let (request_rules, rules_of_credits) =
+        (rules_with_quota(1_000, QuotaUnit::Requests, Period::Month), credit_rules(100_000));
     let (admitted, charged) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for thread in 0..8_u64 {
-            let (usage, requests, of_credits) = (&usage, &requests, &of_credits);
+            let (usage, request_rules, rules_of_credits) = (&usage, &request_rules, &rules_of_credits);
             let (admitted, charged) = (&admitted, &charged);
             scope.spawn(move || {
                 for turn in 0..300_u64 {
-                    if let Ok(permit) = admit(usage, requests) {
+                    if let Ok(permit) = admit(usage, request_rules) {
                         permit.charge(ChargeOutcome::Served, Some(0), NOW);
                         admitted.fetch_add(1, Ordering::AcqRel);
                     }
                     let estimate = 1 + (thread * 131 + turn * 17) % 400;
-                    let permit = admit(usage, of_credits);
+                    let permit = admit(usage, rules_of_credits);
                     if let Ok(permit) =
                         permit.and_then(|permit| ready(permit.reserve(estimate, NOW)).map(|()| permit))
                     {
@@ -350,11 +362,11 @@ fn parallel_requests_do_not_exceed_the_quota() {
     });
     assert!(admitted.into_inner() <= 1_000);
     let charged = charged.into_inner();
-    assert!(charged <= 100_000, "{charged}");
-    assert_eq!(usage.totals(&app(), NOW).credits, [charged; 3]);
+    assert!(charged <= 100_000, "at most 100,000 credits must be charged, not {charged}");
+    assert_eq!(usage.totals(&app_name(), NOW).credits, [charged; 3]);
 }
 
-/// An event in the lifecycle of a client's request.
+/// A step in the lifecycle of a client's request.
 #[derive(Clone, Debug)]
 enum Step {
     Begin { estimate: u64, is_known: bool },
@@ -378,13 +390,13 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// In any order of events, the charges stay within the quota, and at the end the tally is
-    /// exactly the sum of the charges.
+    /// In any order of steps, the charges stay within the quota, and at the end, the counters contain exactly the sum
+    /// of the charges.
     #[test]
     fn the_quota_is_exact_in_every_order(steps in prop::collection::vec(step(), 0..120)) {
         const QUOTA: u64 = 2_000;
-        let usage = usage();
-        let rules = credits(QUOTA);
+        let usage = app_usage();
+        let rules = credit_rules(QUOTA);
         let mut in_progress: VecDeque<(ClientPermit, u64)> = VecDeque::new();
         let (mut requests, mut charged) = (0, 0);
         for step in steps {
@@ -421,14 +433,17 @@ proptest! {
                 }
                 Step::Disconnect(at) => drop(in_progress.remove(at)),
             }
-            let used_credits = usage.totals(&app(), NOW).credits[2];
+            let used_credits = usage.totals(&app_name(), NOW).credits[2];
             // Two requests of unknown price may each exceed the quota by their reservations.
-            prop_assert!(charged <= used_credits && used_credits <= QUOTA + 200, "{} {}", charged, used_credits);
+            prop_assert!(
+                charged <= used_credits && used_credits <= QUOTA + 200,
+                "{} credits are charged and {} are used", charged, used_credits
+            );
         }
         drop(in_progress);
-        let totals = usage.totals(&app(), NOW);
+        let totals = usage.totals(&app_name(), NOW);
         prop_assert_eq!((totals.requests, totals.credits), ([requests; 3], [charged; 3]));
-        let counters = &usage.by_name[&app()];
+        let counters = &usage.by_name[&app_name()];
         prop_assert_eq!(counters.in_progress.load(Ordering::Acquire), 0);
         prop_assert_eq!(counters.usage.unpriced_in_progress.load(Ordering::Acquire), 0);
     }

@@ -81,6 +81,7 @@ impl RequestUser {
         self.fingerprint
     }
 
+    /// Returns the counters, or `None` if the client has no quota per user.
     pub(super) fn counters(&self) -> Option<&Arc<UsageCounters>> {
         self.counters.as_ref()
     }
@@ -126,8 +127,8 @@ pub(super) struct CachedUser {
     is_restored: OnceCell<()>,
 }
 
-/// Returns whether a request, a usage record or a pending read uses the user. New uses begin only with the lock of
-/// the table.
+/// Returns whether a request, a usage record or a pending read uses the user. A new use begins only while the table
+/// is locked.
 fn is_in_use(user: &Arc<CachedUser>) -> bool {
     Arc::strong_count(user) > 1 || Arc::strong_count(&user.counters) > 1
 }
@@ -139,8 +140,8 @@ fn is_in_use(user: &Arc<CachedUser>) -> bool {
 pub(super) struct UserTable {
     recent: HashMap<UserFingerprint, Arc<CachedUser>>,
     older: HashMap<UserFingerprint, Arc<CachedUser>>,
-    /// The users in `recent` that were in use when the generation began.
-    kept: usize,
+    /// The number of users in `recent` that were in use when the generation began.
+    kept_count: usize,
 }
 
 impl UserTable {
@@ -153,7 +154,7 @@ impl UserTable {
         let cached = self.older.remove(&user).unwrap_or_default();
         // Users in use cannot be removed. Twice their number is added, so that a generation of them is not
         // searched again for each new user.
-        if self.recent.len() >= (max_users / 2).max(1).saturating_add(2 * self.kept) {
+        if self.recent.len() >= (max_users / 2).max(1).saturating_add(2 * self.kept_count) {
             self.begin_generation();
         }
         self.recent.insert(user, Arc::clone(&cached));
@@ -164,7 +165,7 @@ impl UserTable {
     fn begin_generation(&mut self) {
         let mut kept_users = mem::replace(&mut self.older, mem::take(&mut self.recent));
         kept_users.retain(|_, user| is_in_use(user));
-        self.kept = kept_users.len();
+        self.kept_count = kept_users.len();
         self.recent = kept_users;
     }
 

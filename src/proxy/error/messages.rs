@@ -16,18 +16,20 @@ use crate::upstream::{SendError, SendErrorKind};
 
 /// The content of an error response.
 pub(super) struct ErrorResponse {
-    pub(super) http: StatusCode,
+    pub(super) http_status: StatusCode,
     /// The provider's name for the error, which SDKs and apps check.
     pub(super) status: &'static str,
     /// The proxy's own stable error code.
     pub(super) code: &'static str,
     pub(super) message: String,
+    /// The value of `Retry-After` in seconds.
     pub(super) retry_after_s: Option<u64>,
 }
 
-/// The start of the message for an exhausted pool, as the contract words it.
+/// The fixed start of the message for an exhausted pool.
 const POOL_EXHAUSTED: &str = "All ElevenLabs API keys are exhausted or rate limited";
-/// `Retry-After` while all concurrency slots are in use: about the time until a request in progress ends.
+/// `Retry-After` while all concurrency slots are in use, or while a client or user has its maximum number of requests
+/// in progress: about the time until a request ends.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Maximum `Retry-After` while all concurrency slots are in use. A slot may become free long before the next
 /// known event, such as a credit reset next month.
@@ -35,25 +37,29 @@ const MAX_BUSY_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// `Retry-After` while all keys are paused until an operator resumes one.
 const PAUSED_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-pub(super) fn error(
-    http: StatusCode,
-    status: &'static str,
-    code: &'static str,
-    message: &str,
-) -> ErrorResponse {
-    ErrorResponse { http, status, code, message: message.to_owned(), retry_after_s: None }
+impl ErrorResponse {
+    pub(super) fn new(
+        http_status: StatusCode,
+        status: &'static str,
+        code: &'static str,
+        message: &str,
+    ) -> Self {
+        Self { http_status, status, code, message: message.to_owned(), retry_after_s: None }
+    }
 }
 
+/// Builds a 429 response.
 fn too_many_requests(
     status: &'static str,
     code: &'static str,
     message: String,
     retry_after_s: u64,
 ) -> ErrorResponse {
-    let http = StatusCode::TOO_MANY_REQUESTS;
-    ErrorResponse { http, status, code, message, retry_after_s: Some(retry_after_s) }
+    let http_status = StatusCode::TOO_MANY_REQUESTS;
+    ErrorResponse { http_status, status, code, message, retry_after_s: Some(retry_after_s) }
 }
 
+/// Returns the message for a request that names resources of two accounts.
 pub(super) fn conflicting_owners_message(ConflictingOwners(first, second): ConflictingOwners) -> String {
     let with_article = |kind: ResourceKind| {
         let article = if kind.as_str().starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
@@ -67,15 +73,16 @@ pub(super) fn conflicting_owners_message(ConflictingOwners(first, second): Confl
     )
 }
 
-/// Like [`unavailable_response`], but for the only account that owns the named resource.
+/// Returns the response to a request that only the account of the named resource could serve. Its status is the same
+/// as in [`unavailable_response`].
 pub(super) fn owner_unavailable_response(
     kind: ResourceKind,
     unavailable: Unavailable,
     now: UnixMs,
 ) -> ErrorResponse {
-    let content = unavailable_response(unavailable, now);
+    let response = unavailable_response(unavailable, now);
     let account = format!("The ElevenLabs account that this {} belongs to", kind.as_str());
-    let seconds = content.retry_after_s.unwrap_or(1);
+    let seconds = response.retry_after_s.unwrap_or(1);
     let (code, message) = match unavailable {
         Unavailable::Exhausted { resets_at, left } => {
             let shortage = match left {
@@ -106,17 +113,18 @@ pub(super) fn owner_unavailable_response(
             ("owner_invalid", format!("{account} refuses all of its API keys that Keychoir has."))
         }
     };
-    ErrorResponse { code, message, ..content }
+    ErrorResponse { code, message, ..response }
 }
 
+/// Returns the response to a request that exceeds a limit of its client or user.
 pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) -> ErrorResponse {
     match exceeded {
-        // A request in progress may end at any moment, so the client may retry after a second.
+        // A request in progress may end at any moment, so the client may retry soon.
         ClientLimitExceeded::Concurrency { max } => too_many_requests(
             "too_many_concurrent_requests",
             "client_concurrency_exceeded",
             format!("This client has its maximum of {max} concurrent requests."),
-            1,
+            whole_seconds(BUSY_RETRY_AFTER),
         ),
         ClientLimitExceeded::Unpriced { max } => too_many_requests(
             "too_many_concurrent_requests",
@@ -125,14 +133,14 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) 
                 "This client has a credit quota, and its maximum of {max} concurrent requests whose price is \
                  known only from the response."
             ),
-            1,
+            whole_seconds(BUSY_RETRY_AFTER),
         ),
         ClientLimitExceeded::Rate { wait } => {
             let seconds = whole_seconds(wait);
             let message = format!("This client has reached its rate limit. Try again in {seconds} s.");
             too_many_requests("rate_limit_exceeded", "client_rate_limited", message, seconds)
         }
-        ClientLimitExceeded::DirectAccess => error(
+        ClientLimitExceeded::DirectAccess => ErrorResponse::new(
             StatusCode::FORBIDDEN,
             "forbidden",
             "direct_access_not_allowed",
@@ -140,7 +148,7 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) 
              operator of Keychoir can allow it with provider_tokens.",
         ),
         // The status is not 429, because SDKs would retry that.
-        ClientLimitExceeded::Quota(exceeded) => error(
+        ClientLimitExceeded::Quota(exceeded) => ErrorResponse::new(
             StatusCode::PAYMENT_REQUIRED,
             "insufficient_credits",
             "client_quota_exceeded",
@@ -148,7 +156,7 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) 
         ),
         ClientLimitExceeded::UserQuota(exceeded) => ErrorResponse {
             retry_after_s: exceeded.resets_at.map(|at| whole_seconds(at.since(now))),
-            ..error(
+            ..ErrorResponse::new(
                 StatusCode::PAYMENT_REQUIRED,
                 "insufficient_credits",
                 "user_quota_exceeded",
@@ -162,7 +170,7 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) 
                 "This user has a credit quota, and its maximum of {max} concurrent requests whose price is known \
                  only from the response."
             ),
-            1,
+            whole_seconds(BUSY_RETRY_AFTER),
         ),
     }
 }
@@ -171,9 +179,9 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) 
 fn quota_message(owner: &str, QuotaExceeded { quota, resets_at, shortfall }: QuotaExceeded) -> String {
     let usage = match shortfall {
         None => format!("This {owner} has used its quota of {quota}."),
-        Some(QuotaShortfall { remaining: left, needed }) => format!(
+        Some(QuotaShortfall { remaining, needed }) => format!(
             "This {owner} has {} of its quota of {quota} left, and this request may need {}.",
-            Grouped(left),
+            Grouped(remaining),
             Grouped(needed)
         ),
     };
@@ -193,6 +201,7 @@ fn whole_seconds(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1)
 }
 
+/// Returns the response to a request that no key can serve.
 pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> ErrorResponse {
     match unavailable {
         Unavailable::Exhausted { resets_at, left } => {
@@ -207,7 +216,7 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
                 next_reset(resets_at),
                 remaining_credits.unwrap_or_default()
             );
-            error(StatusCode::UNAUTHORIZED, "quota_exceeded", "all_keys_exhausted", &message)
+            ErrorResponse::new(StatusCode::UNAUTHORIZED, "quota_exceeded", "all_keys_exhausted", &message)
         }
         Unavailable::Cooling { until } => {
             let seconds = whole_seconds(until.since(now));
@@ -229,11 +238,16 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
                 "The operator of Keychoir has paused all ElevenLabs API keys that could serve this request.";
             ErrorResponse {
                 retry_after_s: Some(whole_seconds(wait)),
-                ..error(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "all_keys_paused", message)
+                ..ErrorResponse::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable",
+                    "all_keys_paused",
+                    message,
+                )
             }
         }
         // If no key could be tried, the response is the same as if all keys were refused.
-        Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => error(
+        Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => ErrorResponse::new(
             StatusCode::UNAUTHORIZED,
             "invalid_api_key",
             "all_keys_invalid",
@@ -242,19 +256,22 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
     }
 }
 
+/// Returns the response to a request that ElevenLabs did not receive or did not respond to.
 pub(super) fn upstream_error_response(failure: &SendError) -> ErrorResponse {
-    let bad_gateway = |code, message: &str| error(StatusCode::BAD_GATEWAY, "bad_gateway", code, message);
-    let gateway_timeout =
-        |message: &str| error(StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout", message);
+    let bad_gateway =
+        |code, message: &str| ErrorResponse::new(StatusCode::BAD_GATEWAY, "bad_gateway", code, message);
+    let gateway_timeout = |message: &str| {
+        ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout", message)
+    };
     let unreachable = || bad_gateway("upstream_unreachable", "ElevenLabs cannot be reached.");
     match &failure.kind {
-        SendErrorKind::ClientBodyFailed => error(
+        SendErrorKind::ClientBodyFailed => ErrorResponse::new(
             StatusCode::BAD_REQUEST,
             "bad_request",
             "request_body_broken",
             "The request body ended early or was malformed.",
         ),
-        SendErrorKind::ClientStalled(_) | SendErrorKind::ClientTooSlow(_) => error(
+        SendErrorKind::ClientStalled(_) | SendErrorKind::ClientTooSlow(_) => ErrorResponse::new(
             StatusCode::REQUEST_TIMEOUT,
             "request_timeout",
             "request_body_timeout",
@@ -278,9 +295,8 @@ pub(super) fn upstream_error_response(failure: &SendError) -> ErrorResponse {
             "The connection to ElevenLabs broke before a response. The request may have been charged and was \
              not sent again.",
         ),
-        SendErrorKind::UnexpectedUpgrade(_) => bad_gateway(
-            "upstream_reset",
-            "ElevenLabs switched to a protocol that the request did not ask for.",
-        ),
+        SendErrorKind::UnexpectedUpgrade(_) => {
+            bad_gateway("upstream_reset", "ElevenLabs switched to a protocol that the request did not name.")
+        }
     }
 }

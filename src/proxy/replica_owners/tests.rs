@@ -13,7 +13,7 @@ const NOW: UnixMs = UnixMs(1_796_000_000_000);
 pub(in crate::proxy) const LIMITS: RetentionLimits =
     RetentionLimits { max_identifiers: 1_000, max_idle: None };
 
-/// The owners and list accounts that all replicas have recorded.
+/// The owners and list accounts that all replicas have recorded, as one shared table.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct FakeReplicas {
     owners: Mutex<HashMap<IdentifierHash, OwnerId>>,
@@ -28,13 +28,15 @@ impl FakeReplicas {
         self.lookups.load(Ordering::Acquire)
     }
 
-    fn answer<T>(&self, answer: LookupResult<T>) -> LinkFuture<'_, LookupResult<T>>
+    /// Counts a lookup, and returns its result. Broken links return [`LookupResult::Unknown`].
+    fn reply<T>(&self, lookup_result: LookupResult<T>) -> LinkFuture<'_, LookupResult<T>>
     where
         T: Send + 'static,
     {
         self.lookups.fetch_add(1, Ordering::AcqRel);
-        let answer = if self.is_down.load(Ordering::Acquire) { LookupResult::Unknown } else { answer };
-        Box::pin(std::future::ready(answer))
+        let lookup_result =
+            if self.is_down.load(Ordering::Acquire) { LookupResult::Unknown } else { lookup_result };
+        Box::pin(std::future::ready(lookup_result))
     }
 }
 
@@ -53,7 +55,7 @@ impl ReplicaLink for FakeReplicas {
             Some(FoundOwner { identifier: *identifier, owner })
         });
         let found_owners: Vec<_> = found_owners.collect();
-        self.answer(if found_owners.is_empty() {
+        self.reply(if found_owners.is_empty() {
             LookupResult::Absent
         } else {
             LookupResult::Known(found_owners)
@@ -70,7 +72,7 @@ impl ReplicaLink for FakeReplicas {
 
     fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
         let account = self.lists.lock().unwrap().get(client).cloned();
-        self.answer(account.map_or(LookupResult::Absent, LookupResult::Known))
+        self.reply(account.map_or(LookupResult::Absent, LookupResult::Known))
     }
 
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
@@ -86,7 +88,7 @@ fn owner(name: &str) -> OwnerId {
     OwnerId::new(Some(name), Fingerprint::new("sk"))
 }
 
-fn speech(voice: &str) -> RequestIdentifiers {
+fn speech_identifiers(voice: &str) -> RequestIdentifiers {
     RequestIdentifiers::parse(&format!("/v1/text-to-speech/{voice}"), None)
 }
 
@@ -107,7 +109,7 @@ impl Replica {
     }
 }
 
-fn only(identifiers: &RequestIdentifiers) -> Identifier {
+fn first_identifier(identifiers: &RequestIdentifiers) -> Identifier {
     *identifiers.all().next().unwrap()
 }
 
@@ -115,8 +117,8 @@ fn only(identifiers: &RequestIdentifiers) -> Identifier {
 async fn an_owner_that_one_replica_records_is_found_by_another_replica_in_one_lookup() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let (first, second) = (replica(&fake_replicas), replica(&fake_replicas));
-    let mut named = speech("cloned");
-    let voice = only(&named);
+    let mut named = speech_identifiers("cloned");
+    let voice = first_identifier(&named);
     record_owner(&first.index, Some(&first.owners), voice, &owner("a"), NOW).unwrap();
     assert_eq!(record_owner(&first.index, Some(&first.owners), voice, &owner("a"), NOW), None);
     named.add_body(br#"{"previous_request_ids":["r1"]}"#);
@@ -124,7 +126,7 @@ async fn an_owner_that_one_replica_records_is_found_by_another_replica_in_one_lo
     let updates = second.find(&named, NOW).await.unwrap();
     assert!(
         matches!(&*updates, [OwnershipUpdate::Recorded(entry)] if entry.owner == owner("a")),
-        "{updates:?}"
+        "the update must contain the owner, not {updates:?}"
     );
     assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
     assert_eq!(fake_replicas.lookup_count(), 1);
@@ -137,13 +139,16 @@ async fn an_identifier_without_an_owner_is_looked_up_once_in_ten_seconds() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let replica = replica(&fake_replicas);
     for (second, lookups) in [(0, 1), (9, 1), (10, 2)] {
-        assert_eq!(replica.find(&speech("premade"), NOW.plus(Duration::from_secs(second))).await, None);
-        assert_eq!(fake_replicas.lookup_count(), lookups, "after {second} s");
+        assert_eq!(
+            replica.find(&speech_identifiers("premade"), NOW.plus(Duration::from_secs(second))).await,
+            None
+        );
+        assert_eq!(fake_replicas.lookup_count(), lookups, "the number of lookups after {second} s");
     }
     fake_replicas.is_down.store(true, Ordering::Release);
     for lookups in [3, 4] {
-        assert_eq!(replica.find(&speech("other"), NOW).await, None);
-        assert_eq!(fake_replicas.lookup_count(), lookups, "no answer must not be remembered");
+        assert_eq!(replica.find(&speech_identifiers("other"), NOW).await, None);
+        assert_eq!(fake_replicas.lookup_count(), lookups, "a missing reply must not be cached");
     }
 }
 
@@ -151,10 +156,10 @@ async fn an_identifier_without_an_owner_is_looked_up_once_in_ten_seconds() {
 async fn a_removed_owner_is_removed_for_all_replicas() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let replica = replica(&fake_replicas);
-    let voice = only(&speech("cloned"));
+    let voice = first_identifier(&speech_identifiers("cloned"));
     record_owner(&OwnershipIndex::new(LIMITS), Some(&replica.owners), voice, &owner("a"), NOW).unwrap();
     replica.owners.publish(&OwnershipUpdate::Removed(voice));
-    assert_eq!(replica.find(&speech("cloned"), NOW).await, None);
+    assert_eq!(replica.find(&speech_identifiers("cloned"), NOW).await, None);
 }
 
 #[tokio::test]

@@ -15,14 +15,14 @@ impl RetryState {
     ///
     /// # Errors
     ///
-    /// Otherwise returns the error of the proxy.
+    /// Returns the proxy's own error if that error explains the failure better.
     pub(in crate::proxy) fn choose_last_response(
         &self,
         response: Box<UpstreamResponse>,
         unavailable: Unavailable,
     ) -> Result<Box<UpstreamResponse>, ProxyError> {
-        // After the last key, its refusal as invalid or for the cost determines the error. A refusal that is
-        // not about the account is relayed.
+        // If the last key was refused as invalid or because of the cost, this refusal determines the error. A refusal
+        // that concerns the request and not the account is relayed.
         let unavailable = match (response.verdict, unavailable) {
             (Verdict::WorkspaceQuota(_), _) if self.refusals.is_about_request() => return Ok(response),
             (Verdict::InvalidKey | Verdict::WrongHost, _) if self.refusals.is_repeated() => {
@@ -49,7 +49,8 @@ impl RetryState {
         }
     }
 
-    /// Returns the earliest quota reset of all keys, and the most credits that a usable key has left.
+    /// Returns the error for a request that costs more than each key has left. The error contains the earliest quota
+    /// reset of all keys, and the largest number of credits that a usable key has left.
     fn exhausted_error(&self) -> Unavailable {
         let now = clock::now();
         let keys = || self.roster.keys().iter();

@@ -104,8 +104,8 @@ impl ReadBuffer {
         Poll::Ready(if self.bytes.len() > former_length { ReadResult::Bytes } else { ReadResult::Dropped })
     }
 
-    /// Reads ahead while the session waits. Returns `Ready` once the wait must be cancelled, because the
-    /// client has disconnected, has sent a close frame, violates the protocol, or exceeds `limits`.
+    /// Reads ahead while the session waits. Returns the end of the session when the wait must be cancelled, because
+    /// the client has disconnected, has sent a close frame, violates the protocol, or exceeds `limits`.
     pub(super) fn poll_read_ahead<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -143,8 +143,8 @@ impl ReadBuffer {
     /// Validates the bytes from `start` on, and drops the bytes that must not be processed.
     fn validate_from(&mut self, start: usize) {
         if let Some(validator) = &mut self.validator {
-            let result = validator.validate(self.bytes.get(start..).unwrap_or_default());
-            self.bytes.truncate(start + result.valid_length);
+            let validation = validator.validate(self.bytes.get(start..).unwrap_or_default());
+            self.bytes.truncate(start + validation.valid_length);
         }
     }
 }

@@ -1,6 +1,5 @@
-//! Forwards the client's frames to the provider. Credentials in messages are blanked; all other bytes remain
-//! unchanged. Messages that are charged by their characters are held until a key and credits are reserved for
-//! them.
+//! Forwards the client's frames to the provider. Credentials in messages are blanked. All other bytes remain
+//! unchanged. Messages that are charged by their characters are held until a key and credits are reserved for them.
 
 use std::mem;
 
@@ -14,8 +13,7 @@ use crate::policy::websocket_frame::{self, FrameHeader, Opcode, Violation};
 #[derive(Debug)]
 pub(super) struct ClientToUpstream {
     dialect: Dialect,
-    /// Smaller frames are buffered until they are complete; larger frames are forwarded in parts of this
-    /// size.
+    /// Smaller frames are buffered until they are complete. Larger frames are forwarded in parts of this size.
     max_frame_part: usize,
     /// Maximum size of a held message.
     max_message_size: usize,
@@ -32,7 +30,7 @@ pub(super) struct ClientToUpstream {
     /// Whether the client has sent a close frame.
     pub(super) has_closed: bool,
     /// Bytes received so far, including frame headers.
-    pub(super) bytes: u64,
+    pub(super) received_bytes: u64,
 }
 
 /// A client frame whose payload is not complete yet.
@@ -42,9 +40,9 @@ struct ClientFrame {
     /// The encoded header, until it is forwarded.
     pending_header: BytesMut,
     /// Bytes of the payload that were not processed yet.
-    remaining: u64,
+    remaining_bytes: u64,
     /// Bytes of the payload that were processed.
-    forwarded: u64,
+    processed_bytes: u64,
     /// Whether the payload cannot be read, and is forwarded unchanged.
     is_opaque: bool,
     /// Whether the header and not all of the payload was forwarded.
@@ -77,7 +75,7 @@ impl PendingMessage {
 pub(super) enum ClientMessage {
     /// All complete frames were forwarded.
     Forwarded,
-    /// A complete message is held until it is [released](ClientToUpstream::release).
+    /// A complete message is held until it is [released](ClientToUpstream::release_message).
     Held(ChargedContent),
     /// The client sent an invalid frame or message.
     Refused(Violation),
@@ -97,11 +95,11 @@ impl ClientToUpstream {
             message_start: Vec::new(),
             staged: BytesMut::new(),
             has_closed: false,
-            bytes: 0,
+            received_bytes: 0,
         }
     }
 
-    /// Whether a frame was forwarded in part, so that no other frame may be inserted.
+    /// Returns whether a frame was forwarded in part, so that no other frame may be inserted.
     pub(super) fn is_in_frame(&self) -> bool {
         self.frame.as_ref().is_some_and(|frame| frame.is_partial)
     }
@@ -123,14 +121,19 @@ impl ClientToUpstream {
     }
 
     /// Processes the bytes in `input`, and appends the bytes to forward to `output`. While a message is
-    /// [held](ClientMessage::Held), nothing may be processed until it is [released](Self::release).
-    pub(super) fn process(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> ClientMessage {
+    /// [held](ClientMessage::Held), nothing may be processed until it is [released](Self::release_message).
+    pub(super) fn process_input(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> ClientMessage {
         let available = input.len();
-        let result = self.process_frames(input, output).unwrap_or_else(ClientMessage::Refused);
-        self.bytes += (available - input.len()) as u64;
-        result
+        let message = self.process_frames(input, output).unwrap_or_else(ClientMessage::Refused);
+        self.received_bytes += (available - input.len()) as u64;
+        message
     }
 
+    /// Processes frames until a message is held, or more bytes are needed.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the client sent an invalid frame or message.
     fn process_frames(
         &mut self,
         input: &mut BytesMut,
@@ -154,7 +157,7 @@ impl ClientToUpstream {
             } else {
                 self.process_payload(&mut frame, input, output)
             };
-            let is_complete = frame.remaining == 0 && frame.pending_header.is_empty();
+            let is_complete = frame.remaining_bytes == 0 && frame.pending_header.is_empty();
             let ends_message = is_complete && frame.header.is_final && !frame.header.opcode.is_control();
             if !is_complete {
                 self.frame = Some(frame);
@@ -176,21 +179,26 @@ impl ClientToUpstream {
     }
 
     /// Forwards the held message.
-    pub(super) fn release(&mut self, output: &mut BytesMut) {
+    pub(super) fn release_message(&mut self, output: &mut BytesMut) {
         output.unsplit(mem::take(&mut self.staged));
         self.message_start = Vec::new();
     }
 
-    /// Whether messages are held, because their characters are charged.
+    /// Returns whether messages are held, because their characters are charged.
     fn holds_messages(&self) -> bool {
         self.dialect.generates_speech()
     }
 
-    /// Whether the content of messages is counted, so that every byte is processed.
+    /// Returns whether the content of messages is counted, so that every byte is processed.
     fn counts_content(&self) -> bool {
         self.holds_messages() || self.dialect == Dialect::Transcription
     }
 
+    /// Removes the next frame header from `input`. Returns `None` if the header is incomplete.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the message must be held and is too large.
     fn read_frame_header(&mut self, input: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
         let Some((header, length)) = websocket_frame::parse_header(input) else { return Ok(None) };
         let pending_header = input.split_to(length);
@@ -210,8 +218,8 @@ impl ClientToUpstream {
         Ok(Some(ClientFrame {
             header,
             pending_header,
-            remaining: header.length,
-            forwarded: 0,
+            remaining_bytes: header.length,
+            processed_bytes: 0,
             is_opaque,
             is_partial: false,
         }))
@@ -226,11 +234,11 @@ impl ClientToUpstream {
         output: &mut BytesMut,
     ) -> bool {
         let Some(mask) = frame.header.mask else { return forward_unchanged(frame, input, output) };
-        let available = available_bytes(frame.remaining, input);
-        let is_whole = available as u64 == frame.remaining;
+        let available = available_bytes(frame.remaining_bytes, input);
+        let is_whole = available as u64 == frame.remaining_bytes;
         let mut message = self.message.unwrap_or_default();
         if !is_whole && available < self.max_frame_part {
-            let is_first = !message.has_output && frame.forwarded == 0;
+            let is_first = !message.has_output && frame.processed_bytes == 0;
             if !self.counts_content() && is_first && is_not_json_object(input, mask) {
                 message.is_opaque = true;
                 self.message = Some(message);
@@ -239,7 +247,7 @@ impl ClientToUpstream {
             return false;
         }
         let mut chunk = input.split_to(available);
-        websocket_frame::apply_mask(&mut chunk, mask, frame.forwarded);
+        websocket_frame::apply_mask(&mut chunk, mask, frame.processed_bytes);
         if self.counts_content() {
             self.counter.process(&chunk);
         }
@@ -252,9 +260,9 @@ impl ClientToUpstream {
         if ends_message {
             self.blanker.finish(&mut blanked);
         }
-        let is_single_frame = is_whole && frame.forwarded == 0 && blanked.len() == available;
-        frame.forwarded += available as u64;
-        frame.remaining -= available as u64;
+        let is_single_frame = is_whole && frame.processed_bytes == 0 && blanked.len() == available;
+        frame.processed_bytes += available as u64;
+        frame.remaining_bytes -= available as u64;
         let original_header = mem::take(&mut frame.pending_header);
         if is_single_frame || ends_message || !blanked.is_empty() {
             if is_single_frame {
@@ -270,7 +278,7 @@ impl ClientToUpstream {
         }
         if self.blanker.is_not_object() && !ends_message && !self.counts_content() {
             message.is_opaque = true;
-            if frame.remaining > 0 {
+            if frame.remaining_bytes > 0 {
                 // The rest of the payload is forwarded unread, as a separate frame.
                 frame.pending_header = header_for_remaining(frame, mask, message);
             }
@@ -285,8 +293,8 @@ impl ClientToUpstream {
 
 /// Encodes the header for the remaining payload of a frame, whose start was forwarded as a separate frame.
 fn header_for_remaining(frame: &ClientFrame, mut mask: [u8; 4], message: PendingMessage) -> BytesMut {
-    mask.rotate_left((frame.forwarded % 4) as usize);
-    let (opcode, length) = (message.next_opcode(), frame.remaining);
+    mask.rotate_left((frame.processed_bytes % 4) as usize);
+    let (opcode, length) = (message.next_opcode(), frame.remaining_bytes);
     let mut encoded = BytesMut::new();
     FrameHeader { opcode, mask: Some(mask), length, ..frame.header }.encode(&mut encoded);
     encoded
@@ -294,18 +302,19 @@ fn header_for_remaining(frame: &ClientFrame, mut mask: [u8; 4], message: Pending
 
 /// Forwards the available bytes of a frame unchanged. Returns whether any bytes were available.
 fn forward_unchanged(frame: &mut ClientFrame, input: &mut BytesMut, output: &mut BytesMut) -> bool {
-    let available = available_bytes(frame.remaining, input);
+    let available = available_bytes(frame.remaining_bytes, input);
     let has_progress = available > 0 || !frame.pending_header.is_empty();
     output.extend_from_slice(&frame.pending_header);
     frame.pending_header.clear();
     output.extend_from_slice(&input[..available]);
     input.advance(available);
-    frame.remaining -= available as u64;
-    frame.forwarded += available as u64;
-    frame.is_partial = frame.remaining > 0;
+    frame.remaining_bytes -= available as u64;
+    frame.processed_bytes += available as u64;
+    frame.is_partial = frame.remaining_bytes > 0;
     has_progress
 }
 
+/// Returns the number of bytes in `input` that belong to a payload of which `remaining` bytes are left.
 fn available_bytes(remaining: u64, input: &BytesMut) -> usize {
     usize::try_from(remaining).map_or(input.len(), |remaining| remaining.min(input.len()))
 }
@@ -314,9 +323,9 @@ fn available_bytes(remaining: u64, input: &BytesMut) -> usize {
 /// bytes arrive.
 const MAX_FIRST_CHARACTER_SCAN: usize = 64;
 
-/// Whether the start of a message shows that it is not a JSON object.
+/// Returns whether the start of a message shows that it is not a JSON object.
 fn is_not_json_object(masked: &[u8], mask: [u8; 4]) -> bool {
     let start = masked.iter().take(MAX_FIRST_CHARACTER_SCAN);
-    let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);
+    let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, mask_byte)| byte ^ mask_byte);
     bytes.find(|byte| !b" \t\r\n".contains(byte)).is_some_and(|byte| byte != b'{')
 }

@@ -6,8 +6,14 @@ use serde_json::json;
 use crate::elevenlabs::socket::Dialect;
 use crate::policy::websocket_frame::{FrameHeader, Opcode, apply_mask, close_payload};
 
-/// The close code of a refusal (RFC 6455, section 7.4.1).
+/// The close code of a refusal. RFC 6455, section 7.4.1, and the IANA registry define the codes.
 pub(super) const POLICY_VIOLATION: u16 = 1008;
+/// The close code of an endpoint that ends the session for a reason that is not an error of the receiver.
+pub(super) const GOING_AWAY: u16 = 1001;
+/// The close code of a server that restarts.
+pub(super) const SERVICE_RESTART: u16 = 1012;
+/// The close code of a server that is overloaded.
+pub(super) const TRY_AGAIN_LATER: u16 = 1013;
 
 /// The mask of close frames to the provider. It may be constant, because masks must be unpredictable only for
 /// data that a client chooses.

@@ -34,7 +34,7 @@ impl<C: Connect> Session<C> {
             (None, SessionEnd::UpstreamReset) if !self.upstream_to_client.is_served => Outcome::NoResponse,
             (None, end) => end.outcome(),
         };
-        let bytes = [self.client_to_upstream.bytes, self.upstream_to_client.bytes];
+        let bytes = [self.client_to_upstream.received_bytes, self.upstream_to_client.received_bytes];
         let audio = self.speech.audio_duration(self.client_to_upstream.audio_bytes());
         self.attempt.record_audio(audio);
         let record = self.attempt.record_end((!self.is_between_keys).then_some(outcome), bytes);
@@ -113,7 +113,7 @@ impl UpstreamStream {
             let frame_bytes = &mut from_upstream.bytes;
             let following_bytes = frame_bytes.split_off(frame_remaining.min(frame_bytes.len()));
             let former_length = frame_bytes.len();
-            let _ = upstream_to_client.process(frame_bytes, &mut to_client.bytes);
+            let _ = upstream_to_client.process_input(frame_bytes, &mut to_client.bytes);
             let has_progress = frame_bytes.len() < former_length;
             frame_bytes.unsplit(following_bytes);
             if ready!(to_client.poll_send(cx, client)).is_err() {

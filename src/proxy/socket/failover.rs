@@ -1,5 +1,5 @@
-//! Fails a session over to another key, if the provider refuses the current key before it has sent a useful
-//! message. The client's opening messages are sent again.
+//! Fails a session over to another key, if the provider refuses the current key or disconnects before it has sent a
+//! useful message. The client's opening messages are sent again.
 
 use tokio::time::timeout;
 
@@ -13,6 +13,7 @@ use crate::policy::verdict::Verdict;
 use crate::policy::websocket_frame::Sender;
 use crate::pool::Lease;
 use crate::proxy::attempt::SentText;
+use crate::proxy::exchange::PoolResponse;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
@@ -92,8 +93,8 @@ impl<C: Connect> Session<C> {
         has_new_key
     }
 
-    /// Continues the session with the key of `lease`. Returns whether the provider accepted the handshake;
-    /// otherwise the session keeps its current upstream connection.
+    /// Continues the session with the key of `lease`. Returns whether the provider accepted the handshake. If it did
+    /// not, the session keeps its current upstream connection.
     pub(super) async fn change_key(&mut self, lease: Lease) -> bool {
         self.is_between_keys = true;
         let has_changed = self.connect_with(lease).await;
@@ -111,7 +112,8 @@ impl<C: Connect> Session<C> {
         let retry_timeout = context.config.limits.retry_timeout;
         // The future is boxed, so that the many sessions that never fail over do not reserve its memory.
         let connect = Box::pin(async {
-            let (response, _, attempt) = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
+            let sent = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
+            let PoolResponse { response, attempt, .. } = sent;
             if !response.is_switched() {
                 return None;
             }

@@ -52,12 +52,12 @@ impl<C> FirstMessageAuth<C> {
     pub(in crate::proxy) fn detect(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
         let is_handshake =
             headers::is_websocket_upgrade(request.method(), request.version(), request.headers());
-        // The processing of the request rejects a handshake with a body.
+        // `head::route` rejects a handshake with a body.
         if !is_handshake || !request.body().is_end_stream() {
             return None;
         }
         let config = proxy.config.load_full();
-        // The processing of the request rejects an ambiguous path.
+        // `head::route` rejects an ambiguous path.
         let dialect = websocket_dialect(request.uri().path())?;
         let has_no_token =
             headers::presented_credentials(request.headers(), request.uri().query()).next().is_none();
@@ -97,7 +97,7 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
         ClientToUpstream::new(dialect, limits.max_frame_part(), MAX_AUTH_MESSAGE_SIZE);
     let (mut input, mut output) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
     loop {
-        match client_to_upstream.process(&mut input, &mut output) {
+        match client_to_upstream.process_input(&mut input, &mut output) {
             ClientMessage::Held(_) => return Ok(credential_in_message(&client_to_upstream.message_start)),
             ClientMessage::Refused(violation) => {
                 return Err(SessionEnd::Violated(violation, SessionSide::Client));

@@ -122,7 +122,7 @@ impl<C> Handshake<C> {
 /// documents.
 const TOKEN_PARAMETERS: [&str; 3] = ["token", "single_use_token", "conversation_signature"];
 
-/// Splits a 101 response into its head and its upgraded stream.
+/// Splits a 101 response into its head and its upgraded stream. Fails when the connection broke after the head.
 pub(super) fn into_upgraded(response: UpstreamResponse) -> Result<(Parts, UpgradedConnection), ProxyError> {
     let broken = |error| SendError { progress: Progress::NoResponse, kind: SendErrorKind::Broken(error) };
     let upgraded = response.body.into_inner().into_upgraded().map_err(broken)?;

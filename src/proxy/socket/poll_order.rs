@@ -1,10 +1,9 @@
-//! Divides the time of a session fairly: alternates the direction that is polled first, and limits the events that
-//! are handled before other tasks run. A flood in one direction thus starves neither the other direction nor the
-//! timers.
+//! Divides the time of a session fairly. It alternates the direction that is polled first, and limits the number of
+//! events before other tasks run. A flood in one direction thus starves neither the other direction nor the timers.
 
-/// Maximum consecutive events before the timers are polled and other tasks run. One read can contain
+/// Maximum number of consecutive events before the timers are polled and other tasks run. One read can contain
 /// thousands of small messages.
-const EVENTS_PER_TURN: u32 = 64;
+const MAX_EVENTS_PER_TURN: u32 = 64;
 
 /// The polling order of the directions, and the number of consecutive events.
 #[derive(Debug, Default)]
@@ -28,7 +27,7 @@ impl PollOrder {
     /// Counts an event. Returns whether timers and other tasks must run before the next event.
     pub(super) fn count_event(&mut self) -> bool {
         self.events += 1;
-        let is_turn_over = self.events > EVENTS_PER_TURN;
+        let is_turn_over = self.events > MAX_EVENTS_PER_TURN;
         if is_turn_over {
             self.events = 0;
         }
@@ -71,10 +70,10 @@ mod tests {
         let mut order = PollOrder::default();
         for _ in 0..3 {
             let events = (0..).take_while(|_| !order.count_event()).count();
-            assert_eq!(events, EVENTS_PER_TURN as usize);
+            assert_eq!(events, MAX_EVENTS_PER_TURN as usize);
         }
         assert!(!order.count_event());
         order.reset();
-        assert_eq!((0..).take_while(|_| !order.count_event()).count(), EVENTS_PER_TURN as usize);
+        assert_eq!((0..).take_while(|_| !order.count_event()).count(), MAX_EVENTS_PER_TURN as usize);
     }
 }

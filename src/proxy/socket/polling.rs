@@ -18,9 +18,9 @@ use crate::policy::websocket_frame::{StreamEnd, Violation};
 use crate::proxy::socket_limits::SocketLimits;
 use crate::upstream::Connect;
 
-/// Maximum number of reads of one direction before the other direction is polled. The reads return up to 128
-/// KiB.
-const READS_PER_TURN: u32 = 8;
+/// Maximum number of reads of one direction before the other direction is polled. Together, these reads return at
+/// most 128 KiB.
+const MAX_READS_PER_TURN: u32 = 8;
 /// Maximum number of bytes that are read from the client while the provider accepts no bytes, so that a
 /// disconnect is detected.
 const MAX_READ_AHEAD: usize = 64 * 1024;
@@ -36,16 +36,16 @@ impl<C: Connect> Session<C> {
             cx.waker().wake_by_ref();
             return self.poll_timer(cx);
         }
-        if let Poll::Ready(result) = self.speech.poll_reservation(cx) {
-            return Poll::Ready(SessionEvent::Reserved(result));
+        if let Poll::Ready(reservation_result) = self.speech.poll_reservation(cx) {
+            return Poll::Ready(SessionEvent::Reserved(reservation_result));
         }
         let mut has_more = false;
         for direction in self.poll_order.next_order() {
-            let turn = match direction {
+            let turn_poll = match direction {
                 Direction::ToUpstream => self.poll_to_upstream(cx, client),
                 Direction::ToClient => self.poll_to_client(cx, client),
             };
-            match turn {
+            match turn_poll {
                 Poll::Ready(Some(event)) => return Poll::Ready(event),
                 Poll::Ready(None) => has_more = true,
                 Poll::Pending => {}
@@ -78,7 +78,7 @@ impl<C: Connect> Session<C> {
                 .poll_read_ahead(cx, client, &mut limits)
                 .map(|end| Some(SessionEvent::End(end)));
         }
-        for _ in 0..READS_PER_TURN {
+        for _ in 0..MAX_READS_PER_TURN {
             let send_poll = if self.is_upload_closed {
                 Poll::Pending
             } else {
@@ -108,9 +108,9 @@ impl<C: Connect> Session<C> {
                 if let Some(violation) = self.from_client.violation() {
                     return Poll::Ready(Some(client_violation(violation)));
                 }
-                let buffered = self.from_client.bytes.len();
-                if buffered >= MAX_READ_AHEAD
-                    || (buffered >= MAX_READ_SIZE && !self.reserve_memory(MAX_READ_SIZE))
+                let buffered_bytes = self.from_client.bytes.len();
+                if buffered_bytes >= MAX_READ_AHEAD
+                    || (buffered_bytes >= MAX_READ_SIZE && !self.reserve_memory(MAX_READ_SIZE))
                 {
                     return Poll::Pending;
                 }
@@ -122,7 +122,7 @@ impl<C: Connect> Session<C> {
         Poll::Ready(None)
     }
 
-    /// Processes the buffered bytes of the client.
+    /// Processes the buffered bytes of the client. Returns an event that the session must handle, if any.
     fn process_client_bytes(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
         if is_metered
@@ -132,19 +132,19 @@ impl<C: Connect> Session<C> {
             return Some(SessionEvent::End(SessionEnd::QuotaExceeded(owner)));
         }
         let message =
-            self.client_to_upstream.process(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
+            self.client_to_upstream.process_input(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
         self.extend_opening_messages(0);
         match message {
             ClientMessage::Held(content) => return Some(SessionEvent::HeldMessage(content)),
             ClientMessage::Refused(violation) => return Some(client_violation(violation)),
             ClientMessage::Forwarded => {}
         }
-        let buffered = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
+        let buffered_bytes = self.from_client.bytes.len() + self.client_to_upstream.held_bytes();
         let max_size = self.limits().max_session_buffer;
-        if buffered > max_size {
+        if buffered_bytes > max_size {
             return Some(client_violation(Violation::TooLarge));
         }
-        if self.opening_messages.as_ref().is_some_and(|messages| buffered + messages.len() > max_size) {
+        if self.opening_messages.as_ref().is_some_and(|messages| buffered_bytes + messages.len() > max_size) {
             self.opening_messages = None;
         }
         // A violation ends the session after the preceding frames are forwarded.
@@ -178,12 +178,13 @@ impl<C: Connect> Session<C> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        for _ in 0..READS_PER_TURN {
+        for _ in 0..MAX_READS_PER_TURN {
             if ready!(self.to_client.poll_send(cx, client)).is_err() {
                 return end_session(SessionEnd::ClientDisconnected);
             }
-            if let Some(event) =
-                self.upstream_to_client.process(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
+            if let Some(event) = self
+                .upstream_to_client
+                .process_input(&mut self.from_upstream.bytes, &mut self.to_client.bytes)
             {
                 return Poll::Ready(Some(SessionEvent::Upstream(event)));
             }
@@ -231,8 +232,8 @@ impl<C: Connect> Session<C> {
             let Some(next_deadline) = next_deadline else { return Poll::Pending };
             let timer =
                 self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next_deadline.into())));
-            // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is
-            // reset now.
+            // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is reset
+            // immediately.
             if timer.is_elapsed() || timer.deadline() > next_deadline.into() {
                 timer.as_mut().reset(next_deadline.into());
             }
@@ -240,7 +241,7 @@ impl<C: Connect> Session<C> {
         }
     }
 
-    /// Returns the deadlines of the session, if no data is received until then, with their events.
+    /// Returns the deadlines of the session with their events. Data that is received later may move a deadline.
     fn deadlines(&mut self, limits: &SocketLimits, now: Instant) -> [(Option<Instant>, SessionEvent); 4] {
         let SocketLimits { idle_timeout, max_session_duration, speech_idle_timeout, close_timeout, .. } =
             *limits;
@@ -269,10 +270,12 @@ impl<C: Connect> Session<C> {
     }
 }
 
+/// Returns the event that ends the session for the reason `end`.
 fn end_session(end: SessionEnd) -> Poll<Option<SessionEvent>> {
     Poll::Ready(Some(SessionEvent::End(end)))
 }
 
+/// Returns the event that ends the session because the client violates the protocol.
 fn client_violation(violation: Violation) -> SessionEvent {
     SessionEvent::End(SessionEnd::Violated(violation, SessionSide::Client))
 }
@@ -281,12 +284,12 @@ fn client_violation(violation: Violation) -> SessionEvent {
 mod tests {
     use super::*;
 
-    /// A resource that is polled after tokio's task budget is exhausted returns pending, even if it is
-    /// ready. Both directions and the timers must therefore be polled within that budget.
+    /// After tokio's task budget is exhausted, each resource returns `Pending`, even if it is ready. Both directions
+    /// and the timers must therefore be polled within that budget.
     #[test]
     fn one_turn_of_both_directions_fits_into_the_task_budget() {
-        const BUDGET: u32 = 128;
+        const TASK_BUDGET: u32 = 128;
         const CALLS_PER_READ: u32 = 3;
-        const { assert!(2 * READS_PER_TURN * CALLS_PER_READ < BUDGET) };
+        const { assert!(2 * MAX_READS_PER_TURN * CALLS_PER_READ < TASK_BUDGET) };
     }
 }

@@ -130,7 +130,7 @@ impl<C: Connect> Session<C> {
                 context
                     .retry
                     .affinity
-                    .remember_not_found(&self.proxy.not_found_cache, context.config.limits.not_found_ttl);
+                    .cache_not_found(&self.proxy.not_found_cache, context.config.limits.not_found_ttl);
             }
             self.refusal = Some(verdict);
         }

@@ -12,7 +12,7 @@ use super::buffers::{self, ReadBuffer, SendBuffer};
 use super::client_to_upstream::ClientToUpstream;
 use super::poll_order::PollOrder;
 use super::session_end::SessionEnd;
-use super::speech_permit::{ReservationResult, SpeechPermit};
+use super::speech_tracker::{ReservationResult, SpeechTracker};
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
 use crate::body::budget::BufferReservation;
 use crate::clock;
@@ -68,10 +68,9 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) to_client: SendBuffer,
     pub(super) client_to_upstream: ClientToUpstream,
     pub(super) upstream_to_client: UpstreamToClient,
-    /// The client's messages so far, for a failover, or `None` if they are too long or the session can no
-    /// longer fail over.
+    /// The client's messages so far, for a failover, or `None` if they are too long or the session cannot fail over.
     pub(super) opening_messages: Option<Vec<u8>>,
-    pub(super) speech: SpeechPermit,
+    pub(super) speech: SpeechTracker,
     /// The time at which the current failover started.
     pub(super) failover_started_at: Option<Instant>,
     /// Whether the attempt has ended and the next one has not started.
@@ -86,6 +85,7 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) is_queued: bool,
     pub(super) poll_order: PollOrder,
     pub(super) started_at: Instant,
+    /// The time at which data was last received from a side.
     pub(super) last_activity: Instant,
     /// The time at which the second side sent its close frame.
     pub(super) closed_at: Option<Instant>,
@@ -108,11 +108,11 @@ pub(super) enum SessionEvent {
     Upstream(UpstreamEvent),
     /// Speech generation has been idle for its timeout.
     SpeechIdle,
-    /// The session ends.
+    /// The session must end for this reason.
     End(SessionEnd),
 }
 
-/// Whether the credit quotas of the client and its user are checked while a session runs. Text-to-speech
+/// Returns whether the credit quotas of the client and its user are checked while a session runs. Text-to-speech
 /// sessions instead check the quotas before each text is forwarded.
 fn needs_quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
     let rules = pooled.map(|pooled| &pooled.context.retry.client.rules);
@@ -144,7 +144,7 @@ impl<C> Session<C> {
             ),
             upstream_to_client: UpstreamToClient::new(dialect, has_token, redactor),
             opening_messages: (pooled.is_some() && dialect != Dialect::Foreign).then(Vec::new),
-            speech: SpeechPermit::new(audio_format.as_deref()),
+            speech: SpeechTracker::new(audio_format.as_deref()),
             _open: proxy.metrics.open_session(dialect),
             upstream: upstream.stream,
             from_client: ReadBuffer::new(Sender::Client, dialect.is_inspected(), Bytes::new().into()),
@@ -174,6 +174,7 @@ impl<C> Session<C> {
         }
     }
 
+    /// Returns the limits of the configuration with which the session started.
     pub(super) fn limits(&self) -> SocketLimits {
         self.config.limits.websocket
     }
@@ -202,8 +203,8 @@ impl<C> Session<C> {
         self.reservation.try_resize(bytes + additional_bytes)
     }
 
-    /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is exhausted, frees the opening
-    /// messages first. The session can then no longer fail over.
+    /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is exhausted, frees the opening messages
+    /// first. After that, the session cannot fail over.
     pub(super) fn reserve_memory_or_drop_opening(&mut self) -> bool {
         self.reserve_memory(0) || (self.opening_messages.take().is_some() && self.reserve_memory(0))
     }

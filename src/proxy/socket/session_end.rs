@@ -1,7 +1,7 @@
 //! Defines the reasons for the end of a session. The reason determines the close frame for each side and the outcome
 //! in the access log.
 
-use super::close_frames::POLICY_VIOLATION;
+use super::close_frames::{GOING_AWAY, POLICY_VIOLATION, SERVICE_RESTART, TRY_AGAIN_LATER};
 use crate::policy::outcome::Outcome;
 use crate::policy::websocket_frame::Violation;
 use crate::proxy::client_usage::QuotaOwner;
@@ -37,9 +37,7 @@ pub(super) enum SessionEnd {
 /// One side of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionSide {
-    /// The client.
     Client,
-    /// The provider.
     Upstream,
 }
 
@@ -49,24 +47,30 @@ impl SessionEnd {
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientDisconnected | Self::UpstreamReset => None,
-            Self::ClientClosed { code } => Some([(code, ""), (1001, "")]),
-            Self::Violated(violation, SessionSide::Client) => Some([violation.close(), (1001, "")]),
+            Self::ClientClosed { code } => Some([(code, ""), (GOING_AWAY, "")]),
+            Self::Violated(violation, SessionSide::Client) => Some([violation.close(), (GOING_AWAY, "")]),
             Self::Violated(violation, SessionSide::Upstream) => Some([violation.close(); 2]),
-            Self::Shutdown => Some([(1012, "Keychoir is restarting. Connect again."), (1001, "")]),
-            Self::Idle => Some([(1001, "The session was idle for too long."), (1001, "")]),
-            Self::MaxDuration => Some([(1001, "The session has reached its maximum duration."), (1001, "")]),
-            Self::BuffersFull => {
-                Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
+            Self::Shutdown => {
+                Some([(SERVICE_RESTART, "Keychoir is restarting. Connect again."), (GOING_AWAY, "")])
             }
+            Self::Idle => Some([(GOING_AWAY, "The session was idle for too long."), (GOING_AWAY, "")]),
+            Self::MaxDuration => {
+                Some([(GOING_AWAY, "The session has reached its maximum duration."), (GOING_AWAY, "")])
+            }
+            Self::BuffersFull => Some([
+                (TRY_AGAIN_LATER, "Keychoir has no memory left for this session. Try again later."),
+                (GOING_AWAY, ""),
+            ]),
             Self::QuotaExceeded(QuotaOwner::Client) => {
-                Some([(POLICY_VIOLATION, "This client has used its quota of credits."), (1001, "")])
+                Some([(POLICY_VIOLATION, "This client has used its quota of credits."), (GOING_AWAY, "")])
             }
             Self::QuotaExceeded(QuotaOwner::User) => {
-                Some([(POLICY_VIOLATION, "This user has used its quota of credits."), (1001, "")])
+                Some([(POLICY_VIOLATION, "This user has used its quota of credits."), (GOING_AWAY, "")])
             }
         }
     }
 
+    /// Returns the outcome for the access log.
     pub(super) fn outcome(self) -> Outcome {
         match self {
             Self::Closed => Outcome::Served,

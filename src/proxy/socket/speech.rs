@@ -1,17 +1,18 @@
-//! Forwards the messages of a session that are charged by their characters. Their text needs a concurrency
-//! slot while speech is generated, credits, and the account that owns the resources that the messages name.
+//! Forwards the messages of a session that are charged by their characters. A text is forwarded when its credits and
+//! a concurrency slot are reserved, with a key of the account that owns the resources that the messages name.
 
 use std::sync::Arc;
 
 use super::session::{PooledSession, Session};
 use super::session_end::SessionEnd;
-use super::speech_permit::ReservationResult;
+use super::speech_tracker::ReservationResult;
 use crate::clock;
 use crate::elevenlabs::socket::{ChargedContent, has_single_use_token};
 use crate::policy::replay::Progress;
 use crate::pool::Reserved;
 use crate::proxy::attempt::SentText;
 use crate::proxy::client_usage::{ClientLimitExceeded, QuotaOwner};
+use crate::proxy::retry_state::SessionKeyUse;
 use crate::telemetry::log_transitions;
 use crate::upstream::Connect;
 
@@ -22,7 +23,7 @@ impl<C: Connect> Session<C> {
     ///
     /// # Errors
     ///
-    /// Fails when a quota is insufficient, with the end of the session.
+    /// Returns the reason for the end of the session if a quota is insufficient.
     pub(super) async fn reserve_text_credits(&mut self, content: ChargedContent) -> Result<(), SessionEnd> {
         let Some(PooledSession { context, .. }) = self.pooled.as_ref().filter(|_| content.characters > 0)
         else {
@@ -89,16 +90,17 @@ impl<C: Connect> Session<C> {
             context.retry.set_speech_requirements(credits, context.meta.speech_group);
         }
         let additional_credits = credits.saturating_sub(self.attempt.charged_credits());
+        let key_use = if is_open { SessionKeyUse::Required } else { SessionKeyUse::Preferred };
         let key_request =
-            context.retry.speech_request(additional_credits, context.meta.speech_group, &key, is_open);
+            context.retry.speech_request(additional_credits, context.meta.speech_group, &key, key_use);
         let (pool, roster) = (Arc::clone(&self.proxy.pool), Arc::clone(&context.retry.roster));
         self.speech.reservation = Some(Box::pin(async move { pool.reserve(&roster, &key_request).await }));
     }
 
     /// Forwards the held message with the reserved key. If the reservation failed, the current key is used,
     /// and the provider accepts or refuses the text.
-    pub(super) async fn apply_reservation(&mut self, result: ReservationResult) {
-        if let Ok(Reserved { lease, transitions }) = result {
+    pub(super) async fn apply_reservation(&mut self, reservation_result: ReservationResult) {
+        if let Ok(Reserved { lease, transitions }) = reservation_result {
             log_transitions(&transitions);
             let is_same_key = self.attempt.key().is_some_and(|key| Arc::ptr_eq(key, lease.key()));
             if is_same_key {
@@ -127,7 +129,7 @@ impl<C: Connect> Session<C> {
     /// Forwards the held message with the current key.
     pub(super) fn forward_held_message(&mut self) {
         let start = self.to_upstream.bytes.len();
-        self.client_to_upstream.release(&mut self.to_upstream.bytes);
+        self.client_to_upstream.release_message(&mut self.to_upstream.bytes);
         self.speech.forwarded_characters = self.speech.requested_characters;
         self.attempt.set_text_credits(self.text_price(self.speech.forwarded_characters));
         self.extend_opening_messages(start);

@@ -1,5 +1,5 @@
-//! Runs a connection after its 101 response. If the handshake had no token, the client is first authenticated
-//! by its first message, and its request is processed.
+//! Runs a connection after its 101 response. If the handshake had no token, first authenticates the client by its
+//! first message, and sends its request to the provider.
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
@@ -20,6 +20,14 @@ use crate::proxy::error::ProxyError;
 use crate::proxy::reply::{AcceptedSession, SocketStage, UpstreamReply};
 use crate::upstream::Connect;
 
+/// A session whose client has authenticated.
+struct AuthenticatedSession<C, S> {
+    session: Box<Session<C>>,
+    client: S,
+    /// The bytes that the client has sent so far.
+    early_bytes: Bytes,
+}
+
 impl<C: Connect> AcceptedSession<C> {
     /// Runs the session with `client`, which has already sent `early_bytes`, until the session ends.
     ///
@@ -27,8 +35,8 @@ impl<C: Connect> AcceptedSession<C> {
     ///
     /// Dropping the future closes both connections, and writes the usage record.
     pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early_bytes: Bytes) {
-        let (session, client, early_bytes) = match self.0 {
-            SocketStage::Open(session) => (session, client, early_bytes),
+        let AuthenticatedSession { session, client, early_bytes } = match self.0 {
+            SocketStage::Open(session) => AuthenticatedSession { session, client, early_bytes },
             // The future is boxed, so that its memory is freed before the session runs.
             SocketStage::Unauthenticated(session) => {
                 match Box::pin(session.authenticate(client, early_bytes)).await {
@@ -42,12 +50,11 @@ impl<C: Connect> AcceptedSession<C> {
 }
 
 impl<C: Connect> UnauthenticatedSession<C> {
-    /// Waits for the token and processes the request with it. Returns the session and the client's bytes so
-    /// far, or `None` after an error was sent to the client.
+    /// Waits for the token and processes the request with it. Returns `None` after an error was sent to the client.
     ///
     /// A disconnect, a close frame or a protocol violation of the client cancels the processing of the
     /// request.
-    async fn authenticate<S>(self, mut client: S, early_bytes: Bytes) -> Option<(Box<Session<C>>, S, Bytes)>
+    async fn authenticate<S>(self, mut client: S, early_bytes: Bytes) -> Option<AuthenticatedSession<C, S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -66,12 +73,12 @@ impl<C: Connect> UnauthenticatedSession<C> {
                 result.unwrap_or(Ok(None)).map_err(AuthFailure::SessionEnded)
             }
         };
-        let result = match token_result {
+        let reply_result = match token_result {
             Err(failure) => Err(failure),
             Ok(token) => {
                 let forward_request = async {
-                    let value = token.and_then(|token| HeaderValue::try_from(token).ok());
-                    let token_header = value.ok_or(Unauthenticated::MissingToken)?;
+                    let token_header = token.and_then(|token| HeaderValue::try_from(token).ok());
+                    let token_header = token_header.ok_or(Unauthenticated::MissingToken)?;
                     request.headers_mut().insert(headers::TOKEN_HEADER, token_header);
                     proxy.forward_request(request, &mut log.summary).await
                 };
@@ -86,9 +93,10 @@ impl<C: Connect> UnauthenticatedSession<C> {
             }
         };
         let mut last_frames = SendBuffer::default();
-        match result {
+        match reply_result {
             Ok(UpstreamReply::Handshake(handshake)) => {
-                return Some((handshake.into_session(log), client, from_client.bytes.freeze()));
+                let (session, early_bytes) = (handshake.into_session(log), from_client.bytes.freeze());
+                return Some(AuthenticatedSession { session, client, early_bytes });
             }
             Ok(UpstreamReply::Response { response, .. }) => {
                 let status = response.head.status.as_u16();

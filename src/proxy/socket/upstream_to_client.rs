@@ -1,6 +1,6 @@
-//! Forwards the provider's frames to the client, with keys redacted in messages and control frames. Frames
-//! are held until a useful message shows that the provider serves the session, so that a refusal that causes
-//! a failover never reaches the client.
+//! Forwards the provider's frames to the client, with keys redacted in messages and control frames. Frames are held
+//! until a useful message shows that the provider serves the session. A refusal that causes a failover thus never
+//! reaches the client.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(super) struct UpstreamToClient {
     /// Whether the current message is readable text.
     is_text: bool,
     /// The current message so far, or `None` if it is too long for a refusal.
-    text: Option<Vec<u8>>,
+    message_text: Option<Vec<u8>>,
     /// The end of the forwarded part of the current message, if a key may start in it.
     partial_key: Vec<u8>,
     /// Whether an unknown error was received. The following close frame decides whether the error is a
@@ -42,14 +42,15 @@ pub(super) struct UpstreamToClient {
     /// Whether the provider has sent a close frame.
     pub(super) has_closed: bool,
     /// Bytes received so far, including frame headers.
-    pub(super) bytes: u64,
+    pub(super) received_bytes: u64,
 }
 
+/// A frame of the provider whose payload is not complete yet.
 #[derive(Debug)]
 struct UpstreamFrame {
     header: FrameHeader,
     /// Bytes of the payload that were not processed yet.
-    remaining: u64,
+    remaining_bytes: u64,
 }
 
 /// A message or close frame from the provider.
@@ -80,19 +81,19 @@ impl UpstreamToClient {
             frame: None,
             is_in_message: false,
             is_text: false,
-            text: None,
+            message_text: None,
             partial_key: Vec::new(),
             has_unknown_error: false,
             has_closed: false,
-            bytes: 0,
+            received_bytes: 0,
         }
     }
 
-    /// Forwards the held frames now, and later frames immediately.
+    /// Forwards the held frames. Later frames are forwarded without being held.
     pub(super) fn open(&mut self, output: &mut BytesMut) {
         self.is_open = true;
-        // The first message is not needed anymore.
-        self.text = None;
+        // The first message is needed only until it is forwarded.
+        self.message_text = None;
         self.forward_held(output);
     }
 
@@ -106,7 +107,7 @@ impl UpstreamToClient {
     pub(super) fn reset(&mut self) {
         self.held = BytesMut::new();
         (self.frame, self.is_in_message, self.has_closed) = (None, false, false);
-        (self.is_text, self.text) = (false, None);
+        (self.is_text, self.message_text) = (false, None);
         self.has_unknown_error = false;
         self.partial_key = Vec::new();
     }
@@ -119,37 +120,44 @@ impl UpstreamToClient {
     /// Returns the number of remaining bytes of the current frame. Until they are forwarded, no other frame
     /// may be inserted.
     pub(super) fn frame_remaining(&self) -> u64 {
-        self.frame.as_ref().map_or(0, |frame| frame.remaining)
+        self.frame.as_ref().map_or(0, |frame| frame.remaining_bytes)
     }
 
     /// Returns the first message, until it is forwarded.
     pub(super) fn first_message(&self) -> &[u8] {
-        self.text.as_deref().unwrap_or_default()
+        self.message_text.as_deref().unwrap_or_default()
     }
 
     /// Returns the memory of the held bytes.
     pub(super) fn capacity(&self) -> usize {
-        self.held.capacity() + self.text.as_ref().map_or(0, Vec::capacity) + self.partial_key.capacity()
+        self.held.capacity()
+            + self.message_text.as_ref().map_or(0, Vec::capacity)
+            + self.partial_key.capacity()
     }
 
     /// Processes the bytes in `input`, and appends the bytes to forward to `output`. Returns the next event,
     /// after which more bytes may be left to process.
-    pub(super) fn process(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Option<UpstreamEvent> {
+    pub(super) fn process_input(
+        &mut self,
+        input: &mut BytesMut,
+        output: &mut BytesMut,
+    ) -> Option<UpstreamEvent> {
         let available = input.len();
         let event = self.process_frames(input, output);
-        self.bytes += (available - input.len()) as u64;
+        self.received_bytes += (available - input.len()) as u64;
         event
     }
 
+    /// Processes frames until the next event, or until more bytes are needed.
     fn process_frames(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Option<UpstreamEvent> {
         loop {
             let frame = match self.frame.take() {
                 Some(frame) => frame,
                 None => self.read_frame_header(input, output)?,
             };
-            let available =
-                usize::try_from(frame.remaining).map_or(input.len(), |remaining| remaining.min(input.len()));
-            let is_whole = available as u64 == frame.remaining;
+            let available = usize::try_from(frame.remaining_bytes)
+                .map_or(input.len(), |remaining| remaining.min(input.len()));
+            let is_whole = available as u64 == frame.remaining_bytes;
             let is_control = frame.header.opcode.is_control();
             let is_small = is_control && frame.header.length <= MAX_CONTROL_PAYLOAD;
             let is_close = frame.header.opcode == Opcode::Close && is_small;
@@ -163,20 +171,20 @@ impl UpstreamToClient {
                 return Some(self.process_close(&frame.header, payload, output));
             }
             if is_small {
-                self.emit_header(&frame.header, output);
+                self.forward_or_hold_header(&frame.header, output);
             }
-            let length = self.redact(&frame.header, input, available, is_whole);
+            let length = self.redact_payload(&frame.header, input, available, is_whole);
             let chunk = input.split_to(length);
             if !is_control {
                 self.collect_text(&chunk);
             }
-            self.emit(frame.header.opcode, &chunk, output);
-            let remaining = frame.remaining - length as u64;
+            self.forward_or_hold(frame.header.opcode, &chunk, output);
+            let remaining = frame.remaining_bytes - length as u64;
             let frame_event = match remaining {
                 0 if frame.header.is_final && !is_control => self.classify_message(),
                 0 => None,
                 _ => {
-                    self.frame = Some(UpstreamFrame { header: frame.header, remaining });
+                    self.frame = Some(UpstreamFrame { header: frame.header, remaining_bytes: remaining });
                     None
                 }
             };
@@ -195,11 +203,12 @@ impl UpstreamToClient {
         }
     }
 
+    /// Removes the next frame header from `input`. Returns `None` if the header is incomplete.
     fn read_frame_header(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Option<UpstreamFrame> {
         let (header, length) = websocket_frame::parse_header(input)?;
         let header_bytes = input.split_to(length);
         if !header.opcode.is_control() || header.length > MAX_CONTROL_PAYLOAD {
-            self.emit(header.opcode, &header_bytes, output);
+            self.forward_or_hold(header.opcode, &header_bytes, output);
         }
         if !header.opcode.is_control() {
             self.is_in_message = !header.is_final;
@@ -211,27 +220,27 @@ impl UpstreamToClient {
             Opcode::Text => {
                 // Payload that an extension has changed cannot be read.
                 self.is_text = header.reserved == 0 && header.mask.is_none();
-                self.text = Some(Vec::new());
+                self.message_text = Some(Vec::new());
             }
             Opcode::Binary => {
                 self.is_text = false;
-                self.text = None;
+                self.message_text = None;
             }
             Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Reserved(_) => {}
         }
-        Some(UpstreamFrame { header, remaining: header.length })
+        Some(UpstreamFrame { header, remaining_bytes: header.length })
     }
 
-    /// Emits the header of a control frame, which is forwarded together with its payload.
-    fn emit_header(&mut self, header: &FrameHeader, output: &mut BytesMut) {
+    /// Forwards or holds the header of a control frame. The header precedes its payload immediately.
+    fn forward_or_hold_header(&mut self, header: &FrameHeader, output: &mut BytesMut) {
         let mut bytes = Vec::new();
         header.encode(&mut bytes);
-        self.emit(header.opcode, &bytes, output);
+        self.forward_or_hold(header.opcode, &bytes, output);
     }
 
     /// Forwards or holds bytes. Pings and pongs are always forwarded, because the client must reply to a ping
     /// even before the session is served.
-    fn emit(&mut self, opcode: Opcode, bytes: &[u8], output: &mut BytesMut) {
+    fn forward_or_hold(&mut self, opcode: Opcode, bytes: &[u8], output: &mut BytesMut) {
         let is_ping = matches!(opcode, Opcode::Ping | Opcode::Pong);
         if self.is_open || is_ping { output } else { &mut self.held }.extend_from_slice(bytes);
     }
@@ -258,8 +267,8 @@ impl UpstreamToClient {
             }
             Ok(_) | Err(_) => payload.to_vec(),
         };
-        self.emit_header(&FrameHeader { length: payload.len() as u64, ..*header }, output);
-        self.emit(header.opcode, &payload, output);
+        self.forward_or_hold_header(&FrameHeader { length: payload.len() as u64, ..*header }, output);
+        self.forward_or_hold(header.opcode, &payload, output);
         let follows_unknown_error = self.has_unknown_error && !self.is_served;
         UpstreamEvent::Close(classify_close(code, &reason, follows_unknown_error, self.has_token))
     }
@@ -269,7 +278,7 @@ impl UpstreamToClient {
     /// Bytes that may be the beginning of a key wait for the following bytes. At the end of the frame, they are
     /// redacted except for the part that a key's short form shows. The search then continues in the next
     /// frame of the message.
-    fn redact(
+    fn redact_payload(
         &mut self,
         header: &FrameHeader,
         input: &mut BytesMut,
@@ -294,7 +303,7 @@ impl UpstreamToClient {
             chunk.copy_from_slice(joined.get(preceding.len()..).unwrap_or_default());
             partial_length
         };
-        // What may be the beginning of a key consists of a part in this chunk, and a part that was already
+        // The bytes that may be the beginning of a key consist of a part in this chunk, and a part that was already
         // forwarded.
         let (in_chunk, forwarded) = (partial_length.min(available), partial_length.saturating_sub(available));
         let mut partial_key = preceding.split_off(preceding.len() - forwarded);
@@ -314,22 +323,24 @@ impl UpstreamToClient {
         available
     }
 
+    /// Appends `chunk` to the text of the current message, unless the message becomes too long for a refusal.
     fn collect_text(&mut self, chunk: &[u8]) {
         let fits = |text: &Vec<u8>| text.len() + chunk.len() <= MAX_REFUSAL_BYTES;
-        self.text = self.text.take().filter(fits);
-        if let Some(text) = &mut self.text {
+        self.message_text = self.message_text.take().filter(fits);
+        if let Some(text) = &mut self.message_text {
             text.extend_from_slice(chunk);
         }
     }
 
-    /// Whether an incomplete message or the held frames are too long for a refusal.
+    /// Returns whether an incomplete message or the held frames are too long for a refusal.
     fn is_too_long_for_refusal(&self, is_in_message: bool) -> bool {
-        let is_long = is_in_message && self.text.is_none();
+        let is_long = is_in_message && self.message_text.is_none();
         !self.is_served && (is_long || self.held.len() > MAX_HELD_BYTES)
     }
 
+    /// Classifies a complete message. Returns `None` for a message of a served session that is not a refusal.
     fn classify_message(&mut self) -> Option<UpstreamEvent> {
-        let kind = match &self.text {
+        let kind = match &self.message_text {
             Some(text) if self.is_text && (!self.is_served || may_refuse(text)) => {
                 let stage = if self.is_served { SessionStage::Served } else { SessionStage::Opening };
                 classify_message(self.dialect, stage, text, self.has_token)
@@ -337,7 +348,7 @@ impl UpstreamToClient {
             Some(_) | None => MessageKind::Useful,
         };
         if self.is_served {
-            self.text = None;
+            self.message_text = None;
         }
         self.has_unknown_error |= kind == MessageKind::UnknownError;
         let is_reported = !self.is_served || matches!(kind, MessageKind::Refused(_));
@@ -345,7 +356,7 @@ impl UpstreamToClient {
     }
 }
 
-/// Whether a message may be a refusal. Every refusal contains the word `error`, and few other messages do.
+/// Returns whether a message may be a refusal. Every refusal contains the word `error`, and few other messages do.
 fn may_refuse(text: &[u8]) -> bool {
     memchr::memmem::find(text, b"error").is_some()
 }

@@ -14,7 +14,7 @@ pub struct UsageBatch {
 }
 
 impl UsageBatch {
-    /// Whether the batch contains neither records nor ownership updates.
+    /// Returns whether the batch contains neither records nor ownership updates.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.attempts.is_empty() && self.owners.is_empty()

@@ -18,10 +18,11 @@ use super::record::{AttemptRecord, OwnershipUpdate};
 /// The number of records that are queued, or taken by the writer and not written yet. Clones share the
 /// counts.
 #[derive(Clone, Debug, Default)]
-pub struct QueueDepth(Arc<Counts>);
+pub struct QueueDepth(Arc<QueueCounts>);
 
+/// The counts that the clones of a [`QueueDepth`] share.
 #[derive(Debug, Default)]
-struct Counts {
+struct QueueCounts {
     /// Entries in the queue.
     queued: AtomicU64,
     /// Records that the writer has taken, and has neither written nor lost.
@@ -198,11 +199,13 @@ impl UsageSink {
         }
     }
 
+    /// Returns whether the queue contains less than its maximum number of entries.
     fn has_capacity(&self) -> bool {
         let state = self.state();
         state.depth.queued() < state.max_entries
     }
 
+    /// Waits until the queue contains less than its maximum number of entries.
     async fn wait_for_capacity(&self) {
         loop {
             let mut notified = pin!(self.state().capacity_available.notified());
@@ -319,7 +322,7 @@ impl UsageQueue {
         self.0.depth.queued()
     }
 
-    /// Whether all senders and permits were dropped.
+    /// Returns whether all senders and permits were dropped.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.0.is_ended.load(Ordering::SeqCst)
@@ -357,7 +360,7 @@ mod tests {
 
     const MAX_ENTRIES: usize = 8;
 
-    fn usage() -> (UsageSink, UsageQueue) {
+    fn create_queue() -> (UsageSink, UsageQueue) {
         UsageSink::new(MAX_ENTRIES, MAX_ENTRIES, QueueDepth::default())
     }
 
@@ -386,11 +389,11 @@ mod tests {
             credits_from: CreditSource::Free,
             first_byte: None,
             total: Duration::ZERO,
-            is_price: false,
+            is_price_update: false,
         }
     }
 
-    /// Takes all batches; returns the number of records, and whether keys have changed.
+    /// Takes all batches. Returns the number of records, and whether the state of the keys must be written.
     fn take_all(queue: &mut UsageQueue) -> (usize, bool) {
         let mut batch = UsageBatch::default();
         let are_keys_changed = queue.take(&mut batch);
@@ -399,7 +402,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_in_progress_use_no_queue_capacity() {
-        let (usage, mut queue) = usage();
+        let (usage, mut queue) = create_queue();
         let mut permits = Vec::new();
         for _ in 0..100 * MAX_ENTRIES {
             permits.push(usage.acquire_permit().await.unwrap());
@@ -419,7 +422,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_permit_waits_briefly_for_a_full_queue() {
-        let (usage, mut queue) = usage();
+        let (usage, mut queue) = create_queue();
         for _ in 0..MAX_ENTRIES {
             usage.acquire_permit().await.unwrap().write(record());
         }
@@ -430,14 +433,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_without_a_receiver_issues_no_permit() {
-        let (usage, queue) = usage();
+        let (usage, queue) = create_queue();
         drop(queue);
         assert_eq!(usage.acquire_permit().await.unwrap_err(), QueueFull);
     }
 
     #[tokio::test]
     async fn a_taken_record_counts_until_it_is_written() {
-        let (usage, mut queue) = usage();
+        let (usage, mut queue) = create_queue();
         let depth = queue.0.depth.clone();
         usage.acquire_permit().await.unwrap().write(record());
         usage.request_key_state_write();
@@ -496,7 +499,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_writer_that_waits_for_a_batch_is_woken_only_by_a_batch_or_the_end() {
-        let (usage, mut queue) = usage();
+        let (usage, mut queue) = create_queue();
         let wakes = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&wakes));
         let wake_count = || wakes.0.load(Ordering::Relaxed);
@@ -527,7 +530,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_writer_is_woken_once_by_any_entry() {
-        let (usage, mut queue) = usage();
+        let (usage, mut queue) = create_queue();
         let wakes = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&wakes));
         for round in 0..4 {

@@ -22,7 +22,7 @@ use crate::proxy::client_usage::RequestUser;
 pub enum OwnershipUpdate {
     /// The identifier belongs to a workspace.
     Recorded(OwnershipEntry),
-    /// The owner no longer has the identifier.
+    /// The recorded owner does not have the resource.
     Removed(Identifier),
 }
 
@@ -88,7 +88,7 @@ pub struct AttemptRecord {
     pub total: Duration,
     /// Whether this record adds the price to an earlier record with the same ID. If the earlier record was
     /// lost, this record replaces it.
-    pub is_price: bool,
+    pub is_price_update: bool,
 }
 
 impl AttemptRecord {
@@ -106,17 +106,16 @@ impl AttemptRecord {
 
 /// Returns a UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random bits
 /// that differ between processes.
-fn record_id(at: UnixMs, count: u64, random: u32) -> Uuid {
+fn record_id(timestamp: UnixMs, count: u64, random: u32) -> Uuid {
     let mut random_bytes = [0; 10];
     random_bytes[..2].copy_from_slice(&((count >> 30) as u16).to_be_bytes());
     random_bytes[2..6].copy_from_slice(&(count as u32).to_be_bytes());
     random_bytes[6..].copy_from_slice(&random.to_be_bytes());
     // The builder overwrites the bits of the version and the variant, which the counter does not use.
-    Builder::from_unix_timestamp_millis(at.0, &random_bytes).into_uuid()
+    Builder::from_unix_timestamp_millis(timestamp.0, &random_bytes).into_uuid()
 }
 
-/// The charge of an attempt to its client's quota; after a restart, the client's usage is the sum of these
-/// charges.
+/// The charge of an attempt to its client's quota. After a restart, the client's usage is the sum of these charges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaCharge {
     /// Requests: 1 for the attempt by which the request was counted, otherwise 0.

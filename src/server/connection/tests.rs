@@ -1,4 +1,4 @@
-//! Tests of one connection over in-memory pipes: drains, timeouts, upgrades and misbehaving clients.
+//! Tests one connection over in-memory pipes: drains, timeouts, upgrades and misbehaving clients.
 
 use http::StatusCode;
 use http_body_util::Full;
@@ -62,7 +62,7 @@ impl Service for EchoService {
 }
 
 /// Serves the stream that `open` returns, always on this worker.
-fn spawn(open: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
+fn spawn_connection(open: impl Future<Output = Option<DuplexStream>> + Send + 'static, drain: &Drain) {
     let open = async { open.await.map(IdleConnection::from) };
     let (state, drain) = (ConnectionState::new(drain.requests.clone(), None), Arc::new(drain.clone()));
     Tasks::new().spawn(serve(open, state, EchoService, LIMITS, drain, |connection, _| Some(connection)));
@@ -71,7 +71,7 @@ fn spawn(open: impl Future<Output = Option<DuplexStream>> + Send + 'static, drai
 /// Serves a connection, and returns the client's end.
 fn connect(drain: &Drain) -> DuplexStream {
     let (client, server) = duplex(4096);
-    spawn(ready(Some(server)), drain);
+    spawn_connection(ready(Some(server)), drain);
     client
 }
 
@@ -90,25 +90,31 @@ async fn read_until(client: &mut DuplexStream, end: &[u8]) -> String {
     String::from_utf8(received_bytes).unwrap()
 }
 
+/// Reads until the server closes the connection.
 async fn read_to_end(client: &mut DuplexStream) -> Vec<u8> {
     let mut received_bytes = Vec::new();
     client.read_to_end(&mut received_bytes).await.unwrap();
     received_bytes
 }
 
-async fn get(client: &mut DuplexStream) -> String {
+/// Sends a request, and returns its response.
+async fn send_get(client: &mut DuplexStream) -> String {
     client.write_all(REQUEST).await.unwrap();
     read_until(client, b"answer").await
 }
 
+/// Checks that a response announces the end of the connection.
 #[track_caller]
 fn assert_closes_connection(response: &str) {
-    assert!(response.contains("connection: close") && response.ends_with("answer"), "{response}");
+    assert!(
+        response.contains("connection: close") && response.ends_with("answer"),
+        "the response must close the connection: {response}"
+    );
 }
 
-/// Checks that the server closes the connection within `limit`.
-async fn assert_closed(client: &mut DuplexStream, limit: Duration) {
-    let close_result = timeout(limit, client.read(&mut [0])).await;
+/// Checks that the server closes the connection within `max_wait`.
+async fn assert_closed(client: &mut DuplexStream, max_wait: Duration) {
+    let close_result = timeout(max_wait, client.read(&mut [0])).await;
     assert_eq!(close_result.expect("the connection must be closed in time").unwrap(), 0);
 }
 
@@ -128,7 +134,7 @@ async fn a_drain_waits_for_the_first_request_of_a_connection() {
     let before_timeout = FIRST_REQUEST_TIMEOUT.saturating_sub(Duration::from_millis(1));
     let requests_ended = timeout(before_timeout, drain.requests.wait_until_ended()).await;
     assert!(requests_ended.is_err(), "the drain must wait for the request of a connected client");
-    assert_closes_connection(&get(&mut client).await);
+    assert_closes_connection(&send_get(&mut client).await);
     assert!(timeout(before_timeout, drain.requests.wait_until_ended()).await.is_ok());
 }
 
@@ -157,10 +163,10 @@ async fn half_a_head_does_not_delay_the_drain() {
 async fn an_open_connection_is_served_until_connections_are_closed() {
     let drain = Drain::default();
     let mut client = connect(&drain);
-    assert!(get(&mut client).await.ends_with("answer"));
+    assert!(send_get(&mut client).await.ends_with("answer"));
     stop_accepting(&drain);
     drain.requests.wait_until_ended().await;
-    assert_closes_connection(&get(&mut client).await);
+    assert_closes_connection(&send_get(&mut client).await);
     assert_closed(&mut client, Duration::from_secs(1)).await;
 }
 
@@ -173,7 +179,7 @@ async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
         let _server = server;
         pending::<Option<DuplexStream>>().await
     };
-    spawn(open, &drain);
+    spawn_connection(open, &drain);
     stop_accepting(&drain);
     assert!(timeout(FIRST_REQUEST_TIMEOUT * 2, drain.requests.wait_until_ended()).await.is_ok());
     drain.close_idle.cancel();
@@ -183,7 +189,7 @@ async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_fails_to_open_does_not_delay_the_drain() {
     let drain = Drain::default();
-    spawn(ready(None), &drain);
+    spawn_connection(ready(None), &drain);
     stop_accepting(&drain);
     assert!(timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.wait_until_ended()).await.is_ok());
 }
@@ -206,19 +212,22 @@ async fn bytes_sent_before_the_upgrade_response_are_rejected() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     client.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
-    let received_text = timeout(FIRST_REQUEST_TIMEOUT, read_to_end(&mut client)).await;
-    let received_text = received_text.expect("the connection must be closed in time");
-    assert!(received_text.ends_with(b"\r\n\r\n"), "the early bytes must not be echoed");
+    let received_bytes = timeout(FIRST_REQUEST_TIMEOUT, read_to_end(&mut client)).await;
+    let received_bytes = received_bytes.expect("the connection must be closed in time");
+    assert!(received_bytes.ends_with(b"\r\n\r\n"), "the early bytes must not be echoed");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_serves_requests_within_the_keepalive_timeout() {
     let drain = Drain::default();
     let mut client = connect(&drain);
-    assert!(get(&mut client).await.ends_with("answer"));
+    assert!(send_get(&mut client).await.ends_with("answer"));
     for pause_ms in [1, 999, 1_000, 1_001, 29_999, 30_001, 74_999] {
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-        assert!(get(&mut client).await.ends_with("answer"), "after {pause_ms} ms");
+        assert!(
+            send_get(&mut client).await.ends_with("answer"),
+            "the connection must serve a request after {pause_ms} ms"
+        );
     }
     assert_closed(&mut client, AFTER_KEEPALIVE).await;
 }
@@ -246,16 +255,16 @@ async fn a_slow_head_is_read_within_the_headers_timeout() {
 async fn an_idle_connection_is_closed_with_the_others() {
     let drain = Drain::default();
     let mut client = connect(&drain);
-    assert!(get(&mut client).await.ends_with("answer"));
+    assert!(send_get(&mut client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     stop_accepting(&drain);
     assert!(
         timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.wait_until_ended()).await.is_ok(),
         "the drain must not wait for an idle connection"
     );
-    assert_closes_connection(&get(&mut client).await);
+    assert_closes_connection(&send_get(&mut client).await);
     let mut new_client = connect(&Drain { draining: drain.draining.clone(), ..Drain::default() });
-    assert_closes_connection(&get(&mut new_client).await);
+    assert_closes_connection(&send_get(&mut new_client).await);
     drain.close_idle.cancel();
     assert_closed(&mut client, Duration::from_secs(1)).await;
 }
@@ -264,7 +273,7 @@ async fn an_idle_connection_is_closed_with_the_others() {
 async fn an_idle_connection_ends_when_its_client_disconnects() {
     let drain = Drain::default();
     let mut client = connect(&drain);
-    assert!(get(&mut client).await.ends_with("answer"));
+    assert!(send_get(&mut client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     client.shutdown().await.unwrap();
     assert_closed(&mut client, Duration::from_secs(1)).await;
@@ -274,11 +283,11 @@ async fn an_idle_connection_ends_when_its_client_disconnects() {
 async fn an_idle_connection_can_be_upgraded() {
     let drain = Drain::default();
     let mut client = connect(&drain);
-    assert!(get(&mut client).await.ends_with("answer"));
+    assert!(send_get(&mut client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     upgrade(&mut client).await;
     let mut second_client = connect(&drain);
-    assert!(get(&mut second_client).await.ends_with("answer"));
+    assert!(send_get(&mut second_client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     second_client.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
     assert!(
@@ -293,7 +302,7 @@ async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
     for (idle_seconds, has_had_request) in [(0, true), (10, true), (60, true), (0, false)] {
         let mut client = connect(&drain);
         if has_had_request {
-            get(&mut client).await;
+            send_get(&mut client).await;
         }
         tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
@@ -320,7 +329,7 @@ async fn a_kept_connection_is_served_during_the_drain_and_closed_by_its_response
     for idle_seconds in [0, 10] {
         let drain = Drain::default();
         let mut client = connect(&drain);
-        assert!(!get(&mut client).await.contains("connection: close"));
+        assert!(!send_get(&mut client).await.contains("connection: close"));
         tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         drain.draining.cancel();
         let kept_ended = timeout(Duration::from_secs(4), drain.kept_connections.wait_until_ended()).await;
@@ -328,13 +337,13 @@ async fn a_kept_connection_is_served_during_the_drain_and_closed_by_its_response
             kept_ended.is_err(),
             "the connection must not end before its client is notified of the drain"
         );
-        assert_closes_connection(&get(&mut client).await);
+        assert_closes_connection(&send_get(&mut client).await);
         assert_closed(&mut client, Duration::from_secs(1)).await;
         drain.kept_connections.wait_until_ended().await;
         // A connection that is accepted during the drain is served, but is not a kept connection.
         let mut new_client = connect(&drain);
         drain.kept_connections.wait_until_ended().await;
-        assert_closes_connection(&get(&mut new_client).await);
+        assert_closes_connection(&send_get(&mut new_client).await);
     }
 }
 
@@ -343,7 +352,7 @@ async fn a_request_that_has_arrived_when_connections_are_closed_is_served() {
     for idle_seconds in [0, 10] {
         let drain = Drain::default();
         let mut client = connect(&drain);
-        get(&mut client).await;
+        send_get(&mut client).await;
         tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         stop_accepting(&drain);
         client.write_all(REQUEST).await.unwrap();
@@ -361,7 +370,7 @@ async fn http2_with_prior_knowledge_is_refused() {
         tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         client.write_all(preface).await.unwrap();
         let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 8, 7], &[0; 12], &[0xd]].concat();
-        assert_eq!(read_to_end(&mut client).await, frames, "after {idle_seconds} s");
+        assert_eq!(read_to_end(&mut client).await, frames, "the refusal after {idle_seconds} s");
     }
 }
 
@@ -410,8 +419,12 @@ async fn the_remaining_bytes_of_a_body_are_not_parsed_as_a_request() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         // The connection may already be closed.
         let _ = client.write_all(REQUEST).await;
-        let received_text = timeout(AFTER_KEEPALIVE, read_to_end(&mut client)).await;
-        let received_text = received_text.expect("the connection must be closed in time");
-        assert!(received_text.is_empty(), "{method}: {}", String::from_utf8_lossy(&received_text));
+        let received_bytes = timeout(AFTER_KEEPALIVE, read_to_end(&mut client)).await;
+        let received_bytes = received_bytes.expect("the connection must be closed in time");
+        assert!(
+            received_bytes.is_empty(),
+            "the rest of the {method} body must not get a response: {}",
+            String::from_utf8_lossy(&received_bytes)
+        );
     }
 }

@@ -83,8 +83,12 @@ fn a_later_price_changes_the_sums_of_its_day() {
     write(&mut database, std::slice::from_ref(&unpriced));
     run_maintenance(&mut database, &Retention::from_days(0, 0), UnixMs(NOW.0 + DAY));
     assert_eq!(query_number(&database.connection, "SELECT unpriced FROM days"), 1);
-    let price =
-        AttemptRecord { is_price: true, credits: 700, credits_from: CreditSource::Reported, ..unpriced };
+    let price = AttemptRecord {
+        is_price_update: true,
+        credits: 700,
+        credits_from: CreditSource::Reported,
+        ..unpriced
+    };
     write(&mut database, &[price]);
     check_days(&database);
     assert_eq!(query_number(&database.connection, "SELECT credits - unpriced FROM days"), 700);

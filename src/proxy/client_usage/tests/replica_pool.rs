@@ -1,4 +1,5 @@
-//! A pool of replicas in memory: an exact model of the grants, and of the regular exchange of each replica.
+//! Simulates a pool of replicas in memory: it divides quotas into grants like `quotas.lua`, and makes the regular
+//! exchange of each replica.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -11,9 +12,10 @@ use crate::proxy::replica_link::{
     FoundOwner, LinkFuture, LookupResult, QuotaGrant, QuotaKey, QuotaReply, QuotaStatement, ReplicaLink,
 };
 
-/// The duration of a grant at the replica and at the pool. The replica gives up its grant first.
-pub(super) const GRANT: Duration = Duration::from_secs(9);
-const LEASE: Duration = Duration::from_secs(10);
+/// Time for which a replica uses a grant. It is shorter than [`LEASE_DURATION`], so that the replica stops first.
+pub(super) const GRANT_DURATION: Duration = Duration::from_secs(9);
+/// Time for which the pool reserves a grant for its replica.
+const LEASE_DURATION: Duration = Duration::from_secs(10);
 
 /// The usage and the grant of one replica.
 #[derive(Clone, Copy, Debug)]
@@ -41,14 +43,15 @@ impl ReplicaPool {
     fn reply(&self, replica: usize, replicas: u32, statement: &QuotaStatement) -> QuotaReply {
         let now = clock::instant();
         let mut quotas = self.lock();
-        let uses = quotas.entry(statement.key.clone()).or_default();
-        let other_usages = || uses.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
-        let used_by_others: u64 = other_usages().map(|other| other.total).sum();
-        let held_by_others: u64 = other_usages()
+        let usage_by_replica = quotas.entry(statement.key.clone()).or_default();
+        let other_replicas =
+            || usage_by_replica.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
+        let used_by_others: u64 = other_replicas().map(|other| other.total).sum();
+        let held_by_others: u64 = other_replicas()
             .map(|other| if now < other.expires_at { other.granted.max(other.total) } else { other.total })
             .sum();
         let available = statement.limit.saturating_sub(held_by_others);
-        let former = uses.get(&replica).filter(|own| now < own.expires_at);
+        let former = usage_by_replica.get(&replica).filter(|own| now < own.expires_at);
         let held = match former {
             Some(own) if own.generation >= statement.generation => own.granted.max(statement.held),
             Some(_) | None => statement.held,
@@ -60,9 +63,9 @@ impl ReplicaPool {
         let wanted = statement.used.saturating_add(statement.wanted.max(part)).min(available);
         let granted = if is_granted { held.max(wanted) } else { held };
         let generation = former.map_or(statement.generation, |own| own.generation.max(statement.generation));
-        let own = ReplicaUse { total: statement.used, granted, generation, expires_at: now + LEASE };
-        uses.insert(replica, own);
-        let grant = QuotaGrant { granted, used_by_others, valid_until: now + GRANT };
+        let own = ReplicaUse { total: statement.used, granted, generation, expires_at: now + LEASE_DURATION };
+        usage_by_replica.insert(replica, own);
+        let grant = QuotaGrant { granted, used_by_others, valid_until: now + GRANT_DURATION };
         if is_granted || statement.needed == 0 {
             QuotaReply::Granted(grant)
         } else {
@@ -133,7 +136,7 @@ pub(super) struct TestReplica {
 }
 
 impl TestReplica {
-    /// Sends the regular statements, and applies the replies.
+    /// Sends the regular statements, and applies the replies. Returns the number of statements.
     pub(super) fn exchange(&self, scope: StatementScope, now: UnixMs) -> usize {
         let statements = self.usage.quota_statements(scope, now);
         for statement in &statements {
@@ -148,16 +151,16 @@ impl TestReplica {
         rules: &Rules,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
-        self.usage.admit(&Client { name: app(), rules: rules.clone() }, METERED, now).await
+        self.usage.admit(&Client { name: app_name(), rules: rules.clone() }, METERED, now).await
     }
 
-    /// Sends a request of 1 quota unit of requests that is served. Returns whether it was admitted.
+    /// Sends a request that is served and costs no credits. Fails if the request is not admitted.
     pub(super) async fn serve(&self, rules: &Rules, now: UnixMs) -> Result<(), ClientLimitExceeded> {
         self.admit(rules, now).await?.charge(ChargeOutcome::Served, Some(0), now);
         Ok(())
     }
 
-    /// Sends a request that costs `credits`.
+    /// Sends a request that is served and costs `credits`. Fails if the request is not admitted.
     pub(super) async fn spend(
         &self,
         rules: &Rules,
@@ -173,16 +176,16 @@ impl TestReplica {
 
 /// Starts `count` replicas of one pool, whose client `app` has `rules`. The usage store of each contains
 /// `stored_usage`.
-pub(super) fn start(
+pub(super) fn start_replicas(
     count: usize,
     rules: &Rules,
     stored_usage: &[UsageTotals],
 ) -> (Arc<ReplicaPool>, Vec<TestReplica>) {
     let pool = Arc::new(ReplicaPool::default());
-    let client = Client { name: app(), rules: rules.clone() };
+    let client = Client { name: app_name(), rules: rules.clone() };
     let clients = Clients::new(vec![(client, TokenFingerprint::new("app").into())], AnonymousAccess::Refused);
     let replicas = u32::try_from(count).unwrap();
-    let start = |replica| {
+    let start_replica = |replica| {
         let link = Arc::new(PoolLink {
             pool: Arc::clone(&pool),
             replica,
@@ -196,6 +199,6 @@ pub(super) fn start(
         );
         TestReplica { usage, link }
     };
-    let replicas = (0..count).map(start).collect();
+    let replicas = (0..count).map(start_replica).collect();
     (pool, replicas)
 }

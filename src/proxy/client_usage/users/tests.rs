@@ -1,5 +1,5 @@
-//! Tests of quotas per user with a usage store in memory. A usage record is written when it is dropped, as in
-//! the usage store.
+//! Tests quotas per user, with a usage store in memory. A usage record keeps its user in memory until it is written,
+//! which happens when the record is dropped.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -64,14 +64,14 @@ impl UserUsageReader for StoredUsers {
     }
 }
 
-/// Clients with a quota per user, whose usage is in `store`.
-struct Setup {
+/// A client with a quota per user. `store` contains the usage of its users.
+struct TestClient {
     store: Arc<StoredUsers>,
     usage: ClientUsage,
     client: Client,
 }
 
-impl Setup {
+impl TestClient {
     fn new(store: Arc<StoredUsers>) -> Self {
         let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
         let reader: Arc<dyn UserUsageReader> = store.clone();
@@ -80,8 +80,12 @@ impl Setup {
         Self { store, usage, client: Client { name: ClientName::new("local"), rules } }
     }
 
-    async fn load(&self, user: UserFingerprint, max: usize) -> Result<RequestUser, UserUsageUnavailable> {
-        self.usage.load_user(&self.client.name, user, max, NOW).await
+    async fn load(
+        &self,
+        user: UserFingerprint,
+        max_cached: usize,
+    ) -> Result<RequestUser, UserUsageUnavailable> {
+        self.usage.load_user(&self.client.name, user, max_cached, NOW).await
     }
 
     /// Admits a request of a user.
@@ -90,16 +94,16 @@ impl Setup {
         user: u64,
         max_cached: usize,
     ) -> Result<(ClientPermit, RequestUser), ClientLimitExceeded> {
-        let user = self.load(user_number(user), max_cached).await.unwrap();
+        let user = self.load(user_fingerprint(user), max_cached).await.unwrap();
         let mut permit = self.usage.admit(&self.client, METERED, NOW).await?;
         permit.admit_user(&user, QUOTA, METERED, NOW).await?;
         Ok((permit, user))
     }
 
     /// Ends a request, and returns its record, which keeps the user in memory.
-    fn end(&self, (permit, user): (ClientPermit, RequestUser), outcome: ChargeOutcome) -> Record {
+    fn end(&self, (permit, user): (ClientPermit, RequestUser), outcome: ChargeOutcome) -> UsageRecord {
         let requests = permit.charge(outcome, None, NOW).requests;
-        Record { store: Arc::clone(&self.store), user, requests }
+        UsageRecord { store: Arc::clone(&self.store), user, requests }
     }
 
     fn users_in_memory(&self) -> usize {
@@ -108,19 +112,19 @@ impl Setup {
 }
 
 /// A usage record, which is written when it is dropped.
-struct Record {
+struct UsageRecord {
     store: Arc<StoredUsers>,
     user: RequestUser,
     requests: u64,
 }
 
-impl Drop for Record {
+impl Drop for UsageRecord {
     fn drop(&mut self) {
         self.store.add(self.user.fingerprint(), self.requests);
     }
 }
 
-fn user_number(number: u64) -> UserFingerprint {
+fn user_fingerprint(number: u64) -> UserFingerprint {
     UserFingerprint::new("local", &number.to_be_bytes())
 }
 
@@ -131,72 +135,80 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn the_fourth_request_of_a_user_is_refused_and_another_user_is_admitted() {
-    let setup = Setup::new(StoredUsers::new(1));
-    setup.store.add(user_number(1), 1);
+    let test_client = TestClient::new(StoredUsers::new(1));
+    test_client.store.add(user_fingerprint(1), 1);
     block_on(async {
         for _ in 0..2 {
-            drop(setup.end(setup.admit(1, 10).await.unwrap(), ChargeOutcome::Served));
+            drop(test_client.end(test_client.admit(1, 10).await.unwrap(), ChargeOutcome::Served));
         }
-        let refused = setup.admit(1, 10).await.unwrap_err();
-        assert!(matches!(refused, ClientLimitExceeded::UserQuota(_)), "{refused:?}");
-        let other_permit = setup.admit(2, 10).await.unwrap();
+        let refused = test_client.admit(1, 10).await.unwrap_err();
+        assert!(
+            matches!(refused, ClientLimitExceeded::UserQuota(_)),
+            "the quota of the user must refuse the request, not {refused:?}"
+        );
+        let other_permit = test_client.admit(2, 10).await.unwrap();
         // A refusal of the provider costs nothing.
-        drop(setup.end(other_permit, ChargeOutcome::Refused));
-        assert_eq!(setup.store.requests_of(user_number(1)), 3);
-        assert_eq!(setup.store.requests_of(user_number(2)), 0);
-        let totals = setup.usage.user_totals(&setup.client, user_number(1), 10, NOW).await.unwrap();
+        drop(test_client.end(other_permit, ChargeOutcome::Refused));
+        assert_eq!(test_client.store.requests_of(user_fingerprint(1)), 3);
+        assert_eq!(test_client.store.requests_of(user_fingerprint(2)), 0);
+        let totals =
+            test_client.usage.user_totals(&test_client.client, user_fingerprint(1), 10, NOW).await.unwrap();
         assert_eq!(totals.requests, [3; 3]);
     });
-    assert_eq!(setup.store.reads.load(Ordering::Acquire), 2, "each user must be read once");
+    assert_eq!(test_client.store.reads.load(Ordering::Acquire), 2, "each user must be read once");
 }
 
 #[test]
 fn a_refused_request_of_a_user_leaves_the_quota_of_its_client() {
-    let setup = Setup::new(StoredUsers::new(1));
-    setup.store.add(user_number(1), 3);
+    let test_client = TestClient::new(StoredUsers::new(1));
+    test_client.store.add(user_fingerprint(1), 3);
     block_on(async {
-        assert!(setup.admit(1, 10).await.is_err());
+        assert!(test_client.admit(1, 10).await.is_err());
     });
-    assert_eq!(setup.usage.totals(&setup.client.name, NOW).requests, [0; 3]);
+    assert_eq!(test_client.usage.totals(&test_client.client.name, NOW).requests, [0; 3]);
 }
 
 #[test]
 fn idle_users_above_the_maximum_are_removed_from_memory() {
-    let setup = Setup::new(StoredUsers::new(1));
+    let test_client = TestClient::new(StoredUsers::new(1));
     block_on(async {
         let mut records = Vec::new();
         for user in 0..5_000 {
-            let record = setup.end(setup.admit(user, 100).await.unwrap(), ChargeOutcome::Served);
+            let record = test_client.end(test_client.admit(user, 100).await.unwrap(), ChargeOutcome::Served);
             // Every hundredth record is not written yet.
             if user % 100 == 0 {
                 records.push(record);
             }
-            assert!(setup.users_in_memory() <= 100 + 4 * records.len(), "{}", setup.users_in_memory());
+            assert!(
+                test_client.users_in_memory() <= 100 + 4 * records.len(),
+                "{} users are in memory",
+                test_client.users_in_memory()
+            );
         }
-        // Unwritten users are in memory, so they need no read and no quota is forgotten.
-        let reads = setup.store.reads.load(Ordering::Acquire);
+        // Users with an unwritten record stay in memory, so they need no read, and no usage is lost.
+        let reads = test_client.store.reads.load(Ordering::Acquire);
         assert_eq!(reads, 5_000);
         for user in (0..5_000).step_by(100) {
-            drop(setup.end(setup.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
+            drop(test_client.end(test_client.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
         }
-        assert_eq!(setup.store.reads.load(Ordering::Acquire), reads);
+        assert_eq!(test_client.store.reads.load(Ordering::Acquire), reads);
         drop(records);
         for user in 10_000..10_300 {
-            drop(setup.end(setup.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
+            drop(test_client.end(test_client.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
         }
-        assert!(setup.users_in_memory() <= 100, "written users must be removed");
+        assert!(test_client.users_in_memory() <= 100, "written users must be removed");
     });
 }
 
 #[test]
 fn concurrent_first_requests_of_a_user_share_one_read() {
     let store = StoredUsers::new(0);
-    let setup = Setup::new(Arc::clone(&store));
-    store.add(user_number(1), 2);
+    let test_client = TestClient::new(Arc::clone(&store));
+    store.add(user_fingerprint(1), 2);
     block_on(async {
         let admit_all = async {
             let (first, second, third) =
-                tokio::join!(setup.admit(1, 1), setup.admit(1, 1), setup.admit(1, 1));
+                tokio::join!(test_client.admit(1, 1), test_client.admit(1, 1), test_client.admit(1, 1));
             let admitted = [first, second, third].into_iter().filter(Result::is_ok).count();
             assert_eq!(admitted, 1, "only the last request of the quota must be admitted");
         };
@@ -212,8 +224,8 @@ fn concurrent_first_requests_of_a_user_share_one_read() {
 #[test]
 fn a_request_whose_read_fails_is_refused_and_the_next_one_reads_again() {
     let store = StoredUsers::new(1);
-    let setup = Setup::new(Arc::clone(&store));
-    let failing = Setup::new(Arc::new(StoredUsers {
+    let test_client = TestClient::new(Arc::clone(&store));
+    let failing_client = TestClient::new(Arc::new(StoredUsers {
         requests: Mutex::default(),
         reads: AtomicUsize::new(0),
         read_permits: {
@@ -224,16 +236,16 @@ fn a_request_whose_read_fails_is_refused_and_the_next_one_reads_again() {
     }));
     block_on(async {
         for reads in 1..3 {
-            assert_eq!(failing.load(user_number(1), 10).await.unwrap_err(), UserUsageUnavailable);
-            assert_eq!(failing.store.reads.load(Ordering::Acquire), reads);
+            assert_eq!(failing_client.load(user_fingerprint(1), 10).await.unwrap_err(), UserUsageUnavailable);
+            assert_eq!(failing_client.store.reads.load(Ordering::Acquire), reads);
         }
-        assert!(setup.load(user_number(1), 10).await.is_ok());
+        assert!(test_client.load(user_fingerprint(1), 10).await.is_ok());
     });
 }
 
 #[test]
-fn a_reload_without_a_quota_per_user_forgets_the_users() {
-    let client = |user_quota| {
+fn a_reload_without_a_quota_per_user_removes_the_users() {
+    let clients = |user_quota| {
         let rules = Rules { user_quota, ..Rules::default() };
         let client = Client { name: ClientName::new("app"), rules };
         Clients::new(
@@ -243,19 +255,19 @@ fn a_reload_without_a_quota_per_user_forgets_the_users() {
     };
     let store = StoredUsers::new(1);
     let reader: Arc<dyn UserUsageReader> = store.clone();
-    let usage = ClientUsage::new(&client(Some(QUOTA)), &[], reader, NOW);
+    let usage = ClientUsage::new(&clients(Some(QUOTA)), &[], reader, NOW);
     let app = ClientName::new("app");
     block_on(async {
         for (user_quota, reads) in [(Some(QUOTA), 1), (None, 2)] {
-            usage.load_user(&app, user_number(1), 10, NOW).await.unwrap();
-            let reloaded = usage.with_clients(&client(user_quota));
-            reloaded.load_user(&app, user_number(1), 10, NOW).await.unwrap();
+            usage.load_user(&app, user_fingerprint(1), 10, NOW).await.unwrap();
+            let reloaded = usage.with_clients(&clients(user_quota));
+            reloaded.load_user(&app, user_fingerprint(1), 10, NOW).await.unwrap();
             assert_eq!(store.reads.load(Ordering::Acquire), reads);
         }
     });
 }
 
-/// An event in the lifecycle of a user's request.
+/// A step in the lifecycle of a user's request.
 #[derive(Clone, Debug)]
 enum Step {
     Begin(u64),
@@ -278,7 +290,7 @@ proptest! {
     /// In any order of requests, writes and removals from a small table, every user gets exactly its quota.
     #[test]
     fn each_user_gets_exactly_its_quota(steps in prop::collection::vec(step(), 0..150), max in 1..5_usize) {
-        let setup = Setup::new(StoredUsers::new(1));
+        let test_client = TestClient::new(StoredUsers::new(1));
         let (mut running, mut unwritten) = (Vec::new(), Vec::new());
         let (mut charged, mut in_progress) = ([0_u64; 7], [0_u64; 7]);
         block_on(async {
@@ -287,13 +299,15 @@ proptest! {
                     Step::Begin(user) => {
                         let index = usize::try_from(user).unwrap();
                         let has_quota = charged[index] + in_progress[index] < QUOTA.amount;
-                        match setup.admit(user, max).await {
+                        match test_client.admit(user, max).await {
                             Ok(request) => {
                                 prop_assert!(has_quota, "user {user} must not exceed its quota");
                                 in_progress[index] += 1;
                                 running.push((index, request));
                             }
-                            Err(_) => prop_assert!(!has_quota, "a request of user {user} must not be refused while quota remains"),
+                            Err(_) => {
+                                prop_assert!(!has_quota, "user {user} must be able to use its whole quota");
+                            }
                         }
                     }
                     Step::End(at, is_served) if at < running.len() => {
@@ -301,7 +315,7 @@ proptest! {
                         in_progress[index] -= 1;
                         charged[index] += u64::from(is_served);
                         let outcome = if is_served { ChargeOutcome::Served } else { ChargeOutcome::Refused };
-                        unwritten.push(setup.end(request, outcome));
+                        unwritten.push(test_client.end(request, outcome));
                     }
                     Step::Write(at) if at < unwritten.len() => drop(unwritten.swap_remove(at)),
                     Step::Disconnect(at) if at < running.len() => {
@@ -315,36 +329,40 @@ proptest! {
         })?;
         drop((running, unwritten));
         for (user, charged) in (0..).zip(charged) {
-            prop_assert_eq!(setup.store.requests_of(user_number(user)), charged);
+            prop_assert_eq!(test_client.store.requests_of(user_fingerprint(user)), charged);
         }
     }
 }
 
 #[test]
 fn parallel_requests_of_random_users_exceed_no_quota_and_no_memory() {
-    let setup = Setup::new(StoredUsers::new(4));
-    let (served, largest) = (AtomicU64::new(0), AtomicUsize::new(0));
+    let test_client = TestClient::new(StoredUsers::new(4));
+    let (served, largest_table) = (AtomicU64::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for thread in 0..8_u64 {
-            let (setup, served, largest) = (&setup, &served, &largest);
+            let (test_client, served, largest_table) = (&test_client, &served, &largest_table);
             scope.spawn(move || {
                 block_on(async {
                     for turn in 0..600_u64 {
                         // Twenty users that all threads share, and one that is not named again.
                         let user = if turn % 3 == 0 { 1_000 + thread * 1_000 + turn } else { turn % 20 };
-                        if let Ok(request) = setup.admit(user, 8).await {
-                            drop(setup.end(request, ChargeOutcome::Served));
+                        if let Ok(request) = test_client.admit(user, 8).await {
+                            drop(test_client.end(request, ChargeOutcome::Served));
                             served.fetch_add(1, Ordering::AcqRel);
                         }
-                        largest.fetch_max(setup.users_in_memory(), Ordering::AcqRel);
+                        largest_table.fetch_max(test_client.users_in_memory(), Ordering::AcqRel);
                     }
                 });
             });
         }
     });
     for user in 0..20 {
-        assert_eq!(setup.store.requests_of(user_number(user)), 3, "user {user}");
+        assert_eq!(
+            test_client.store.requests_of(user_fingerprint(user)),
+            3,
+            "user {user} must use its whole quota"
+        );
     }
     assert_eq!(served.into_inner(), 20 * 3 + 8 * 200);
-    assert!(largest.into_inner() <= 8 + 4 * 8);
+    assert!(largest_table.into_inner() <= 8 + 4 * 8);
 }

@@ -14,7 +14,7 @@ use crate::pool::Reserved;
 pub(super) type ReservationResult = Result<Reserved, Unavailable>;
 
 /// The text and audio of a session so far, and its pending reservation.
-pub(super) struct SpeechPermit {
+pub(super) struct SpeechTracker {
     /// Characters that were forwarded.
     pub(super) forwarded_characters: u64,
     /// The number of characters that were forwarded, plus the characters of the held message.
@@ -28,7 +28,7 @@ pub(super) struct SpeechPermit {
     pub(super) reservation: Option<Pin<Box<dyn Future<Output = ReservationResult> + Send>>>,
 }
 
-impl SpeechPermit {
+impl SpeechTracker {
     pub(super) fn new(audio_format: Option<&str>) -> Self {
         Self {
             forwarded_characters: 0,
@@ -39,14 +39,15 @@ impl SpeechPermit {
         }
     }
 
+    /// Polls the pending reservation, and removes it when it is complete. Returns `Pending` if there is none.
     pub(super) fn poll_reservation(&mut self, cx: &mut Context<'_>) -> Poll<ReservationResult> {
         let Some(reservation) = &mut self.reservation else { return Poll::Pending };
-        let result = ready!(reservation.as_mut().poll(cx));
+        let reservation_result = ready!(reservation.as_mut().poll(cx));
         self.reservation = None;
-        Poll::Ready(result)
+        Poll::Ready(reservation_result)
     }
 
-    /// Records data from the provider.
+    /// Records that data was received from the provider. Before the first text, there is no activity.
     pub(super) fn record_activity(&mut self, now: Instant) {
         if self.last_activity.is_some() {
             self.last_activity = Some(now);
