@@ -25,10 +25,13 @@ fn every_value_is_printed_with_its_source_and_without_secrets() {
             ["config", "show", "--config", config.to_str().unwrap(), "--listen", "127.0.0.1:8123"];
         let mut command = keychoir_command(&[&arguments[..], more].concat());
         let output = run(command.env("HOME", home.path()).env("KEYCHOIR_POOL__MAX_QUEUED", "17"));
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         let text = String::from_utf8(output.stdout.clone()).unwrap();
         for secret in [KEY, PROXY_PASSWORD, TOKEN] {
-            assert!(!text.contains(secret) && !stderr(&output).contains(secret), "{text}");
+            assert!(
+                !text.contains(secret) && !stderr(&output).contains(secret),
+                "the output must contain no secret: {text}"
+            );
         }
         text
     };
@@ -76,7 +79,7 @@ fn the_output_is_a_configuration_with_the_same_values() {
                 .env("KEYCHOIR_ACCESS__HOSTS", "a.example,b.example");
         }
         let output = run(&mut command);
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let first = show(&[]);
@@ -84,7 +87,7 @@ fn the_output_is_a_configuration_with_the_same_values() {
     let second = show(&["--config", pasted.to_str().unwrap()]);
     let values = |text: &str| {
         let document: toml::Table = text.parse().unwrap();
-        assert!(document.len() >= 10, "{text}");
+        assert!(document.len() >= 10, "the output must contain all settings: {text}");
         document
     };
     assert_eq!(values(&first), values(&second), "the pasted output must have the same effect");

@@ -33,7 +33,12 @@ impl RunningProgram {
     #[track_caller]
     fn run_successfully(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{arguments:?}: the command must succeed: {}",
+            stderr(&output)
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
@@ -84,14 +89,18 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     list.env("KEYCHOIR_STORAGE__PATH", running.directory.path().join("keychoir.db"));
     let listed_keys: Value =
         serde_json::from_slice(&run(list.env("ELEVENLABS_API_KEYS", FIRST_KEY)).stdout).unwrap();
-    assert_eq!(listed_keys[0]["status"], "paused", "{listed_keys}");
+    assert_eq!(listed_keys[0]["status"], "paused", "the list must show the paused key: {listed_keys}");
     assert_eq!(listed_keys[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
     assert_eq!(running.request_speech("any").await, 200);
     assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (0, 1));
     running.run_successfully(&["keys", "resume", &first]);
     let refused_command = running.run(&["keys", "remove", &first]);
     assert_ne!(refused_command.status.code(), Some(0));
-    assert!(stderr(&refused_command).contains("can only be paused"), "{}", stderr(&refused_command));
+    assert!(
+        stderr(&refused_command).contains("can only be paused"),
+        "the error message must contain `can only be paused`: {}",
+        stderr(&refused_command)
+    );
     running.run_successfully(&["keys", "remove", "spare"]);
     assert_eq!(running.request_speech("any").await, 200);
     assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (1, 1));
@@ -109,8 +118,14 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     // The notation is the notation of the configuration, as without a server.
     let document: Value =
         serde_json::from_str(&running.run_successfully(&["clients", "list", "--json"])).unwrap();
-    assert_eq!(document["clients"][0]["quota"], "100 requests", "{document}");
-    assert_eq!(document["clients"][0]["requests"]["total"], 3, "{document}");
+    assert_eq!(
+        document["clients"][0]["quota"], "100 requests",
+        "the quota must have the notation of the configuration: {document}"
+    );
+    assert_eq!(
+        document["clients"][0]["requests"]["total"], 3,
+        "three requests of the client must be counted: {document}"
+    );
     running.run_successfully(&["clients", "rotate", "app"]);
     assert_eq!(
         (running.request_speech(&new_token).await, running.request_speech(&old_token).await),
@@ -123,7 +138,10 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     running.run_successfully(&["clients", "set", "free", "--user-quota", "5 credits per day"]);
     assert_eq!(running.request_speech(&free_token).await, 400);
     let shown = running.run_successfully(&["clients", "show", "free"]);
-    assert!(shown.starts_with("free  5 credits per day for each user"), "{shown}");
+    assert!(
+        shown.starts_with("free  5 credits per day for each user"),
+        "the output must show the quota of each user: {shown}"
+    );
 
     let admin_token = fs::read_to_string(running.directory.path().join("admin_token")).unwrap();
     let url = format!("http://{}/api/keychoir/v1/changes", running.address);
@@ -181,14 +199,19 @@ async fn commands_use_the_address_for_operators() {
         let mut command = keychoir_command(arguments);
         configure(&mut command);
         let output = run(&mut command);
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{arguments:?}: the command must succeed: {}",
+            stderr(&output)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     let token = run_command(&["clients", "add", "app"]);
     assert!(run_command(&["clients", "list"]).contains("app"));
     let check = run_command(&["check", "--listen", "127.0.0.1:0"]);
     let note = format!("note: a Keychoir is already running at {admin_listen}");
-    assert!(check.contains(&note), "{check}");
+    assert!(check.contains(&note), "the output must contain {note:?}: {check}");
     // The change is in force: clients need a token now.
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let usage =
@@ -209,10 +232,14 @@ fn check_reports_an_address_for_operators_that_is_one_for_clients() {
         .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_ADMIN__LISTEN", "localhost:18080");
     let output = run(&mut command);
-    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(78), "the configuration must be refused: {}", stderr(&output));
     let expected =
         "KEYCHOIR_ADMIN__LISTEN: localhost:18080 and 127.0.0.1:18080 of server.listen are the same address";
-    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(expected),
+        "the error message must contain {expected:?}: {}",
+        stderr(&output)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,8 +267,11 @@ async fn a_change_without_a_record_is_recorded_at_the_next_start() {
         let response = client.get(url).bearer_auth(token.trim()).send().await.unwrap();
         let document: Value = response.json().await.unwrap();
         let changes = document["changes"].as_array().unwrap();
-        assert_eq!(changes.len(), 1, "{document}");
-        assert_eq!(changes[0]["action"], "unrecorded_changes", "{document}");
+        assert_eq!(changes.len(), 1, "exactly one change must be recorded: {document}");
+        assert_eq!(
+            changes[0]["action"], "unrecorded_changes",
+            "the lost record must be replaced: {document}"
+        );
         assert_eq!((&changes[0]["actor"], &changes[0]["generation"]), (&json!("startup"), &json!(1)));
         assert_eq!(program.terminate().0, Some(0));
     }
@@ -285,8 +315,12 @@ fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", &script]).env_clear().env("KEYCHOIR_STORAGE__PATH", &database);
     let output = run(&mut shell);
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("the change cannot be saved"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1), "the command must fail: {}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the change cannot be saved"),
+        "the error message must contain `the change cannot be saved`: {}",
+        stderr(&output)
+    );
     fs::remove_file(&key_file).unwrap();
     assert_eq!(state_files(directory.path()), files_before);
 }

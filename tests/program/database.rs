@@ -31,7 +31,7 @@ fn run_db_command(database: &Path, arguments: &[&str]) -> Output {
 
 #[track_caller]
 fn parse_json_output(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -124,24 +124,40 @@ fn a_backup_refuses_to_replace_a_file() {
     let (database, copy) = (directory.path().join("keychoir.db"), directory.path().join("backup.db"));
     let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("there is no database at"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("there is no database at"),
+        "the error message must contain `there is no database at`: {}",
+        stderr(&output)
+    );
     create_version_1_file(&database);
     fs::write(&copy, "important").unwrap();
     let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--force"),
+        "the error message must contain `--force`: {}",
+        stderr(&output)
+    );
     assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
     // The files next to the database belong to it, whether they exist or not.
     for name in ["keychoir.db", "keychoir.db-wal", "keychoir.db-shm", "keychoir.db.lock", "managed.toml"] {
         let content_before = fs::read(directory.path().join(name)).ok();
         let target = directory.path().join(name);
         let output = run_db_command(&database, &["backup", "--force", target.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(1), "{name}");
-        assert!(stderr(&output).contains("belongs to the database"), "{name}: {}", stderr(&output));
-        assert_eq!(fs::read(&target).ok(), content_before, "{name}");
+        assert_eq!(output.status.code(), Some(1), "{name}: the command must fail");
+        assert!(
+            stderr(&output).contains("belongs to the database"),
+            "{name}: the error message must contain `belongs to the database`: {}",
+            stderr(&output)
+        );
+        assert_eq!(
+            fs::read(&target).ok(),
+            content_before,
+            "{name}: a refused backup must not change the file"
+        );
     }
     let output = run_db_command(&database, &["backup", "--force", copy.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     assert!(String::from_utf8(output.stdout).unwrap().contains("1 attempts"));
 }
 
@@ -188,9 +204,12 @@ fn a_start_upgrades_a_copied_database_and_logs_it() {
     assert_eq!(read_attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);
     // The copy can be upgraded too.
     let output = run(&mut keychoir_command(&["db", "migrate", "--file", &copy]));
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("from schema 1 to") && text.contains("Attempts before 1, after 1"), "{text}");
+    assert!(
+        text.contains("from schema 1 to") && text.contains("Attempts before 1, after 1"),
+        "the output must describe the upgrade: {text}"
+    );
 }
 
 #[test]
@@ -200,8 +219,11 @@ fn an_upgrade_without_its_copy_is_refused_with_advice() {
     create_version_1_file(&database);
     fs::create_dir(directory.path().join("keychoir.db.before-1")).unwrap();
     let (code, text) = Program::start(&mut serve_command(&database, "http://127.0.0.1:9")).wait_for_exit();
-    assert_eq!(code, Some(78), "{text}");
-    assert!(text.contains("needs a copy of it") && text.contains("Nothing was changed"), "{text}");
-    assert!(!text.contains("storage.ephemeral"), "{text}");
+    assert_eq!(code, Some(78), "the program must refuse the upgrade: {text}");
+    assert!(
+        text.contains("needs a copy of it") && text.contains("Nothing was changed"),
+        "the log must explain the refusal: {text}"
+    );
+    assert!(!text.contains("storage.ephemeral"), "the log must not suggest `storage.ephemeral`: {text}");
     assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
 }

@@ -91,7 +91,10 @@ async fn requests_are_served_while_the_log_is_unread_and_the_log_keeps_their_ord
     for event in request_events {
         assert_eq!(event["upstream_host"], "127.0.0.1");
         assert_eq!(event["client_address"], "127.0.0.1");
-        assert!(event["user_agent"].is_string() && event["client"] == "local", "{event}");
+        assert!(
+            event["user_agent"].is_string() && event["client"] == "local",
+            "the event must describe the client: {event}"
+        );
     }
 }
 
@@ -140,10 +143,24 @@ fn lines_before_a_panic_are_written_before_it() {
     let arguments = ["--exact", "log::a_program_that_panics", "--nocapture"];
     let output = Command::new(test).args(arguments).env(CHILD_VARIABLE, "1").output().unwrap();
     let stderr = crate::support::program::stderr(&output);
-    let (before, after) = stderr.split_once("on purpose").unwrap_or_else(|| panic!("{stderr}"));
+    let (before, after) = stderr
+        .split_once("on purpose")
+        .unwrap_or_else(|| panic!("the panic message must be printed: {stderr}"));
     assert!(!output.status.success());
     let count = |text: &str, pattern: &str| text.matches(pattern).count();
-    assert_eq!((count(before, "\"number\":"), count(after, "\"number\":")), (3, 0), "{stderr}");
-    assert_eq!(count(before, "\"it comes to the point\""), 3, "{stderr}");
-    assert_eq!(count(before, "\"event\":\"aside\""), 3, "{stderr}");
+    assert_eq!(
+        (count(before, "\"number\":"), count(after, "\"number\":")),
+        (3, 0),
+        "all events must be written before the panic message: {stderr}"
+    );
+    assert_eq!(
+        count(before, "\"it comes to the point\""),
+        3,
+        "every message must be formatted completely: {stderr}"
+    );
+    assert_eq!(
+        count(before, "\"event\":\"aside\""),
+        3,
+        "every event that is logged while a message is formatted must be written: {stderr}"
+    );
 }

@@ -26,7 +26,7 @@ fn reading_command(database: &Path, arguments: &[&str]) -> Command {
 
 #[track_caller]
 fn parse_json_output(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -84,23 +84,27 @@ async fn attempts_are_listed_followed_and_summed() {
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(
         table.contains("workspace quota") && table.lines().all(|line| line.chars().count() <= 80),
-        "{table}"
+        "the table must name the outcome within 80 columns: {table}"
     );
     let details = run(&mut reading_command(&database, &["attempts", "--request", "request-one"]));
     let details = String::from_utf8(details.stdout).unwrap();
     for part in ["attempt 1 ", "attempt 2 ", "received  401 workspace_quota", "client    local"] {
-        assert!(details.contains(part), "{part}: {details}");
+        assert!(details.contains(part), "the details must contain {part:?}: {details}");
     }
 
     let usage = |arguments: &[&str]| run(&mut reading_command(&database, &[&["usage"], arguments].concat()));
     for by in ["day", "hour", "key", "client", "model", "route"] {
         let report = parse_json_output(&usage(&["--json", "--by", by, "--since", "1d"]));
-        assert_eq!(report["total"]["attempts"], 2, "{by}: {report}");
+        assert_eq!(report["total"]["attempts"], 2, "the usage by {by} must contain both attempts: {report}");
     }
     let report = parse_json_output(&usage(&["--json", "--since", "2w", "--until", "1w"]));
     assert_eq!(report["total"]["attempts"], 0);
     let report = parse_json_output(&usage(&["--json", "--failures"]));
-    assert_eq!(report["failures"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(
+        report["failures"].as_array().unwrap().len(),
+        1,
+        "exactly one kind of failure must be reported: {report}"
+    );
     assert_eq!(
         (&report["failures"][0]["outcome"], &report["failures"][0]["status"]),
         (&"workspace_quota".into(), &401.into())
@@ -108,7 +112,12 @@ async fn attempts_are_listed_followed_and_summed() {
     let csv = String::from_utf8(usage(&["--csv", "--failures", "--by", "client"]).stdout).unwrap();
     assert_eq!(csv, "client,outcome,status,attempts\nlocal,workspace_quota,401,1\n");
     let wrong = usage(&["--since", "1d", "--until", "2d"]);
-    assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
+    assert_eq!(
+        wrong.status.code(),
+        Some(2),
+        "a period that ends before it starts must be refused: {}",
+        stderr(&wrong)
+    );
 
     for output in [&table, &details, &csv] {
         assert!(!output.contains("key_number"), "no key must be printed: {output}");
@@ -122,5 +131,9 @@ fn attempts_without_a_database_are_explained() {
     let directory = tempfile::tempdir().unwrap();
     let output = run(&mut reading_command(&directory.path().join("none.db"), &["attempts"]));
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("there are no usage records at"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("there are no usage records at"),
+        "the error message must contain `there are no usage records at`: {}",
+        stderr(&output)
+    );
 }

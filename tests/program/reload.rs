@@ -41,7 +41,10 @@ async fn keys_are_added_and_removed_under_traffic_without_a_failed_request() {
         [counts_before[0], counts_before[1], counts_before[2] + 1],
         "a removed key must receive no further request"
     );
-    assert!(counts_before.iter().all(|&request_count| request_count > 0), "{counts_before:?}");
+    assert!(
+        counts_before.iter().all(|&request_count| request_count > 0),
+        "each key must have served requests: {counts_before:?}"
+    );
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -88,7 +91,10 @@ async fn an_invalid_file_is_reported_and_not_applied() {
     program.wait_for_event("reloaded");
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(!stderr.contains(FIRST_KEY) && !stderr.contains(SECOND_KEY), "{stderr}");
+    assert!(
+        !stderr.contains(FIRST_KEY) && !stderr.contains(SECOND_KEY),
+        "the log must contain no key: {stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +207,7 @@ fn a_reload_does_not_open_the_pool_to_other_machines() {
     let failure_event = program.wait_for_event("reload_failed");
     assert!(
         failure_event["message"].as_str().unwrap().contains("is open to other machines"),
-        "{failure_event}"
+        "the message of the event must contain `is open to other machines`: {failure_event}"
     );
     let (response, _) = KeepAliveConnection::open(&format!("127.0.0.1:{port}")).request("/v1/voices");
     assert_head_contains(&response, &["http/1.1 401", "x-keychoir-error: client_token_missing"]);

@@ -45,8 +45,12 @@ impl RunningProgram {
 /// Checks that the command changed the running server, and not the files for the next startup.
 #[track_caller]
 fn assert_online(output: &Output) {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
-    assert!(!stderr(output).contains("no server responds"), "{}", stderr(output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(output));
+    assert!(
+        !stderr(output).contains("no server responds"),
+        "the error message must not contain `no server responds`: {}",
+        stderr(output)
+    );
 }
 
 #[test]
@@ -82,7 +86,11 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
     let mut list = running.command(&["clients", "list", "--json", "--url", &http]);
     let output = run(list.env("KEYCHOIR_ADMIN_TOKEN", &token));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["clients"].as_array().unwrap().len(), 7, "{document}");
+    assert_eq!(
+        document["clients"].as_array().unwrap().len(),
+        7,
+        "every command must have added its client: {document}"
+    );
 }
 
 #[test]
@@ -93,7 +101,11 @@ fn a_certificate_of_another_authority_is_refused() {
     let output =
         run(running.command(&["status", "--url", &https]).env("KEYCHOIR_STORAGE__EPHEMERAL", "true"));
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("certificate"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("certificate"),
+        "the error message must contain `certificate`: {}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -119,7 +131,11 @@ fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_directory() {
         command.envs(token.map(|token| ("KEYCHOIR_ADMIN_TOKEN", token)));
         let output = run(&mut command);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains(message), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(message),
+            "the error message must contain {message:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
@@ -137,7 +153,7 @@ fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
     };
     let expires_at = |running: &RunningProgram| {
         let output = offline(running, &["clients", "show", "app", "--json"]);
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the client must be shown: {}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()["expires_at"].clone()
     };
     let change = |arguments: &[&str]| {
@@ -154,12 +170,20 @@ fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
     let set = ["clients", "set", "app", "--expires", "30d"];
     let output = offline(&running, &set);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("in use by another Keychoir"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("in use by another Keychoir"),
+        "the error message must contain `in use by another Keychoir`: {}",
+        stderr(&output)
+    );
     assert_eq!(running.program.take().unwrap().terminate().0, Some(0));
     let output = offline(&running, &set);
-    assert!(output.status.success() && stderr(&output).contains("no server responds"), "{}", stderr(&output));
+    assert!(
+        output.status.success() && stderr(&output).contains("no server responds"),
+        "the command must change the files without a server: {}",
+        stderr(&output)
+    );
     assert!(expires_at(&running).is_string());
     let output = run(&mut running.command(&["clients", "set", "app", "--expires", "soon"]));
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("never"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("never"), "the error message must contain `never`: {}", stderr(&output));
 }

@@ -26,9 +26,12 @@ fn run_with_input(program: &str, arguments: &[&str], input: &[u8]) -> (bool, Str
 fn completion_scripts_are_valid_in_their_shells() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let output = run(&mut keychoir_command(&["completions", shell]));
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         let script = String::from_utf8(output.stdout).unwrap();
-        assert!(script.contains("keychoir") && script.contains("serve"), "{shell}: {script}");
+        assert!(
+            script.contains("keychoir") && script.contains("serve"),
+            "the script for {shell} must complete the commands: {script}"
+        );
         let check = match shell {
             "bash" => run_with_input("bash", &["-n"], script.as_bytes()),
             "zsh" => run_with_input("zsh", &["-n"], script.as_bytes()),
@@ -36,7 +39,7 @@ fn completion_scripts_are_valid_in_their_shells() {
             _ => continue,
         };
         let (is_valid, text) = check;
-        assert!(is_valid && text.is_empty(), "{shell}: {text}");
+        assert!(is_valid && text.is_empty(), "{shell} must accept the script: {text}");
     }
     let output = run(&mut keychoir_command(&["completions", "tcsh"]));
     assert_eq!(output.status.code(), Some(2));
@@ -73,7 +76,7 @@ fn manual_pages_are_written_and_valid() {
     let directory = tempfile::tempdir().unwrap();
     let man = directory.path().join("share/man/man1");
     let output = run(&mut keychoir_command(&["man", man.to_str().unwrap()]));
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     let pages = read_pages(&man);
     for name in ["keychoir.1", "keychoir-serve.1", "keychoir-clients.1", "keychoir-clients-add.1"] {
         assert!(pages.iter().any(|(page, _)| page == name), "{name} must exist");
@@ -83,7 +86,7 @@ fn manual_pages_are_written_and_valid() {
         let arguments = ["-T", "lint", "-W", "warning"];
         let (_, text) = run_with_input("mandoc", &arguments, page.as_bytes());
         let mistakes: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();
-        assert!(mistakes.is_empty(), "{name}: {mistakes:#?}\n{page}");
+        assert!(mistakes.is_empty(), "{name} must be a valid manual page: {mistakes:#?}\n{page}");
     }
     // The directory may exist, and may contain the pages of an earlier version.
     assert_eq!(run(&mut keychoir_command(&["man", man.to_str().unwrap()])).status.code(), Some(0));
@@ -91,7 +94,11 @@ fn manual_pages_are_written_and_valid() {
     fs::write(&file, "").unwrap();
     let output = run(&mut keychoir_command(&["man", file.to_str().unwrap()]));
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains(file.to_str().unwrap()), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(file.to_str().unwrap()),
+        "the error message must name the path: {}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -105,8 +112,8 @@ fn a_wrong_command_or_flag_is_answered_with_the_right_one() {
     ] {
         let output = run(&mut keychoir_command(arguments));
         let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains(suggestion), "{arguments:?}: {text}");
+        assert_eq!(output.status.code(), Some(2), "the arguments must be refused: {text}");
+        assert!(text.contains(suggestion), "{arguments:?}: the output must contain {suggestion:?}: {text}");
     }
 }
 
@@ -116,6 +123,9 @@ fn help_shows_examples_and_exit_codes() {
         let output = run(&mut keychoir_command(arguments));
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0));
-        assert!(text.contains("Examples:\n") && text.contains("Exit codes:\n"), "{arguments:?}: {text}");
+        assert!(
+            text.contains("Examples:\n") && text.contains("Exit codes:\n"),
+            "the help for {arguments:?} must have examples and exit codes: {text}"
+        );
     }
 }

@@ -48,7 +48,7 @@ impl TestProxy {
 
     async fn get_json(&self, path: &str) -> Value {
         let response = self.get(path).await;
-        assert_eq!(response.status(), 200, "{path}");
+        assert_eq!(response.status(), 200, "{path}: the document must be readable");
         response.json().await.unwrap()
     }
 
@@ -185,7 +185,10 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
     let detail = refused_response.json::<Value>().await.unwrap()["detail"].clone();
     assert_eq!(detail["status"], "quota_exceeded");
     let message = detail["message"].as_str().unwrap();
-    assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
+    assert!(
+        message.starts_with("The ElevenLabs account that this earlier request belongs to"),
+        "the message must name the earlier request: {message}"
+    );
     assert_eq!(proxy.request_counts(&KEYS)[2], 0, "the request must not be sent to another account");
 
     // A request that continues no other is served by the next account.
@@ -207,7 +210,10 @@ async fn a_request_with_resources_of_two_owners_is_refused_and_names_them() {
     let response = proxy.post(&speech_path("voice-of-1"), &body).await;
     assert_proxy_error(&response, 400, "conflicting_owners");
     let message = response.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("a voice and an earlier request"), "{message}");
+    assert!(
+        message.contains("a voice and an earlier request"),
+        "the message must contain `a voice and an earlier request`: {message}"
+    );
     assert_eq!(proxy.request_counts(&KEYS), counts_before, "the provider must receive no request");
     proxy.close().await;
 }
@@ -327,11 +333,11 @@ async fn the_database_contains_no_resource_identifiers() {
     for identifier in [&item, &voice, "voice-of-2"] {
         assert!(
             !database.windows(identifier.len()).any(|bytes| bytes == identifier.as_bytes()),
-            "{identifier}"
+            "the database must not contain {identifier:?}"
         );
     }
     let connection = rusqlite::Connection::open(directory.path().join("keychoir.db")).unwrap();
     let sql = "SELECT (SELECT count(*) FROM owners) + (SELECT sum(changes) FROM owners_plentiful)";
     let count: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
-    assert!(count >= 4, "{count}");
+    assert!(count >= 4, "the owners of at least four resources must be recorded, not of {count}");
 }

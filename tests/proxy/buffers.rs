@@ -53,7 +53,10 @@ async fn send_incomplete_message(proxy: &TestProxy, bytes: usize) -> WebSocketCl
 async fn a_session_beyond_the_buffer_budget_is_closed() {
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
-    assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
+    assert!(
+        messages.iter().any(|message| message["audio"].is_string()),
+        "the messages must contain audio: {messages:?}"
+    );
     let mut session = send_incomplete_message(&proxy, 250 * KIBI).await;
     assert_eq!(session.receive().await, Received::Close(1013, BUDGET_EXHAUSTED.to_owned()));
     drop(session);
@@ -100,7 +103,10 @@ async fn many_sessions_stay_within_the_buffer_budget() {
     sessions.clear();
     wait_until_buffers_are_released(&proxy).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
-    assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
+    assert!(
+        messages.iter().any(|message| message["audio"].is_string()),
+        "the messages must contain audio: {messages:?}"
+    );
 }
 
 #[tokio::test]

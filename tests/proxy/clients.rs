@@ -98,7 +98,7 @@ async fn a_rate_limited_client_receives_a_retry_after_header() {
     let response = proxy.get("/v1/voices").await;
     assert_eq!(status_and_code(&response), (429, "client_rate_limited"));
     let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((3_500..=3_600).contains(&seconds), "{seconds}");
+    assert!((3_500..=3_600).contains(&seconds), "the wait must be at most an hour, and it is {seconds} s");
     proxy.close().await;
 }
 
@@ -137,7 +137,11 @@ async fn a_client_may_request_its_allowed_paths_only() {
         ("/v1/text-to-speech/..;/user", (400, "ambiguous_path")),
     ] {
         let request = proxy.request(Method::GET, path, CLIENT_TOKEN);
-        assert_eq!(status_and_code(&request.send().await.unwrap()), expected, "{path}");
+        assert_eq!(
+            status_and_code(&request.send().await.unwrap()),
+            expected,
+            "{path}: the request must have the expected status and code"
+        );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 0]);
     proxy.close().await;
@@ -288,12 +292,15 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let (code, token, messages) =
         run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], &file);
     let token = token.trim();
-    assert_eq!((code, token.len()), (Some(0), 51), "{messages}");
+    assert_eq!((code, token.len()), (Some(0), 51), "the client must be added with a token: {messages}");
     assert!(!messages.contains(token));
     let (code, _, messages) = run_clients(&["add", "app"], &file);
-    assert_eq!(code, Some(1), "{messages}");
+    assert_eq!(code, Some(1), "a second client of the same name must be refused: {messages}");
     let (code, _, messages) = run_clients(&["add", "web", "--rate-limit", "fast"], &file);
-    assert!(code == Some(78) && messages.contains("`fast` is not a rate limit"), "{messages}");
+    assert!(
+        code == Some(78) && messages.contains("`fast` is not a rate limit"),
+        "a malformed rate limit must be refused: {messages}"
+    );
     let (_, list, _) = run_clients(&["list"], &file);
     assert_eq!(list, "app  1 request, 4 concurrent requests\n");
     let (_, list, _) = run_clients(&["list", "--json"], &file);
@@ -322,16 +329,22 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
 
     // The configured address has no fixed port.
     let (code, _, messages) = run_clients(&["add", "second"], &file);
-    assert!(code == Some(1) && messages.contains("name its address with --url"), "{messages}");
+    assert!(
+        code == Some(1) && messages.contains("name its address with --url"),
+        "a command without a fixed port must require the URL: {messages}"
+    );
     let run_online = |arguments: &[&str]| run_clients(&[arguments, &["--url", &url]].concat(), &file);
     let (code, added, messages) = run_online(&["add", "second", "--bring-your-own-key", "--json"]);
-    assert_eq!(code, Some(0), "{messages}");
+    assert_eq!(code, Some(0), "the client must be added: {messages}");
     let added: Value = serde_json::from_str(&added).unwrap();
     let second_token = added["token"].as_str().unwrap();
     assert_eq!(run_online(&["revoke", "app"]).0, Some(0));
     assert_eq!(run_online(&["revoke", "app"]).0, Some(1));
     let (code, _, messages) = run_online(&["revoke", "second"]);
-    assert!(code == Some(1) && messages.contains("the only client"), "{messages}");
+    assert!(
+        code == Some(1) && messages.contains("the only client"),
+        "the only client must not be revoked: {messages}"
+    );
     assert_eq!((get_voices(token).await, get_voices(second_token).await), (401, 200));
     // The provider does not know this own key.
     let own_key = "sk_own_canary_000011112222333344445555666677778888";

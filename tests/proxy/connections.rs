@@ -54,7 +54,7 @@ async fn clients_of_refused_uploads_receive_the_response() {
     for response in fast_responses.iter().chain(&slow_responses) {
         assert!(
             response.starts_with("HTTP/1.1 401 ") && response.contains("client_token_missing"),
-            "{response}"
+            "the client must receive the refusal: {response}"
         );
     }
     proxy.close().await;
@@ -118,8 +118,15 @@ async fn a_truncated_response_to_an_http_1_0_client_ends_with_a_reset() {
         let proxy = start_proxy_with_upstream_response(response.leak()).await;
         for method in ["GET", "POST"] {
             let (response, end) = send_http_1_0(&proxy, method).await;
-            assert!(response.starts_with("HTTP/1.0 200 OK\r\n"), "{response}");
-            assert_eq!(end, if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) }, "{rest:?}");
+            assert!(
+                response.starts_with("HTTP/1.0 200 OK\r\n"),
+                "the response must have the version of the client: {response}"
+            );
+            assert_eq!(
+                end,
+                if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) },
+                "the connection must report whether the response is complete after {rest:?}"
+            );
         }
         proxy.close_unchecked().await;
     }
@@ -130,7 +137,10 @@ async fn a_response_without_a_body_to_an_http_1_0_client_ends_cleanly() {
     let proxy =
         start_proxy_with_upstream_response("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
     let (response, end) = send_http_1_0(&proxy, "HEAD").await;
-    assert!(response.starts_with("HTTP/1.0 200 OK\r\n"), "{response}");
+    assert!(
+        response.starts_with("HTTP/1.0 200 OK\r\n"),
+        "the response must have the version of the client: {response}"
+    );
     assert_eq!(end, Ok(()));
     proxy.close_unchecked().await;
 }
@@ -156,7 +166,7 @@ async fn a_truncated_refusal_is_relayed_without_a_clean_end() {
             let _ = stream.read_to_end(&mut response).await;
             let response = String::from_utf8(response).unwrap();
             let (head, body) = response.split_once("\r\n\r\n").expect("the head must be complete");
-            assert!(head.starts_with("HTTP/1.1 401 "), "{response}");
+            assert!(head.starts_with("HTTP/1.1 401 "), "the refusal must be relayed: {response}");
             assert!(
                 body.len() < 5000 && !body.ends_with("0\r\n\r\n"),
                 "the response must not end cleanly: {response}"
@@ -211,7 +221,10 @@ async fn a_client_that_closes_its_write_half_receives_the_response() {
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nserved").await.unwrap();
         };
         let (response, ()) = tokio::join!(send_and_close_write_half(stream, &request), upstream_response);
-        assert!(response.ends_with("served") && response.contains(" 200 OK\r\n"), "{request}: {response}");
+        assert!(
+            response.ends_with("served") && response.contains(" 200 OK\r\n"),
+            "the client must receive the response to {request:?}: {response}"
+        );
     }
     proxy.close_unchecked().await;
 }

@@ -69,9 +69,9 @@ async fn no_page_is_shown_without_a_session() {
             assert_eq!(
                 (response.status().as_u16(), &response.headers()["location"]),
                 (303, &"login".parse().unwrap()),
-                "{path}"
+                "{path}: the response must lead to the login page"
             );
-            assert_eq!(response.text().await.unwrap(), "", "{path}");
+            assert_eq!(response.text().await.unwrap(), "", "{path}: the response must have no content");
         }
         // A relative location, so that it also works under a path prefix.
         let deep = get(&proxy, cookie, "a/b/c").await;
@@ -98,7 +98,7 @@ async fn no_page_is_shown_without_a_session() {
 async fn a_session_opens_the_pages_until_it_is_ended() {
     let (proxy, _, cookie) = start().await;
     for path in PAGES {
-        assert_eq!(get(&proxy, &cookie, path).await.status(), 200, "{path}");
+        assert_eq!(get(&proxy, &cookie, path).await.status(), 200, "{path}: the request must be served");
     }
     assert_eq!(get(&proxy, &cookie, "nothing").await.status(), 404);
     assert_eq!(get(&proxy, &cookie, "a/b").await.headers()["location"], "../");
@@ -129,15 +129,31 @@ async fn a_form_of_another_page_changes_nothing() {
     };
     let same_site = proxy.url.replace("127.0.0.1", "localhost");
     for path in ["keys", "login", "logout", "system", "clients"] {
-        assert_eq!(send(path, &[]).await, 403, "{path}");
-        assert_eq!(send(path, &[("sec-fetch-site", "same-site")]).await, 403, "{path}");
-        assert_eq!(send(path, &[("origin", "null")]).await, 403, "{path}");
-        assert_eq!(send(path, &[("origin", "http://127.0.0.1:1")]).await, 403, "{path}");
-        assert_eq!(send(path, &[("origin", &same_site)]).await, 403, "{path}");
+        assert_eq!(send(path, &[]).await, 403, "{path}: a form without an origin must be refused");
+        assert_eq!(
+            send(path, &[("sec-fetch-site", "same-site")]).await,
+            403,
+            "{path}: a form of the same site must be refused"
+        );
+        assert_eq!(
+            send(path, &[("origin", "null")]).await,
+            403,
+            "{path}: a form of an opaque origin must be refused"
+        );
+        assert_eq!(
+            send(path, &[("origin", "http://127.0.0.1:1")]).await,
+            403,
+            "{path}: a form of another port must be refused"
+        );
+        assert_eq!(
+            send(path, &[("origin", &same_site)]).await,
+            403,
+            "{path}: a form of another name of this machine must be refused"
+        );
         assert_eq!(
             send(path, &[("origin", &proxy.url), ("sec-fetch-site", "cross-site")]).await,
             403,
-            "{path}"
+            "{path}: a form that the browser reports as cross-site must be refused"
         );
     }
     assert!(changes.take().is_empty());
@@ -160,8 +176,11 @@ async fn a_page_of_a_listed_origin_receives_no_data() {
             .send()
             .await
             .unwrap();
-        assert_eq!(response.status(), 403, "{path}");
-        assert!(!response.headers().contains_key("access-control-allow-origin"), "{path}");
+        assert_eq!(response.status(), 403, "{path}: a page of another origin must be refused");
+        assert!(
+            !response.headers().contains_key("access-control-allow-origin"),
+            "{path}: no origin must be allowed"
+        );
     }
     proxy.close().await;
 }
@@ -182,7 +201,11 @@ async fn an_unreadable_form_is_refused() {
         let request = form(&proxy, &cookie, "keys", "action=pause");
         let mut request = request.build().unwrap();
         request.headers_mut().insert("content-type", media_type.parse().unwrap());
-        assert_eq!(proxy.client.execute(request).await.unwrap().status(), 415, "{media_type}");
+        assert_eq!(
+            proxy.client.execute(request).await.unwrap().status(),
+            415,
+            "the media type {media_type:?} must be refused"
+        );
     }
     for (fields, status) in [
         ("", 404),
@@ -192,7 +215,11 @@ async fn an_unreadable_form_is_refused() {
         ("action=add&name=a%2Fb&key=sk_a_key_that_is_not_in_the_pool", 400),
         ("action=add&name=a&key=sk_with+a+space", 400),
     ] {
-        assert_eq!(refused(form(&proxy, &cookie, "keys", fields)).await, status, "{fields}");
+        assert_eq!(
+            refused(form(&proxy, &cookie, "keys", fields)).await,
+            status,
+            "the form {fields:?} must be refused with {status}"
+        );
     }
     assert_eq!(refused(form(&proxy, &cookie, "clients", "action=revoke&name=app%3Fx")).await, 400);
     assert_eq!(refused(form(&proxy, &cookie, "nothing", "action=pause")).await, 404);
@@ -211,7 +238,7 @@ async fn other_methods_are_refused() {
             assert_eq!(
                 (response.status().as_u16(), &response.headers()["allow"]),
                 (405, &allowed.parse().unwrap()),
-                "{method} {path}"
+                "{method} {path}: the response must list the allowed methods"
             );
         }
     }
@@ -231,11 +258,21 @@ fn assert_security_headers(response: &Response) {
         ("cross-origin-resource-policy", "same-origin"),
     ];
     for (name, value) in expected {
-        assert_eq!(response.headers()[name], value, "{}", response.url());
+        assert_eq!(
+            response.headers()[name],
+            value,
+            "the response must have its security headers: {}",
+            response.url()
+        );
     }
     let is_asset = response.url().path().contains("/assets/") && response.status().is_success();
     let caching = if is_asset { "no-cache" } else { "no-store" };
-    assert_eq!(response.headers()["cache-control"], caching, "{}", response.url());
+    assert_eq!(
+        response.headers()["cache-control"],
+        caching,
+        "the response must have its caching policy: {}",
+        response.url()
+    );
 }
 
 #[tokio::test]
@@ -284,7 +321,11 @@ async fn a_page_gets_only_the_keys_that_it_shows() {
     set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
     loop {
         let event = one.next().await.unwrap();
-        assert!(event.name == "overview" || event.data["id"] == second, "{}", event.data);
+        assert!(
+            event.name == "overview" || event.data["id"] == second,
+            "the page must receive only its own key: {}",
+            event.data
+        );
         if event.data["paused"] == true {
             break;
         }
@@ -345,7 +386,7 @@ async fn assets_are_compressed_and_sent_once() {
         );
         let mut decoded = Vec::new();
         GzDecoder::new(&*compressed.bytes().await.unwrap()).read_to_end(&mut decoded).unwrap();
-        assert!(decoded == content, "{name}");
+        assert!(decoded == content, "{name}: the compressed asset must have the same content");
 
         let known_tags = format!("\"other\", W/{}", tag.to_str().unwrap());
         let cached =
@@ -429,10 +470,16 @@ async fn no_name_is_html_or_a_formula() {
         }
     };
     let csv = tokio::time::timeout(Duration::from_secs(30), recorded).await.unwrap();
-    assert!(csv.lines().nth(1).unwrap().starts_with("\"'=1+1,\"\"<b>1\"\"\",10,1,1,0,10,"), "{csv}");
+    assert!(
+        csv.lines().nth(1).unwrap().starts_with("\"'=1+1,\"\"<b>1\"\"\",10,1,1,0,10,"),
+        "the name must not be a formula in the CSV: {csv}"
+    );
     for path in ["clients", "usage?by=client", "live"] {
         let page = read(path).await;
-        assert!(page.contains("=1+1,&quot;&lt;b&gt;1") && !page.contains("<b>"), "{path}: {page}");
+        assert!(
+            page.contains("=1+1,&quot;&lt;b&gt;1") && !page.contains("<b>"),
+            "{path}: the name must be escaped: {page}"
+        );
     }
     for path in [
         "keys?q=\"><b>1",
@@ -443,7 +490,7 @@ async fn no_name_is_html_or_a_formula() {
         "live?done=<b>1",
     ] {
         let page = read(path).await;
-        assert!(!page.contains("<b>"), "{path}: {page}");
+        assert!(!page.contains("<b>"), "{path}: the parameter must be escaped: {page}");
     }
     proxy.close().await;
 }

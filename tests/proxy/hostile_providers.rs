@@ -221,5 +221,5 @@ async fn mutated_responses_do_not_affect_valid_requests() {
     }
     crate::support::wait_until(|| proxy.app.queued_requests() == 0).await;
     let case_failures = check_usage_records(proxy).await;
-    assert!(case_failures.is_empty(), "{}", case_failures.join("\n"));
+    assert!(case_failures.is_empty(), "the usage records must be plausible:\n{}", case_failures.join("\n"));
 }

@@ -141,7 +141,7 @@ async fn a_client_violation_ends_the_session_before_its_authentication() {
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
         session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
-        assert_eq!(messages, [] as [Value; 0], "{description}");
+        assert_eq!(messages, [] as [Value; 0], "{description}: the client must receive no message");
         assert_close_code(&end, code, description);
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
@@ -159,7 +159,7 @@ async fn a_client_violation_ends_the_session_before_its_first_text() {
         session.send_json(&json!({"text": " "})).await;
         session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
-        assert_eq!(messages, [] as [Value; 0], "{description}");
+        assert_eq!(messages, [] as [Value; 0], "{description}: the client must receive no message");
         assert_close_code(&end, code, description);
     }
     within_timeout(proxy.simulator.wait_for_ledger(|ledger| ledger.totals.sockets_open == 0)).await;
@@ -286,7 +286,10 @@ async fn a_violation_of_the_provider_ends_the_session() {
     for (description, bytes, code) in protocol_violations(None) {
         let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
         stream.write_all(&[encode_frame(TEXT, AUDIO_MESSAGE, None), bytes].concat()).await.unwrap();
-        assert!(session.receive_json().await["audio"].is_string(), "{description}");
+        assert!(
+            session.receive_json().await["audio"].is_string(),
+            "{description}: the client must receive audio"
+        );
         assert_close_code(&session.receive().await, code, description);
         drop(session);
         read_until_end(stream).await;
@@ -303,10 +306,10 @@ async fn every_byte_of_a_websocket_on_an_unknown_path_is_forwarded() {
         let mut client = session.stream.into_inner();
         let mut received_bytes = vec![0; bytes.len()];
         within_timeout(client.read_exact(&mut received_bytes)).await.unwrap();
-        assert_eq!(received_bytes, bytes, "{description}");
+        assert_eq!(received_bytes, bytes, "{description}: the client must receive every byte");
         client.write_all(&bytes).await.unwrap();
         within_timeout(stream.read_exact(&mut received_bytes)).await.unwrap();
-        assert_eq!(received_bytes, bytes, "{description}");
+        assert_eq!(received_bytes, bytes, "{description}: the provider must receive every byte");
     }
 }
 
@@ -352,7 +355,7 @@ async fn bytes_after_the_clients_close_are_dropped() {
         assert_eq!(
             (received_bytes, read_until_end(stream).await),
             (close.clone(), Vec::new()),
-            "{description}"
+            "{description}: nothing after the close frame must be forwarded"
         );
     }
 }
@@ -388,7 +391,10 @@ async fn a_flood_in_one_direction_blocks_neither_the_other_direction_nor_the_tim
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
         if max_duration_ms > 0 {
             let end = session.receive_end().await;
-            assert!(matches!(end, Received::Close(1001, _) | Received::Disconnected), "{end:?}");
+            assert!(
+                matches!(end, Received::Close(1001, _) | Received::Disconnected),
+                "the session must end at its maximum duration, not with {end:?}"
+            );
             continue;
         }
         let (mut sink, mut stream) = futures_util::StreamExt::split(session.stream);

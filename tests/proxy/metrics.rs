@@ -59,7 +59,10 @@ impl MetricsPage {
         for line in lines.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, description) = rest.split_once(' ').expect("the help must have a description");
-                assert!(description.ends_with('.') && !description.ends_with(".."), "{line}");
+                assert!(
+                    description.ends_with('.') && !description.ends_with(".."),
+                    "the description must be a sentence: {line}"
+                );
                 help = Some(name.to_owned());
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').unwrap();
@@ -73,9 +76,13 @@ impl MetricsPage {
                 } else {
                     &["counter", "gauge", "histogram", "untyped"]
                 };
-                assert!(kinds.contains(&kind), "{line}");
+                assert!(kinds.contains(&kind), "the type must be one of the format: {line}");
                 if !["unknown", "untyped"].contains(&kind) {
-                    assert_eq!(name.ends_with("_total"), kind == "counter" && !is_openmetrics, "{line}");
+                    assert_eq!(
+                        name.ends_with("_total"),
+                        kind == "counter" && !is_openmetrics,
+                        "only counters must end with _total: {line}"
+                    );
                 }
                 assert!(
                     is_name(name) && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix))
@@ -99,8 +106,8 @@ impl MetricsPage {
                 let (name, kind, suffixes) = family.as_ref().expect("a sample must follow its family");
                 let suffix =
                     sample.name.strip_prefix(name).expect("the samples of a family must be consecutive");
-                assert!(suffixes.contains(&suffix), "{line}");
-                assert!(kind == "gauge" || sample.value >= 0.0, "{line}");
+                assert!(suffixes.contains(&suffix), "the sample must have a suffix of its family: {line}");
+                assert!(kind == "gauge" || sample.value >= 0.0, "only a gauge may be negative: {line}");
                 assert!(
                     series.insert(format!("{}{:?}", sample.name, sample.labels)),
                     "{line} must not be repeated"
@@ -123,7 +130,10 @@ impl MetricsPage {
             let buckets: Vec<&Sample> =
                 self.samples.iter().filter(|sample| sample.name == format!("{name}_bucket")).collect();
             let bounds: Vec<f64> = buckets.iter().map(|bucket| bucket.labels[0].1.parse().unwrap()).collect();
-            assert!(bounds.is_sorted() && bounds.last() == Some(&f64::INFINITY), "{name}: {bounds:?}");
+            assert!(
+                bounds.is_sorted() && bounds.last() == Some(&f64::INFINITY),
+                "{name}: the bounds must increase to infinity: {bounds:?}"
+            );
             assert!(buckets.iter().map(|bucket| bucket.value).is_sorted(), "{name} must be cumulative");
             assert_eq!(buckets.last().unwrap().value, self.value(&format!("{name}_count"), &[]));
         }
@@ -134,7 +144,7 @@ impl MetricsPage {
             sample.name == name && labels.iter().all(|(name, value)| sample.label(name) == Some(*value))
         };
         let matches: Vec<&Sample> = self.samples.iter().filter(is_match).collect();
-        assert_eq!(matches.len(), 1, "{name} {labels:?}: {matches:?}");
+        assert_eq!(matches.len(), 1, "{name} {labels:?} must match one sample: {matches:?}");
         matches[0].value
     }
 
@@ -195,15 +205,19 @@ fn parse_sample(line: &str) -> Sample {
         None => (series, Vec::new()),
         Some((name, rest)) => (name, parse_labels(rest.strip_suffix('}').expect("labels must be closed"))),
     };
-    assert!(is_name(name), "{line}");
-    Sample { name: name.to_owned(), labels, value: value.parse().unwrap_or_else(|_| panic!("{line}")) }
+    assert!(is_name(name), "the name must have valid characters: {line}");
+    Sample {
+        name: name.to_owned(),
+        labels,
+        value: value.parse().unwrap_or_else(|_| panic!("the sample must have a number: {line}")),
+    }
 }
 
 fn parse_labels(mut text: &str) -> Vec<(String, String)> {
     let mut labels = Vec::new();
     loop {
         let (name, rest) = text.split_once("=\"").unwrap_or_else(|| panic!("{text:?} is not a label"));
-        assert!(is_name(name), "{name}");
+        assert!(is_name(name), "the label {name:?} must have valid characters");
         let mut value = String::new();
         let mut chars = rest.char_indices();
         let end = loop {
@@ -273,7 +287,7 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
         // These exist only with `[redis]`, and `tests/replicas` compares them.
         let is_about_replicas =
             ["keychoir_redis_", "keychoir_replica"].iter().any(|prefix| name.starts_with(prefix));
-        assert!(!is_metric || !meaning.trim().is_empty(), "{line}");
+        assert!(!is_metric || !meaning.trim().is_empty(), "the row must describe its metric: {line}");
         (is_metric && !is_about_replicas).then(|| format!("{name} {}", kind.trim()))
     };
     let documented: BTreeSet<String> = DOCUMENTATION.lines().filter_map(row).collect();
@@ -381,7 +395,7 @@ async fn the_process_metrics_report_memory_time_and_open_files() {
     assert!(value("open_fds") > 3.0 && value("max_fds") >= value("open_fds"));
     assert!(value("cpu_seconds_total") >= 0.0);
     let age = keychoir::clock::now().0 as f64 / 1_000.0 - value("start_time_seconds");
-    assert!((0.0..3_600.0).contains(&age), "{age}");
+    assert!((0.0..3_600.0).contains(&age), "the process must be at most an hour old, and it is {age} s old");
     proxy.close().await;
 }
 
@@ -509,7 +523,7 @@ async fn data_of_a_client_never_becomes_a_label() {
     }
     let page = fetch_final_page(&proxy, 2 * paths.len() as u64).await;
     let text = fetch_text(&proxy, "text/plain", ExpositionFormat::Text).await;
-    assert!(!text.to_lowercase().contains("canary"), "{text}");
+    assert!(!text.to_lowercase().contains("canary"), "the page must contain no data of a client: {text}");
     let count = paths.len() as u64;
     assert_eq!(page.sums("keychoir_requests_total", "route"), BTreeMap::from([("other", 2 * count)]));
     assert_eq!(

@@ -159,7 +159,7 @@ async fn the_documented_queries_return_the_usage() {
     let over_limit = supabase.sql("SELECT short_key, remaining_characters, next_reset_date FROM elevenlabs_key_usage WHERE is_over_limit = true");
     assert!(
         over_limit.len() == 1 && over_limit[0].starts_with(&format!("{}|0|20", short[0])),
-        "{over_limit:?}"
+        "only the first key must be over its limit: {over_limit:?}"
     );
     assert_eq!(
         supabase.sql("SELECT short_key, usage_percentage, remaining_characters FROM elevenlabs_key_usage WHERE is_near_limit = true AND NOT is_over_limit ORDER BY usage_percentage DESC"),
@@ -222,15 +222,18 @@ async fn only_the_service_role_can_read_the_tables() {
             let is_view = table == "elevenlabs_key_health";
             match refusal {
                 Some(status) => {
-                    assert_eq!(read_response.status(), status, "{role} {table}");
+                    assert_eq!(read_response.status(), status, "{role} must not read {table}");
                     let write = send_as_role(
                         client.patch(format!("{url}?api_key_hash=neq.x")).json(&json!({"api_key_hash": "x"})),
                     );
-                    assert!(is_view || write.await.unwrap().status() == status, "{role} {table}");
+                    assert!(
+                        is_view || write.await.unwrap().status() == status,
+                        "{role} must not change {table}"
+                    );
                 }
                 None => {
                     let rows: Vec<Value> = read_response.json().await.unwrap();
-                    assert!(!rows.is_empty(), "{table}");
+                    assert!(!rows.is_empty(), "the service role must read {table}");
                 }
             }
         }
@@ -239,7 +242,11 @@ async fn only_the_service_role_can_read_the_tables() {
     supabase
         .sql("GRANT SELECT ON elevenlabs_key_usage, elevenlabs_usage_events, elevenlabs_key_health TO anon");
     for table in tables {
-        assert_eq!(supabase.sql(&format!("SET ROLE anon; SELECT count(*) FROM {table}")), ["0"], "{table}");
+        assert_eq!(
+            supabase.sql(&format!("SET ROLE anon; SELECT count(*) FROM {table}")),
+            ["0"],
+            "row level security must hide the rows of {table}"
+        );
     }
 }
 
@@ -258,7 +265,11 @@ async fn an_older_observation_never_overwrites_a_newer_one() {
         let request =
             client.post(url).header("prefer", "resolution=merge-duplicates,return=minimal").json(&rows);
         let response = request.header("apikey", SECRET_KEY).send().await.unwrap();
-        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+        assert!(
+            response.status().is_success(),
+            "Supabase must accept the report: {}",
+            response.text().await.unwrap()
+        );
     };
     let counts = || supabase.sql("SELECT api_key_hash, character_count FROM elevenlabs_key_usage ORDER BY 1");
     report("2026-01-02T00:00:00.001Z", &["a", "b"], 1).await;
@@ -440,7 +451,7 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
     assert_eq!(keys.len(), 3, "each key must have one row: {keys:?}");
     assert!(
         [FIRST_KEY, SECOND_KEY].iter().all(|key| keys.contains(&Fingerprint::new(key).to_string())),
-        "{keys:?}"
+        "each configured key must have its new identifier: {keys:?}"
     );
     assert_eq!(event_keys, [Fingerprint::new(FIRST_KEY).to_string()]);
     assert_eq!(query_database(directory.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
@@ -612,6 +623,10 @@ async fn the_cost_of_a_conversation_is_delivered_after_its_event() {
         .send()
         .await
         .unwrap();
-    assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+    assert!(
+        response.status().is_success(),
+        "Supabase must accept the row: {}",
+        response.text().await.unwrap()
+    );
     assert_eq!(supabase.sql(priced), ["1"]);
 }

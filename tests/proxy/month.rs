@@ -222,11 +222,14 @@ async fn every_request_of_a_simulated_month_is_served() {
     let (ledger, directory) = proxy.close().await;
     println!("{} credits", ledger.totals.charged);
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
-        assert!(workspace.running == 0 && workspace.running_max <= *concurrency, "{workspace:?}");
+        assert!(
+            workspace.running == 0 && workspace.running_max <= *concurrency,
+            "the workspace must have stayed within its concurrency limit: {workspace:?}"
+        );
         let charged_credits = charged_credits(&ledger, name);
         assert!(
             charged_credits > 0 && (period.is_some() || charged_credits <= *credits),
-            "{name}: {charged_credits}"
+            "{name} must stay within its credits, and it was charged {charged_credits}"
         );
     }
     let attempts = AttemptRecords::open(&directory);

@@ -70,14 +70,22 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
         let request = client.get(format!("{}{path}", running.clients)).bearer_auth(ADMIN_TOKEN);
         let refused_response = request.send().await.unwrap();
         assert_eq!((refused_response.status().as_u16(), path), (404, path));
-        assert_eq!(refused_response.headers()["x-keychoir-error"], "served_elsewhere", "{path}");
+        assert_eq!(
+            refused_response.headers()["x-keychoir-error"],
+            "served_elsewhere",
+            "{path} must be served only for operators"
+        );
         let request = operators.get(format!("{operators_url}{path}")).bearer_auth(ADMIN_TOKEN);
         let expected = if path.ends_with("unknown") { 404 } else { 200 };
         assert_eq!((request.send().await.unwrap().status().as_u16(), path), (expected, path));
     }
     for (client, url) in [(&client, &*running.clients), (operators, operators_url)] {
         for path in ["/livez", "/healthz", "/readyz"] {
-            assert_eq!(client.get(format!("{url}{path}")).send().await.unwrap().status(), 200, "{url}{path}");
+            assert_eq!(
+                client.get(format!("{url}{path}")).send().await.unwrap().status(),
+                200,
+                "{url}{path} must be served at both addresses"
+            );
         }
         for path in ["/api/keychoir/v1/me", "/api/keychoir-usage"] {
             let request = client.get(format!("{url}{path}")).bearer_auth(CLIENT_TOKEN);
@@ -128,7 +136,10 @@ async fn an_exposed_address_for_operators_needs_an_admin_token() {
     let exposed = Listener::tcp("0.0.0.0:0".parse().unwrap()).unwrap();
     let listeners = ProgramListeners { clients: Vec::new(), operators: vec![exposed] };
     let error = app::start(AppConfig::from_config(config).unwrap(), listeners).unwrap_err();
-    assert!(error.to_string().ends_with("is open to other machines, and there is no admin token"), "{error}");
+    assert!(
+        error.to_string().ends_with("is open to other machines, and there is no admin token"),
+        "the error must name the missing admin token: {error}"
+    );
 }
 
 /// Returns an address of this machine that is not a loopback address. No packet is sent.
@@ -151,7 +162,10 @@ async fn the_page_for_apps_names_the_address_of_clients() {
     let cookie = session.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
     let page = client.get(format!("{url}/_/connect")).header("cookie", cookie).send().await.unwrap();
     let page = page.text().await.unwrap();
-    assert!(page.contains(&format!("base_url=&quot;{}&quot;", running.clients)), "{page}");
+    assert!(
+        page.contains(&format!("base_url=&quot;{}&quot;", running.clients)),
+        "the page must name the address of clients: {page}"
+    );
     assert!(!page.contains(&url), "the operators' address must not serve apps");
     running.close().await;
 }
@@ -175,7 +189,11 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
             [(None, 401), (Some("wrong"), 401), (Some(CLIENT_TOKEN), 403), (Some(ADMIN_TOKEN), 200)]
         {
             let response = get(path, token).await.unwrap();
-            assert_eq!((response.status().as_u16(), path), (status, path), "{token:?}");
+            assert_eq!(
+                (response.status().as_u16(), path),
+                (status, path),
+                "the response to the token {token:?} must have the expected status"
+            );
             if status != 200 {
                 assert!(
                     response.text().await.unwrap().contains("admin.public"),
@@ -185,7 +203,7 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
         }
     }
     for path in ["/metrics", "/livez", "/readyz"] {
-        assert_eq!(get(path, None).await.unwrap().status(), 200, "{path}");
+        assert_eq!(get(path, None).await.unwrap().status(), 200, "{path} must be public");
     }
     running.close().await;
 }

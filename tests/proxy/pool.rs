@@ -138,7 +138,10 @@ async fn a_concurrency_refusal_records_the_limit_and_waits() {
         (response.status(), response.bytes().await.unwrap().len())
     }))
     .await;
-    assert!(responses.iter().all(|(status, bytes)| *status == 200 && *bytes > 0), "{responses:?}");
+    assert!(
+        responses.iter().all(|(status, bytes)| *status == 200 && *bytes > 0),
+        "every request must be served completely: {responses:?}"
+    );
     proxy.close().await;
 }
 
@@ -172,7 +175,10 @@ async fn keys_of_the_same_workspace_are_detected() {
     };
     let proxy = start_proxy(plan).await;
     let status = proxy.status_document().await;
-    assert_eq!(status["totalRemainingCharacters"], 1_500, "{status}");
+    assert_eq!(
+        status["totalRemainingCharacters"], 1_500,
+        "the credits of the shared workspace must be counted once: {status}"
+    );
     proxy.set_fault(FIRST_KEY, "quota");
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(
@@ -262,7 +268,11 @@ async fn every_strategy_distributes_requests_as_documented() {
             assert_eq!(response.status(), 200);
             response.bytes().await.unwrap();
         }
-        assert_eq!(proxy.request_counts(&KEYS), expected, "{strategy}");
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            expected,
+            "{strategy}: each key must be tried the expected number of times"
+        );
         proxy.close().await;
     }
 }

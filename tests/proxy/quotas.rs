@@ -254,7 +254,7 @@ async fn a_client_with_an_exhausted_quota_may_send_only_free_requests() {
         assert_eq!(
             status_and_code(&response),
             (QUOTA_EXCEEDED.0, QUOTA_EXCEEDED.1.to_owned()),
-            "{method} {path}"
+            "{method} {path}: the client must be refused by its quota"
         );
     }
     for (method, path) in [
@@ -267,7 +267,11 @@ async fn a_client_with_an_exhausted_quota_may_send_only_free_requests() {
         ("DELETE", "/v1/voices/none".to_owned()),
     ] {
         let response = send_request(&proxy, CLIENT_TOKEN, method, &path).await;
-        assert_ne!(status_and_code(&response).0, 402, "{method} {path}");
+        assert_ne!(
+            status_and_code(&response).0,
+            402,
+            "{method} {path}: a free request must not be refused by the quota"
+        );
     }
     let (status, _) = handshake(&proxy, "/v1/translation/realtime", &[("xi-api-key", CLIENT_TOKEN)])
         .await
@@ -290,7 +294,7 @@ async fn a_reported_price_is_charged_on_every_route() {
             assert_eq!(
                 send_request(&proxy, CLIENT_TOKEN, method, path).await.status(),
                 200,
-                "{method} {path}"
+                "{method} {path}: the request must be served within the quota"
             );
         }
         assert_status_and_code(&send_request(&proxy, CLIENT_TOKEN, method, path).await, QUOTA_EXCEEDED);
@@ -365,7 +369,11 @@ async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
     let proxy = start_proxy_with(plan(), configure_clients(rules_with_path("/v1/text-to-speech"))).await;
     for page in pages {
         assert_status_and_code(&proxy.get(page).await, (403, "path_not_allowed"));
-        assert_eq!(send_request(&proxy, OTHER_TOKEN, "GET", page).await.status(), 200, "{page}");
+        assert_eq!(
+            send_request(&proxy, OTHER_TOKEN, "GET", page).await.status(),
+            200,
+            "{page} must be served to a client without restrictions"
+        );
     }
     assert_eq!(proxy.request_speech(30).await.status(), 200);
     wait_for_usage(&proxy, (1, 30)).await;

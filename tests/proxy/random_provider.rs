@@ -515,7 +515,7 @@ async fn every_request_that_an_account_could_serve_is_served() {
         for (result, tree) in join_all(runs).await {
             if let Err(fault) = result {
                 let (script, fault) = shrink(tree, fault).await;
-                panic!("{script:#?}\n{fault}");
+                panic!("every request that an account could serve must be served: {script:#?}\n{failure}");
             }
         }
     }

@@ -355,14 +355,21 @@ impl MatrixCase {
         self.set_fault(proxy, Some(format!("{}{}", self.stage, self.refusal).parse().unwrap()));
         let response = self.route.send_request(proxy, CLIENT_TOKEN, self.characters).await;
         let status = response.status().as_u16();
-        assert!(response.bytes().await.is_ok(), "{case}");
+        assert!(response.bytes().await.is_ok(), "{case}: the response must be complete");
         self.set_fault(proxy, None);
-        assert_eq!(status, expected.status, "{case}");
+        assert_eq!(status, expected.status, "{case}: the client must receive the expected status");
         let request_counts = proxy.request_counts(&KEYS);
         if let Some(attempts) = expected.attempts {
-            assert_eq!(request_counts.iter().sum::<usize>(), attempts, "{case}: {request_counts:?}");
+            assert_eq!(
+                request_counts.iter().sum::<usize>(),
+                attempts,
+                "{case}: the request must have the expected number of attempts: {request_counts:?}"
+            );
         }
-        assert!(request_counts[self.order[0]] >= 1, "{case}: {request_counts:?}");
+        assert!(
+            request_counts[self.order[0]] >= 1,
+            "{case}: the first selected key must be tried: {request_counts:?}"
+        );
         let has_polled = |ledger: &Ledger| !expected.is_polled || count_polls(ledger, self.order[0]) > 1;
         let polling =
             tokio::time::timeout(Duration::from_secs(30), proxy.simulator.wait_for_ledger(has_polled));

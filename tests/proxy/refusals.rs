@@ -25,14 +25,18 @@ fn plan_with_tiers(tiers: &[&str], credits: u64) -> Plan {
 }
 
 fn fault(text: &str) -> Option<Fault> {
-    Some(text.parse().unwrap_or_else(|error| panic!("{text}: {error}")))
+    Some(text.parse().unwrap_or_else(|error| panic!("the fault {text:?} must be valid: {error}")))
 }
 
 /// Asserts that ordinary speech is served, that every key is active, and that the proxy is ready.
 async fn assert_every_key_serves(proxy: &TestProxy, case: &str) {
-    assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}");
-    assert_eq!(proxy.key_statuses().await, vec!["active"; proxy.key_statuses().await.len()], "{case}");
-    assert_eq!(proxy.get("/readyz").await.status(), 200, "{case}");
+    assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}: speech must be served");
+    assert_eq!(
+        proxy.key_statuses().await,
+        vec!["active"; proxy.key_statuses().await.len()],
+        "{case}: every key must be active"
+    );
+    assert_eq!(proxy.get("/readyz").await.status(), 200, "{case}: the proxy must be ready");
 }
 
 /// Restarts the proxy with the same database and a new provider.

@@ -101,14 +101,29 @@ async fn wait_for_attempts(proxy: &TestProxy, request: TestRequest, expected: [u
 async fn check(proxy: TestProxy, request: TestRequest, case: &str) {
     wait_for_attempts(&proxy, request, [0, 0, 0, 1]).await;
     let details_before = key_details(&proxy).await;
-    assert!(details_before[..3].iter().any(|key| key["cannot"] != json!([])), "{case}: {details_before:?}");
-    assert_eq!(details_before[3]["cannot"], json!([]), "{case}: {details_before:?}");
+    assert!(
+        details_before[..3].iter().any(|key| key["cannot"] != json!([])),
+        "{case}: a refusing account must be restricted: {details_before:?}"
+    );
+    assert_eq!(
+        details_before[3]["cannot"],
+        json!([]),
+        "{case}: the serving account must not be restricted: {details_before:?}"
+    );
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, details_before, "{case}");
+    assert_eq!(
+        key_details(&proxy).await,
+        details_before,
+        "{case}: the restart must not change the details of the keys"
+    );
     assert_eq!(send_and_count(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after the first restart");
     // The second restart checks that reading the restrictions does not delete them.
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, details_before, "{case}");
+    assert_eq!(
+        key_details(&proxy).await,
+        details_before,
+        "{case}: the restart must not change the details of the keys"
+    );
     assert_eq!(
         send_and_count(&proxy, request).await,
         (200, [0, 0, 0, 1]),

@@ -22,13 +22,21 @@ async fn check_retried(fault: &str, status: &str) {
     let proxy = start_proxy(funded_plan()).await;
     proxy.set_fault(FIRST_KEY, fault);
     let response = proxy.request_speech(10).await;
-    assert_eq!(response.status(), 200, "{fault}");
-    assert!(response.bytes().await.unwrap().len() > 1_000, "{fault}");
-    assert_eq!(proxy.key_statuses().await, [status, "active", "active"], "{fault}");
-    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+    assert_eq!(response.status(), 200, "{fault}: the request must be served");
+    assert!(response.bytes().await.unwrap().len() > 1_000, "{fault}: the client must receive the audio");
+    assert_eq!(
+        proxy.key_statuses().await,
+        [status, "active", "active"],
+        "{fault}: the keys must have the expected statuses"
+    );
+    assert_eq!(
+        proxy.request_counts(&KEYS),
+        [1, 1, 0],
+        "{fault}: each key must be tried the expected number of times"
+    );
     let records = proxy.into_records().await;
     let attempts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
-    assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}");
+    assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}: only the second attempt must be charged");
     assert_eq!(records[0].request_id, records[1].request_id);
 }
 
@@ -76,11 +84,23 @@ async fn a_refused_head_request_makes_no_key_unusable() {
         proxy.set_fault(SECOND_KEY, fault);
         let head = || proxy.client.head(format!("{}/v1/voices", proxy.url)).send();
         assert_eq!(head().await.unwrap().status(), status, "{fault}: two accounts refuse alike");
-        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            [1, 1, 0],
+            "{fault}: each key must be tried the expected number of times"
+        );
         proxy.simulator.set_fault(SECOND_KEY, None);
         // The provider does not allow HEAD, and its response is relayed.
-        assert_eq!(head().await.unwrap().status(), 405, "{fault}");
-        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
+        assert_eq!(
+            head().await.unwrap().status(),
+            405,
+            "{fault}: the response of the provider must be relayed"
+        );
+        assert_eq!(
+            proxy.key_statuses().await,
+            ["active"; 3],
+            "{fault}: the keys must have the expected statuses"
+        );
         proxy.close().await;
     }
 }
@@ -100,11 +120,22 @@ async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
         proxy.set_fault(key, fault);
     }
     let response = proxy.request_speech(10).await;
-    assert_eq!(response.status(), status, "{fault}");
-    assert!(!response.headers().contains_key("x-keychoir-error"), "{fault}");
+    assert_eq!(response.status(), status, "{fault}: the response must have the status {status}");
+    assert!(
+        !response.headers().contains_key("x-keychoir-error"),
+        "{fault}: the provider must send the response"
+    );
     response.bytes().await.unwrap();
-    assert_eq!(proxy.request_counts(&KEYS), counts, "{fault}");
-    assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
+    assert_eq!(
+        proxy.request_counts(&KEYS),
+        counts,
+        "{fault}: each key must be tried the expected number of times"
+    );
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["active"; 3],
+        "{fault}: the keys must have the expected statuses"
+    );
     proxy.close().await;
 }
 
@@ -221,7 +252,7 @@ async fn an_exhausted_pool_responds_like_the_provider_without_an_attempt() {
     let message = body["detail"]["message"].as_str().unwrap();
     assert!(
         message.starts_with("All ElevenLabs API keys are exhausted or rate limited. Next reset: 20"),
-        "{message}"
+        "the message must report the next reset: {message}"
     );
     assert_eq!(body["detail"]["status"], "quota_exceeded");
     assert_eq!(body["error"], json!({"message": message, "code": 401}));
@@ -245,7 +276,7 @@ async fn the_response_reports_the_end_of_the_first_cooldown() {
     let response = proxy.request_speech(10).await;
     assert_proxy_error(&response, 429, "all_keys_rate_limited");
     let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((15..=20).contains(&seconds), "{seconds}");
+    assert!((15..=20).contains(&seconds), "the wait must end with the first cooldown, and it is {seconds} s");
     proxy.close().await;
 }
 

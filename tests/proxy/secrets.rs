@@ -244,12 +244,15 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
         let output = run(command
             .env("KEYCHOIR_STORAGE__PATH", &database)
             .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}")));
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         assert_no_canary("the output of a command", &[output.stdout, output.stderr].concat());
     }
     // The path `/v1/<token>` must reach the provider unchanged. Other canaries must not.
     let violations = simulator.ledger().violations;
-    assert!(violations.iter().all(|violation| violation.contains("the path")), "{violations:?}");
+    assert!(
+        violations.iter().all(|violation| violation.contains("the path")),
+        "only the path may contain a secret: {violations:?}"
+    );
 }
 
 #[tokio::test]
@@ -279,7 +282,7 @@ fn the_error_about_a_malformed_configuration_contains_no_secret() {
         std::fs::write(&file, &toml).unwrap();
         let mut command = keychoir_command(&["check", "--config", file.to_str().unwrap()]);
         let output = run(command.env("ELEVENLABS_API_KEYS", SECOND_KEY));
-        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(78), "the configuration must be refused: {}", stderr(&output));
         assert_no_canary("the error message", &output.stderr);
     }
     let output = run(keychoir_command(&["check"]).env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY}\u{1}")));

@@ -223,14 +223,20 @@ async fn the_local_ca_certifies_only_the_names_of_this_machine() {
     let client = Client::with_roots(Some(&ca_path(&directory)));
     let address = proxy.app.address();
     for name in ["localhost", "127.0.0.1", "::1", "keys.localhost"] {
-        client.connect(address, name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        client
+            .connect(address, name)
+            .await
+            .unwrap_or_else(|error| panic!("the certificate must be valid for {name}: {error}"));
     }
     for name in ["keys.example", "api.elevenlabs.io", "10.0.0.1"] {
         let error = client.connect(address, name).await.unwrap_err().to_string();
-        assert!(error.contains("not valid for name"), "{name}: {error}");
+        assert!(
+            error.contains("not valid for name"),
+            "{name}: the error must contain `not valid for name`: {error}"
+        );
     }
     let error = Client::with_roots(None).connect(address, "localhost").await.unwrap_err().to_string();
-    assert!(error.contains("UnknownIssuer"), "{error}");
+    assert!(error.contains("UnknownIssuer"), "the error must contain `UnknownIssuer`: {error}");
     proxy.close().await;
 }
 
@@ -243,7 +249,10 @@ async fn only_http_1_1_is_negotiated() {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1" as &[u8]));
     let client = Client::with_roots(Some(&ca_path(&directory))).with_alpn_protocols(&["h2"]);
     let error = client.connect(address, "localhost").await.unwrap_err().to_string();
-    assert!(error.contains("NoApplicationProtocol"), "{error}");
+    assert!(
+        error.contains("NoApplicationProtocol"),
+        "the error must contain `NoApplicationProtocol`: {error}"
+    );
     drop(stream);
     proxy.close().await;
 }
@@ -298,7 +307,7 @@ async fn a_slow_client_is_served_without_delaying_other_clients() {
     slow_http.write_all(b"ET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut response = String::new();
     timeout(TEST_TIMEOUT, slow_http.read_to_string(&mut response)).await.unwrap().unwrap();
-    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert!(response.starts_with("HTTP/1.1 200 "), "the response must start with `HTTP/1.1 200`: {response}");
     let name = ServerName::try_from("localhost").unwrap();
     let mut slow_tls = TlsConnector::from(Arc::new(client.config)).connect(name, slow_tls).await.unwrap();
     assert!(send_request(&mut slow_tls, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
@@ -311,7 +320,10 @@ async fn invalid_bytes_end_only_their_own_connection() {
     let address = proxy.app.address();
     for first in [0x00, 0x15, 0x17, 0x80, 0xff, b'\r'] {
         let response = exchange_raw(address, &[first, 0x03, 0x01, b'\r', b'\n', b'\r', b'\n']).await;
-        assert!(response.is_empty() || response.starts_with(b"HTTP/1.1 400 "), "{first:#x}: {response:?}");
+        assert!(
+            response.is_empty() || response.starts_with(b"HTTP/1.1 400 "),
+            "{first:#x}: the client must receive an error or no response: {response:?}"
+        );
     }
     let mut corrupted_hello = client_hello();
     corrupted_hello.iter_mut().skip(5).for_each(|byte| *byte ^= 0x5a);

@@ -88,7 +88,10 @@ async fn check(faults: [&str; 2], sizes: &[usize]) {
                 proxy.simulator.queue_faults(key, vec![fault.parse().unwrap()]);
             }
             let response = upload(&proxy, &body, framing, "").await;
-            assert_eq!(response, "HTTP/1.1 200 OK", "{faults:?} {bytes} {framing:?}");
+            assert_eq!(
+                response, "HTTP/1.1 200 OK",
+                "{faults:?}: the upload of {bytes} bytes must be served with {framing:?}"
+            );
             expected.push(sha256(&body));
         }
     }
@@ -123,10 +126,18 @@ async fn an_upload_is_retried_after_a_refusal_that_starts_a_cooldown() {
         proxy.set_fault(FIRST_KEY, fault);
         proxy.set_fault(SECOND_KEY, fault);
         let body = body_of_length(3_000_000);
-        assert_eq!(upload(&proxy, &body, Framing::Chunked, "").await, "HTTP/1.1 200 OK", "{fault}");
-        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1], "{fault}");
+        assert_eq!(
+            upload(&proxy, &body, Framing::Chunked, "").await,
+            "HTTP/1.1 200 OK",
+            "{fault}: the upload must be served"
+        );
+        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1], "{fault}: each key must be tried once");
         let (ledger, _) = proxy.close().await;
-        assert_eq!(served_bodies(&ledger), [sha256(&body)], "{fault}");
+        assert_eq!(
+            served_bodies(&ledger),
+            [sha256(&body)],
+            "{fault}: the last key must receive the complete body"
+        );
     }
 }
 

@@ -70,12 +70,12 @@ async fn response_and_verdict(upstream_response: &str) -> (String, String) {
 async fn check_complete(upstream_response: &str, headers: &[&str], body: &str) {
     let (response, verdict) = response_and_verdict(upstream_response).await;
     let (head, rest) = response.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "the response must be served: {response}");
     for header in headers {
-        assert!(head.contains(header), "{response}");
+        assert!(head.contains(header), "the response must have the header {header:?}: {response}");
     }
-    assert_eq!(rest, body, "{upstream_response}");
-    assert_eq!(verdict, "served", "{upstream_response}");
+    assert_eq!(rest, body, "{upstream_response}: the body must be relayed");
+    assert_eq!(verdict, "served", "{upstream_response}: the attempt must be recorded as served");
 }
 
 #[tokio::test]
@@ -106,14 +106,14 @@ async fn informational_responses_are_not_relayed() {
 /// Asserts that the client can detect the truncation and that it is the recorded verdict.
 async fn check_truncated(upstream_response: &str) {
     let (response, verdict) = response_and_verdict(upstream_response).await;
-    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "the head must be relayed: {response}");
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
     let is_truncated = match head.split_once("content-length: ") {
         Some((_, length)) => body.len() < length.split("\r\n").next().unwrap().parse::<usize>().unwrap(),
         None => head.contains("transfer-encoding: chunked") && !body.ends_with("0\r\n\r\n"),
     };
     assert!(is_truncated, "the response must not end cleanly: {response}");
-    assert_eq!(verdict, "upstream_reset", "{upstream_response}");
+    assert_eq!(verdict, "upstream_reset", "{upstream_response}: the attempt must be recorded as truncated");
 }
 
 #[tokio::test]
@@ -145,12 +145,19 @@ async fn an_invalid_response_is_a_502_without_a_cooldown() {
             let proxy = start_proxy_with_response(upstream_response.as_bytes().to_vec(), end).await;
             let response = read_to_end(&proxy, "POST").await;
             let case = &upstream_response[..upstream_response.len().min(60)];
-            assert!(response.starts_with("HTTP/1.1 502 "), "{case}: {response}");
-            assert!(response.contains("\"request_id\""), "{response}");
-            assert_eq!(proxy.key_statuses().await, ["active", "active"], "{case}");
+            assert!(
+                response.starts_with("HTTP/1.1 502 "),
+                "{case}: the client must receive a 502: {response}"
+            );
+            assert!(response.contains("\"request_id\""), "the error must contain the request id: {response}");
+            assert_eq!(proxy.key_statuses().await, ["active", "active"], "{case}: the keys must stay active");
             let records = proxy.into_records().await;
             assert_eq!(records.len(), 1, "{case}: a POST must be sent once");
-            assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "free"), "{case}");
+            assert_eq!(
+                (&*records[0].verdict, &*records[0].credits_from),
+                ("no_response", "free"),
+                "{case}: the attempt must be recorded without a charge"
+            );
         }
     }
 }
@@ -159,7 +166,7 @@ async fn an_invalid_response_is_a_502_without_a_cooldown() {
 async fn a_get_is_sent_once_more_after_a_closed_connection() {
     let proxy = start_proxy_with_response(Vec::new(), ConnectionEnd::Close).await;
     let response = read_to_end(&proxy, "GET").await;
-    assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
+    assert!(response.starts_with("HTTP/1.1 502 "), "the client must receive a 502: {response}");
     assert_eq!(proxy.into_records().await.len(), 2);
 }
 
@@ -219,7 +226,7 @@ async fn a_response_is_the_same_with_and_without_the_proxy() {
                 comparable_response(&proxy, method, &upstream).await,
                 comparable_response(&proxy, method, &proxy.url).await,
             );
-            assert_eq!(direct, proxied, "{method}: {case}");
+            assert_eq!(direct, proxied, "{method}: the proxy must not change the response {case}");
         }
         proxy.close().await;
     }

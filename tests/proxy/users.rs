@@ -128,11 +128,14 @@ async fn an_exhausted_quota_with_a_period_reports_its_reset() {
     let refused_response = send(speech_request_of(&proxy, "alice", 5)).await;
     assert_status_and_code(&refused_response, QUOTA_EXCEEDED);
     let seconds: u64 = refused_response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=24 * 3_600).contains(&seconds), "{seconds}");
+    assert!(
+        (1..=24 * 3_600).contains(&seconds),
+        "the quota must be reset within a day, and it is reset in {seconds} s"
+    );
     let message = error_message(refused_response).await;
     let expected =
         "This user has 2 of its quota of 10 credits per day left, and this request may need 5. It resets at ";
-    assert!(message.starts_with(expected), "{message}");
+    assert!(message.starts_with(expected), "the message must start with {expected:?}: {message}");
     assert_status_and_code(&send(speech_request_of(&proxy, "alice", 2)).await, SERVED_BY_PROVIDER);
     proxy.close().await;
 }
@@ -149,7 +152,10 @@ async fn a_request_that_costs_something_must_name_its_user() {
         .await
         .err()
         .expect("the handshake must be refused");
-    assert!(status == 400 && body.contains("user_required"), "{status} {body}");
+    assert!(
+        status == 400 && body.contains("user_required"),
+        "the handshake must be refused without a user: {status} {body}"
+    );
     // Free requests need no user.
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     proxy.close().await;
@@ -215,7 +221,11 @@ async fn concurrent_requests_of_a_user_spend_no_more_than_its_quota() {
             };
             responses.iter().filter(is_counted).count()
         };
-        assert_eq!((count(true, 200), count(true, 402)), (expected, 40 - expected), "{quota}");
+        assert_eq!(
+            (count(true, 200), count(true, 402)),
+            (expected, 40 - expected),
+            "{quota}: only the requests within the quota must be served"
+        );
         assert_eq!(count(false, 200), 40, "the quota of one user must not limit another");
         drop(responses);
         proxy.close().await;
@@ -313,7 +323,7 @@ async fn a_user_quota_of_credits_ends_a_running_session() {
     session.send_json(&json!({"text": " "})).await;
     for text in ["Sixteen so far. ", "This one takes the rest."] {
         session.send_json(&json!({"text": text, "flush": true})).await;
-        assert!(session.receive_json().await["audio"].is_string(), "{text}");
+        assert!(session.receive_json().await["audio"].is_string(), "the text must be spoken: {text}");
     }
     session.send_json(&json!({"text": "This is too much. ", "flush": true})).await;
     let (messages, end) = session.receive_to_end().await;
@@ -335,7 +345,10 @@ async fn sessions_count_against_a_user_quota_of_requests() {
     session.receive_json().await;
     let (status, body) =
         handshake(&proxy, AGENT, &headers).await.err().expect("the second session must be refused");
-    assert!(status == 402 && body.contains("user_quota_exceeded"), "{status} {body}");
+    assert!(
+        status == 402 && body.contains("user_quota_exceeded"),
+        "the second session must be refused: {status} {body}"
+    );
     session.close().await;
     proxy.close_unchecked().await;
 }

@@ -70,10 +70,14 @@ async fn a_close_with_an_http_message_is_classified_by_the_message() {
         (UNPAID_INVOICE, "billing"),
     ] {
         let proxy = start_proxy_with_refusals(4, 3, &format!("close=1008/{message}")).await;
-        assert!(is_speech_served(&proxy).await, "{message}");
-        assert_eq!(session_counts(&proxy, 4), [1, 1, 1, 1], "{message}");
-        assert!(is_speech_served(&proxy).await, "{message}");
-        assert_eq!(session_counts(&proxy, 4), [1, 1, 1, 2], "{message}");
+        assert!(is_speech_served(&proxy).await, "{message}: speech must be served");
+        assert_eq!(session_counts(&proxy, 4), [1, 1, 1, 1], "{message}: each account must be tried once");
+        assert!(is_speech_served(&proxy).await, "{message}: speech must be served again");
+        assert_eq!(
+            session_counts(&proxy, 4),
+            [1, 1, 1, 2],
+            "{message}: only the last account must be tried again"
+        );
         let verdicts: Vec<String> =
             proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert_eq!(verdicts, [verdict, verdict, verdict, "served", "served"]);
@@ -131,10 +135,18 @@ async fn an_http_code_refuses_a_transcription_before_its_start() {
         )
         .await;
         for expected in [[1, 1], [1, 2]] {
-            assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, "session_started", "{code}");
+            assert_eq!(
+                open_and_receive_kind(&proxy, SCRIBE).await,
+                "session_started",
+                "{code}: the session must start"
+            );
             // An account at its concurrency limit is tried again after a short cooldown.
             if code != "concurrent_limit_exceeded" {
-                assert_eq!(session_counts(&proxy, 2), expected, "{code}");
+                assert_eq!(
+                    session_counts(&proxy, 2),
+                    expected,
+                    "{code}: each key must be tried the expected number of times"
+                );
             }
         }
         proxy.close_unchecked().await;
@@ -153,9 +165,13 @@ async fn an_http_error_of_an_agent_socket_fails_over() {
             assert_eq!(
                 open_and_receive_kind(&proxy, AGENT).await,
                 "conversation_initiation_metadata",
-                "{message}"
+                "{message}: the conversation must start"
             );
-            assert_eq!(session_counts(&proxy, 3), expected, "{message}");
+            assert_eq!(
+                session_counts(&proxy, 3),
+                expected,
+                "{message}: the accounts that refused must not be tried again"
+            );
         }
         proxy.close_unchecked().await;
     }
@@ -168,17 +184,33 @@ async fn an_account_without_resources_is_tried_last() {
         let fault = message_and_close(1000, &json!({"message_type": kind, "error": "x"}));
         let proxy = start_proxy_with_refusals(2, 1, &fault).await;
         for expected in [[1, 1], [1, 2], [1, 3]] {
-            assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, "session_started", "{kind}");
-            assert_eq!(session_counts(&proxy, 2), expected, "{kind}");
+            assert_eq!(
+                open_and_receive_kind(&proxy, SCRIBE).await,
+                "session_started",
+                "{kind}: the session must start"
+            );
+            assert_eq!(
+                session_counts(&proxy, 2),
+                expected,
+                "{kind}: each key must be tried the expected number of times"
+            );
         }
         proxy.close_unchecked().await;
         // Two equal refusals end a session, and the next session uses the third account.
         let proxy = start_proxy_with_refusals(3, 2, &fault).await;
         assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, kind);
-        assert_eq!(session_counts(&proxy, 3), [1, 1, 0], "{kind}");
+        assert_eq!(session_counts(&proxy, 3), [1, 1, 0], "{kind}: two equal refusals must end the session");
         for expected in [[1, 1, 1], [1, 1, 2]] {
-            assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, "session_started", "{kind}");
-            assert_eq!(session_counts(&proxy, 3), expected, "{kind}");
+            assert_eq!(
+                open_and_receive_kind(&proxy, SCRIBE).await,
+                "session_started",
+                "{kind}: the session must start"
+            );
+            assert_eq!(
+                session_counts(&proxy, 3),
+                expected,
+                "{kind}: each key must be tried the expected number of times"
+            );
         }
         assert_eq!(proxy.key_statuses().await, ["active"; 3]);
         proxy.close_unchecked().await;

@@ -91,7 +91,8 @@ impl Supabase {
     /// Runs SQL as the owner of the tables. Returns the rows, with columns separated by `|`.
     #[track_caller]
     pub fn sql(&self, sql: &str) -> Vec<String> {
-        psql(self.directory.path(), sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+        psql(self.directory.path(), sql)
+            .unwrap_or_else(|error| panic!("the SQL must succeed: {sql}\n{error}"))
     }
 
     pub fn url(&self) -> String {

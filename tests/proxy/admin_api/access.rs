@@ -35,7 +35,7 @@ async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
     }
     let refused_response = get(ADMIN_TOKEN).await.unwrap();
     let wait: u64 = refused_response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=60).contains(&wait), "{wait}");
+    assert!((1..=60).contains(&wait), "the wait must be at most a minute, and it is {wait} s");
     assert_error(refused_response, 429, "too_many_failures").await;
     assert_eq!(proxy.get("/api/keychoir/v1/me").await.status(), 200);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -51,7 +51,7 @@ async fn a_guess_with_a_client_token_or_at_a_page_is_counted() {
         let response = guess.header("xi-api-key", CLIENT_TOKEN).send().await.unwrap();
         // The client may read the pages.
         let expected = if path.contains("/v1/") { 401 } else { 200 };
-        assert_eq!(response.status(), expected, "{path}");
+        assert_eq!(response.status(), expected, "{path}: the response must have the expected status");
     }
     let keys = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
     assert_error(keys, 429, "too_many_failures").await;
@@ -69,7 +69,10 @@ async fn without_an_admin_token_the_api_is_off() {
     for path in ["overview", "unknown"] {
         let response = send(&proxy, Method::GET, path, None).await;
         let message = assert_error(response, 404, "admin_api_disabled").await;
-        assert!(message.contains("admin.token_file"), "{message}");
+        assert!(
+            message.contains("admin.token_file"),
+            "the message must contain `admin.token_file`: {message}"
+        );
     }
     assert_eq!(read(&proxy, "me").await["client"], "local");
     proxy.close().await;
@@ -96,9 +99,17 @@ async fn the_status_and_the_metrics_open_with_the_admin_token_too() {
     let (proxy, _) = start_admin_proxy().await;
     for path in ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"] {
         let get = || proxy.client.get(format!("{}{path}", proxy.url));
-        assert_eq!(get().send().await.unwrap().status(), 401, "{path}");
-        assert_eq!(get().bearer_auth(ADMIN_TOKEN).send().await.unwrap().status(), 200, "{path}");
-        assert_eq!(proxy.get(path).await.status(), 200, "{path}");
+        assert_eq!(
+            get().send().await.unwrap().status(),
+            401,
+            "{path}: a request without a token must be refused"
+        );
+        assert_eq!(
+            get().bearer_auth(ADMIN_TOKEN).send().await.unwrap().status(),
+            200,
+            "{path}: the admin token must be accepted"
+        );
+        assert_eq!(proxy.get(path).await.status(), 200, "{path}: the token of a client must be accepted");
     }
     proxy.close().await;
 }
@@ -115,7 +126,7 @@ async fn public_pages_need_no_token() {
     .await;
     for (path, status) in [("/metrics", 200), ("/api/elevenlabs-status", 401), ("/api/keychoir-keys", 401)] {
         let response = proxy.client.get(format!("{}{path}", proxy.url)).send().await.unwrap();
-        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.status(), status, "{path}: the response must have the status {status}");
     }
     proxy.close().await;
 }
@@ -159,7 +170,7 @@ async fn no_response_contains_a_key_or_a_token() {
     responses.extend(received.take());
     for secret in [ADMIN_TOKEN, CLIENT_TOKEN, &FIRST_KEY[11..46], &SECOND_KEY[11..46], &NEW_KEY[11..46]] {
         for text in &responses {
-            assert!(!text.contains(secret), "{secret}: {text}");
+            assert!(!text.contains(secret), "no response must contain {secret:?}: {text}");
         }
     }
     proxy.close().await;

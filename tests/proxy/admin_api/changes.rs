@@ -68,14 +68,25 @@ async fn every_change_reaches_its_task() {
         ("POST", "reload".to_owned(), json!({}), 200, "Reload"),
     ] {
         let response = send(&proxy, method.parse().unwrap(), &path, Some(&body)).await;
-        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.status(), status, "{path}: the response must have the expected status");
         let tag = response.headers()["etag"].to_str().unwrap().to_owned();
         let document: Value = response.json().await.unwrap();
-        assert_eq!(tag, format!("\"{}\"", document["generation"]), "{path}");
+        assert_eq!(
+            tag,
+            format!("\"{}\"", document["generation"]),
+            "{path}: the tag must be the generation of the document"
+        );
         let is_issued = path == "clients" || path.ends_with("rotate");
-        assert_eq!(document.get("token").is_some(), is_issued, "{path}");
+        assert_eq!(
+            document.get("token").is_some(),
+            is_issued,
+            "{path}: only a new token must be in the response"
+        );
         let [change] = received.take().try_into().unwrap();
-        assert!(change.starts_with(expected) && change.ends_with("AdminToken"), "{change}");
+        assert!(
+            change.starts_with(expected) && change.ends_with("AdminToken"),
+            "the task must receive the change of the admin token: {change}"
+        );
     }
     proxy.close().await;
 }
@@ -121,7 +132,7 @@ async fn wrong_bodies_are_refused_with_advice_and_change_nothing() {
     ] {
         let response = send(&proxy, method.parse().unwrap(), path, Some(&body)).await;
         let message = assert_error(response, 400, code).await;
-        assert!(message.contains(hint), "{path} {body}: {message}");
+        assert!(message.contains(hint), "{path} {body}: the message must contain {hint:?}: {message}");
     }
     let post = || admin_request(&proxy, Method::POST, "reload").bearer_auth(ADMIN_TOKEN);
     let text = post().header("content-type", "text/plain").body("{}").send().await.unwrap();

@@ -52,7 +52,7 @@ async fn a_new_listener_receives_the_whole_state_and_then_the_changes() {
         "retry_reasons": ["invalid_key"], "credits": 10,
     });
     expected["total_ms"] = event.data["total_ms"].clone();
-    assert!(event.data["total_ms"].is_u64(), "{}", event.data);
+    assert!(event.data["total_ms"].is_u64(), "the event must contain the duration: {}", event.data);
     assert_eq!(event.data, expected);
 
     record_change_event(&proxy.app.events(), &stored_change(8));
@@ -103,7 +103,11 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
     let names: Vec<String> = resumed.take(3).await.into_iter().map(|event| event.name).collect();
     assert_eq!(names, ["overview", "key", "key"]);
     let first_left = resumed.next().await.unwrap();
-    assert!(first_left.data["generation"].as_u64().unwrap() >= 1, "{}", first_left.data);
+    assert!(
+        first_left.data["generation"].as_u64().unwrap() >= 1,
+        "an event that is not buffered must not be sent: {}",
+        first_left.data
+    );
     let end = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
     let mut resumed_events = open_events(&proxy, Some(&end.id)).await;
     record_change_event(&proxy.app.events(), &stored_change(2_000));
@@ -124,7 +128,10 @@ async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     let refused_response = send(&proxy, Method::GET, "events", None).await;
     assert_eq!(refused_response.headers()["retry-after"], "1");
     let message = assert_error(refused_response, 503, "too_many_listeners").await;
-    assert!(message.contains("admin.max_event_listeners"), "{message}");
+    assert!(
+        message.contains("admin.max_event_listeners"),
+        "the message must contain `admin.max_event_listeners`: {message}"
+    );
     let head = send(&proxy, Method::HEAD, "events", None).await;
     assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));
     drop(first);

@@ -23,8 +23,14 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
         (&json!("paused"), &json!(true))
     );
     let metrics = proxy.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("keychoir_keys{status=\"paused\"} 1\n"), "{metrics}");
-    assert!(metrics.contains("keychoir_keys{status=\"active\"} 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("keychoir_keys{status=\"paused\"} 1\n"),
+        "exactly one key must be counted as paused: {metrics}"
+    );
+    assert!(
+        metrics.contains("keychoir_keys{status=\"active\"} 1\n"),
+        "exactly one key must be counted as active: {metrics}"
+    );
     assert_eq!(read(&proxy, "overview").await["keys"]["paused"], 1);
     set_paused(&proxy, &[]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);

@@ -135,7 +135,7 @@ pub(crate) async fn send(proxy: &TestProxy, method: Method, path: &str, body: Op
 
 async fn read(proxy: &TestProxy, path: &str) -> Value {
     let response = send(proxy, Method::GET, path, None).await;
-    assert_eq!(response.status(), 200, "{path}");
+    assert_eq!(response.status(), 200, "{path}: the document must be readable");
     response.json().await.unwrap()
 }
 

@@ -20,28 +20,32 @@ fn resolve_reference<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
 }
 
 /// Asserts that a response is documented for its operation, and that its body matches the schema.
-async fn check_response(document: &Value, operation: &Value, place: &str, response: Response) {
+async fn check_response(document: &Value, operation: &Value, description: &str, response: Response) {
     let status = response.status().as_u16().to_string();
     let documented = operation["responses"].get(&status);
     let documented = resolve_reference(
         document,
-        documented.unwrap_or_else(|| panic!("{place}: {status} is not documented")),
+        documented.unwrap_or_else(|| panic!("{description}: {status} is not documented")),
     );
     if documented["content"].get("text/event-stream").is_some() {
-        assert_eq!(response.headers()["content-type"], "text/event-stream", "{place}");
+        assert_eq!(
+            response.headers()["content-type"],
+            "text/event-stream",
+            "{description}: the response must be a stream of events"
+        );
         return check_events(document, EventReader::new(response)).await;
     }
     let body: Value = response.json().await.unwrap();
     let schema = &documented["content"]["application/json"]["schema"];
-    check_schema(document, schema, &body, &format!("{place} {status}"));
+    check_schema(document, schema, &body, &format!("{description} {status}"));
 }
 
 #[track_caller]
-fn check_schema(document: &Value, schema: &Value, body: &Value, place: &str) {
+fn check_schema(document: &Value, schema: &Value, body: &Value, description: &str) {
     let schema = json!({"allOf": [schema], "components": document["components"]});
     let validator = jsonschema::validator_for(&schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(body).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{place}: {errors:?}\n{body:#}");
+    assert!(errors.is_empty(), "{description}: the body must match its schema: {errors:?}\n{body:#}");
 }
 
 /// Asserts that the events of a snapshot have the documents that the description names.
@@ -85,7 +89,7 @@ async fn the_documented_paths_are_those_of_the_program() {
         let documented: Vec<String> =
             item.as_object().unwrap().keys().filter(|name| *name != "parameters").cloned().collect();
         for method in ["get", "post", "put", "patch", "delete"] {
-            let place = format!("{method} {path}");
+            let description = format!("{method} {path}");
             let http_method = method.to_uppercase().parse().unwrap();
             let token = if path == "/me" { CLIENT_TOKEN } else { ADMIN_TOKEN };
             let request = admin_request(&proxy, http_method, &target).bearer_auth(token);
@@ -95,17 +99,20 @@ async fn the_documented_paths_are_those_of_the_program() {
             };
             let response = request.send().await.unwrap();
             if documented.iter().any(|name| name == method) {
-                assert_ne!(response.status(), 405, "{place}");
-                check_response(&document, &item[method], &place, response).await;
+                assert_ne!(response.status(), 405, "{description}: the documented method must exist");
+                check_response(&document, &item[method], &description, response).await;
             } else {
-                assert_eq!(response.status(), 405, "{place}");
+                assert_eq!(response.status(), 405, "{description}: an undocumented method must be refused");
                 let allow_header = response.headers()["allow"].to_str().unwrap().to_lowercase();
                 let mut allowed_methods: Vec<&str> =
                     allow_header.split(", ").filter(|name| *name != "head").collect();
                 allowed_methods.sort_unstable();
                 let mut expected: Vec<&str> = documented.iter().map(String::as_str).collect();
                 expected.sort_unstable();
-                assert_eq!(allowed_methods, expected, "{place}");
+                assert_eq!(
+                    allowed_methods, expected,
+                    "{description}: the allowed methods must be the documented ones"
+                );
             }
         }
     }

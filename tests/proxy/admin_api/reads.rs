@@ -26,7 +26,7 @@ async fn every_response_has_the_generation_and_is_not_stored() {
     let (proxy, _) = start_admin_proxy().await;
     for path in ["overview", "keys", "clients", "usage", "attempts", "config", "changes"] {
         let response = send(&proxy, Method::GET, path, None).await;
-        assert_eq!(response.headers()["etag"], "\"7\"", "{path}");
+        assert_eq!(response.headers()["etag"], "\"7\"", "{path}: the tag must be the current generation");
         assert_eq!(response.headers()["cache-control"], "no-store");
         assert_eq!(response.headers()["x-content-type-options"], "nosniff");
         let head = send(&proxy, Method::HEAD, path, None).await;
@@ -54,7 +54,9 @@ async fn attempts_are_listed_and_summed() {
     proxy.set_fault(FIRST_KEY, "invalid");
     proxy.request_speech(10).await;
     let page = wait_for_attempts(&proxy, 2).await;
-    let [second, first] = page["attempts"].as_array().unwrap().as_slice() else { panic!("{page}") };
+    let [second, first] = page["attempts"].as_array().unwrap().as_slice() else {
+        panic!("the page must contain two attempts: {page}")
+    };
     assert_eq!(
         (&first["status"], &first["number"], &second["credits"]),
         (&json!(401), &json!(1), &json!(10))
@@ -145,7 +147,7 @@ async fn wrong_parameters_are_refused_with_advice() {
         ("overview?x=1", "unknown_parameter", "None is allowed"),
     ] {
         let message = assert_error(send(&proxy, Method::GET, path, None).await, 400, code).await;
-        assert!(message.contains(hint), "{path}: {message}");
+        assert!(message.contains(hint), "{path}: the message must contain {hint:?}: {message}");
     }
     proxy.close().await;
 }

@@ -46,7 +46,11 @@ async fn a_client_disconnect_during_failover_is_detected() {
         end_session(session, client_end).await;
         read_until_end(second).await;
         let verdicts = recorded_verdicts(proxy).await;
-        assert_eq!(verdicts, ["workspace_quota", "client_closed"], "{client_end:?}");
+        assert_eq!(
+            verdicts,
+            ["workspace_quota", "client_closed"],
+            "{client_end:?}: the attempts must have the expected verdicts"
+        );
     }
 }
 
@@ -88,7 +92,7 @@ async fn a_client_disconnect_after_the_first_message_is_detected() {
         end_session(session, client_end).await;
         read_until_end(stream).await;
         let verdicts = recorded_verdicts(proxy).await;
-        assert_eq!(verdicts, ["client_closed"], "{client_end:?}");
+        assert_eq!(verdicts, ["client_closed"], "{client_end:?}: the attempt must have the expected verdict");
     }
 }
 

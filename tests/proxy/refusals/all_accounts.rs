@@ -42,9 +42,13 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
         proxy.simulator.set_route_fault_for_all(DUBBING, Some(refusal.clone()));
         let case = refusal.to_string();
         let response = proxy.post(DUBBING, &json!({"name": "x"})).await;
-        assert!(response.status().is_client_error(), "{case}: {}", response.status());
+        assert!(
+            response.status().is_client_error(),
+            "{case}: the request must be refused: {}",
+            response.status()
+        );
         // Some keys are being polled. A request without a usable key waits for the poll.
-        assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}: speech must be served");
         wait_for_key_statuses(&proxy, &["active"; 3], &case).await;
         let proxy = restart_with_plan(proxy, funded_plan()).await;
         assert_every_key_serves(&proxy, &case).await;
@@ -73,11 +77,18 @@ async fn a_repeated_request_that_every_account_refuses_makes_no_key_unusable() {
         proxy.simulator.set_route_fault_for_all(DUBBING, fault(refusal));
         for number in 0..6 {
             let response = proxy.post(DUBBING, &json!({"name": "x"})).await;
-            assert!(response.status().is_client_error(), "{refusal}: {}", response.status());
+            assert!(
+                response.status().is_client_error(),
+                "{refusal}: the request must be refused: {}",
+                response.status()
+            );
             // The first time, all keys could really be invalid, so the proxy sends its own error.
             let may_be_proxy_error =
                 number == 0 && (refusal.contains("invalid_api_key") || refusal == "wrong_host");
-            assert!(may_be_proxy_error || !response.headers().contains_key("x-keychoir-error"), "{refusal}");
+            assert!(
+                may_be_proxy_error || !response.headers().contains_key("x-keychoir-error"),
+                "{refusal}: the provider must send the response"
+            );
             assert_every_key_serves(&proxy, refusal).await;
         }
         let attempts = proxy.simulator.ledger().requests_to(DUBBING).count();
@@ -127,11 +138,15 @@ async fn a_refused_voice_does_not_affect_speech_with_other_voices() {
                 .await;
         proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault(refusal));
         let response = proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await;
-        assert_ne!(response.status(), 200, "{refusal}");
+        assert_ne!(response.status(), 200, "{refusal}: the request must be refused");
         for _ in 0..3 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(
+                proxy.request_speech(10).await.status(),
+                200,
+                "{refusal}: speech with another voice must be served"
+            );
         }
-        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal}");
+        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal}: the proxy must be ready");
         proxy.close_unchecked().await;
     };
     join_all(refusals.into_iter().map(check)).await;
@@ -173,16 +188,19 @@ async fn a_rate_limit_affects_only_the_limited_endpoint() {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all(path, fault(refusal));
         let response = proxy.post(path, &json!({"text": "rain"})).await;
-        assert_eq!(response.status(), 429, "{refusal} {path}");
-        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}");
-        assert_eq!(proxy.get("/v1/voices").await.status(), 200, "{refusal} {path}");
-        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal} {path}");
+        assert_eq!(response.status(), 429, "{refusal} {path}: the limit must be relayed");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}: speech must be served");
+        assert_eq!(proxy.get("/v1/voices").await.status(), 200, "{refusal} {path}: the list must be served");
+        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal} {path}: the proxy must be ready");
         // A similar request gets a final response within a bounded time.
         let second = proxy.post(path, &json!({"text": "rain"})).await;
-        assert_eq!(second.status(), 429, "{refusal} {path}");
+        assert_eq!(second.status(), 429, "{refusal} {path}: a similar request must be refused");
         if second.headers().contains_key("x-keychoir-error") {
             let seconds: u64 = second.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-            assert!((1..=300).contains(&seconds), "{refusal} {path}: {seconds}");
+            assert!(
+                (1..=300).contains(&seconds),
+                "{refusal} {path}: the wait must be at most five minutes, and it is {seconds} s"
+            );
         }
     }
 }
@@ -203,9 +221,20 @@ async fn reported_credits_that_a_poll_contradicts_exhaust_no_account() {
             proxy.simulator.set_route_fault_for_all("/v1/sound-generation", fault(&refusal(left, needed)));
             for _ in 0..2 {
                 let response = proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await;
-                assert_eq!(response.status(), 401, "{left} {keys}");
-                assert!(keys == 1 || !response.headers().contains_key("x-keychoir-error"), "{left} {keys}");
-                assert_eq!(proxy.request_speech(1_000).await.status(), 200, "{left} {keys}");
+                assert_eq!(
+                    response.status(),
+                    401,
+                    "{left} credits left, {keys} keys: the request must be refused"
+                );
+                assert!(
+                    keys == 1 || !response.headers().contains_key("x-keychoir-error"),
+                    "{left} credits left, {keys} keys: the provider must send the response"
+                );
+                assert_eq!(
+                    proxy.request_speech(1_000).await.status(),
+                    200,
+                    "{left} credits left, {keys} keys: speech must be served"
+                );
             }
             assert_every_key_serves(&proxy, &format!("{left} {keys}")).await;
             proxy.close().await;
@@ -285,7 +314,11 @@ async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
         proxy.simulator.set_route_fault_for_all("/v1/convai", fault(refusal));
         for _ in 0..5 {
             let requests_before: usize = proxy.request_counts(&KEYS).iter().sum();
-            assert_eq!(proxy.get("/v1/convai/agents").await.status(), 401, "{refusal}");
+            assert_eq!(
+                proxy.get("/v1/convai/agents").await.status(),
+                401,
+                "{refusal}: the refusal must be relayed"
+            );
             assert_eq!(
                 proxy.request_counts(&KEYS).iter().sum::<usize>() - requests_before,
                 2,
@@ -293,7 +326,7 @@ async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
             );
             assert_every_key_serves(&proxy, refusal).await;
             let speech_attempts = proxy.request_counts(&KEYS).iter().sum::<usize>() - requests_before - 2;
-            assert_eq!(speech_attempts, 1, "{refusal}");
+            assert_eq!(speech_attempts, 1, "{refusal}: speech must be served with one attempt");
         }
         proxy.close().await;
     };

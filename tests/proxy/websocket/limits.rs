@@ -46,7 +46,7 @@ async fn idle_sessions_hold_no_slot_and_sessions_with_text_wait_for_one() {
     }))
     .await;
     for (messages, end) in results {
-        assert!(has_audio(&messages), "{messages:?} {end:?}");
+        assert!(has_audio(&messages), "the messages must contain audio: {messages:?} {end:?}");
         assert_eq!(end, normal_close());
     }
     proxy.close_unchecked().await;
@@ -83,7 +83,10 @@ async fn a_session_that_waits_at_the_drain_timeout_receives_a_close_frame() {
     {
         let (drained, (_, end)) =
             tokio::join!(proxy.app.drain(Duration::from_millis(50)), session.receive_to_end());
-        assert!(matches!(end, Received::Close(received, _) if received == code), "{end:?}");
+        assert!(
+            matches!(end, Received::Close(received, _) if received == code),
+            "the session must be closed with {code}, not with {end:?}"
+        );
         assert_eq!(drained, DrainOutcome::Aborted);
     }
 }
@@ -116,7 +119,7 @@ async fn a_quota_of_credits_ends_a_running_session() {
     session.send_json(&json!({"text": " "})).await;
     for text in ["Sixteen so far. ", "This one takes the rest."] {
         session.send_json(&json!({"text": text, "flush": true})).await;
-        assert!(has_audio(&[session.receive_json().await]), "{text}");
+        assert!(has_audio(&[session.receive_json().await]), "the text must be spoken: {text}");
     }
     session.send_json(&json!({"text": "This is too much. ", "flush": true})).await;
     let (messages, end) = session.receive_to_end().await;
@@ -173,7 +176,7 @@ async fn only_served_sessions_count_towards_the_quota_of_the_client() {
             Ok(_) => panic!("the quota is exhausted, so the handshake must be refused"),
         }
     };
-    assert_eq!(refusal.0, 402, "{}", refusal.1);
+    assert_eq!(refusal.0, 402, "the quota must refuse the session: {}", refusal.1);
     proxy.close().await;
 }
 
