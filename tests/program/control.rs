@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 
-/// The running program and its directory.
+/// The running program, its state directory and an HTTP client.
 struct RunningProgram {
     directory: tempfile::TempDir,
     address: String,
@@ -83,8 +83,16 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     fs::write(&key_file, SECOND_KEY).unwrap();
     running.run_successfully(&["keys", "add", "spare", "--key-file", key_file.to_str().unwrap()]);
     fs::remove_file(&key_file).unwrap();
-    let first = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
-    running.run_successfully(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
+    let first_short = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
+    running.run_successfully(&[
+        "keys",
+        "pause",
+        &first_short,
+        "--until",
+        "2h",
+        "--reason",
+        "billing dispute",
+    ]);
     let mut list = keychoir_command(&["keys", "list", "--json"]);
     list.env("KEYCHOIR_STORAGE__PATH", running.directory.path().join("keychoir.db"));
     let listed_keys: Value =
@@ -93,13 +101,13 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     assert_eq!(listed_keys[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
     assert_eq!(running.request_speech("any").await, 200);
     assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (0, 1));
-    running.run_successfully(&["keys", "resume", &first]);
-    let refused_command = running.run(&["keys", "remove", &first]);
-    assert_ne!(refused_command.status.code(), Some(0));
+    running.run_successfully(&["keys", "resume", &first_short]);
+    let refused_removal = running.run(&["keys", "remove", &first_short]);
+    assert_ne!(refused_removal.status.code(), Some(0));
     assert!(
-        stderr(&refused_command).contains("can only be paused"),
+        stderr(&refused_removal).contains("can only be paused"),
         "the error message must contain `can only be paused`: {}",
-        stderr(&refused_command)
+        stderr(&refused_removal)
     );
     running.run_successfully(&["keys", "remove", "spare"]);
     assert_eq!(running.request_speech("any").await, 200);
@@ -115,7 +123,7 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     running.run_successfully(&["clients", "set", "app", "--max-concurrent", "3"]);
     let list = running.run_successfully(&["clients", "list"]);
     assert_eq!(list, "app  100 requests, 3 concurrent requests");
-    // The notation is the notation of the configuration, as without a server.
+    // The quota has the notation of the configuration, as it has without a running server.
     let document: Value =
         serde_json::from_str(&running.run_successfully(&["clients", "list", "--json"])).unwrap();
     assert_eq!(
@@ -173,7 +181,7 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
         assert!(!is_in_file, "the files must contain no secret");
     }
-    assert!(!log.contains(admin_token.trim()));
+    assert!(!log.contains(admin_token.trim()), "the log must not contain the admin token");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,10 +217,10 @@ async fn commands_use_the_address_for_operators() {
     };
     let token = run_command(&["clients", "add", "app"]);
     assert!(run_command(&["clients", "list"]).contains("app"));
-    let check = run_command(&["check", "--listen", "127.0.0.1:0"]);
+    let check_output = run_command(&["check", "--listen", "127.0.0.1:0"]);
     let note = format!("note: a Keychoir is already running at {admin_listen}");
-    assert!(check.contains(&note), "the output must contain {note:?}: {check}");
-    // The change is in force: clients need a token now.
+    assert!(check_output.contains(&note), "the output must contain {note:?}: {check_output}");
+    // The change has taken effect: clients need a token.
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let usage =
         |token: String| client.get(format!("http://{address}/api/keychoir-usage")).bearer_auth(token).send();
@@ -220,7 +228,7 @@ async fn commands_use_the_address_for_operators() {
     assert_eq!(usage(token.trim().to_owned()).await.unwrap().status(), 200);
     let (code, _) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(!socket.exists());
+    assert!(!socket.exists(), "the socket file must be removed at the exit");
 }
 
 #[test]
@@ -248,7 +256,7 @@ async fn a_change_without_a_record_is_recorded_at_the_next_start() {
     let database = directory.path().join("keychoir.db");
     let mut add = keychoir_command(&["clients", "add", "app"]);
     assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
-    // As if Keychoir had been killed after the overlay was saved.
+    // The deletion leaves the state of a Keychoir that was killed after it saved the overlay.
     let connection = rusqlite::Connection::open(&database).unwrap();
     assert_eq!(connection.execute("DELETE FROM changes", []).unwrap(), 1);
     drop(connection);
@@ -305,8 +313,8 @@ fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
     assert!(files_before.iter().any(|(name, content)| name == "managed.toml" && content.len() > 512));
     let key_file = directory.path().join("spare.key");
     fs::write(&key_file, SECOND_KEY).unwrap();
-    // No file may be larger than one block, so that the key can be written and the overlay cannot. The signal of
-    // this limit is ignored, so that the write fails as on a full disk.
+    // No file may be larger than one block, so that the key can be written and the overlay cannot. The shell ignores
+    // the signal of this limit, so that the write fails as on a full disk.
     let script = format!(
         "trap '' XFSZ; ulimit -f 1; exec \"{}\" keys add spare --key-file \"{}\"",
         env!("CARGO_BIN_EXE_keychoir"),

@@ -41,7 +41,7 @@ fn read_usage(database: &Path) -> Value {
     parse_json_output(&output)["total"].clone()
 }
 
-/// Returns the ids and credits of all attempts.
+/// Returns the id and the credits of each attempt.
 fn read_attempts(database: &Path) -> Vec<(String, i64)> {
     let connection = rusqlite::Connection::open(database).unwrap();
     let mut statement = connection.prepare("SELECT id, credits FROM attempts ORDER BY id").unwrap();
@@ -66,13 +66,13 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
     let mut program = Program::start(&mut serve_command(&database, &upstream));
     let address = program.wait_for_address();
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, served_count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let traffic = keychoir::tasks::Tasks::new().spawn({
-        let (stop, served, client) = (Arc::clone(&stop), Arc::clone(&served), client.clone());
+        let (stop, served_count, client) = (Arc::clone(&stop), Arc::clone(&served_count), client.clone());
         async move {
             while !stop.load(Ordering::Acquire) {
                 request_speech(&client, &address).await;
-                served.fetch_add(1, Ordering::Release);
+                served_count.fetch_add(1, Ordering::Release);
             }
         }
     });
@@ -86,35 +86,35 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
             break backup;
         }
     };
-    let at_backup = served.load(Ordering::Acquire);
-    while served.load(Ordering::Acquire) < at_backup + 20 {
+    let count_at_backup = served_count.load(Ordering::Acquire);
+    while served_count.load(Ordering::Acquire) < count_at_backup + 20 {
         tokio::task::yield_now().await;
     }
     stop.store(true, Ordering::Release);
     traffic.await.unwrap();
     assert_eq!(program.terminate().0, Some(0));
 
-    let (final_attempts, copied) = (read_attempts(&database), read_attempts(&copy));
-    assert_eq!(copied.len() as u64, backup["attempts"]);
-    assert!(copied.len() < final_attempts.len());
+    let (final_attempts, copied_attempts) = (read_attempts(&database), read_attempts(&copy));
+    assert_eq!(copied_attempts.len() as u64, backup["attempts"]);
+    assert!(copied_attempts.len() < final_attempts.len(), "requests must be recorded after the backup");
     assert!(
-        copied.iter().all(|attempt| final_attempts.contains(attempt)),
+        copied_attempts.iter().all(|attempt| final_attempts.contains(attempt)),
         "the copy must contain only records of real requests"
     );
     let sums = read_usage(&copy);
     assert_eq!(sums["attempts"], backup["attempts"], "the sums and the attempts must be of the same moment");
 
-    // The restore of docs/operations.md.
+    // These are the steps of the restore in docs/operations.md.
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(directory.path().join(format!("keychoir.db{suffix}")));
     }
     fs::copy(&copy, &database).unwrap();
     let mut program = Program::start(&mut serve_command(&database, &upstream));
     let address = program.wait_for_address();
-    assert_eq!((read_attempts(&database), read_usage(&database)), (copied.clone(), sums));
+    assert_eq!((read_attempts(&database), read_usage(&database)), (copied_attempts.clone(), sums));
     request_speech(&client, &address).await;
     assert_eq!(program.terminate().0, Some(0));
-    assert_eq!(read_attempts(&database).len(), copied.len() + 1);
+    assert_eq!(read_attempts(&database).len(), copied_attempts.len() + 1);
     simulator.stop().await;
 }
 
@@ -198,7 +198,12 @@ fn a_start_upgrades_a_copied_database_and_logs_it() {
     assert_eq!((&migrated["from"], &migrated["to"]), (&dry_run["from"], &dry_run["to"]));
     program.wait_for_address();
     let output = run_db_command(&database, &["migrate"]);
-    assert_eq!(output.status.code(), Some(0), "nothing must be left to do: {}", stderr(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "a second upgrade must have nothing to do: {}",
+        stderr(&output)
+    );
     assert_eq!(program.terminate().0, Some(0));
     assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
     assert_eq!(read_attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);

@@ -1,4 +1,4 @@
-//! Tests `keychoir demo`: every request is served, and the audio file is valid.
+//! Tests `keychoir demo`: every request is served, the audio file is valid, and failed writes are reported.
 
 use std::fs::{self, File};
 

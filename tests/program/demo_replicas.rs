@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::program::{run, stderr};
 
-/// The minimum number of requests. The demo kills the replica after a third of them.
+/// The minimum number of requests of the demo, which kills a replica after a third of them.
 const REQUESTS: &str = "90";
 
 fn deploy_path(name: &str) -> PathBuf {
@@ -14,7 +14,7 @@ fn deploy_path(name: &str) -> PathBuf {
 
 #[test]
 fn a_killed_replica_fails_no_request_and_every_credit_is_accounted_for() {
-    // Compiled modules would be written into the repository.
+    // With `-B`, Python writes no compiled modules into the repository.
     let mut command = Command::new("python3");
     command.arg("-B").arg(deploy_path("demo/demo.py"));
     let output = run(command.args([env!("CARGO_BIN_EXE_keychoir"), "--requests", REQUESTS]));

@@ -20,7 +20,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Returns a command with an empty home directory, one key and no fixed port.
+/// Returns a command with the given home directory, one key and no fixed port.
 fn command_in(home: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(arguments);
     command
@@ -44,11 +44,11 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
     fs::write(path("short"), "x").unwrap();
     let client = format!("[[clients]]\nname = \"a\"\ntoken_file = \"{}\"\n", path("missing"));
     fs::write(path("client.toml"), client).unwrap();
-    // A database of the current version whose tables another program has changed.
-    drop(Store::open(&DatabaseLocation::File(path("odd.db").into()), UnixMs(1_800_000_000_000)).unwrap());
-    let odd = rusqlite::Connection::open(path("odd.db")).unwrap();
-    odd.execute_batch("DROP TABLE keys; CREATE TABLE keys (x)").unwrap();
-    drop(odd);
+    // Another program has changed the tables of this database, which has the current version.
+    drop(Store::open(&DatabaseLocation::File(path("altered.db").into()), UnixMs(1_800_000_000_000)).unwrap());
+    let altered_database = rusqlite::Connection::open(path("altered.db")).unwrap();
+    altered_database.execute_batch("DROP TABLE keys; CREATE TABLE keys (x)").unwrap();
+    drop(altered_database);
     for (variable, value, message) in [
         ("ELEVENLABS_API_KEYS_FILE", path("missing"), "cannot be read"),
         ("CREDENTIALS_DIRECTORY", path("credentials"), "cannot be read"),
@@ -59,7 +59,7 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
         ("KEYCHOIR_SERVER__LISTEN", "0.0.0.0:0".to_owned(), "client token"),
         ("KEYCHOIR_STORAGE__PATH", path("broken/keychoir.db"), "managed.toml"),
         ("KEYCHOIR_STORAGE__PATH", path("lost/keychoir.db"), "managed.toml"),
-        ("KEYCHOIR_STORAGE__PATH", path("odd.db"), "no such column: key_hash"),
+        ("KEYCHOIR_STORAGE__PATH", path("altered.db"), "no such column: key_hash"),
         ("KEYCHOIR_UPSTREAM__PROXY", "ftp://proxy".to_owned(), "scheme"),
         ("KEYCHOIR_UPSTREAM__PROXY_FILE", path("missing"), "cannot be read"),
         ("KEYCHOIR_SUPABASE__URL", "postgres://db".to_owned(), "URL of the database"),
@@ -123,7 +123,7 @@ fn a_database_in_use_prevents_only_a_second_start() {
     environment.configure(&[FIRST_KEY], "");
     let (program, address) = environment.start();
     let config = environment.path("keychoir.toml");
-    let with_address = |name: &str, address: &str| {
+    let run_with_address = |name: &str, address: &str| {
         let mut command =
             keychoir_command(&[name, "--config", config.to_str().unwrap(), "--listen", address]);
         environment.set_environment(&mut command);
@@ -131,7 +131,7 @@ fn a_database_in_use_prevents_only_a_second_start() {
     };
     let message = format!("in use by another Keychoir, process {}", program.id());
     for name in ["check", "serve"] {
-        let output = with_address(name, "127.0.0.1:0");
+        let output = run_with_address(name, "127.0.0.1:0");
         assert_eq!(
             output.status.code(),
             Some(78),
@@ -140,7 +140,7 @@ fn a_database_in_use_prevents_only_a_second_start() {
         );
         assert!(stderr(&output).contains(&message), "`{name}` must report {message:?}: {}", stderr(&output));
     }
-    let output = with_address("check", &address);
+    let output = run_with_address("check", &address);
     assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     assert!(stdout(&output).contains(&format!("note: a Keychoir is already running at {address}")));
     assert!(stdout(&output).contains(&message), "the output must contain {message:?}: {}", stdout(&output));
@@ -199,7 +199,8 @@ async fn an_online_check_requests_each_key_from_the_provider() {
     );
     assert!(problems[0]["next_step"].is_string(), "the problem must have a next step: {document}");
     for secret in [FIRST_KEY, SECOND_KEY] {
-        assert!(!stdout(&output).contains(secret) && !stderr(&output).contains(secret));
+        let is_printed = stdout(&output).contains(secret) || stderr(&output).contains(secret);
+        assert!(!is_printed, "the output must contain no key");
     }
     let charged_credits = simulator.ledger().totals.charged;
     assert_eq!(charged_credits, 0, "a check must cost nothing");
@@ -209,7 +210,7 @@ async fn an_online_check_requests_each_key_from_the_provider() {
 fn start_server(response: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let answer = move || {
+    let respond = move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let mut head = Vec::new();
@@ -220,7 +221,7 @@ fn start_server(response: &'static str) -> String {
             let _ = stream.write_all(response.as_bytes());
         }
     };
-    keychoir::tasks::spawn_thread("server", answer).unwrap();
+    keychoir::tasks::spawn_thread("server", respond).unwrap();
     address
 }
 
@@ -250,16 +251,16 @@ fn an_online_check_names_the_proxy_and_the_table_that_fail() {
     ] {
         assert!(text.contains(expected), "the output must contain {expected:?}: {text}");
     }
-    let direct: Vec<&str> = text.lines().filter(|line| line.contains("without the proxy")).collect();
+    let direct_checks: Vec<&str> = text.lines().filter(|line| line.contains("without the proxy")).collect();
     assert!(
-        direct.iter().all(|line| line.starts_with("ok")),
+        direct_checks.iter().all(|line| line.starts_with("ok")),
         "a closed direct route must not be a problem: {text}"
     );
     assert!(!text.contains("canary"), "the output must not contain the Supabase key: {text}");
 }
 
-/// Starts Keychoir and returns a function that runs `doctor` at the same time.
-async fn doctor_beside(simulator: &Simulator, keys: &[&str], arguments: &[&str]) -> Output {
+/// Starts Keychoir, and returns the output of `keychoir doctor` with the same configuration.
+async fn run_doctor_beside_server(simulator: &Simulator, keys: &[&str], arguments: &[&str]) -> Output {
     let environment = ProgramEnvironment::new(&simulator.base_url().to_string());
     environment.configure(keys, "");
     fs::set_permissions(environment.path("keychoir.toml"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -272,15 +273,16 @@ async fn doctor_beside(simulator: &Simulator, keys: &[&str], arguments: &[&str])
     let output = tokio::task::spawn_blocking(move || run(&mut command)).await.unwrap();
     assert_eq!(program.terminate().0, Some(0));
     for secret in keys {
-        assert!(!stdout(&output).contains(secret) && !stderr(&output).contains(secret));
+        let is_printed = stdout(&output).contains(secret) || stderr(&output).contains(secret);
+        assert!(!is_printed, "the output must contain no key");
     }
     output
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_doctor_finds_nothing_wrong_with_a_healthy_program() {
+async fn the_doctor_finds_nothing_wrong_with_a_healthy_program() {
     let simulator = start_simulator(&[FIRST_KEY]).await;
-    let output = doctor_beside(&simulator, &[FIRST_KEY], &[]).await;
+    let output = run_doctor_beside_server(&simulator, &[FIRST_KEY], &[]).await;
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "the program must be healthy: {text}");
     for expected in [
@@ -304,14 +306,14 @@ async fn a_doctor_finds_nothing_wrong_with_a_healthy_program() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_doctor_warns_of_several_free_plans_and_reports_refused_keys() {
+async fn the_doctor_warns_of_several_free_plans_and_reports_refused_keys() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut plan = Plan::with_keys([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
     for key in &mut plan.keys {
         key.tier = Some("free".to_owned());
     }
     let simulator = Simulator::start(listener, plan).await.unwrap();
-    let output = doctor_beside(&simulator, &[FIRST_KEY, SECOND_KEY], &[]).await;
+    let output = run_doctor_beside_server(&simulator, &[FIRST_KEY, SECOND_KEY], &[]).await;
     assert_eq!(output.status.code(), Some(1), "the exit code must report a warning: {}", stdout(&output));
     assert!(
         stdout(&output).contains("2 keys are of free plans"),
@@ -319,13 +321,13 @@ async fn a_doctor_warns_of_several_free_plans_and_reports_refused_keys() {
         stdout(&output)
     );
 
-    let output = doctor_beside(&simulator, &[FIRST_KEY, THIRD_KEY], &["--json"]).await;
+    let output = run_doctor_beside_server(&simulator, &[FIRST_KEY, THIRD_KEY], &["--json"]).await;
     assert_eq!(output.status.code(), Some(2), "the exit code must report a problem: {}", stdout(&output));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["status"], "problem");
-    let refused =
+    let problems =
         document["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] == "problem");
-    let messages: Vec<&str> = refused.map(|finding| finding["message"].as_str().unwrap()).collect();
+    let messages: Vec<&str> = problems.map(|finding| finding["message"].as_str().unwrap()).collect();
     assert!(
         matches!(messages[..], [message] if message.contains("key 2") && message.contains("refused")),
         "only the refused key must be a problem: {messages:?}"
@@ -333,7 +335,7 @@ async fn a_doctor_warns_of_several_free_plans_and_reports_refused_keys() {
 }
 
 #[test]
-fn a_doctor_reports_a_broken_configuration_a_damaged_database_and_a_stopped_program() {
+fn the_doctor_reports_a_broken_configuration_a_damaged_database_and_a_stopped_program() {
     let home = tempfile::tempdir().unwrap();
     let config = home.path().join("keychoir.toml");
     fs::write(&config, "[pool]\nstrateggy = \"fill-first\"\n").unwrap();

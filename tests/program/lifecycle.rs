@@ -1,4 +1,5 @@
-//! Tests listeners and the graceful shutdown, which serves open connections until they are closed.
+//! Tests the listeners, the graceful shutdown, which serves open connections until they are closed, and the maximum of
+//! open files.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -23,7 +24,7 @@ struct PausedUpstream {
 impl PausedUpstream {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // The timeout is set on the listening socket.
+        // With this timeout of the listening socket, `accept` fails if no request arrives.
         let socket = TcpStream::from(OwnedFd::from(listener.try_clone().unwrap()));
         socket.set_read_timeout(Some(STEP_TIMEOUT)).unwrap();
         Self { listener }
@@ -90,7 +91,7 @@ fn a_stream_completes_after_the_signal_and_open_connections_are_served() {
     assert_eq!(recorded_verdicts(&environment), ["served", "served"]);
 }
 
-/// Returns the verdicts of the usage records.
+/// Returns the verdicts of the usage records, oldest first.
 fn recorded_verdicts(environment: &ProgramEnvironment) -> Vec<String> {
     let database = rusqlite::Connection::open(environment.path("keychoir.db")).unwrap();
     let mut statement = database.prepare("SELECT verdict FROM attempts ORDER BY id").unwrap();
@@ -137,6 +138,7 @@ fn the_drain_timeout_closes_connections() {
     );
 }
 
+/// Requests `/livez` on a Unix socket. Returns the response.
 fn request_livez(path: &Path) -> String {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();

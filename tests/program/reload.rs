@@ -119,7 +119,7 @@ async fn clients_are_reloaded_and_settings_that_need_a_restart_are_reported() {
     assert_eq!(program.terminate().0, Some(0));
 }
 
-/// Requests a document of the admin API with the given `token`.
+/// Requests a document of the admin API with the given `token`. Returns the status and the document.
 async fn read_admin_api(address: &str, token: &str, path: &str) -> (u16, serde_json::Value) {
     let url = format!("http://{address}/api/keychoir/v1/{path}");
     let response = new_client().get(url).bearer_auth(token).send().await.unwrap();
@@ -161,16 +161,16 @@ async fn settings_that_need_a_restart_stay_in_force_for_every_key_and_are_pendin
 async fn a_changed_admin_token_applies_at_the_reload() {
     let simulator = start_simulator(&[FIRST_KEY]).await;
     let environment = ProgramEnvironment::new(&simulator.base_url());
-    let (old, new) = ("the-leaked-token-0001", "the-changed-token-0002");
-    fs::write(environment.path("token"), old).unwrap();
+    let (old_token, new_token) = ("the-leaked-token-0001", "the-changed-token-0002");
+    fs::write(environment.path("token"), old_token).unwrap();
     environment.configure(&[FIRST_KEY], "[admin]\ntoken_file = \"token\"");
     let (mut program, address) = environment.start();
-    let generation = read_admin_api(&address, old, "overview").await.1["generation"].as_u64().unwrap();
-    fs::write(environment.path("token"), new).unwrap();
+    let generation = read_admin_api(&address, old_token, "overview").await.1["generation"].as_u64().unwrap();
+    fs::write(environment.path("token"), new_token).unwrap();
     program.send_signal("HUP");
     program.wait_for_event("reloaded");
-    assert_eq!(read_admin_api(&address, old, "overview").await.0, 401, "the old token must be refused");
-    let (status, document) = read_admin_api(&address, new, "overview").await;
+    assert_eq!(read_admin_api(&address, old_token, "overview").await.0, 401, "the old token must be refused");
+    let (status, document) = read_admin_api(&address, new_token, "overview").await;
     assert_eq!((status, document["generation"].as_u64()), (200, Some(generation + 1)));
     assert_eq!(program.terminate().0, Some(0));
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::program::{keychoir_command, run, stderr};
 
-/// Runs `program` with `input` as its standard input. Returns whether it succeeded, and its output.
+/// Runs `program` with `input` as its standard input. Returns whether it succeeded, and its standard output and error.
 fn run_with_input(program: &str, arguments: &[&str], input: &[u8]) -> (bool, String) {
     let spawned = Command::new(program)
         .args(arguments)
@@ -15,11 +15,11 @@ fn run_with_input(program: &str, arguments: &[&str], input: &[u8]) -> (bool, Str
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let mut child = spawned.unwrap_or_else(|error| panic!("install `{program}`: {error}"));
+    let mut child = spawned.unwrap_or_else(|error| panic!("`{program}` must be installed: {error}"));
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    (output.status.success(), text.concat())
+    let outputs = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (output.status.success(), outputs.concat())
 }
 
 #[test]
@@ -32,14 +32,13 @@ fn completion_scripts_are_valid_in_their_shells() {
             script.contains("keychoir") && script.contains("serve"),
             "the script for {shell} must complete the commands: {script}"
         );
-        let check = match shell {
+        let (is_valid, errors) = match shell {
             "bash" => run_with_input("bash", &["-n"], script.as_bytes()),
             "zsh" => run_with_input("zsh", &["-n"], script.as_bytes()),
             "fish" => run_with_input("fish", &["--no-execute"], script.as_bytes()),
             _ => continue,
         };
-        let (is_valid, text) = check;
-        assert!(is_valid && text.is_empty(), "{shell} must accept the script: {text}");
+        assert!(is_valid && errors.is_empty(), "{shell} must accept the script: {errors}");
     }
     let output = run(&mut keychoir_command(&["completions", "tcsh"]));
     assert_eq!(output.status.code(), Some(2));
@@ -54,15 +53,16 @@ fn bash_completes_commands_and_flags() {
         ("keychoir keys li", 2, "list"),
     ] {
         let current = words.rsplit(' ').next().unwrap();
-        let call = format!(
+        let completion_call = format!(
             "\nCOMP_WORDS=({words}); COMP_CWORD={index}; _keychoir keychoir {current} ''; echo \"${{COMPREPLY[@]}}\"\n"
         );
-        let (_, text) = run_with_input("bash", &[], &[script.as_slice(), call.as_bytes()].concat());
-        assert_eq!(text.trim(), expected);
+        let (_, completions) =
+            run_with_input("bash", &[], &[script.as_slice(), completion_call.as_bytes()].concat());
+        assert_eq!(completions.trim(), expected);
     }
 }
 
-/// Returns the pages in a directory, by name.
+/// Returns the name and the text of each page in a directory.
 fn read_pages(directory: &Path) -> Vec<(String, String)> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let page = |path: std::path::PathBuf| {
@@ -84,11 +84,11 @@ fn manual_pages_are_written_and_valid() {
     for (name, page) in &pages {
         // The date of a page would be the date of the release, which is unknown at build time.
         let arguments = ["-T", "lint", "-W", "warning"];
-        let (_, text) = run_with_input("mandoc", &arguments, page.as_bytes());
-        let mistakes: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();
+        let (_, warnings) = run_with_input("mandoc", &arguments, page.as_bytes());
+        let mistakes: Vec<&str> = warnings.lines().filter(|line| !line.contains("missing date")).collect();
         assert!(mistakes.is_empty(), "{name} must be a valid manual page: {mistakes:#?}\n{page}");
     }
-    // The directory may exist, and may contain the pages of an earlier version.
+    // The command also succeeds if the directory exists and contains the pages of an earlier version.
     assert_eq!(run(&mut keychoir_command(&["man", man.to_str().unwrap()])).status.code(), Some(0));
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();

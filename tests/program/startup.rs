@@ -1,4 +1,5 @@
-//! Tests errors at startup: each is reported with advice, and no data is lost.
+//! Tests the startup and the commands without a running server: errors are reported with advice, no data is lost, and
+//! `keychoir check` accepts exactly what `keychoir serve` accepts.
 
 use std::fs;
 use std::net::TcpListener;
@@ -20,7 +21,7 @@ fn assert_output(output: &Output, code: i32, messages: &[&str]) {
     assert!(!stderr.contains("key_of_the_test"), "the error message must contain no key: {stderr}");
 }
 
-/// Runs `serve` with the configuration file content `toml`.
+/// Runs `keychoir serve` with a configuration file that contains `toml`.
 fn run_serve(directory: &Path, toml: &str) -> Output {
     let file = directory.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
@@ -50,10 +51,7 @@ fn a_key_list_with_quotes_and_spaces_is_accepted_with_a_warning() {
         .env("ELEVENLABS_API_KEYS", list_with_quotes_and_spaces));
     assert_output(&output, 0, &["ELEVENLABS_API_KEYS"]);
     let stdout = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        stdout.contains("Loaded 2 ElevenLabs API keys"),
-        "the output must contain `Loaded 2 ElevenLabs API keys`: {stdout}"
-    );
+    assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "both keys must be loaded: {stdout}");
 }
 
 #[test]
@@ -254,11 +252,7 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     let home = tempfile::tempdir().unwrap();
     let output = run(&mut check_command(home.path()));
     assert_output(&output, 0, &[]);
-    assert!(
-        stdout(&output).contains("No configuration file"),
-        "the output must contain `No configuration file`: {}",
-        stdout(&output)
-    );
+    assert!(stdout(&output).contains("No configuration file"), "no file must be read: {}", stdout(&output));
 
     let output = run(keychoir_command(&["clients", "add", "app"]).env("HOME", home.path()));
     let file = home.path().join(".local/state/keychoir/managed.toml");
@@ -274,7 +268,7 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     let output = run(keychoir_command(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without limits\n");
 
-    // `serve` also reads the file.
+    // `keychoir serve` also reads the file of the managed clients.
     let mut command = keychoir_command(&["serve"]);
     command
         .env("HOME", home.path())
@@ -297,15 +291,11 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
         .output()
         .unwrap();
     assert_output(&output, 1, &["requires a token", "--admin-token-file", "--token-file"]);
-    // The status opens with the generated admin token.
+    // The command reads the generated admin token from the state directory.
     let mut status = keychoir_command(&["status", "--url", &format!("http://{address}")]);
     let output = run(status.env("HOME", home.path()));
     assert_output(&output, 0, &[]);
-    assert!(
-        stdout(&output).starts_with("#  key "),
-        "the output must be the status table: {}",
-        stdout(&output)
-    );
+    assert!(stdout(&output).starts_with("#  key "), "the status must be printed: {}", stdout(&output));
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -371,10 +361,7 @@ fn a_token_is_rotated_with_a_grace_and_the_rules_are_changed() {
     assert_output(&clients(&["rotate", "app", "--grace", "1h"]), 1, &["grace period of the last rotation"]);
     assert_output(&clients(&["set", "app", "--quota", "", "--max-concurrent", "4"]), 0, &[]);
     let list = stdout(&clients(&["list"]));
-    assert!(
-        list.starts_with("app  4 concurrent requests, expires 20"),
-        "the list must show the changed rules: {list}"
-    );
+    assert!(list.starts_with("app  4 concurrent requests, expires 20"), "the rules must be changed: {list}");
     assert_output(&clients(&["set", "app"]), 78, &["names no rule"]);
     assert_output(&clients(&["show", "none"]), 1, &["no client has this name"]);
     assert_output(&clients(&["revoke", "app"]), 1, &["the only client", "keychoir clients rotate"]);
@@ -398,11 +385,11 @@ fn check_rejects_each_configuration_that_serve_rejects() {
     let path = |name: &str| home.path().join(name);
     fs::write(path("junk.pem"), "no certificate").unwrap();
     fs::write(path("file"), "").unwrap();
-    let newer = rusqlite::Connection::open(path("newer.db")).unwrap();
-    newer
+    let newer_database = rusqlite::Connection::open(path("newer.db")).unwrap();
+    newer_database
         .execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 99")
         .unwrap();
-    drop(newer);
+    drop(newer_database);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address_in_use = listener.local_addr().unwrap().to_string();
     let same_port_twice = "127.0.0.1:47113,localhost:47113";
@@ -458,12 +445,12 @@ fn check_notes_that_a_keychoir_already_listens_on_the_port() {
     let address = program.wait_for_address();
     let output = run(check_command(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
     assert_output(&output, 0, &[]);
-    let stderr = stdout(&output);
+    let printed = stdout(&output);
     assert!(
-        stderr.contains(&format!("note: a Keychoir is already running at {address}")),
+        printed.contains(&format!("note: a Keychoir is already running at {address}")),
         "the output must note the running server: {printed}"
     );
-    assert!(stderr.contains("The configuration is fine."), "the configuration must be accepted: {printed}");
+    assert!(printed.contains("The configuration is fine."), "the configuration must be accepted: {printed}");
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -502,22 +489,14 @@ fn files_that_other_users_can_read_are_reported() {
     for path in [&keys, &tokens, &database] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
-    assert!(
-        !stderr(&check()).contains("other users"),
-        "the error message must not contain `other users`: {}",
-        stderr(&check())
-    );
+    assert!(!stderr(&check()).contains("other users"), "no file must be reported: {}", stderr(&check()));
     // Settings without secrets may be readable for all users.
     write("tokens.toml", "[log]\nlevel = \"warn\"\n", 0o644);
-    assert!(
-        !stderr(&check()).contains("other users"),
-        "the error message must not contain `other users`: {}",
-        stderr(&check())
-    );
+    assert!(!stderr(&check()).contains("other users"), "no file must be reported: {}", stderr(&check()));
 }
 
-/// Starts Keychoir. Returns it with its log lines up to the line with the URL of the status page.
-fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
+/// Starts Keychoir. Returns it and its log lines up to the line with the URL of the status page.
+fn start_and_read_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
     let mut program = Program::start(command);
     let lines = std::cell::RefCell::new(Vec::new());
     program.wait_for_line(|line| {
@@ -547,7 +526,7 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
         command.env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url()).env("KEYCHOIR_LOG__FORMAT", "ascii");
         command
     };
-    let (program, lines) = start_lines(&mut command_with_clients(""));
+    let (program, lines) = start_and_read_lines(&mut command_with_clients(""));
     let line_with = |lines: &[String], part: &str| {
         lines
             .iter()
@@ -557,11 +536,11 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
     };
     assert!(
         line_with(&lines, "studio").contains("sk_key_numb...00001"),
-        "the first key must be shown with its name: {lines:#?}"
+        "the first key must be shown: {lines:#?}"
     );
     assert!(
         line_with(&lines, "key 2").contains("sk_key_numb...00002"),
-        "the second key must be shown with its position: {lines:#?}"
+        "the second key must be shown: {lines:#?}"
     );
     assert!(
         line_with(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"),
@@ -569,27 +548,18 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
     );
     assert!(
         line_with(&lines, "Base URL").contains("api_key=\"anything\""),
-        "without clients, any token must be suggested: {lines:#?}"
+        "any token must suffice: {lines:#?}"
     );
     for line in lines.iter().filter(|line| line.contains("sk_key_numb")) {
         assert!(line.is_ascii() && line.len() <= 80, "the line must be ASCII within 80 columns: {line}");
     }
-    assert!(
-        lines.iter().all(|line| !line.contains('?')),
-        "no character must be replaced by a question mark: {lines:#?}"
-    );
+    assert!(lines.iter().all(|line| !line.contains('?')), "no character must be lost: {lines:#?}");
     assert_eq!(program.terminate().0, Some(0));
 
     let clients = "[[clients]]\nname = \"app\"\ntoken = \"0123456789abcdef\"\n";
-    let (program, lines) = start_lines(&mut command_with_clients(clients));
-    assert!(
-        line_with(&lines, "Base URL").contains("api_key=TOKEN"),
-        "with clients, a token must be required: {lines:#?}"
-    );
-    assert!(
-        line_with(&lines, "TOKEN:").contains("of a client: app"),
-        "the client whose token is required must be named: {lines:#?}"
-    );
+    let (program, lines) = start_and_read_lines(&mut command_with_clients(clients));
+    assert!(line_with(&lines, "Base URL").contains("api_key=TOKEN"), "a token must be required: {lines:#?}");
+    assert!(line_with(&lines, "TOKEN:").contains("of a client: app"), "the client must be named: {lines:#?}");
     assert_eq!(program.terminate().0, Some(0));
     simulator.stop().await;
 }

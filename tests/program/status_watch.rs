@@ -1,11 +1,11 @@
-//! Tests `keychoir status` with a running server: its colours, its paused keys, and `--watch` across a restart.
+//! Tests `keychoir status` with a running server: colours, paused keys, and `--watch` during a restart of the server.
 
 use std::cell::Cell;
 
 use crate::environment::{FIRST_KEY, ProgramEnvironment, SECOND_KEY};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// Starts a program on a Unix socket, whose path stays the same after a restart.
+/// Starts a program on a Unix socket, whose path is the same after a restart. Returns it and the URL of the socket.
 fn start(environment: &ProgramEnvironment) -> (Program, String) {
     let url = format!("unix:{}", environment.path("k.sock").display());
     let mut program = Program::start(&mut environment.command(&["--listen", &url]));
@@ -64,7 +64,7 @@ fn the_watched_state_survives_a_restart_of_the_server() {
     assert_eq!(program.terminate().0, Some(0));
     wait_for(&mut watch, "No response since 20");
     wait_for(&mut watch, "Keychoir does not respond");
-    // The last known state stays visible.
+    // The command still shows the last state that it received.
     wait_for(&mut watch, "1 of 1 keys active");
     let (program, _) = start(&environment);
     wait_for(&mut watch, ", every 500ms");

@@ -43,8 +43,8 @@ async fn a_restart_with_a_passed_socket_does_not_refuse_clients() {
     assert_eq!(program.terminate().0, Some(0));
 }
 
-/// Clients that keep their connection open until a response closes it, send requests after pauses of various
-/// lengths, and never retry.
+/// Clients that keep their connections open until a response closes them, pause between requests for various lengths
+/// of time, and never retry.
 struct KeepAliveClients {
     stop: Arc<AtomicBool>,
     clients: Vec<std::thread::JoinHandle<()>>,
