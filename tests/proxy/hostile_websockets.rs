@@ -25,6 +25,7 @@ use crate::support::websocket::{
 };
 use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 
+/// The mask of the client's frames.
 const MASK: [u8; 4] = [1, 99, 200, 7];
 /// A small session buffer, so that floods exceed it quickly.
 const SESSION_BUFFER_SIZE: usize = 64 * 1024;
@@ -43,6 +44,7 @@ fn encode_frame(first_byte: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8
     bytes
 }
 
+// The first bytes of frames: the final bit and the opcode.
 const TEXT: u8 = 0x81;
 const TEXT_FRAGMENT: u8 = 0x01;
 const CONTINUATION: u8 = 0x00;
@@ -50,7 +52,8 @@ const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 
-/// Protocol violations of either peer, as bytes with the close code for each. `mask` is the mask of the peer.
+/// Returns protocol violations of a peer that masks its frames with `mask`: the description, the bytes and the close
+/// code of each.
 fn protocol_violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
     let encode_frame = |first_byte, payload: &[u8]| self::encode_frame(first_byte, payload, mask);
     let wrong_mask = if mask.is_some() { None } else { Some(MASK) };
@@ -75,7 +78,7 @@ fn protocol_violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16
     ]
 }
 
-/// Floods of a client, with the close code for each.
+/// Returns floods of a client: the description, the bytes and the close code of each.
 fn client_floods() -> Vec<(&'static str, Vec<u8>, u16)> {
     let empty = encode_frame(CONTINUATION, b"", Some(MASK));
     let tiny = encode_frame(CONTINUATION, b" ", Some(MASK));
@@ -205,9 +208,10 @@ async fn a_client_violation_ends_a_served_session() {
     proxy.close().await;
 }
 
-/// A provider that passes each connection to the test.
+/// A provider that reads each handshake and passes the connection to the test.
 struct Provider {
     base_url: BaseUrl,
+    /// The connections with the response that accepts the handshake of each.
     handshakes: mpsc::UnboundedReceiver<(TcpStream, String)>,
     _tasks: Tasks,
 }
@@ -384,7 +388,7 @@ async fn a_flood_in_one_direction_blocks_neither_the_other_direction_nor_the_tim
         let (mut session, stream) = provider.open_session(&proxy, AGENT).await;
         let (mut from_proxy, mut to_proxy) = stream.into_split();
         let tasks = Tasks::default();
-        // Small and large frames, as fast as the connection accepts them.
+        // The provider sends small and large frames as fast as the connection accepts them.
         let flood =
             [encode_frame(TEXT, AUDIO_MESSAGE, None).repeat(2_000), encode_frame(BINARY, &[7; 60_000], None)]
                 .concat();
@@ -458,6 +462,7 @@ async fn a_queued_session_may_fail_over() {
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }
 
+/// Stops the proxy, and returns the verdicts of its attempts.
 async fn recorded_verdicts(proxy: TestProxy) -> Vec<String> {
     proxy.into_records().await.into_iter().map(|record| record.verdict).collect()
 }

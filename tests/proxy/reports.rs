@@ -1,5 +1,5 @@
-//! Tests the commands `status`, `usage` and `keys list` as processes, with a running proxy. Their
-//! output is compared exactly, because scripts parse it.
+//! Tests the commands `status`, `usage` and `keys list` as processes, and the usage that they report. Their output is
+//! compared exactly, because scripts parse it.
 
 use std::process::Output;
 
@@ -15,13 +15,17 @@ use keychoir::simulator::{Plan, Simulator, WorkspacePlan};
 use keychoir::store::{UsageDimension, UsageReader};
 use serde_json::{Value, json};
 
-const RESET: UnixMs = UnixMs(4_070_908_800_000);
+/// The reset of the workspaces, 2099-01-01.
+const RESETS_AT: UnixMs = UnixMs(4_070_908_800_000);
 
 /// Returns a plan of three workspaces: one with low usage, one near its limit, and one whose key may not read the
 /// subscription.
 fn plan() -> Plan {
-    let workspace =
-        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
+    let workspace = |name: &str, used| WorkspacePlan {
+        used,
+        reset: Some(RESETS_AT),
+        ..WorkspacePlan::new(name, 100_000)
+    };
     let mut plan = Plan::with_keys([(FIRST_KEY, 0), (SECOND_KEY, 0), (THIRD_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
@@ -172,7 +176,7 @@ async fn a_server_that_is_not_keychoir_is_reported() {
     proxy.close().await;
 }
 
-/// Waits until the usage database contains this number of attempts.
+/// Waits until the usage database contains the given number of attempts.
 async fn wait_for_attempts(proxy: &TestProxy, attempts: u64) {
     let path = proxy.database_path();
     wait_until(|| {
@@ -190,7 +194,7 @@ async fn run_usage(proxy: &TestProxy, options: &[&str]) -> Output {
     run_in_background(&arguments).await
 }
 
-/// Sends requests with two models, a free request, and one refused by the first key.
+/// Sends requests with two models, a free request, and a request that the first key refuses.
 async fn send_requests(proxy: &TestProxy) {
     for (characters, model) in
         [(30, "eleven_multilingual_v2"), (20, "eleven_multilingual_v2"), (5, "eleven_v3")]
@@ -463,7 +467,7 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     let workspace =
-        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 10_000) };
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESETS_AT), ..WorkspacePlan::new(name, 10_000) };
     let plan = plan.with_workspace(workspace("one", 100)).with_workspace(workspace("two", 200));
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);

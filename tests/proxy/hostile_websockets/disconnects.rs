@@ -1,4 +1,4 @@
-//! Clients that disconnect or close a session in each of its states.
+//! Tests that the proxy detects clients that disconnect or close a session in each of its states.
 
 use super::*;
 
@@ -102,7 +102,7 @@ async fn a_client_disconnect_during_the_handshake_is_detected() {
     let proxy = provider.start_proxy(|_| {}).await;
     let stream = tokio::select! {
         biased;
-        _ = open_session(&proxy, STREAM_INPUT) => panic!("the session is open before its handshake is accepted"),
+        _ = open_session(&proxy, STREAM_INPUT) => panic!("the session must not open before its handshake is accepted"),
         (stream, _) = provider.next_handshake() => stream,
     };
     read_until_end(stream).await;
