@@ -69,7 +69,7 @@ async fn a_session_beyond_the_buffer_budget_is_closed() {
 async fn buffered_messages_beyond_the_budget_are_released_and_the_session_continues() {
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let mut session = open_session(&proxy, SCRIBE).await;
-    // Each message contains two seconds of silence, more than a session buffers without the budget.
+    // Each message has more bytes than a session may buffer outside the budget.
     let audio_chunk =
         json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBIBYTE)});
     for _ in 0..4 {

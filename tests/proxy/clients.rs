@@ -170,7 +170,7 @@ async fn a_client_is_served_with_its_allowed_keys_only() {
     proxy.close().await;
 }
 
-/// Sends a request with the client's own key, and the token in the `x-keychoir-token` header.
+/// Sends a request with the client's own key, and with the token, if any, in the `x-keychoir-token` header.
 async fn send_with_own_key(
     proxy: &TestProxy,
     method: Method,
@@ -293,7 +293,7 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
         run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], &file);
     let token = token.trim();
     assert_eq!((code, token.len()), (Some(0), 51), "the client must be added with a token: {messages}");
-    assert!(!messages.contains(token));
+    assert!(!messages.contains(token), "the token must be printed only to the standard output");
     let (code, _, messages) = run_clients(&["add", "app"], &file);
     assert_eq!(code, Some(1), "a second client of the same name must be refused: {messages}");
     let (code, _, messages) = run_clients(&["add", "web", "--rate-limit", "fast"], &file);

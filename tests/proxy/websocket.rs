@@ -1,5 +1,5 @@
-//! Tests WebSocket sessions through the whole proxy, in front of the simulator's WebSockets: authentication,
-//! forwarded messages and charges. The submodules test failover, affinity and limits.
+//! Tests WebSocket sessions between a client, the whole proxy and the simulator: authentication, forwarded messages and
+//! charges. The submodules test failover, affinity and limits.
 
 mod affinity;
 mod failover;
@@ -34,7 +34,7 @@ fn three_keys() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])
 }
 
-/// Whether any of the messages contains audio.
+/// Returns whether any of the messages contains audio.
 fn has_audio(messages: &[Value]) -> bool {
     messages.iter().any(|message| message["audio"].as_str().is_some_and(|audio| !audio.is_empty()))
 }
@@ -43,7 +43,7 @@ fn normal_close() -> Received {
     Received::Close(1000, String::new())
 }
 
-/// Returns the WebSocket sessions that the provider received, in order.
+/// Returns the requests and sessions of the WebSockets that the provider received, in order.
 fn sessions(proxy: &TestProxy) -> Vec<(RequestSummary, SocketSummary)> {
     let requests = proxy.simulator.ledger().requests;
     requests
@@ -156,7 +156,7 @@ async fn an_echoed_key_is_redacted() {
     let mut session = open_session(&proxy, ECHO).await;
     session.send(Message::text(format!("it is {FIRST_KEY}!"))).await;
     let Some(Ok(Message::Text(echoed))) = within_timeout(session.stream.next()).await else {
-        panic!("the simulator sent no echo")
+        panic!("the simulator must send an echo")
     };
     assert_eq!(echoed.len(), FIRST_KEY.len() + 7);
     assert!(
@@ -189,7 +189,7 @@ async fn origin_and_subprotocols_are_forwarded_without_a_token() {
     proxy.close().await;
 }
 
-/// Configures the client of the tests as `app`, and so requires its token.
+/// Configures the client `app`, so that requests need the token of the test clients.
 fn require_token(config: &mut Config) {
     config.clients =
         vec![ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Rules::default())];
@@ -202,7 +202,7 @@ async fn a_token_may_be_presented_in_any_position_of_a_handshake() {
     for (path, headers) in [
         (STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)] as &[(&str, &str)]),
         (&in_query, &[]),
-        // The token is only in the first message.
+        // This handshake has no token, and the first message has it.
         (STREAM_INPUT, &[]),
     ] {
         let mut session = handshake(&proxy, path, headers).await.expect("the handshake must be accepted");
@@ -223,7 +223,7 @@ async fn a_client_without_a_valid_token_gets_no_session() {
     .await;
     let refusal = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
     assert_eq!(refusal.err().unwrap().0, 401);
-    // The messages of a transcription cannot carry a token, so the handshake must.
+    // The handshake of a transcription must carry the token, because its messages cannot.
     assert_eq!(handshake(&proxy, SCRIBE, &[]).await.err().unwrap().0, 401);
     for first_message in
         [Some(json!({"text": " ", "xi_api_key": "wrong"})), Some(json!({"text": "hello "})), None]

@@ -1,4 +1,5 @@
-//! Tests the endpoints that change keys, clients and the configuration, with a task that only records the changes.
+//! Tests the endpoints that change keys, clients and the configuration: each change is sent to the task that would
+//! make it, or is refused with advice.
 
 use super::*;
 use crate::support::start_proxy_with_app;
@@ -6,7 +7,7 @@ use http::header::IF_MATCH;
 use serde_json::json;
 
 #[tokio::test]
-async fn every_change_reaches_its_task() {
+async fn every_change_is_sent_to_the_task() {
     let (proxy, received) = start_admin_proxy().await;
     let id = key_id(FIRST_KEY);
     for (method, path, body, status, expected) in [
@@ -76,10 +77,10 @@ async fn every_change_reaches_its_task() {
             format!("\"{}\"", document["generation"]),
             "{path}: the tag must be the generation of the document"
         );
-        let is_issued = path == "clients" || path.ends_with("rotate");
+        let has_new_token = path == "clients" || path.ends_with("rotate");
         assert_eq!(
             document.get("token").is_some(),
-            is_issued,
+            has_new_token,
             "{path}: only a new token must be in the response"
         );
         let [change] = received.take().try_into().unwrap();
@@ -105,7 +106,7 @@ async fn a_stale_generation_is_refused() {
     assert_eq!(reload("\"7\", \"8\"").await.unwrap().status(), 200);
     assert_eq!(reload("*").await.unwrap().status(), 200);
     assert_error(reload("seven").await.unwrap(), 400, "malformed_if_match").await;
-    assert_eq!(received.take().len(), 5);
+    assert_eq!(received.take().len(), 5, "each request with a valid header must be sent to the task");
     proxy.close().await;
 }
 
@@ -163,7 +164,7 @@ async fn refused_changes_have_their_codes() {
 }
 
 #[tokio::test]
-async fn without_the_task_nothing_can_be_changed() {
+async fn no_change_is_possible_without_the_task() {
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
         Plan::with_keys([(FIRST_KEY, 10)]),
@@ -172,7 +173,7 @@ async fn without_the_task_nothing_can_be_changed() {
     )
     .await;
     assert_error(send(&proxy, Method::POST, "reload", None).await, 503, "control_unavailable").await;
-    let overview = read(&proxy, "overview").await;
+    let overview = read_document(&proxy, "overview").await;
     assert_eq!((&overview["can_change"], &overview["generation"]), (&json!(false), &json!(0)));
     proxy.close().await;
 }
