@@ -1,4 +1,4 @@
-//! Tests the dashboard over HTTP, without a browser: sessions, refusals and headers.
+//! Tests the dashboard over HTTP, without a browser: sessions, forms, events, assets, refusals and headers.
 
 use flate2::read::GzDecoder;
 use reqwest::{Method, RequestBuilder, Response};
@@ -11,7 +11,7 @@ use crate::support::events::EventReader;
 use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, client_config, join_all};
 
 const PAGES: [&str; 8] = ["", "keys", "key?id=x", "live", "usage", "clients", "connect", "system"];
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'";
 
@@ -24,7 +24,7 @@ async fn get(proxy: &TestProxy, cookie: &str, path: &str) -> Response {
     request(proxy, Method::GET, path).header("cookie", cookie).send().await.unwrap()
 }
 
-/// Returns a form that a page of the dashboard sends.
+/// Returns the request that a form of the dashboard sends.
 fn form(proxy: &TestProxy, cookie: &str, path: &str, fields: &str) -> RequestBuilder {
     request(proxy, Method::POST, path)
         .header("cookie", cookie)
@@ -33,10 +33,12 @@ fn form(proxy: &TestProxy, cookie: &str, path: &str, fields: &str) -> RequestBui
         .body(fields.to_owned())
 }
 
+/// Sends a code to the login page.
 async fn enter_code(proxy: &TestProxy, code: &str) -> Response {
     form(proxy, "", "login", &format!("code={code}")).send().await.unwrap()
 }
 
+/// Creates a code with which an operator signs in.
 async fn create_code(proxy: &TestProxy) -> String {
     let response = send(proxy, Method::POST, "dashboard-codes", Some(&json!({}))).await;
     let document: Value = response.json().await.unwrap();
@@ -52,7 +54,7 @@ async fn sign_in(proxy: &TestProxy) -> String {
 }
 
 /// Starts a proxy with a session, and returns its cookie.
-async fn start() -> (TestProxy, ReceivedChanges, String) {
+async fn start_with_session() -> (TestProxy, ReceivedChanges, String) {
     let (proxy, changes) = start_admin_proxy_with(|_| {}).await;
     let cookie = sign_in(&proxy).await;
     (proxy, changes, cookie)
@@ -60,10 +62,10 @@ async fn start() -> (TestProxy, ReceivedChanges, String) {
 
 #[tokio::test]
 async fn no_page_is_shown_without_a_session() {
-    let (proxy, _, _) = start().await;
-    let wrong =
+    let (proxy, _, _) = start_with_session().await;
+    let wrong_cookie =
         format!("keychoir_session_{}=kcs_guess", proxy.app.address().to_string().rsplit_once(':').unwrap().1);
-    for cookie in ["", &wrong] {
+    for cookie in ["", &wrong_cookie] {
         for path in PAGES.iter().chain(&["usage.csv", "nothing", "logout"]) {
             let response = get(&proxy, cookie, path).await;
             assert_eq!(
@@ -73,9 +75,9 @@ async fn no_page_is_shown_without_a_session() {
             );
             assert_eq!(response.text().await.unwrap(), "", "{path}: the response must have no content");
         }
-        // A relative location, so that it also works under a path prefix.
-        let deep = get(&proxy, cookie, "a/b/c").await;
-        assert_eq!(deep.headers()["location"], "../../login");
+        // The location is relative, so that it also works under a path prefix.
+        let nested_page = get(&proxy, cookie, "a/b/c").await;
+        assert_eq!(nested_page.headers()["location"], "../../login");
         assert_eq!(get(&proxy, cookie, "events").await.status(), 401);
         let changed = form(&proxy, cookie, "keys", &format!("action=pause&id={}", key_id(FIRST_KEY)))
             .send()
@@ -96,7 +98,7 @@ async fn no_page_is_shown_without_a_session() {
 
 #[tokio::test]
 async fn a_session_opens_the_pages_until_it_is_ended() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     for path in PAGES {
         assert_eq!(get(&proxy, &cookie, path).await.status(), 200, "{path}: the request must be served");
     }
@@ -115,7 +117,7 @@ async fn a_session_opens_the_pages_until_it_is_ended() {
 
 #[tokio::test]
 async fn a_form_of_another_page_changes_nothing() {
-    let (proxy, changes, cookie) = start().await;
+    let (proxy, changes, cookie) = start_with_session().await;
     let fields = format!("action=pause&id={}", key_id(FIRST_KEY));
     let send = async |path: &str, headers: &[(&str, &str)]| {
         let mut request = request(&proxy, Method::POST, path)
@@ -156,7 +158,7 @@ async fn a_form_of_another_page_changes_nothing() {
             "{path}: a form that the browser reports as cross-site must be refused"
         );
     }
-    assert!(changes.take().is_empty());
+    assert!(changes.take().is_empty(), "a refused form must change nothing");
     assert_eq!(get(&proxy, &cookie, "keys").await.status(), 200, "the session must not have ended");
     assert_eq!(send("keys", &[("sec-fetch-site", "same-origin")]).await, 303);
     assert_eq!(changes.take().len(), 1);
@@ -165,14 +167,14 @@ async fn a_form_of_another_page_changes_nothing() {
 
 #[tokio::test]
 async fn a_page_of_a_listed_origin_receives_no_data() {
-    const PAGE: &str = "https://app.example";
+    const PAGE_ORIGIN: &str = "https://app.example";
     let (proxy, _) =
-        start_admin_proxy_with(|config| config.access.origins = vec![PAGE.parse().unwrap()]).await;
+        start_admin_proxy_with(|config| config.access.origins = vec![PAGE_ORIGIN.parse().unwrap()]).await;
     let cookie = sign_in(&proxy).await;
     for path in ["", "login", "events", "assets/app.js"] {
         let response = request(&proxy, Method::GET, path)
             .header("cookie", &cookie)
-            .header("origin", PAGE)
+            .header("origin", PAGE_ORIGIN)
             .send()
             .await
             .unwrap();
@@ -187,15 +189,18 @@ async fn a_page_of_a_listed_origin_receives_no_data() {
 
 #[tokio::test]
 async fn an_unreadable_form_is_refused() {
-    let (proxy, changes, cookie) = start().await;
-    let refused = async |request: RequestBuilder| {
+    let (proxy, changes, cookie) = start_with_session().await;
+    let refusal_status = async |request: RequestBuilder| {
         let response = request.send().await.unwrap();
         assert_security_headers(&response);
         response.status().as_u16()
     };
     let large = format!("action=add&name=a&key={}", "k".repeat(16 * 1024));
-    assert_eq!(refused(form(&proxy, &cookie, "keys", &large)).await, 413);
-    assert_eq!(refused(form(&proxy, "", "login", &format!("code={}", "k".repeat(16 * 1024)))).await, 413);
+    assert_eq!(refusal_status(form(&proxy, &cookie, "keys", &large)).await, 413);
+    assert_eq!(
+        refusal_status(form(&proxy, "", "login", &format!("code={}", "k".repeat(16 * 1024)))).await,
+        413
+    );
     for media_type in ["application/json", "multipart/form-data; boundary=x", "text/plain", ""] {
         // `RequestBuilder::header` appends, so the header is replaced in the built request.
         let request = form(&proxy, &cookie, "keys", "action=pause");
@@ -216,20 +221,20 @@ async fn an_unreadable_form_is_refused() {
         ("action=add&name=a&key=sk_with+a+space", 400),
     ] {
         assert_eq!(
-            refused(form(&proxy, &cookie, "keys", fields)).await,
+            refusal_status(form(&proxy, &cookie, "keys", fields)).await,
             status,
             "the form {fields:?} must be refused with {status}"
         );
     }
-    assert_eq!(refused(form(&proxy, &cookie, "clients", "action=revoke&name=app%3Fx")).await, 400);
-    assert_eq!(refused(form(&proxy, &cookie, "nothing", "action=pause")).await, 404);
-    assert!(changes.take().is_empty());
+    assert_eq!(refusal_status(form(&proxy, &cookie, "clients", "action=revoke&name=app%3Fx")).await, 400);
+    assert_eq!(refusal_status(form(&proxy, &cookie, "nothing", "action=pause")).await, 404);
+    assert!(changes.take().is_empty(), "a refused form must change nothing");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn other_methods_are_refused() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
         for path in ["", "keys", "events", "login", "assets/app.js"] {
             let request = request(&proxy, method.parse().unwrap(), path).header("cookie", &cookie);
@@ -251,7 +256,7 @@ async fn other_methods_are_refused() {
 #[track_caller]
 fn assert_security_headers(response: &Response) {
     let expected = [
-        ("content-security-policy", POLICY),
+        ("content-security-policy", CONTENT_SECURITY_POLICY),
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "same-origin"),
         ("cross-origin-opener-policy", "same-origin"),
@@ -277,7 +282,7 @@ fn assert_security_headers(response: &Response) {
 
 #[tokio::test]
 async fn a_page_receives_only_the_events_that_it_shows() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     let open = async |query| EventReader::new(get(&proxy, &cookie, query).await);
     let mut state = open("events?only=state").await;
     let mut requests = open("events?only=requests").await;
@@ -289,7 +294,7 @@ async fn a_page_receives_only_the_events_that_it_shows() {
     assert_eq!(requests.next().await.unwrap().name, "request", "requests must begin without a snapshot");
     all.wait_for("request", |_| true).await;
     proxy.request_speech(10).await.bytes().await.unwrap();
-    // Any event of the first request would come before the state after the second one.
+    // An event of the first request would precede the state after the second request.
     loop {
         let event = state.next().await.unwrap();
         assert_ne!(event.name, "request");
@@ -303,7 +308,7 @@ async fn a_page_receives_only_the_events_that_it_shows() {
 
 #[tokio::test]
 async fn a_page_gets_only_the_keys_that_it_shows() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     let open = async |query: String| EventReader::new(get(&proxy, &cookie, &query).await);
     let (first, second) = (key_id(FIRST_KEY), key_id(SECOND_KEY));
     let page = get(&proxy, &cookie, "keys").await.text().await.unwrap();
@@ -337,7 +342,7 @@ async fn a_page_gets_only_the_keys_that_it_shows() {
 
 #[tokio::test]
 async fn every_response_has_the_headers_that_protect_it() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     for path in PAGES.iter().chain(&[
         "login",
         "nothing",
@@ -360,7 +365,7 @@ async fn every_response_has_the_headers_that_protect_it() {
 
 #[tokio::test]
 async fn assets_are_compressed_and_sent_once() {
-    let (proxy, _, _) = start().await;
+    let (proxy, _, _) = start_with_session().await;
     for (name, media_type) in [
         ("app.js", "text/javascript; charset=utf-8"),
         ("app.css", "text/css; charset=utf-8"),
@@ -399,7 +404,7 @@ async fn assets_are_compressed_and_sent_once() {
 
 #[tokio::test]
 async fn a_code_is_valid_once() {
-    let (proxy, _, _) = start().await;
+    let (proxy, _, _) = start_with_session().await;
     let code = create_code(&proxy).await;
     assert_eq!(enter_code(&proxy, &code).await.status(), 303);
     let second_response = enter_code(&proxy, &code).await;
@@ -410,8 +415,8 @@ async fn a_code_is_valid_once() {
 }
 
 #[tokio::test]
-async fn wrong_codes_count_as_wrong_admin_tokens() {
-    let (proxy, _, cookie) = start().await;
+async fn a_wrong_code_counts_as_a_wrong_admin_token() {
+    let (proxy, _, cookie) = start_with_session().await;
     let code = create_code(&proxy).await;
     let wrong_token = || async {
         let url = format!("{}/api/keychoir/v1/keys", proxy.url);

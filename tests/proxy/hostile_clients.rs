@@ -48,7 +48,7 @@ async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
 async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> {
     let request = valid_request("/v1/voices?valid=1", "connection: close\r\n").into_bytes();
     let received_bytes = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
-    clients::check(&received_bytes, ClientOutcome::Responses(&[200]), AfterSending::ReadToEnd)
+    clients::check_outcome(&received_bytes, ClientOutcome::Responses(&[200]), AfterSending::ReadToEnd)
         .map_err(|failure| format!("a valid request: {failure}"))
 }
 
@@ -108,7 +108,7 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
             Err(failure) => (Vec::new(), vec![failure]),
         };
     if case_failures.is_empty() {
-        case_failures.extend(clients::check(&received, case.outcome, case.after_sending).err());
+        case_failures.extend(clients::check_outcome(&received, case.outcome, case.after_sending).err());
     }
     case_failures.extend(
         KEYS.iter().filter(|key| contains(&received, key)).map(|_| "the client received a key".to_owned()),

@@ -1,5 +1,5 @@
-//! Tests the quotas of a client's end users: each user has its own quota, which is exact under concurrency, survives a
-//! restart and a table that is too small for all users, and cannot be avoided.
+//! Tests the quotas of a client's end users: each user has a separate quota, which is exact with concurrent requests,
+//! after a restart and with a table that is too small for all users, and which no request avoids.
 
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ fn configure_rules(rules: Rules) -> impl FnOnce(&mut Config) {
     |config| config.clients = vec![client_config("app", CLIENT_TOKEN, rules)]
 }
 
+/// Returns the id of a user, which contains [`ID_CANARY`].
 fn user_id(user: &str) -> String {
     format!("{user}@{ID_CANARY}.example")
 }
@@ -70,7 +71,7 @@ async fn error_message(response: Response) -> String {
     body["detail"]["message"].as_str().unwrap().to_owned()
 }
 
-/// Returns the document `me` about the client and a user.
+/// Returns the document `me` of the admin API about the client and one of its users.
 async fn read_me(proxy: &TestProxy, user: &str) -> Value {
     let request = proxy.request(Method::GET, "/api/keychoir/v1/me", CLIENT_TOKEN);
     let response = send(request.header("x-keychoir-user", user_id(user))).await;
@@ -78,7 +79,7 @@ async fn read_me(proxy: &TestProxy, user: &str) -> Value {
     response.json().await.unwrap()
 }
 
-/// Waits until a user has used this number of requests, and no request is in progress.
+/// Waits until `user` has used exactly `expected` requests.
 async fn wait_for_requests(proxy: &TestProxy, user: &str, expected: u64) {
     let polling = async { while read_me(proxy, user).await["user"]["requests"]["total"] != expected {} };
     let result = tokio::time::timeout(Duration::from_secs(20), polling).await;
@@ -169,10 +170,10 @@ async fn an_invalid_user_is_refused_by_every_client() {
             let response = send(speech_request(&proxy, 5).header("x-keychoir-user", user)).await;
             assert_status_and_code(&response, (400, "invalid_user"));
         }
-        let contradictory =
+        let request_with_two_users =
             speech_request_at(&proxy, &format!("{SPEECH_PATH}?x-keychoir-user={}", user_id("bob")), 5);
-        let contradictory = contradictory.header("x-keychoir-user", user_id("alice"));
-        assert_status_and_code(&send(contradictory).await, (400, "invalid_user"));
+        let request_with_two_users = request_with_two_users.header("x-keychoir-user", user_id("alice"));
+        assert_status_and_code(&send(request_with_two_users).await, (400, "invalid_user"));
         let unauthenticated = proxy.request(Method::POST, SPEECH_PATH, "wrong").header("x-keychoir-user", "");
         assert_status_and_code(&send(unauthenticated).await, (401, "client_token_wrong"));
         assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
@@ -233,7 +234,7 @@ async fn concurrent_requests_of_a_user_spend_no_more_than_its_quota() {
 }
 
 #[tokio::test]
-async fn random_users_displace_no_quota() {
+async fn many_random_users_do_not_reset_the_quota_of_another_user() {
     let proxy = start_proxy_with(plan(), |config| {
         configure_rules(user_quota("3 requests"))(config);
         config.access.max_cached_users = 4;

@@ -1,4 +1,5 @@
-//! Tests refusals on WebSockets whose messages and close reasons contain the codes and messages of HTTP refusals.
+//! Tests that refusals on WebSockets are classified by the codes and messages of HTTP refusals, which their messages
+//! and close reasons contain.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ fn message_and_close(code: u16, message: &Value) -> String {
     format!("last={code}/{message}")
 }
 
-/// Returns the number of sessions that were opened with each account.
+/// Returns the number of sessions that were opened with each of the first `count` accounts.
 fn session_counts(proxy: &TestProxy, count: usize) -> Vec<usize> {
     proxy.request_counts(&KEYS[..count])
 }
@@ -47,7 +48,7 @@ async fn open_and_receive_kind(proxy: &TestProxy, path: &str) -> String {
         }
         Received::Close(code, reason) => format!("{code} {reason}"),
         Received::Binary(_) | Received::Disconnected => {
-            panic!("the session has neither a message nor a close frame")
+            panic!("the session must send a message or a close frame")
         }
     };
     session.send(Message::Close(None)).await;
@@ -98,8 +99,8 @@ async fn an_auth_error_about_a_permission_makes_no_key_unusable() {
     proxy.close_unchecked().await;
 }
 
-/// The message does not blame the key. Two accounts are tried, the next session uses the third account, and
-/// all keys stay active.
+/// The message does not attribute the error to the key. Two accounts are tried, the next session uses the third
+/// account, and all keys stay active.
 #[tokio::test]
 async fn an_unexplained_auth_error_makes_no_key_unusable() {
     let message = json!({"message_type": "auth_error", "error": "Something new."});

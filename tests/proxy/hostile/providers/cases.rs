@@ -14,21 +14,24 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Returns a response with a content-length.
+/// Returns a response with the content length of `body`. `head` is the rest of the status line and the other headers.
 fn response_with_length(head: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
-/// Returns a chunked response with `chunks` as its chunks.
+/// Returns a response with the encoded `chunks`. `head` is the rest of the status line and the other headers.
 fn chunked_response(head: &str, chunks: &str) -> Vec<u8> {
     format!("HTTP/1.1 {head}\r\ntransfer-encoding: chunked\r\n\r\n{chunks}").into_bytes()
 }
 
+/// The cases that were added so far.
 #[derive(Default)]
 struct CaseTable(Vec<ProviderCase>);
 
 impl CaseTable {
+    /// Adds a GET whose response consists of `bytes` and the end of the connection. Returns the case, so that the caller
+    /// can change it.
     fn add(
         &mut self,
         name: &'static str,
@@ -437,7 +440,7 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
 }
 
 fn add_refusals(table: &mut CaseTable) {
-    let refusal = |status: &str, body: &[u8]| {
+    let refusal = |status: u16, body: &[u8]| {
         response_with_length(&format!("{status} X\r\ncontent-type: application/json"), body)
     };
     let brackets = b"[".repeat(60_000);
@@ -446,16 +449,8 @@ fn add_refusals(table: &mut CaseTable) {
         [&b"{\"detail\":{\"status\":\"quota_exceeded\",\"message\":\"a\"}}"[..], &vec![b' '; 300_000]]
             .concat();
     let case_name =
-        |status: &str, description: &str| -> &'static str { format!("a {status} {description}").leak() };
-    for (status, outcome, max_unusable_keys) in [
-        ("400", ResponseOutcome::Complete(400), 0),
-        ("401", ResponseOutcome::Complete(401), 0),
-        ("402", ResponseOutcome::Complete(402), 0),
-        ("403", ResponseOutcome::Complete(403), 0),
-        ("429", ResponseOutcome::Complete(429), 0),
-        ("500", ResponseOutcome::Complete(500), 0),
-        ("503", ResponseOutcome::Complete(503), 0),
-    ] {
+        |subject: &str, description: &str| -> &'static str { format!("a {subject} {description}").leak() };
+    for status in [400, 401, 402, 403, 429, 500, 503] {
         for (description, body) in [
             ("of nested brackets", &*brackets),
             ("of nested objects", &nested),
@@ -464,9 +459,10 @@ fn add_refusals(table: &mut CaseTable) {
             ("with an empty body", b""),
             ("with unexpected JSON types", b"{\"detail\":[{\"msg\":{\"msg\":[1e999,null]}}],\"error\":1}"),
         ] {
-            let case = table.add(case_name(status, description), refusal(status, body), outcome);
-            (case.request_kind, case.max_unusable_keys, case.script.end, case.changes_key_state) =
-                (RequestKind::Speech, max_unusable_keys, ConnectionEnd::KeepOpen, true);
+            let name = case_name(&status.to_string(), description);
+            let case = table.add(name, refusal(status, body), ResponseOutcome::Complete(status));
+            (case.request_kind, case.script.end, case.changes_key_state) =
+                (RequestKind::Speech, ConnectionEnd::KeepOpen, true);
         }
     }
     for (description, headers, outcome) in [
@@ -532,7 +528,7 @@ fn add_refusals(table: &mut CaseTable) {
     }
 }
 
-/// Returns responses to polls of the subscription. They are not a reason to stop using the key.
+/// Returns responses to polls of the subscription, by name. None of them makes the key unusable.
 pub fn account_responses() -> Vec<(&'static str, Vec<u8>)> {
     let subscription =
         |body: &str| response_with_length("200 OK\r\ncontent-type: application/json", body.as_bytes());

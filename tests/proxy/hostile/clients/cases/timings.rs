@@ -1,5 +1,5 @@
-//! The timing and the order of requests: pipelined, trickled, incomplete and stalled requests, and clients
-//! that disconnect.
+//! The cases of unusual timings and orders of requests: pipelined, trickled, incomplete and stalled requests, and
+//! clients that disconnect.
 
 use super::{AfterSending, CaseTable, ClientOutcome, Forwarded, TOKEN, get_with, post_head};
 
@@ -91,7 +91,6 @@ pub(super) fn add_timings(table: &mut CaseTable) {
             );
         }
     }
-    // Whether the request of a client that disconnects immediately reaches the provider is a race.
     table.add_chunks(
         "a connection without bytes",
         Vec::new(),
