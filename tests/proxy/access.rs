@@ -21,7 +21,7 @@ async fn start_proxy_with_two_keys() -> TestProxy {
     start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await
 }
 
-/// Sends bytes and reads until the proxy closes the connection.
+/// Sends bytes, and returns the bytes that the proxy sends until it closes the connection.
 async fn exchange_bytes(proxy: &TestProxy, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     // The proxy may stop reading after a refusal.
@@ -236,10 +236,9 @@ async fn malformed_chunks_are_refused_and_affect_no_key() {
         stream.shutdown().await.unwrap();
         let mut response_bytes = Vec::new();
         let _ = stream.read_to_end(&mut response_bytes).await;
-        let response_bytes = String::from_utf8_lossy(&response_bytes);
+        let responses = String::from_utf8_lossy(&response_bytes);
         // An interim response may precede the final one.
-        let response =
-            response_bytes.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&response_bytes);
+        let response = responses.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&responses);
         // A client that has closed its write half may receive no response, but never a response of the
         // provider.
         assert!(

@@ -1,5 +1,5 @@
-//! Tests the end of client connections: after a refusal during an upload, after a truncated response, after the
-//! client closes its write half or disconnects, and with HTTP/2.
+//! Tests the ends of client connections: after a refused upload, after a truncated response, after the client closes its
+//! write half or disconnects, and after a request with HTTP/2.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -24,7 +24,8 @@ async fn start_proxy_with_client() -> TestProxy {
     .await
 }
 
-/// Sends all chunks of an upload without a token before it reads. Returns the response or the error.
+/// Sends all chunks of an upload without a token before it reads the response. Returns the response, or a description
+/// of the error.
 async fn upload(proxy: &TestProxy, framing: &str, chunks: usize, pause: Duration) -> String {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let head = format!("POST /v1/speech-to-text HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n\r\n");
@@ -47,10 +48,10 @@ async fn upload(proxy: &TestProxy, framing: &str, chunks: usize, pause: Duration
 async fn clients_of_refused_uploads_receive_the_response() {
     let proxy = start_proxy_with_client().await;
     let pause = Duration::from_millis(1);
-    let fast = (0..50).map(|_| upload(&proxy, "transfer-encoding: chunked", 60, Duration::ZERO));
-    let fast_responses = join_all(fast).await;
-    let slow = (0..50).map(|_| upload(&proxy, "content-length: 9999999", 60, pause));
-    let slow_responses = join_all(slow).await;
+    let fast_uploads = (0..50).map(|_| upload(&proxy, "transfer-encoding: chunked", 60, Duration::ZERO));
+    let fast_responses = join_all(fast_uploads).await;
+    let slow_uploads = (0..50).map(|_| upload(&proxy, "content-length: 9999999", 60, pause));
+    let slow_responses = join_all(slow_uploads).await;
     for response in fast_responses.iter().chain(&slow_responses) {
         assert!(
             response.starts_with("HTTP/1.1 401 ") && response.contains("client_token_missing"),
@@ -189,7 +190,7 @@ async fn an_unsupported_transfer_coding_of_the_provider_is_answered_with_502() {
     }
 }
 
-/// Sends a request, closes the write half and returns the response.
+/// Sends a request and closes the write half. Returns the response.
 async fn send_and_close_write_half<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     request: &str,
@@ -258,6 +259,7 @@ async fn http2_with_prior_knowledge_is_refused() {
     let (mut settings, mut goaway) = ([0; 9], [0; 17]);
     stream.read_exact(&mut settings).await.unwrap();
     stream.read_exact(&mut goaway).await.unwrap();
+    // The types of the two frames, and the error HTTP_1_1_REQUIRED (RFC 9113).
     assert_eq!((settings[3], goaway[3], goaway[16]), (4, 7, 0xd));
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     proxy.close().await;

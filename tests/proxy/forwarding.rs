@@ -32,6 +32,7 @@ async fn upstream_headers(proxy: &TestProxy, headers: &[(&str, &str)]) -> Vec<(S
     pairs.map(|pair| (string(&pair[0]).to_ascii_lowercase(), string(&pair[1]))).collect()
 }
 
+/// Returns the value of the first header with this name, which must be in lower case.
 fn header_value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
 }
@@ -143,9 +144,9 @@ async fn an_ambiguous_path_is_refused_and_not_forwarded() {
             format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n{upgrade}\r\n");
         let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
-        let mut start = [0; 12];
-        stream.read_exact(&mut start).await.unwrap();
-        assert_eq!(&start, b"HTTP/1.1 400", "{target}: the upgrade must be refused");
+        let mut status_line_start = [0; 12];
+        stream.read_exact(&mut status_line_start).await.unwrap();
+        assert_eq!(&status_line_start, b"HTTP/1.1 400", "{target}: the upgrade must be refused");
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     for target in ["/v1/simulator/echo/caf%C3%A9%20x", "/v1/simulator/echo/a+b,c", "//v1/simulator/echo"] {

@@ -28,6 +28,7 @@ impl ExpositionFormat {
     }
 }
 
+/// A value of a metric for one combination of its labels.
 #[derive(Debug)]
 struct Sample {
     name: String,
@@ -44,7 +45,11 @@ struct MetricsPage {
 }
 
 impl MetricsPage {
-    /// Parses a page, and panics if it violates the format.
+    /// Parses a page.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the page violates the format.
     fn parse(text: &str, format: ExpositionFormat) -> Self {
         let mut page = Self { families: BTreeMap::new(), samples: Vec::new() };
         let mut series = HashSet::new();
@@ -85,7 +90,8 @@ impl MetricsPage {
                     );
                 }
                 assert!(
-                    is_name(name) && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix))
+                    is_valid_name(name)
+                        && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix))
                 );
                 let suffixes: &[&str] = match kind {
                     "histogram" => &["_bucket", "_sum", "_count"],
@@ -139,6 +145,7 @@ impl MetricsPage {
         }
     }
 
+    /// Returns the value of the only sample with this name and these labels.
     fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let is_match = |sample: &&Sample| {
             sample.name == name && labels.iter().all(|(name, value)| sample.label(name) == Some(*value))
@@ -162,8 +169,11 @@ impl MetricsPage {
         let metric = |(name, kind): (&String, &String)| {
             let belongs_to_family =
                 |sample: &&Sample| sample.name.starts_with(name) && sample.family() == name;
-            let sample =
-                self.samples.iter().find(belongs_to_family).unwrap_or_else(|| panic!("{name} has no sample"));
+            let sample = self
+                .samples
+                .iter()
+                .find(belongs_to_family)
+                .unwrap_or_else(|| panic!("{name} must have a sample"));
             let labels: Vec<&str> =
                 sample.labels.iter().map(|(name, _)| name.as_str()).filter(|name| *name != "le").collect();
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
@@ -194,18 +204,18 @@ fn family_base<'a>(name: &'a str, kind: &str) -> &'a str {
     }
 }
 
-/// Whether `name` consists of the characters of Keychoir's metric and label names.
-fn is_name(name: &str) -> bool {
+/// Returns whether `name` consists of the characters of Keychoir's metric and label names.
+fn is_valid_name(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 fn parse_sample(line: &str) -> Sample {
-    let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?} is not a sample"));
+    let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?} must be a sample"));
     let (name, labels) = match series.split_once('{') {
         None => (series, Vec::new()),
         Some((name, rest)) => (name, parse_labels(rest.strip_suffix('}').expect("labels must be closed"))),
     };
-    assert!(is_name(name), "the name must have valid characters: {line}");
+    assert!(is_valid_name(name), "the name must have valid characters: {line}");
     Sample {
         name: name.to_owned(),
         labels,
@@ -216,8 +226,8 @@ fn parse_sample(line: &str) -> Sample {
 fn parse_labels(mut text: &str) -> Vec<(String, String)> {
     let mut labels = Vec::new();
     loop {
-        let (name, rest) = text.split_once("=\"").unwrap_or_else(|| panic!("{text:?} is not a label"));
-        assert!(is_name(name), "the label {name:?} must have valid characters");
+        let (name, rest) = text.split_once("=\"").unwrap_or_else(|| panic!("{text:?} must be a label"));
+        assert!(is_valid_name(name), "the label {name:?} must have valid characters");
         let mut value = String::new();
         let mut chars = rest.char_indices();
         let end = loop {
@@ -226,7 +236,7 @@ fn parse_labels(mut text: &str) -> Vec<(String, String)> {
                 (_, '\\') => value.push(match chars.next().unwrap().1 {
                     'n' => '\n',
                     escaped @ ('\\' | '"') => escaped,
-                    escaped => panic!("invalid escape \\{escaped}"),
+                    escaped => panic!("the escape \\{escaped} must be valid"),
                 }),
                 (_, character) => value.push(character),
             }
@@ -284,7 +294,7 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
         let [_, name, kind, meaning, _] = line.split('|').collect::<Vec<_>>().try_into().ok()?;
         let name = name.trim().strip_prefix('`')?.strip_suffix('`')?;
         let is_metric = ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix));
-        // These exist only with `[redis]`, and `tests/replicas` compares them.
+        // These metrics exist only with `[redis]`, and `tests/replicas` compares them with the document.
         let is_about_replicas =
             ["keychoir_redis_", "keychoir_replica"].iter().any(|prefix| name.starts_with(prefix));
         assert!(!is_metric || !meaning.trim().is_empty(), "the row must describe its metric: {line}");
@@ -296,7 +306,7 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
     let obsolete: Vec<_> = documented.difference(&exported_metrics).collect();
     assert!(
         missing.is_empty() && obsolete.is_empty(),
-        "not in docs/operations.md: {missing:#?}\nonly in docs/operations.md: {obsolete:#?}"
+        "docs/operations.md must list {missing:#?}\nand must not list {obsolete:#?}"
     );
     proxy.close().await;
 }
@@ -308,7 +318,7 @@ fn the_document_lists_every_outcome() {
         .map(|outcome| outcome.as_str())
         .filter(|outcome| !DOCUMENTATION.contains(&format!("`{outcome}`")))
         .collect();
-    assert!(missing.is_empty(), "not in docs/operations.md: {missing:?}");
+    assert!(missing.is_empty(), "docs/operations.md must list {missing:?}");
 }
 
 #[tokio::test]
@@ -483,7 +493,7 @@ async fn a_request_in_progress_is_counted_once() {
         }
     };
     tokio::select! {
-        _ = &mut request => panic!("the stalled request got a response"),
+        _ = &mut request => panic!("the stalled request must not receive a response"),
         () = polling => {}
     }
     assert_eq!(fetch_page(&proxy).await.value("keychoir_requests_in_flight", &[]), 1.0);
@@ -531,6 +541,6 @@ async fn data_of_a_client_never_becomes_a_label() {
         BTreeMap::from([("GET", count), ("other", count)])
     );
     let series = page.samples.iter().filter(|sample| sample.name == "keychoir_requests_total").count();
-    assert!(series <= 6, "{series} series, expected at most one for each method and status");
+    assert!(series <= 6, "there must be at most one series for each method and status, not {series}");
     proxy.close().await;
 }

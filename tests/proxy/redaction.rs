@@ -68,12 +68,13 @@ async fn an_echoed_key_is_replaced_by_its_short_form() {
 
 #[tokio::test]
 async fn keys_in_a_stream_are_redacted_without_a_delay() {
-    let (start, end) = FIRST_KEY.split_at(20);
+    let (key_start, key_end) = FIRST_KEY.split_at(20);
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let chunks = [chunk("data: one\n\n"), chunk(&format!("data: {start}")), chunk(&format!("{end}\n\n"))];
-    // The upstream sends the first chunks and then neither more data nor an end. The proxy must forward all
-    // data except a possible key, of which it forwards only the first characters.
+    let chunks =
+        [chunk("data: one\n\n"), chunk(&format!("data: {key_start}")), chunk(&format!("{key_end}\n\n"))];
+    // The upstream sends the first chunks, and then neither more data nor the end. The proxy must forward all data
+    // except the rest of a possible key after its first characters.
     for (count, expected) in [
         (1, "data: one\n\n".to_owned()),
         (2, "data: one\n\ndata: sk_k".to_owned()),
@@ -189,10 +190,11 @@ async fn a_compressed_response_is_redacted_or_relayed_unchanged() {
     let proxy = start_proxy_with_response(&upstream_response, |_| {}).await;
     let response = proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await;
     // The error may occur before the head is sent.
-    assert!(match response {
+    let is_error = match response {
         Ok(response) => response.bytes().await.is_err(),
         Err(_) => true,
-    });
+    };
+    assert!(is_error, "the response must end with an error");
     proxy.close().await;
 }
 

@@ -1,5 +1,5 @@
-//! Tests that a refusal restricts only the account, the endpoint or the request that it is about. All other requests
-//! are served with the same keys, even after a restart.
+//! Tests that a refusal restricts only the account, the endpoint or the request that it is about, and that all other
+//! requests are served with the same keys. The submodules test refusals by some accounts and by all accounts.
 
 mod all_accounts;
 mod one_account;
@@ -24,6 +24,7 @@ fn plan_with_tiers(tiers: &[&str], credits: u64) -> Plan {
     })
 }
 
+/// Parses a fault in the notation of the simulator.
 fn fault(text: &str) -> Option<Fault> {
     Some(text.parse().unwrap_or_else(|error| panic!("the fault {text:?} must be valid: {error}")))
 }
@@ -53,5 +54,9 @@ async fn wait_for_key_statuses(proxy: &TestProxy, expected: &[&str], case: &str)
         }
     };
     let result = tokio::time::timeout(Duration::from_secs(20), polling).await;
-    assert!(result.is_ok(), "{case}: the statuses are {:?}", proxy.key_statuses().await);
+    assert!(
+        result.is_ok(),
+        "{case}: the statuses must be {expected:?}, and they are {:?}",
+        proxy.key_statuses().await
+    );
 }

@@ -83,7 +83,11 @@ async fn a_refused_head_request_makes_no_key_unusable() {
         proxy.set_fault(FIRST_KEY, fault);
         proxy.set_fault(SECOND_KEY, fault);
         let head = || proxy.client.head(format!("{}/v1/voices", proxy.url)).send();
-        assert_eq!(head().await.unwrap().status(), status, "{fault}: two accounts refuse alike");
+        assert_eq!(
+            head().await.unwrap().status(),
+            status,
+            "{fault}: the refusal must be relayed, because two accounts refuse alike"
+        );
         assert_eq!(
             proxy.request_counts(&KEYS),
             [1, 1, 0],
@@ -112,8 +116,8 @@ async fn a_compressed_or_early_refusal_is_classified() {
     }
 }
 
-/// Checks a request for which the provider refuses every key. The client must receive the provider's response, and
-/// `counts` is the number of attempts with each key.
+/// Checks a request for which the provider refuses every key. The client must receive the provider's response, after
+/// `counts` attempts with each key.
 async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
     let proxy = start_proxy(funded_plan()).await;
     for key in KEYS {
@@ -181,7 +185,7 @@ async fn an_overloaded_provider_is_retried_once() {
 }
 
 #[tokio::test]
-async fn an_unreadable_refusal_is_handled_like_an_unknown_one() {
+async fn an_unreadable_refusal_has_the_effect_of_an_unknown_one() {
     for fault in ["huge", "garbled"] {
         check_relayed(fault, 401, [1, 1, 0]).await;
         check_retried(fault, "active").await;

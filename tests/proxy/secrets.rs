@@ -1,5 +1,5 @@
-//! Tests that secrets are never written: canary keys, client tokens and texts take every path of a request, with the
-//! log at TRACE, and must not occur in any log, response, page, file or command output.
+//! Tests that Keychoir never writes secrets: requests with canary keys, client tokens and texts take every path, with
+//! the log level `trace`, and no log, response, page, file or command output may contain a canary.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
-/// Two keys with the length of real keys. Short forms show only their ends.
+/// Two keys with the length of real keys. Their short forms contain only the start and the end.
 const FIRST_KEY: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
 const SECOND_KEY: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
 /// A Supabase key of the newer kind, and one of the older kind, a token of the role `service_role`.
@@ -24,7 +24,7 @@ const SUPABASE_KEYS: [&str; 2] =
 const USER_ID: &str = "user-canary-5b1d@example.com";
 const PRIVATE_TEXT: &str = "the text of a private message, canary 9c41";
 
-/// Returns the bytes that must not occur anywhere, by description.
+/// Returns the bytes that Keychoir must not write, by description.
 fn canaries() -> HashMap<&'static str, Vec<u8>> {
     use sha2::{Digest, Sha256};
     // ElevenLabs signs its webhook calls to the server of a key's owner with this digest.
@@ -51,7 +51,7 @@ fn assert_no_canary(location: &str, bytes: &[u8]) {
     }
 }
 
-/// One fault for every possible result of an attempt.
+/// Faults that produce every possible outcome of an attempt.
 const FAULTS: [&str; 27] = [
     "pass",
     "quota",
@@ -82,7 +82,7 @@ const FAULTS: [&str; 27] = [
     "garbled",
 ];
 
-/// Further faults for the results of a WebSocket session.
+/// Further faults, which only WebSocket sessions have.
 const SOCKET_FAULTS: [&str; 5] =
     ["after=1:quota", "after=1:cut", "after=0:reset", "close=1011/what", "cut=10"];
 
@@ -131,8 +131,8 @@ async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
     (url, server_task)
 }
 
-/// Runs every fault with the log format `log_format` and searches all output for canaries. With polling, the provider
-/// reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
+/// Runs every fault with the log format `log_format`, and asserts that no output contains a canary. With polling, the
+/// provider reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
 async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
     let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;
     let directory = tempfile::tempdir().unwrap();
@@ -202,8 +202,7 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
             let is_proxy_error = response.headers().contains_key("x-keychoir-error");
             let path = response.url().path();
             let is_admin = path.starts_with("/api/") || ["/metrics", "/readyz"].contains(&path);
-            // A body of the provider may contain the client's own request, so only bodies of the proxy are
-            // checked.
+            // A body of the provider may contain the client's request, so only bodies of the proxy are checked.
             if let (true, Ok(body)) = (is_proxy_error || is_admin, response.bytes().await) {
                 assert_no_canary("a response of the proxy", &body);
             }
@@ -225,13 +224,13 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
     }
     assert!(
         has_polling || session_count > FAULTS.len(),
-        "WebSockets must have been opened, found {session_count}"
+        "enough WebSockets must have been opened, not {session_count}"
     );
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
     assert!(
         response_count > FAULTS.len() * 4,
-        "most requests must have received a response, found {response_count}"
+        "most requests must have received a response, not {response_count}"
     );
     assert!(log.lines().count() > FAULTS.len() * 5, "the log must contain the requests");
     assert!(log.contains("Supabase refuses the key"), "the mirror must have received a refusal");
@@ -247,7 +246,7 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
         assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         assert_no_canary("the output of a command", &[output.stdout, output.stderr].concat());
     }
-    // The path `/v1/<token>` must reach the provider unchanged. Other canaries must not.
+    // The path `/v1/<token>` is forwarded unchanged, and nothing else that is forwarded may contain a canary.
     let violations = simulator.ledger().violations;
     assert!(
         violations.iter().all(|violation| violation.contains("the path")),

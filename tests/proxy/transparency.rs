@@ -17,8 +17,7 @@ fn plan() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// Sends a raw request with this request line and `headers`, and returns the request that the provider
-/// received.
+/// Sends a raw request with this request line and `headers`. Returns the request as the provider received it.
 async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Value {
     let response = send_raw(
         proxy,
@@ -31,6 +30,7 @@ async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Val
     serde_json::from_str(&body).unwrap()
 }
 
+/// Returns the content of a chunked body.
 fn decode_chunks(body: &str) -> String {
     let mut remaining_body = body;
     let mut decoded_body = String::new();
@@ -45,6 +45,7 @@ fn decode_chunks(body: &str) -> String {
     decoded_body
 }
 
+/// Returns the values of a header that the provider received.
 fn header_values(echo: &Value, name: &str) -> Vec<String> {
     let headers = echo["headers"].as_array().unwrap();
     let pairs = headers.iter().map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()));
@@ -96,7 +97,7 @@ async fn no_credential_of_a_client_reaches_the_provider() {
     for name in ["authorization", "proxy-authorization", "cookie", "xi_api_key", "connection"] {
         assert_eq!(header_values(&echo, name), Vec::<String>::new(), "{name} must not be forwarded");
     }
-    // `close` fails if the simulator has received the token.
+    // `close` asserts that the simulator has not received the token.
     proxy.close().await;
 }
 
@@ -152,7 +153,7 @@ async fn a_response_is_streamed_as_it_arrives() {
 }
 
 #[tokio::test]
-async fn a_broken_response_is_broken_for_the_client() {
+async fn a_truncated_response_is_truncated_for_the_client() {
     let proxy = start_proxy(plan()).await;
     proxy.set_fault(FIRST_KEY, "cut=2000");
     let response = proxy.request_speech(100).await;
@@ -239,7 +240,7 @@ async fn an_unreachable_upstream_is_reported() {
 }
 
 #[tokio::test]
-async fn base_urls_with_and_without_a_version_work() {
+async fn paths_with_two_versions_or_without_one_are_served() {
     let proxy = start_proxy(plan()).await;
     for path in ["/v1/v1/voices", "/voices", "/v1/v2/voices", "/user/subscription"] {
         assert_eq!(proxy.get(path).await.status(), 200, "{path}: the request must be served");

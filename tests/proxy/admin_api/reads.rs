@@ -10,7 +10,7 @@ use serde_json::json;
 async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
     let reading = async {
         loop {
-            let page = read(proxy, "attempts").await;
+            let page = read_document(proxy, "attempts").await;
             if page["attempts"].as_array().unwrap().len() >= count {
                 return page;
             }

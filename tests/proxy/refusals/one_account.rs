@@ -30,7 +30,7 @@ async fn a_third_account_serves_a_request_with_two_unexplained_refusals() {
         "garbled",
         "huge",
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         for key in [FIRST_KEY, SECOND_KEY] {
             proxy.set_fault(key, refusal);
@@ -53,11 +53,11 @@ async fn a_third_account_serves_a_request_with_two_unexplained_refusals() {
             "{refusal}: a restricted account must serve if no other can"
         );
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
-/// An account refuses one kind of request with a message about the whole account, and each poll contradicts
-/// the message. The account is tried once more for that kind of request, and then no longer.
+/// An account refuses one kind of request with a message about the whole account, and each poll contradicts the
+/// message. The account is tried exactly once more for that kind of request.
 #[tokio::test]
 async fn a_refusal_that_polls_contradict_is_retried_once() {
     let refusals = [
@@ -67,7 +67,7 @@ async fn a_refusal_that_polls_contradict_is_retried_once() {
         r#"answer=401/{"detail":{"status":"quota_exceeded","message":"You have 90 credits remaining, while 3 credits are required for this request."}}"#,
         r#"answer=401/{"detail":{"code":"invalid_api_key","message":"Invalid API key"}}"#,
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..4 {
@@ -80,7 +80,7 @@ async fn a_refusal_that_polls_contradict_is_retried_once() {
             "{refusal}: each key must be tried the expected number of times"
         );
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
 #[tokio::test]
@@ -225,7 +225,7 @@ async fn an_output_format_is_requested_with_a_plan_that_includes_it() {
 
 #[tokio::test]
 async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(plan_with_tiers(&["free", "free", "creator"], 100_000)).await;
         proxy.set_fault(FIRST_KEY, refusal);
         proxy.set_fault(SECOND_KEY, refusal);
@@ -257,7 +257,7 @@ async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
             "text_too_long",
         ]
         .into_iter()
-        .map(check),
+        .map(check_refusal),
     )
     .await;
 }
@@ -283,7 +283,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
         };
         tokio::select! {
             biased;
-            response = busy => panic!("the stalled request got {response:?}"),
+            response = busy => panic!("the stalled request must not receive {response:?}"),
             response = waiting => response,
         }
     };
@@ -426,7 +426,7 @@ async fn the_credits_reported_by_a_refusal_expire_with_its_cooldown() {
 
 #[tokio::test]
 async fn an_unexplained_429_restricts_an_account_only_if_another_account_serves() {
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all(SPEECH_PATH, fault(refusal));
         assert_eq!(proxy.request_speech(10).await.status(), 429, "{refusal}: the refusal must be relayed");
@@ -451,7 +451,7 @@ async fn an_unexplained_429_restricts_an_account_only_if_another_account_serves(
         );
         proxy.close().await;
     };
-    join_all(["answer=429/", "answer=429/error code: 1015", "page=429"].into_iter().map(check)).await;
+    join_all(["answer=429/", "answer=429/error code: 1015", "page=429"].into_iter().map(check_refusal)).await;
 }
 
 #[tokio::test]
@@ -489,7 +489,7 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_slot_is_released() {
 
 /// A text that is longer than the free plan permits is sent with an account whose plan permits it.
 #[tokio::test]
-async fn a_long_text_is_sent_with_a_plan_that_allows_it() {
+async fn a_long_text_is_sent_with_a_plan_that_permits_it() {
     let proxy = start_proxy(plan_with_tiers(&["free", "creator"], 100_000)).await;
     // The model list reports the limit of free accounts, so the free account is not tried.
     let text = "a".repeat(5_001);

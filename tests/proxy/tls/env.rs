@@ -1,4 +1,5 @@
-//! Tests that `keychoir env` prints the variables with which SDKs use the proxy and trust its local CA.
+//! Tests `keychoir env`, which creates the local CA and prints the variables with which SDKs use the proxy and trust its
+//! CA.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +15,7 @@ fn env_command(home: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command that must succeed and returns its standard output.
+/// Runs a command that must succeed without a message. Returns its standard output.
 #[track_caller]
 fn run_successfully(command: &mut Command) -> String {
     let output = run(command);

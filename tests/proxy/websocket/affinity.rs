@@ -1,4 +1,5 @@
-//! Tests that a session that uses a resource is sent to the account that owns the resource.
+//! Tests account affinity of sessions: a session that uses a token, a signed URL or a conversation is sent to the account
+//! that owns it.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};

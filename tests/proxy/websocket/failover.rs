@@ -92,16 +92,16 @@ async fn a_refusal_of_every_key_is_relayed_unchanged() {
 #[tokio::test]
 async fn a_handshake_refusal_of_every_key_is_relayed() {
     let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
-    // The endpoint does not serve this model with any key.
+    // The endpoint refuses this model for every key.
     let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
     let Err((status, body)) = handshake(&proxy, &path, &[("xi-api-key", CLIENT_TOKEN)]).await else {
-        panic!("the handshake was accepted")
+        panic!("the handshake must be refused")
     };
     assert_eq!(status, 403, "the handshake must be refused: {body}");
     proxy.set_fault(FIRST_KEY, "early:voice_not_found");
     proxy.set_fault(SECOND_KEY, "early:voice_not_found");
     let Err((status, body)) = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await else {
-        panic!("the handshake was accepted")
+        panic!("the handshake must be refused")
     };
     assert_eq!(status, 404);
     assert!(body.contains("voice_not_found"), "the refusal must be relayed: {body}");
@@ -119,12 +119,14 @@ async fn a_voice_that_no_account_has_is_requested_once_with_every_account() {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.synthesize(&["Hello. "]).await
     };
-    for (refused, expected) in [(true, [1, 1, 1]), (true, [2, 1, 1]), (false, [3, 1, 1]), (true, [4, 2, 2])] {
+    for (is_refused, expected) in
+        [(true, [1, 1, 1]), (true, [2, 1, 1]), (false, [3, 1, 1]), (true, [4, 2, 2])]
+    {
         for key in [FIRST_KEY, SECOND_KEY, THIRD_KEY] {
-            proxy.set_fault(key, if refused { "voice_not_found" } else { "pass" });
+            proxy.set_fault(key, if is_refused { "voice_not_found" } else { "pass" });
         }
         let (messages, _) = synthesize_once().await;
-        assert_eq!(has_audio(&messages), !refused, "only a known voice must be spoken: {messages:?}");
+        assert_eq!(has_audio(&messages), !is_refused, "only a known voice must be spoken: {messages:?}");
         assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), expected);
     }
     proxy.close().await;
@@ -208,7 +210,7 @@ async fn possibly_spoken_text_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_free_message_is_sent_once_more() {
+async fn a_message_that_costs_nothing_is_sent_again_after_a_disconnect() {
     let proxy = start_proxy(three_keys()).await;
     proxy.simulator.queue_faults(FIRST_KEY, vec!["after=0:cut".parse().unwrap()]);
     let mut session = open_session(&proxy, STREAM_INPUT).await;

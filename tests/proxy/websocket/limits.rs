@@ -17,7 +17,7 @@ use crate::support::{
     CLIENT_TOKEN, FIRST_KEY, TestProxy, join_all, start_proxy, start_proxy_with, wait_until,
 };
 
-/// Returns one workspace with the concurrency limit `maximum` for each key.
+/// Returns a plan in which each key has a separate workspace with the concurrency limit `maximum`.
 fn plan_with_concurrency(keys: &[&str], maximum: u32) -> Plan {
     keys.iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
@@ -186,7 +186,7 @@ async fn open_when_admitted(proxy: &TestProxy) -> WebSocketClient {
         match handshake(proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await {
             Ok(session) => return session,
             Err((429, _)) => tokio::task::yield_now().await,
-            Err(refusal) => panic!("the handshake was refused: {refusal:?}"),
+            Err(refusal) => panic!("the handshake must be accepted: {refusal:?}"),
         }
     }
 }
@@ -205,16 +205,17 @@ async fn backpressure_of_a_client_that_does_not_read_reaches_the_provider() {
             sent_messages += 1;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(2), flood).await.is_err());
-    let buffered = sent_messages * MESSAGE_BYTES;
+    let is_blocked = tokio::time::timeout(Duration::from_secs(2), flood).await.is_err();
+    assert!(is_blocked, "the proxy must stop reading from the client");
+    let buffered_bytes = sent_messages * MESSAGE_BYTES;
     assert!(
-        buffered < 64 * 1024 * 1024,
-        "{buffered} bytes were accepted although their echoes were not read"
+        buffered_bytes < 64 * 1024 * 1024,
+        "the proxy must not accept {buffered_bytes} bytes while their echoes are not read"
     );
-    // No message is lost.
+    // The proxy has lost none of the messages.
     for _ in 0..sent_messages {
         let Some(Ok(Message::Binary(echo))) = within_timeout(stream.next()).await else {
-            panic!("an echo is missing")
+            panic!("every message must be echoed")
         };
         assert_eq!(echo.len(), MESSAGE_BYTES);
     }
