@@ -76,6 +76,43 @@ impl ObservedProgram {
     }
 }
 
+/// Sends changes with a secret in a wrong member or in the path, and asserts that they are refused.
+async fn send_refused_changes(observed: &mut ObservedProgram, [first_token, second_token]: [&str; 2]) {
+    for (path, body) in [
+        ("keys", json!({"name": SECOND_KEY, "key": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": format!("{FIRST_KEY} "), "workspace": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": SECOND_KEY, SECOND_KEY: 1})),
+        ("keys", json!({"name": "again", "key": format!("{SECOND_KEY}9"), "base_url": FIRST_KEY})),
+        ("clients", json!({"name": SECOND_KEY})),
+        ("clients", json!({"name": "tablet", "quota": first_token, "paths": [FIRST_KEY]})),
+        ("clients", json!({"name": "tablet", "keys": [SECOND_KEY], "workspaces": [second_token]})),
+        (SECOND_KEY, json!({})),
+        (&*format!("keys/{SECOND_KEY}/pause"), json!({"reason": "x"})),
+        (&*format!("clients/{FILE_TOKEN}/rotate"), json!({})),
+        (&*format!("reload?{FIRST_KEY}={FIRST_KEY}"), json!({})),
+    ] {
+        let document = observed.send_change(Method::POST, path, body).await;
+        assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
+    }
+}
+
+/// Asserts that no text contains a secret. Each text has a name.
+#[track_caller]
+fn assert_no_secret(texts: &[(&str, &str)], secrets: &[&str]) {
+    for secret in secrets {
+        for (source, text) in texts {
+            let position = text.find(*secret);
+            let context = position.map(|position| &text[position.saturating_sub(200)..]);
+            assert!(
+                position.is_none(),
+                "{source} must not contain {secret}: {:.300}",
+                context.unwrap_or_default()
+            );
+        }
+    }
+}
+
 /// Reads and returns the events until their text contains `end`.
 async fn read_events(mut response: reqwest::Response, end: &str) -> String {
     let mut events = String::new();
@@ -138,24 +175,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
     observed.send_change(Method::POST, &key("pause"), json!({"until": "2h", "reason": "billing"})).await;
     observed.read_all_documents().await;
     observed.send_change(Method::POST, &key("resume"), json!({})).await;
-    // Each of these requests has a secret in a wrong member or in its path, and is refused.
-    for (path, body) in [
-        ("keys", json!({"name": SECOND_KEY, "key": SECOND_KEY})),
-        ("keys", json!({"name": "again", "key": SECOND_KEY})),
-        ("keys", json!({"name": "again", "key": format!("{FIRST_KEY} "), "workspace": SECOND_KEY})),
-        ("keys", json!({"name": "again", "key": SECOND_KEY, SECOND_KEY: 1})),
-        ("keys", json!({"name": "again", "key": format!("{SECOND_KEY}9"), "base_url": FIRST_KEY})),
-        ("clients", json!({"name": SECOND_KEY})),
-        ("clients", json!({"name": "tablet", "quota": first_token, "paths": [FIRST_KEY]})),
-        ("clients", json!({"name": "tablet", "keys": [SECOND_KEY], "workspaces": [second_token]})),
-        (SECOND_KEY, json!({})),
-        (&*format!("keys/{SECOND_KEY}/pause"), json!({"reason": "x"})),
-        (&*format!("clients/{FILE_TOKEN}/rotate"), json!({})),
-        (&*format!("reload?{FIRST_KEY}={FIRST_KEY}"), json!({})),
-    ] {
-        let document = observed.send_change(Method::POST, path, body).await;
-        assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
-    }
+    send_refused_changes(&mut observed, [&first_token, &second_token]).await;
     // The file has a mistake next to a token.
     fs::write(&config_path, format!("{config}quota = \"{first_token}\"\n")).unwrap();
     assert!(observed.send_change(Method::POST, "reload", json!({})).await["detail"].is_object());
@@ -192,7 +212,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
 
     let responses = observed.responses.iter().map(|(source, text)| (&**source, &**text));
     let texts: Vec<(&str, &str)> = responses.chain([("events", &*events), ("log", &*log)]).collect();
-    for secret in [
+    let secrets = [
         &FIRST_KEY[12..48],
         &SECOND_KEY[12..48],
         ADMIN_TOKEN,
@@ -200,11 +220,6 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         WRONG_TOKEN,
         &*first_token,
         &*second_token,
-    ] {
-        for (source, text) in &texts {
-            let position = text.find(secret);
-            let context = position.map(|position| &text[position.saturating_sub(200)..]);
-            assert!(position.is_none(), "{source} contains {secret}: {:.300}", context.unwrap_or_default());
-        }
-    }
+    ];
+    assert_no_secret(&texts, &secrets);
 }

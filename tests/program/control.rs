@@ -59,40 +59,14 @@ fn request_count(simulator: &Simulator, key: &str) -> usize {
     ledger.requests.iter().filter(|request| request.key.as_deref() == Some(key)).count()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn commands_change_the_running_program_at_once_and_every_change_is_recorded() {
-    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let simulator = Simulator::start(listener, plan).await.unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
-    command
-        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
-        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
-        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
-        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
-        .env("KEYCHOIR_LOG__LEVEL", "trace")
-        .env("KEYCHOIR_LOG__FORMAT", "json");
-    let mut program = Program::start(&mut command);
-    let address = program.wait_for_address();
-    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let running = RunningProgram { directory, address, client };
-
+/// Adds, pauses, resumes and removes keys, and asserts that each change affects the next request.
+async fn change_keys(running: &RunningProgram, simulator: &Simulator) {
     let key_file = running.directory.path().join("spare.key");
     fs::write(&key_file, SECOND_KEY).unwrap();
     running.run_successfully(&["keys", "add", "spare", "--key-file", key_file.to_str().unwrap()]);
     fs::remove_file(&key_file).unwrap();
-    let first_short = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
-    running.run_successfully(&[
-        "keys",
-        "pause",
-        &first_short,
-        "--until",
-        "2h",
-        "--reason",
-        "billing dispute",
-    ]);
+    let short_key = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
+    running.run_successfully(&["keys", "pause", &short_key, "--until", "2h", "--reason", "billing dispute"]);
     let mut list = keychoir_command(&["keys", "list", "--json"]);
     list.env("KEYCHOIR_STORAGE__PATH", running.directory.path().join("keychoir.db"));
     let listed_keys: Value =
@@ -100,9 +74,9 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     assert_eq!(listed_keys[0]["status"], "paused", "the list must show the paused key: {listed_keys}");
     assert_eq!(listed_keys[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
     assert_eq!(running.request_speech("any").await, 200);
-    assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (0, 1));
-    running.run_successfully(&["keys", "resume", &first_short]);
-    let refused_removal = running.run(&["keys", "remove", &first_short]);
+    assert_eq!((request_count(simulator, FIRST_KEY), request_count(simulator, SECOND_KEY)), (0, 1));
+    running.run_successfully(&["keys", "resume", &short_key]);
+    let refused_removal = running.run(&["keys", "remove", &short_key]);
     assert_ne!(refused_removal.status.code(), Some(0));
     assert!(
         stderr(&refused_removal).contains("can only be paused"),
@@ -111,8 +85,12 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     );
     running.run_successfully(&["keys", "remove", "spare"]);
     assert_eq!(running.request_speech("any").await, 200);
-    assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (1, 1));
+    assert_eq!((request_count(simulator, FIRST_KEY), request_count(simulator, SECOND_KEY)), (1, 1));
+}
 
+/// Adds, rotates and changes clients, and asserts that each change affects the next request. Returns the tokens of the
+/// client `app`.
+async fn change_clients(running: &RunningProgram) -> [String; 2] {
     let old_token = running.run_successfully(&["clients", "add", "app", "--quota", "100 requests"]);
     assert_eq!((running.request_speech("any").await, running.request_speech(&old_token).await), (401, 200));
     let new_token = running.run_successfully(&["clients", "rotate", "app", "--grace", "1h"]);
@@ -150,6 +128,31 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
         shown.starts_with("free  5 credits per day for each user"),
         "the output must show the quota of each user: {shown}"
     );
+    [old_token, new_token]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_change_the_running_program_at_once_and_every_change_is_recorded() {
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let simulator = Simulator::start(listener, plan).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__LEVEL", "trace")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let address = program.wait_for_address();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    let running = RunningProgram { directory, address, client };
+
+    change_keys(&running, &simulator).await;
+    let [old_token, new_token] = change_clients(&running).await;
 
     let admin_token = fs::read_to_string(running.directory.path().join("admin_token")).unwrap();
     let url = format!("http://{}/api/keychoir/v1/changes", running.address);

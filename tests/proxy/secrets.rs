@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 
 use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
 use crate::support::websocket::{AGENT, DIALOGUE, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, handshake_at};
@@ -131,21 +133,13 @@ async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
     (url, server_task)
 }
 
-/// Runs every fault with the log format `log_format`, and asserts that no output contains a canary. With polling, the
-/// provider reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
-async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
-    let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;
-    let directory = tempfile::tempdir().unwrap();
-    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
-    let plan = plan.with_forbidden_text(CLIENT_TOKEN).with_forbidden_text(USER_ID);
-    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+/// Returns a command that runs Keychoir with both keys, short cooldowns and the log level `trace`.
+fn serve_command(database: &Path, upstream: &str) -> Command {
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
-        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
-        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-        .env("SUPABASE_URL", supabase)
-        .env("SUPABASE_SECRET_KEY", supabase_key)
+        .env("KEYCHOIR_STORAGE__PATH", database)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", upstream)
         .env("KEYCHOIR_SUPABASE__EVENTS", "true")
         .env("KEYCHOIR_SUPABASE__INTERVAL", "100ms")
         .env("KEYCHOIR_SUPABASE__SETUP_ERROR_DELAY", "1ms")
@@ -158,15 +152,14 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
         .env("KEYCHOIR_POOL__FEATURE_COOLDOWN", "1ms")
         .env("KEYCHOIR_POOL__ENDPOINT_COOLDOWN", "1ms")
         .env("KEYCHOIR_POOL__UNPROVEN_COOLDOWN", "1ms")
-        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", has_polling.to_string())
         .env("KEYCHOIR_POOL__QUEUE_TIMEOUT", "50ms")
-        .env("KEYCHOIR_LOG__LEVEL", "trace")
-        .env("KEYCHOIR_LOG__FORMAT", log_format);
-    let mut program = Program::start(&mut command);
-    let url = program.wait_for_line(|line| {
-        let (_, rest) = line.split_once("Server started at ")?;
-        rest.split(['"', ' ']).next().map(str::to_owned)
-    });
+        .env("KEYCHOIR_LOG__LEVEL", "trace");
+    command
+}
+
+/// Sends requests of every kind with each of [`FAULTS`], and asserts that no header and no body of the proxy contains a
+/// canary. Returns the number of responses.
+async fn send_requests_with_every_fault(simulator: &Simulator, url: &str) -> usize {
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let mut response_count = 0;
     for fault in FAULTS {
@@ -208,6 +201,12 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
             }
         }
     }
+    response_count
+}
+
+/// Sends secrets in WebSocket sessions with each of [`FAULTS`] and [`SOCKET_FAULTS`]. Returns the number of accepted
+/// handshakes.
+async fn open_sessions_with_every_fault(simulator: &Simulator, url: &str) -> usize {
     let address = url.trim_start_matches("http://").parse().unwrap();
     let mut session_count = 0;
     for fault in FAULTS.into_iter().chain(SOCKET_FAULTS) {
@@ -222,6 +221,31 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
             session_count += usize::from(send_secrets_on_websocket(address, &path).await);
         }
     }
+    session_count
+}
+
+/// Runs every fault with the log format `log_format`, and asserts that no output contains a canary. With polling, the
+/// provider reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
+async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
+    let (supabase_url, _server_task) = start_leaking_supabase(supabase_key).await;
+    let directory = tempfile::tempdir().unwrap();
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let plan = plan.with_forbidden_text(CLIENT_TOKEN).with_forbidden_text(USER_ID);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let database = directory.path().join("keychoir.db");
+    let mut command = serve_command(&database, &simulator.base_url());
+    command
+        .env("SUPABASE_URL", supabase_url)
+        .env("SUPABASE_SECRET_KEY", supabase_key)
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", has_polling.to_string())
+        .env("KEYCHOIR_LOG__FORMAT", log_format);
+    let mut program = Program::start(&mut command);
+    let url = program.wait_for_line(|line| {
+        let (_, rest) = line.split_once("Server started at ")?;
+        rest.split(['"', ' ']).next().map(str::to_owned)
+    });
+    let response_count = send_requests_with_every_fault(&simulator, &url).await;
+    let session_count = open_sessions_with_every_fault(&simulator, &url).await;
     assert!(
         has_polling || session_count > FAULTS.len(),
         "enough WebSockets must have been opened, not {session_count}"
@@ -236,7 +260,6 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
     assert!(log.contains("Supabase refuses the key"), "the mirror must have received a refusal");
     assert_no_canary("the log", log.as_bytes());
     assert_no_canary("the database", &read_all_files(directory.path()));
-    let database = directory.path().join("keychoir.db");
     for command in [&["usage", "--json", "--by", "key"][..], &["usage", "--csv"], &["keys", "list", "--json"]]
     {
         let mut command = keychoir_command(command);
