@@ -39,6 +39,38 @@ async fn request_speech(client: &reqwest::Client, address: &str, request_id: &st
     response.bytes().await.unwrap();
 }
 
+/// Asserts the reports of `keychoir usage` about a refused and a served attempt. Returns the report in CSV.
+#[track_caller]
+fn assert_usage_reports(database: &Path) -> String {
+    let usage = |arguments: &[&str]| run(&mut reading_command(database, &[&["usage"], arguments].concat()));
+    for by in ["day", "hour", "key", "client", "model", "route"] {
+        let report = parse_json_output(&usage(&["--json", "--by", by, "--since", "1d"]));
+        assert_eq!(report["total"]["attempts"], 2, "the usage by {by} must contain both attempts: {report}");
+    }
+    let report = parse_json_output(&usage(&["--json", "--since", "2w", "--until", "1w"]));
+    assert_eq!(report["total"]["attempts"], 0);
+    let report = parse_json_output(&usage(&["--json", "--failures"]));
+    assert_eq!(
+        report["failures"].as_array().unwrap().len(),
+        1,
+        "exactly one kind of failure must be reported: {report}"
+    );
+    assert_eq!(
+        (&report["failures"][0]["outcome"], &report["failures"][0]["status"]),
+        (&"workspace_quota".into(), &401.into())
+    );
+    let csv = String::from_utf8(usage(&["--csv", "--failures", "--by", "client"]).stdout).unwrap();
+    assert_eq!(csv, "client,outcome,status,attempts\nlocal,workspace_quota,401,1\n");
+    let refused_report = usage(&["--since", "1d", "--until", "2d"]);
+    assert_eq!(
+        refused_report.status.code(),
+        Some(2),
+        "a period that ends before it starts must be refused: {}",
+        stderr(&refused_report)
+    );
+    csv
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attempts_are_listed_followed_and_summed() {
     let directory = tempfile::tempdir().unwrap();
@@ -93,33 +125,7 @@ async fn attempts_are_listed_followed_and_summed() {
         assert!(details.contains(part), "the details must contain {part:?}: {details}");
     }
 
-    let usage = |arguments: &[&str]| run(&mut reading_command(&database, &[&["usage"], arguments].concat()));
-    for by in ["day", "hour", "key", "client", "model", "route"] {
-        let report = parse_json_output(&usage(&["--json", "--by", by, "--since", "1d"]));
-        assert_eq!(report["total"]["attempts"], 2, "the usage by {by} must contain both attempts: {report}");
-    }
-    let report = parse_json_output(&usage(&["--json", "--since", "2w", "--until", "1w"]));
-    assert_eq!(report["total"]["attempts"], 0);
-    let report = parse_json_output(&usage(&["--json", "--failures"]));
-    assert_eq!(
-        report["failures"].as_array().unwrap().len(),
-        1,
-        "exactly one kind of failure must be reported: {report}"
-    );
-    assert_eq!(
-        (&report["failures"][0]["outcome"], &report["failures"][0]["status"]),
-        (&"workspace_quota".into(), &401.into())
-    );
-    let csv = String::from_utf8(usage(&["--csv", "--failures", "--by", "client"]).stdout).unwrap();
-    assert_eq!(csv, "client,outcome,status,attempts\nlocal,workspace_quota,401,1\n");
-    let refused_report = usage(&["--since", "1d", "--until", "2d"]);
-    assert_eq!(
-        refused_report.status.code(),
-        Some(2),
-        "a period that ends before it starts must be refused: {}",
-        stderr(&refused_report)
-    );
-
+    let csv = assert_usage_reports(&database);
     for printed in [&table, &details, &csv] {
         assert!(!printed.contains("key_number"), "no key must be printed: {printed}");
     }

@@ -258,6 +258,9 @@ struct ScriptRun<'a> {
     documented_misses: [usize; ROUTE_KINDS.len()],
 }
 
+/// The account of an attempt, and its scripted response. `None` is the regular response.
+type ScriptedAttempt = (usize, Option<ScriptedResponse>);
+
 /// The parts of a response to the client that are checked.
 struct ClientResponse {
     status: u16,
@@ -325,7 +328,7 @@ impl ScriptRun<'_> {
         }
         if client_response.status < 400
             || able_accounts.is_empty()
-            || self.is_documented(request, &client_response, &attempts, &able_accounts)
+            || self.is_documented_refusal(request, &client_response, &attempts, &able_accounts)
         {
             return Ok(());
         }
@@ -339,12 +342,7 @@ impl ScriptRun<'_> {
     }
 
     /// Returns the accounts that were tried, in order, and the scripted response of each.
-    fn scripted_attempts(
-        &self,
-        before: &Ledger,
-        after: &Ledger,
-        route: Route,
-    ) -> Vec<(usize, Option<ScriptedResponse>)> {
+    fn scripted_attempts(&self, before: &Ledger, after: &Ledger, route: Route) -> Vec<ScriptedAttempt> {
         let is_poll = |path: &str| path.starts_with("/v1/user") || path == "/v1/models";
         let new_requests = after.requests[before.requests.len()..].iter();
         let client_requests = new_requests.filter(|request| !is_poll(&request.path_and_query));
@@ -353,16 +351,15 @@ impl ScriptRun<'_> {
         accounts.map(|account| (account, self.scripted_response(account, route_kind(route)))).collect()
     }
 
-    /// Returns whether the documentation permits the refusal although some accounts could serve the request.
-    fn is_documented(
-        &mut self,
+    /// Returns whether the documentation makes the refusal of the last attempt final, so that no further account is
+    /// tried.
+    fn is_final_refusal(
+        &self,
         request: ScriptedRequest,
         received: &ClientResponse,
-        attempts: &[(usize, Option<ScriptedResponse>)],
-        able_accounts: &[usize],
+        attempts: &[ScriptedAttempt],
     ) -> bool {
         let ProviderScript { accounts, .. } = self.script;
-        let route_kind = route_kind(request.route);
         let subjects: Vec<RefusalSubject> = attempts
             .iter()
             .map(|(_, response)| response.map_or(RefusalSubject::Served, ScriptedResponse::subject))
@@ -379,7 +376,7 @@ impl ScriptRun<'_> {
             refusing_accounts.len()
         };
         let last = attempts.last().and_then(|(account, response)| Some((*account, (*response)?)));
-        let is_final = match last.map(|(_, response)| response.subject()) {
+        match last.map(|(_, response)| response.subject()) {
             Some(RefusalSubject::Request) => true,
             Some(RefusalSubject::Failure) if request.route != Route::Voices => true,
             Some(RefusalSubject::Failure | RefusalSubject::Overload) => {
@@ -406,8 +403,20 @@ impl ScriptRun<'_> {
                 | RefusalSubject::Load,
             )
             | None => false,
-        };
-        if is_final {
+        }
+    }
+
+    /// Returns whether the documentation permits the refusal although some accounts could serve the request.
+    fn is_documented_refusal(
+        &mut self,
+        request: ScriptedRequest,
+        received: &ClientResponse,
+        attempts: &[ScriptedAttempt],
+        able_accounts: &[usize],
+    ) -> bool {
+        let ProviderScript { accounts, .. } = self.script;
+        let route_kind = route_kind(request.route);
+        if self.is_final_refusal(request, received, attempts) {
             return true;
         }
         // The documentation permits a rate limit that applies to every account that could serve.
