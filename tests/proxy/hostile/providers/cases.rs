@@ -63,7 +63,10 @@ pub fn cases(key: &str) -> Vec<ProviderCase> {
     add_timings(&mut table);
     add_encodings(&mut table);
     add_keys_in_responses(&mut table, key);
+    add_encoded_keys(&mut table, key);
     add_refusals(&mut table);
+    add_retry_delays(&mut table);
+    add_costs(&mut table);
     table.0
 }
 
@@ -334,8 +337,13 @@ fn add_encodings(table: &mut CaseTable) {
     }
 }
 
+/// Returns a JSON document that contains `key`.
+fn json_with_key(key: &str) -> String {
+    format!("{{\"key\":\"{key}\"}}")
+}
+
 fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
-    let text = format!("{{\"key\":\"{key}\"}}");
+    let text = json_with_key(key);
     table.add(
         "a key in headers",
         response_with_length(
@@ -379,8 +387,8 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
     let (start, end) = text.split_at(20);
     let chunks = format!("{:x}\r\n{start}\r\n{:x}\r\n{end}\r\n0\r\n\r\n", start.len(), end.len());
     table.add("a key across two chunks", chunked_response("200 OK", &chunks), ResponseOutcome::Complete(200));
-    let chunks = table.add("a key byte by byte", "", ResponseOutcome::Complete(200));
-    chunks.script.chunks =
+    let byte_by_byte = table.add("a key byte by byte", "", ResponseOutcome::Complete(200));
+    byte_by_byte.script.chunks =
         response_with_length("200 OK", text.as_bytes()).iter().map(|byte| vec![*byte]).collect();
     let trailers = format!("2\r\nok\r\n0\r\nx-a: {key}\r\n\r\n");
     table.add(
@@ -388,6 +396,10 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
         chunked_response("200 OK\r\ntrailer: x-a", &trailers),
         ResponseOutcome::Body(200, "ok"),
     );
+}
+
+fn add_encoded_keys(table: &mut CaseTable, key: &str) {
+    let text = json_with_key(key);
     let escaped: String = key.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
     table.add(
         "a key in JSON escapes",
@@ -439,6 +451,11 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
     );
 }
 
+/// Returns the name of a case that is described in two parts.
+fn case_name(subject: &str, description: &str) -> &'static str {
+    format!("a {subject} {description}").leak()
+}
+
 fn add_refusals(table: &mut CaseTable) {
     let refusal = |status: u16, body: &[u8]| {
         response_with_length(&format!("{status} X\r\ncontent-type: application/json"), body)
@@ -448,8 +465,6 @@ fn add_refusals(table: &mut CaseTable) {
     let large =
         [&b"{\"detail\":{\"status\":\"quota_exceeded\",\"message\":\"a\"}}"[..], &vec![b' '; 300_000]]
             .concat();
-    let case_name =
-        |subject: &str, description: &str| -> &'static str { format!("a {subject} {description}").leak() };
     for status in [400, 401, 402, 403, 429, 500, 503] {
         for (description, body) in [
             ("of nested brackets", &*brackets),
@@ -465,6 +480,9 @@ fn add_refusals(table: &mut CaseTable) {
                 (RequestKind::Speech, ConnectionEnd::KeepOpen, true);
         }
     }
+}
+
+fn add_retry_delays(table: &mut CaseTable) {
     for (description, headers, outcome) in [
         (
             "with a retry-after above 2^64",
@@ -503,6 +521,9 @@ fn add_refusals(table: &mut CaseTable) {
         (case.request_kind, case.max_unusable_keys, case.script.end, case.changes_key_state) =
             (RequestKind::Speech, 2, ConnectionEnd::KeepOpen, true);
     }
+}
+
+fn add_costs(table: &mut CaseTable) {
     for (description, headers) in [
         ("that is negative", "character-cost: -1"),
         ("above 2^64", "character-cost: 99999999999999999999999"),
