@@ -247,7 +247,7 @@ async fn all_pages_of_a_list_are_requested_from_one_account() {
     let first_page = proxy.get_json("/v2/voices?page_size=2").await;
     let token = first_page["next_page_token"].as_str().unwrap().to_owned();
     exhaust_two_keys(&proxy).await;
-    // Another key is current now, but the pages and the next list are requested from the first account.
+    // Another key is current, but the pages and the next list are requested from the first account.
     let second_page = proxy.get_json(&format!("/v2/voices?page_size=2&next_page_token={token}")).await;
     assert_eq!(second_page["voices"][1]["voice_id"], "voice-of-0");
     let list = proxy.get_json("/v1/voices").await;

@@ -109,7 +109,11 @@ async fn a_session_opens_the_pages_until_it_is_ended() {
 
     let response = form(&proxy, &cookie, "logout", "").send().await.unwrap();
     assert!(response.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
-    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 303, "the token must not be valid any more");
+    assert_eq!(
+        get(&proxy, &cookie, "keys").await.status(),
+        303,
+        "the token must be invalid after the logout"
+    );
     let end = async { while events.next().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(30), end).await.expect("the stream must end with its session");
     proxy.close().await;

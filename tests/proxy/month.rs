@@ -128,7 +128,7 @@ fn next_plan_dependent_request(random: &mut Random) -> PlannedRequest {
     }
 }
 
-/// Sends a request.
+/// Sends a planned request with the token of a client.
 ///
 /// # Errors
 ///
@@ -266,7 +266,7 @@ impl AttemptRecords {
     }
 }
 
-/// The path of quota polls.
+/// The path that the quota poller requests.
 const POLL_PATH: &str = "/v1/user/subscription";
 
 /// A voice of the library, which free plans may not use.

@@ -1,6 +1,6 @@
 //! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a
 //! body and a `Retry-After` for each route, some of which change after half of the requests. A request must be served
-//! if an account has the credits and does not refuse it. The documented exceptions are a refusal that blames the
+//! if an account has the credits and does not refuse it. The documented exceptions are a refusal about the
 //! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a rate
 //! limit that applies to every account that could serve.
 //!
@@ -19,10 +19,10 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config as ProptestConfig, RngSeed, TestRunner};
 
-/// The subject of a refusal or failure.
+/// The entity whose fault or limit a refusal or failure reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
-    /// None: the request is served.
+    /// There is no refusal: the request is served.
     Served,
     /// The account or its key, with a known message.
     Account,

@@ -15,7 +15,7 @@ use keychoir::simulator::{Fault, KeyPlan, Ledger, Plan, WorkspacePlan};
 
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-/// The subject of a refusal.
+/// The entity whose fault or limit a refusal reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
     /// The account's credits. The refusal reports 0 remaining credits, and polls contradict it. The account
@@ -29,7 +29,7 @@ enum RefusalSubject {
     UnreportedCredits,
     /// The account's unpaid bill or unaccepted terms. A poll decides.
     Billing,
-    /// Suspected abuse. The provider also suspects addresses, so only two accounts of a plan are tried.
+    /// Suspected abuse by the account or by the address of the proxy, so only two accounts of a plan are tried.
     Abuse,
     /// The key, which the provider does not know. A poll decides.
     InvalidKey,
@@ -41,8 +41,8 @@ enum RefusalSubject {
     Concurrency,
     /// A capability of the key, the plan or the workspace.
     Capability,
-    /// Unknown, because Keychoir does not know the message. If two accounts refuse alike, the request is at
-    /// fault.
+    /// Unknown, because Keychoir does not know the message. If two accounts send the same refusal, the
+    /// request is at fault.
     Unexplained,
     /// A resource that the account does not have.
     Resource,
@@ -224,7 +224,7 @@ fn expected_consequences(
         KeyQuota => "exhausted",
         NoCredits if !refuses_all => "exhausted",
         // The status document reports an account that cannot be used as exhausted. If a second account
-        // refuses alike, the request is at fault.
+        // sends the same refusal, the request is at fault.
         Abuse if !refuses_all => "exhausted",
         // The status document reports rate limits of speech only.
         RateLimit if is_speech => "rate_limited",
@@ -249,9 +249,9 @@ fn expected_consequences(
         ProviderFailure if route == Route::Voices => (200, 2, status, 2),
         ProviderFailure => (status, 1, status, 1),
     };
-    // If a second account refuses alike, the cooldown is cleared without a poll.
+    // If a second account sends the same refusal, the cooldown is cleared without a poll.
     let is_polled = !refuses_all && matches!(subject, Billing | WrongRegion | InvalidKey | UnreportedCredits);
-    // If all accounts refuse alike, one speech request probes an account. It is served, which clears the
+    // If all accounts send the same refusal, one speech request probes an account. It is served, which clears the
     // cooldown.
     let statuses_after_speech = match refused_status {
         // A rate limit that all accounts report for one request is cleared for all of them.
@@ -325,7 +325,7 @@ async fn wait_for_statuses(proxy: &TestProxy, expected: &ExpectedStatuses, case:
     );
 }
 
-/// A case of the table.
+/// A refusal on one route with one strategy, which one key or all keys receive.
 #[derive(Clone, Copy, Debug)]
 struct MatrixCase {
     strategy: &'static str,

@@ -203,7 +203,7 @@ async fn a_refuted_restriction_is_not_restored() {
     assert_ne!(key_details(&proxy).await[0]["cannot"], json!([]));
     let proxy = proxy.restart().await;
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [0, 1, 0, 0]));
-    // The other accounts refuse the request now, and the first one serves it.
+    // After this change, the other accounts refuse the request, and the first account serves it.
     for key in &KEYS[1..] {
         proxy.simulator.set_route_fault(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }

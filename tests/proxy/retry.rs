@@ -341,7 +341,7 @@ async fn a_key_of_another_region_is_sent_only_to_its_own_host() {
     let other_region =
         Simulator::start(bind_loopback().await, Plan::with_keys([(SECOND_KEY, 1_000)])).await.unwrap();
     let region = other_region.base_url();
-    // Each simulator knows only its own key and would refuse the other key as invalid.
+    // Each simulator knows only one of the keys, and would refuse the other key as invalid.
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 5)]), |config| {
         let key = ApiKey::new(SECOND_KEY).unwrap();
         config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });

@@ -72,7 +72,7 @@ async fn clients_that_read_slowly_or_never_release_their_slots() {
     let other_clients = join_all((0..6).map(|_| request_short_speech(&app)));
     let statuses = tokio::select! {
         statuses = other_clients => statuses,
-        () = read_slowly => panic!("the slow reader was disconnected before the other clients were served"),
+        () = read_slowly => panic!("the other clients must be served before the slow reader is disconnected"),
     };
     assert_eq!(statuses, [200; 6]);
     drop(slow_clients);

@@ -1,4 +1,4 @@
-//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects only its own
+//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects no other
 //! connection. The submodules test the certificates and the command `env`.
 
 mod certificates;

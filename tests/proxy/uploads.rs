@@ -82,7 +82,7 @@ async fn check_retried_uploads(faults: [&str; 2], sizes: &[usize]) {
     let mut expected = Vec::new();
     for &bytes in sizes {
         for framing in [Framing::ContentLength, Framing::Chunked] {
-            // Each upload needs its own faults, which start no cooldown, so that every key is tried.
+            // The faults are queued for each upload, and start no cooldown, so that every key is tried.
             let body = body_of_length(bytes);
             for (key, fault) in KEYS.iter().zip(faults) {
                 proxy.simulator.queue_faults(key, vec![fault.parse().unwrap()]);

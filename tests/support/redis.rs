@@ -135,7 +135,7 @@ impl RedisServer {
         self.process.send_signal(Signal::STOP);
     }
 
-    /// Continues a paused server.
+    /// Continues a server (SIGCONT) after [`pause`](Self::pause).
     pub fn resume(&self) {
         self.process.send_signal(Signal::CONT);
     }
@@ -294,9 +294,7 @@ fn spawn(program: &str, directory: &Path, requires_tls: bool, port: u16) -> Chil
         .arg(directory.join("redis.conf"))
         .args([if requires_tls { "--tls-port" } else { "--port" }, &port.to_string()]);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program} cannot be started (apt-get install it): {error}"))
+    command.spawn().unwrap_or_else(|error| panic!("{program} must be installed: {error}"))
 }
 
 fn config_file(options: &RedisOptions, directory: &Path) -> String {

@@ -45,7 +45,7 @@ impl SlowForwarder {
         self.address
     }
 
-    /// Changes the delay of bytes that arrive from now on. They never overtake earlier bytes.
+    /// Changes the delay of bytes that arrive after this call. They never overtake earlier bytes.
     pub fn set_delay(&self, delay: Duration) {
         self.delay_ms.store(delay_in_ms(delay), Ordering::Relaxed);
     }

@@ -26,7 +26,7 @@ async fn check_response(document: &Value, operation: &Value, description: &str, 
     let documented = operation["responses"].get(&status);
     let documented = resolve_reference(
         document,
-        documented.unwrap_or_else(|| panic!("{description}: {status} is not documented")),
+        documented.unwrap_or_else(|| panic!("{description}: the status {status} must be documented")),
     );
     if documented["content"].get("text/event-stream").is_some() {
         assert_eq!(

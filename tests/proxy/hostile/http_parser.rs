@@ -3,13 +3,13 @@
 
 use memchr::memmem;
 
-/// The head of a request.
+/// The parsed head of a request.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The received bytes.
+    /// The bytes of the head, including the empty line.
     pub bytes: Vec<u8>,
 }
 

@@ -25,7 +25,7 @@ pub struct ProviderCase {
     pub changes_key_state: bool,
 }
 
-/// The request of the client.
+/// The kind of request that the client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// A GET, which is retried if there is no response.

@@ -82,7 +82,7 @@ async fn a_repeated_request_that_every_account_refuses_makes_no_key_unusable() {
                 "{refusal}: the request must be refused: {}",
                 response.status()
             );
-            // The first time, all keys could really be invalid, so the proxy sends its own error.
+            // At the first request, all keys could be invalid, so the proxy may send an error about its keys.
             let may_be_proxy_error =
                 number == 0 && (refusal.contains("invalid_api_key") || refusal == "wrong_host");
             assert!(

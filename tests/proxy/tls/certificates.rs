@@ -123,7 +123,7 @@ async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     let first_client = Client::with_roots(Some(&directory.path("first.pem")));
     assert!(
         first_client.connect(address, "keys.example").await.is_err(),
-        "the first certificate must not be served any more"
+        "the first certificate must not be served after the reload"
     );
 
     // An invalid file is reported, and the last valid certificate is still served.

@@ -5,7 +5,7 @@ use super::{PORTS, RedisOptions, RedisServer, wait_for};
 /// The number of hash slots of every Redis Cluster.
 const SLOTS: usize = 16_384;
 
-/// A running cluster.
+/// A running Redis Cluster, which stops on drop.
 pub struct RedisCluster {
     pub nodes: Vec<RedisServer>,
 }

@@ -59,7 +59,7 @@ impl Sentinels {
         self.sentinels.iter().map(address).collect()
     }
 
-    /// Returns the current master.
+    /// Returns the server that the sentinels call the master.
     pub fn master(&self) -> &RedisServer {
         &self.servers[self.master]
     }
