@@ -47,7 +47,8 @@ impl ProgramEnvironment {
         fs::rename(self.path("new"), self.path("keychoir.toml")).unwrap();
     }
 
-    /// Returns a command that runs `keychoir serve` with further arguments. Keychoir rereads its files only on a signal.
+    /// Returns a command that runs `keychoir serve` with further arguments. Keychoir rereads its files only on a
+    /// signal.
     pub fn command(&self, more_arguments: &[&str]) -> Command {
         let config = self.path("keychoir.toml");
         let mut command =

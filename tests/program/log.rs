@@ -114,7 +114,8 @@ async fn an_unread_log_does_not_delay_the_exit() {
     drop(log);
 }
 
-/// The environment variable that enables `the_child_process_panics_after_its_events`, which another test runs as a child process.
+/// The environment variable that enables `the_child_process_panics_after_its_events`, which another test runs as a
+/// child process.
 const CHILD_VARIABLE: &str = "KEYCHOIR_TEST_PANICS";
 
 /// A value that logs while it is formatted.

@@ -1,5 +1,5 @@
-//! Tests the ends of client connections: after a refused upload, after a truncated response, after the client closes its
-//! write half or disconnects, and after a request with HTTP/2.
+//! Tests the ends of client connections: after a refused upload, after a truncated response, after the client closes
+//! its write half or disconnects, and after a request with HTTP/2.
 
 use std::io::ErrorKind;
 use std::time::Duration;

@@ -1,9 +1,11 @@
-//! Tests every refusal of the simulator, by one key and by all keys: on each kind of route with the strategies fill-first
-//! and round-robin, and on speech with the other strategies. Each case checks the client's response, the number of
-//! attempts, the statuses of the keys, and that ordinary speech is served after the refusal. With fill-first, each case
-//! is also checked after a restart. Another test sends the refusals at other stages of a speech request.
+//! Tests every refusal of the simulator, by one key and by all keys: on each kind of route with the strategies
+//! fill-first and round-robin, and on speech with the other strategies. Each case checks the client's response, the
+//! number of attempts, the statuses of the keys, and that ordinary speech is served after the refusal. With
+//! fill-first, each case is also checked after a restart. Another test sends the refusals at other stages of a speech
+//! request.
 //!
-//! [`REFUSALS`] lists the subject of each refusal, and [`expected_consequences`] defines the consequences of each subject.
+//! [`REFUSALS`] lists the subject of each refusal, and [`expected_consequences`] defines the consequences of each
+//! subject.
 
 use std::time::Duration;
 

@@ -285,8 +285,8 @@ async fn an_incomplete_request_is_closed_at_its_timeout() {
     .await;
     let address = proxy.app.address();
     let hello = client_hello();
-    // These clients send nothing, the first byte of a `ClientHello`, half of it, or all of it. The next client completes
-    // its handshake and sends no request.
+    // These clients send nothing, the first byte of a `ClientHello`, half of it, or all of it. The next client
+    // completes its handshake and sends no request.
     let prefixes = [&[] as &[u8], &hello[..1], &hello[..hello.len() / 2], &hello];
     join_all(prefixes.into_iter().map(|prefix| exchange_raw(address, prefix))).await;
     let mut idle =

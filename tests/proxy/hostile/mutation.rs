@@ -172,8 +172,8 @@ impl Seeds {
         self.first..self.first + self.count
     }
 
-    /// Returns the environment variables that reproduce the mutation with the given `seed`: alone, and after all mutations
-    /// that precede it, because these may have caused the failure.
+    /// Returns the environment variables that reproduce the mutation with the given `seed`: alone, and after all
+    /// mutations that precede it, because these may have caused the failure.
     pub fn reproduction_hint(&self, seed: u64) -> String {
         format!(
             "KEYCHOIR_MUTATION_SEED={seed} KEYCHOIR_MUTATIONS=1 runs this mutation alone, and \

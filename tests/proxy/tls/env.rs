@@ -1,5 +1,5 @@
-//! Tests `keychoir env`, which creates the local CA and prints the variables with which SDKs use the proxy and trust its
-//! CA.
+//! Tests `keychoir env`, which creates the local CA and prints the variables with which SDKs use the proxy and trust
+//! its CA.
 
 use std::fs;
 use std::path::Path;

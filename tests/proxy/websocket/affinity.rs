@@ -1,5 +1,5 @@
-//! Tests account affinity of sessions: a session that uses a token, a signed URL or a conversation is sent to the account
-//! that owns it.
+//! Tests account affinity of sessions: a session that uses a token, a signed URL or a conversation is sent to the
+//! account that owns it.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};

@@ -15,7 +15,8 @@ impl RedisCluster {
     pub async fn start(count: usize) -> Self {
         let mut nodes = Vec::new();
         for _ in 0..count {
-            // By default, the port of the cluster's bus is the port plus 10,000, which a client on this machine may use.
+            // By default, the port of the cluster's bus is the port plus 10,000, which a client on this machine may
+            // use.
             let bus_port = fastrand::u16(PORTS);
             let config = format!(
                 "cluster-enabled yes\ncluster-port {bus_port}\ncluster-config-file nodes.conf\ncluster-node-timeout 2000"

@@ -1,5 +1,5 @@
-//! The table of hostile clients: malformed heads, ambiguous paths, credentials and origins. The submodules add framings,
-//! other protocols and timings.
+//! The table of hostile clients: malformed heads, ambiguous paths, credentials and origins. The submodules add
+//! framings, other protocols and timings.
 
 mod framings;
 mod protocols;

@@ -30,8 +30,8 @@ fn chunked_response(head: &str, chunks: &str) -> Vec<u8> {
 struct CaseTable(Vec<ProviderCase>);
 
 impl CaseTable {
-    /// Adds a GET whose response consists of `bytes` and the end of the connection. Returns the case, so that the caller
-    /// can change it.
+    /// Adds a GET whose response consists of `bytes` and the end of the connection. Returns the case, so that the
+    /// caller can change it.
     fn add(
         &mut self,
         name: &'static str,

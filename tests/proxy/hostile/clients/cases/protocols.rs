@@ -1,5 +1,5 @@
-//! The cases of clients that use other protocols on the HTTP port: HTTP/2, TLS, WebSocket handshakes, and protocols that
-//! are not related to HTTP.
+//! The cases of clients that use other protocols on the HTTP port: HTTP/2, TLS, WebSocket handshakes, and protocols
+//! that are not related to HTTP.
 
 use super::{AfterSending, CaseTable, ClientOutcome, Forwarded, TOKEN, get_with, valid_request};
 
