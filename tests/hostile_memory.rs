@@ -50,7 +50,7 @@ async fn assert_valid_requests_are_served(address: SocketAddr) {
             exchange(address, &[request(request_kind, VALID_REQUEST_MARK)], AfterSending::ReadToEnd)
                 .await
                 .unwrap();
-        providers::check(&received, ResponseOutcome::Complete(200)).unwrap();
+        providers::check_outcome(&received, ResponseOutcome::Complete(200)).unwrap();
     }
 }
 

@@ -17,17 +17,17 @@ const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
 const FILE_TOKEN: &str = "canary-of-a-token-in-the-file-88aa";
 const WRONG_TOKEN: &str = "canary-of-a-wrong-token-77bb";
 
-/// The running program, and all its responses.
-struct Observed {
+/// The running program, with the text of all responses that a client has received from it.
+struct ObservedProgram {
     address: String,
     client: reqwest::Client,
-    /// Each with the request.
+    /// The request and the text of each response.
     responses: Vec<(String, String)>,
     issued_tokens: Vec<String>,
 }
 
-impl Observed {
-    /// Sends a request of the admin API. Returns the document, without the token that it issues.
+impl ObservedProgram {
+    /// Sends a request to the admin API. Returns the document, and keeps the token that it issues, if any, apart.
     async fn send(&mut self, method: Method, path: &str, token: &str, body: Option<Value>) -> Value {
         let url = format!("http://{}/api/keychoir/v1/{path}", self.address);
         let request = self.client.request(method.clone(), url).bearer_auth(token);
@@ -39,17 +39,17 @@ impl Observed {
             assert!([StatusCode::OK, StatusCode::CREATED].contains(&status));
             self.issued_tokens.push(token.as_str().unwrap().to_owned());
         }
-        // Of a request with a secret in its path, only the response counts.
-        let place = format!("{method} {}", path.split('/').next().unwrap_or_default());
-        self.responses.push((place, format!("{status} {headers} {document}")));
+        // The rest of the path may contain a secret of the request, so it is not recorded.
+        let source = format!("{method} {}", path.split('/').next().unwrap_or_default());
+        self.responses.push((source, format!("{status} {headers} {document}")));
         document
     }
 
-    async fn admin(&mut self, method: Method, path: &str, body: Value) -> Value {
+    async fn send_change(&mut self, method: Method, path: &str, body: Value) -> Value {
         self.send(method, path, ADMIN_TOKEN, Some(body)).await
     }
 
-    async fn read_all(&mut self) {
+    async fn read_all_documents(&mut self) {
         let id = &Fingerprint::new(FIRST_KEY).to_string()[..12];
         for path in
             ["overview", "keys", &format!("keys/{id}"), "clients", "clients/phone", "config", "changes"]
@@ -76,7 +76,44 @@ impl Observed {
     }
 }
 
-/// Reads the events until they contain `end`.
+/// Sends changes with a secret in a wrong member or in the path, and asserts that they are refused.
+async fn send_refused_changes(observed: &mut ObservedProgram, [first_token, second_token]: [&str; 2]) {
+    for (path, body) in [
+        ("keys", json!({"name": SECOND_KEY, "key": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": format!("{FIRST_KEY} "), "workspace": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": SECOND_KEY, SECOND_KEY: 1})),
+        ("keys", json!({"name": "again", "key": format!("{SECOND_KEY}9"), "base_url": FIRST_KEY})),
+        ("clients", json!({"name": SECOND_KEY})),
+        ("clients", json!({"name": "tablet", "quota": first_token, "paths": [FIRST_KEY]})),
+        ("clients", json!({"name": "tablet", "keys": [SECOND_KEY], "workspaces": [second_token]})),
+        (SECOND_KEY, json!({})),
+        (&*format!("keys/{SECOND_KEY}/pause"), json!({"reason": "x"})),
+        (&*format!("clients/{FILE_TOKEN}/rotate"), json!({})),
+        (&*format!("reload?{FIRST_KEY}={FIRST_KEY}"), json!({})),
+    ] {
+        let document = observed.send_change(Method::POST, path, body).await;
+        assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
+    }
+}
+
+/// Asserts that no text contains a secret. Each text has a name.
+#[track_caller]
+fn assert_no_secret(texts: &[(&str, &str)], secrets: &[&str]) {
+    for secret in secrets {
+        for (source, text) in texts {
+            let position = text.find(*secret);
+            let context = position.map(|position| &text[position.saturating_sub(200)..]);
+            assert!(
+                position.is_none(),
+                "{source} must not contain {secret}: {:.300}",
+                context.unwrap_or_default()
+            );
+        }
+    }
+}
+
+/// Reads and returns the events until their text contains `end`.
 async fn read_events(mut response: reqwest::Response, end: &str) -> String {
     let mut events = String::new();
     let reading = async {
@@ -85,7 +122,9 @@ async fn read_events(mut response: reqwest::Response, end: &str) -> String {
             events.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the events must arrive in time");
+    tokio::time::timeout(Duration::from_secs(60), reading)
+        .await
+        .expect("the events must contain the end within the timeout");
     events
 }
 
@@ -115,16 +154,16 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
     let stream = stream.send().await.unwrap();
     assert_eq!(stream.status(), 200);
     let events = keychoir::tasks::Tasks::new().spawn(read_events(stream, "\"action\":\"key_removed\""));
-    let mut observed = Observed { address, client, responses: Vec::new(), issued_tokens: Vec::new() };
+    let mut observed = ObservedProgram { address, client, responses: Vec::new(), issued_tokens: Vec::new() };
 
     let second = Fingerprint::new(SECOND_KEY).to_string()[..12].to_owned();
     let key = |path: &str| format!("keys/{second}/{path}");
-    observed.admin(Method::POST, "keys", json!({"name": "spare", "key": SECOND_KEY})).await;
-    observed.admin(Method::POST, &key("check"), json!({})).await;
-    observed.admin(Method::POST, "clients", json!({"name": "phone", "expires": "30d"})).await;
-    observed.admin(Method::PATCH, "clients/phone", json!({"quota": "5 requests per day"})).await;
-    observed.admin(Method::PATCH, "clients/desk", json!({"max_concurrent": 3})).await;
-    observed.admin(Method::POST, "clients/phone/rotate", json!({"grace": "1h"})).await;
+    observed.send_change(Method::POST, "keys", json!({"name": "spare", "key": SECOND_KEY})).await;
+    observed.send_change(Method::POST, &key("check"), json!({})).await;
+    observed.send_change(Method::POST, "clients", json!({"name": "phone", "expires": "30d"})).await;
+    observed.send_change(Method::PATCH, "clients/phone", json!({"quota": "5 requests per day"})).await;
+    observed.send_change(Method::PATCH, "clients/desk", json!({"max_concurrent": 3})).await;
+    observed.send_change(Method::POST, "clients/phone/rotate", json!({"grace": "1h"})).await;
     let [first_token, second_token] = observed.issued_tokens.clone().try_into().unwrap();
     // The provider repeats a refused key in its response.
     simulator.set_fault(FIRST_KEY, Some("invalid".parse::<Fault>().unwrap()));
@@ -133,37 +172,20 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         observed.send(Method::GET, "me", token, None).await;
         observed.send(Method::GET, "keys", token, None).await;
     }
-    observed.admin(Method::POST, &key("pause"), json!({"until": "2h", "reason": "billing"})).await;
-    observed.read_all().await;
-    observed.admin(Method::POST, &key("resume"), json!({})).await;
-    // Mistakes with a secret in the wrong place.
-    for (path, body) in [
-        ("keys", json!({"name": SECOND_KEY, "key": SECOND_KEY})),
-        ("keys", json!({"name": "again", "key": SECOND_KEY})),
-        ("keys", json!({"name": "again", "key": format!("{FIRST_KEY} "), "workspace": SECOND_KEY})),
-        ("keys", json!({"name": "again", "key": SECOND_KEY, SECOND_KEY: 1})),
-        ("keys", json!({"name": "again", "key": format!("{SECOND_KEY}9"), "base_url": FIRST_KEY})),
-        ("clients", json!({"name": SECOND_KEY})),
-        ("clients", json!({"name": "tablet", "quota": first_token, "paths": [FIRST_KEY]})),
-        ("clients", json!({"name": "tablet", "keys": [SECOND_KEY], "workspaces": [second_token]})),
-        (SECOND_KEY, json!({})),
-        (&*format!("keys/{SECOND_KEY}/pause"), json!({"reason": "x"})),
-        (&*format!("clients/{FILE_TOKEN}/rotate"), json!({})),
-        (&*format!("reload?{FIRST_KEY}={FIRST_KEY}"), json!({})),
-    ] {
-        let document = observed.admin(Method::POST, path, body).await;
-        assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
-    }
-    // A file with a mistake next to a token.
+    observed.send_change(Method::POST, &key("pause"), json!({"until": "2h", "reason": "billing"})).await;
+    observed.read_all_documents().await;
+    observed.send_change(Method::POST, &key("resume"), json!({})).await;
+    send_refused_changes(&mut observed, [&first_token, &second_token]).await;
+    // The file has a mistake next to a token.
     fs::write(&config_path, format!("{config}quota = \"{first_token}\"\n")).unwrap();
-    assert!(observed.admin(Method::POST, "reload", json!({})).await["detail"].is_object());
+    assert!(observed.send_change(Method::POST, "reload", json!({})).await["detail"].is_object());
     fs::write(&config_path, format!("{config}rate_limit = \"60 per minute\"\n")).unwrap();
-    assert!(observed.admin(Method::POST, "reload", json!({})).await["generation"].is_u64());
-    observed.admin(Method::DELETE, "clients/phone", json!({})).await;
-    let refused_change = observed.admin(Method::DELETE, "clients/desk", json!({})).await;
+    assert!(observed.send_change(Method::POST, "reload", json!({})).await["generation"].is_u64());
+    observed.send_change(Method::DELETE, "clients/phone", json!({})).await;
+    let refused_change = observed.send_change(Method::DELETE, "clients/desk", json!({})).await;
     assert_eq!(refused_change["detail"]["code"], "last_client");
-    observed.admin(Method::DELETE, &format!("keys/{second}"), json!({})).await;
-    observed.read_all().await;
+    observed.send_change(Method::DELETE, &format!("keys/{second}"), json!({})).await;
+    observed.read_all_documents().await;
 
     let changes = observed.send(Method::GET, "changes", ADMIN_TOKEN, None).await;
     let expected = [
@@ -181,16 +203,16 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
     assert_eq!(recorded_actions(&changes), expected, "every change must be recorded");
     let events = events.await.unwrap();
     for name in ["overview", "key", "request", "change"] {
-        assert!(events.contains(&format!("event: {name}\n")), "the events must have a `{name}`");
+        assert!(events.contains(&format!("event: {name}\n")), "the events must contain an event `{name}`");
     }
     assert!(events.contains(ApiKey::new(SECOND_KEY).unwrap().short().as_str()));
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(log.contains("\"level\":\"debug\""), "the log must have its finest levels");
+    assert!(log.contains("\"level\":\"debug\""), "the log must contain its finest levels");
 
-    let responses = observed.responses.iter().map(|(place, text)| (&**place, &**text));
+    let responses = observed.responses.iter().map(|(source, text)| (&**source, &**text));
     let texts: Vec<(&str, &str)> = responses.chain([("events", &*events), ("log", &*log)]).collect();
-    for secret in [
+    let secrets = [
         &FIRST_KEY[12..48],
         &SECOND_KEY[12..48],
         ADMIN_TOKEN,
@@ -198,11 +220,6 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         WRONG_TOKEN,
         &*first_token,
         &*second_token,
-    ] {
-        for (place, text) in &texts {
-            let position = text.find(secret);
-            let context = position.map(|position| &text[position.saturating_sub(200)..]);
-            assert!(position.is_none(), "{place} contains {secret}: {:.300}", context.unwrap_or_default());
-        }
-    }
+    ];
+    assert_no_secret(&texts, &secrets);
 }

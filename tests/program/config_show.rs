@@ -20,15 +20,18 @@ fn every_value_is_printed_with_its_source_and_without_secrets() {
          [[clients]]\nname = \"app\"\nquota = \"3 requests\"\ntoken = \"{TOKEN}\"\n"
     );
     fs::write(&config, text).unwrap();
-    let show = |more: &[&str]| {
+    let show = |more_arguments: &[&str]| {
         let arguments =
             ["config", "show", "--config", config.to_str().unwrap(), "--listen", "127.0.0.1:8123"];
-        let mut command = keychoir_command(&[&arguments[..], more].concat());
+        let mut command = keychoir_command(&[&arguments[..], more_arguments].concat());
         let output = run(command.env("HOME", home.path()).env("KEYCHOIR_POOL__MAX_QUEUED", "17"));
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         let text = String::from_utf8(output.stdout.clone()).unwrap();
         for secret in [KEY, PROXY_PASSWORD, TOKEN] {
-            assert!(!text.contains(secret) && !stderr(&output).contains(secret), "{text}");
+            assert!(
+                !text.contains(secret) && !stderr(&output).contains(secret),
+                "the output must contain no secret: {text}"
+            );
         }
         text
     };
@@ -43,11 +46,11 @@ fn every_value_is_printed_with_its_source_and_without_secrets() {
         "# name = \"main\"",
         "# quota = \"3 requests\"",
     ] {
-        let section = line.split('=').next().unwrap();
-        let section_lines: Vec<&str> = text.lines().filter(|line| line.starts_with(section)).collect();
+        let setting_name = line.split('=').next().unwrap();
+        let setting_lines: Vec<&str> = text.lines().filter(|line| line.starts_with(setting_name)).collect();
         assert!(
             text.lines().any(|printed| printed == line),
-            "{line} must be printed, and not {section_lines:?}"
+            "{line} must be printed, and not {setting_lines:?}"
         );
     }
     let document: Value = serde_json::from_str(&show(&["--json"])).unwrap();
@@ -76,17 +79,24 @@ fn the_output_is_a_configuration_with_the_same_values() {
                 .env("KEYCHOIR_ACCESS__HOSTS", "a.example,b.example");
         }
         let output = run(&mut command);
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         String::from_utf8(output.stdout).unwrap()
     };
-    let first = show(&[]);
-    fs::write(&pasted, &first).unwrap();
-    let second = show(&["--config", pasted.to_str().unwrap()]);
-    let values = |text: &str| {
+    let shown = show(&[]);
+    fs::write(&pasted, &shown).unwrap();
+    let shown_again = show(&["--config", pasted.to_str().unwrap()]);
+    let parse_settings = |text: &str| {
         let document: toml::Table = text.parse().unwrap();
-        assert!(document.len() >= 10, "{text}");
+        assert!(document.len() >= 10, "the output must contain all settings: {text}");
         document
     };
-    assert_eq!(values(&first), values(&second), "the pasted output must have the same effect");
-    assert_eq!(values(&second)["upstream"]["base_url"].as_str(), Some("http://127.0.0.1:9/below"));
+    assert_eq!(
+        parse_settings(&shown),
+        parse_settings(&shown_again),
+        "the pasted output must have the same effect"
+    );
+    assert_eq!(
+        parse_settings(&shown_again)["upstream"]["base_url"].as_str(),
+        Some("http://127.0.0.1:9/below")
+    );
 }

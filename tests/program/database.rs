@@ -31,7 +31,7 @@ fn run_db_command(database: &Path, arguments: &[&str]) -> Output {
 
 #[track_caller]
 fn parse_json_output(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -41,7 +41,7 @@ fn read_usage(database: &Path) -> Value {
     parse_json_output(&output)["total"].clone()
 }
 
-/// Returns the ids and credits of all attempts.
+/// Returns the id and the credits of each attempt.
 fn read_attempts(database: &Path) -> Vec<(String, i64)> {
     let connection = rusqlite::Connection::open(database).unwrap();
     let mut statement = connection.prepare("SELECT id, credits FROM attempts ORDER BY id").unwrap();
@@ -66,13 +66,13 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
     let mut program = Program::start(&mut serve_command(&database, &upstream));
     let address = program.wait_for_address();
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, served_count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let traffic = keychoir::tasks::Tasks::new().spawn({
-        let (stop, served, client) = (Arc::clone(&stop), Arc::clone(&served), client.clone());
+        let (stop, served_count, client) = (Arc::clone(&stop), Arc::clone(&served_count), client.clone());
         async move {
             while !stop.load(Ordering::Acquire) {
                 request_speech(&client, &address).await;
-                served.fetch_add(1, Ordering::Release);
+                served_count.fetch_add(1, Ordering::Release);
             }
         }
     });
@@ -86,35 +86,35 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
             break backup;
         }
     };
-    let at_backup = served.load(Ordering::Acquire);
-    while served.load(Ordering::Acquire) < at_backup + 20 {
+    let count_at_backup = served_count.load(Ordering::Acquire);
+    while served_count.load(Ordering::Acquire) < count_at_backup + 20 {
         tokio::task::yield_now().await;
     }
     stop.store(true, Ordering::Release);
     traffic.await.unwrap();
     assert_eq!(program.terminate().0, Some(0));
 
-    let (final_attempts, copied) = (read_attempts(&database), read_attempts(&copy));
-    assert_eq!(copied.len() as u64, backup["attempts"]);
-    assert!(copied.len() < final_attempts.len());
+    let (final_attempts, copied_attempts) = (read_attempts(&database), read_attempts(&copy));
+    assert_eq!(copied_attempts.len() as u64, backup["attempts"]);
+    assert!(copied_attempts.len() < final_attempts.len(), "requests must be recorded after the backup");
     assert!(
-        copied.iter().all(|attempt| final_attempts.contains(attempt)),
+        copied_attempts.iter().all(|attempt| final_attempts.contains(attempt)),
         "the copy must contain only records of real requests"
     );
     let sums = read_usage(&copy);
     assert_eq!(sums["attempts"], backup["attempts"], "the sums and the attempts must be of the same moment");
 
-    // The restore of docs/operations.md.
+    // These are the steps of the restore in docs/operations.md.
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(directory.path().join(format!("keychoir.db{suffix}")));
     }
     fs::copy(&copy, &database).unwrap();
     let mut program = Program::start(&mut serve_command(&database, &upstream));
     let address = program.wait_for_address();
-    assert_eq!((read_attempts(&database), read_usage(&database)), (copied.clone(), sums));
+    assert_eq!((read_attempts(&database), read_usage(&database)), (copied_attempts.clone(), sums));
     request_speech(&client, &address).await;
     assert_eq!(program.terminate().0, Some(0));
-    assert_eq!(read_attempts(&database).len(), copied.len() + 1);
+    assert_eq!(read_attempts(&database).len(), copied_attempts.len() + 1);
     simulator.stop().await;
 }
 
@@ -124,24 +124,40 @@ fn a_backup_refuses_to_replace_a_file() {
     let (database, copy) = (directory.path().join("keychoir.db"), directory.path().join("backup.db"));
     let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("there is no database at"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("there is no database at"),
+        "the error message must contain `there is no database at`: {}",
+        stderr(&output)
+    );
     create_version_1_file(&database);
     fs::write(&copy, "important").unwrap();
     let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--force"),
+        "the error message must contain `--force`: {}",
+        stderr(&output)
+    );
     assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
     // The files next to the database belong to it, whether they exist or not.
     for name in ["keychoir.db", "keychoir.db-wal", "keychoir.db-shm", "keychoir.db.lock", "managed.toml"] {
         let content_before = fs::read(directory.path().join(name)).ok();
         let target = directory.path().join(name);
         let output = run_db_command(&database, &["backup", "--force", target.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(1), "{name}");
-        assert!(stderr(&output).contains("belongs to the database"), "{name}: {}", stderr(&output));
-        assert_eq!(fs::read(&target).ok(), content_before, "{name}");
+        assert_eq!(output.status.code(), Some(1), "{name}: the command must fail");
+        assert!(
+            stderr(&output).contains("belongs to the database"),
+            "{name}: the error message must contain `belongs to the database`: {}",
+            stderr(&output)
+        );
+        assert_eq!(
+            fs::read(&target).ok(),
+            content_before,
+            "{name}: a refused backup must not change the file"
+        );
     }
     let output = run_db_command(&database, &["backup", "--force", copy.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     assert!(String::from_utf8(output.stdout).unwrap().contains("1 attempts"));
 }
 
@@ -182,15 +198,23 @@ fn a_start_upgrades_a_copied_database_and_logs_it() {
     assert_eq!((&migrated["from"], &migrated["to"]), (&dry_run["from"], &dry_run["to"]));
     program.wait_for_address();
     let output = run_db_command(&database, &["migrate"]);
-    assert_eq!(output.status.code(), Some(0), "nothing must be left to do: {}", stderr(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "a second upgrade must have nothing to do: {}",
+        stderr(&output)
+    );
     assert_eq!(program.terminate().0, Some(0));
     assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
     assert_eq!(read_attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);
     // The copy can be upgraded too.
     let output = run(&mut keychoir_command(&["db", "migrate", "--file", &copy]));
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("from schema 1 to") && text.contains("Attempts before 1, after 1"), "{text}");
+    assert!(
+        text.contains("from schema 1 to") && text.contains("Attempts before 1, after 1"),
+        "the output must describe the upgrade: {text}"
+    );
 }
 
 #[test]
@@ -200,8 +224,11 @@ fn an_upgrade_without_its_copy_is_refused_with_advice() {
     create_version_1_file(&database);
     fs::create_dir(directory.path().join("keychoir.db.before-1")).unwrap();
     let (code, text) = Program::start(&mut serve_command(&database, "http://127.0.0.1:9")).wait_for_exit();
-    assert_eq!(code, Some(78), "{text}");
-    assert!(text.contains("needs a copy of it") && text.contains("Nothing was changed"), "{text}");
-    assert!(!text.contains("storage.ephemeral"), "{text}");
+    assert_eq!(code, Some(78), "the program must refuse the upgrade: {text}");
+    assert!(
+        text.contains("needs a copy of it") && text.contains("Nothing was changed"),
+        "the log must explain the refusal: {text}"
+    );
+    assert!(!text.contains("storage.ephemeral"), "the log must not suggest `storage.ephemeral`: {text}");
     assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
 }

@@ -1,4 +1,4 @@
-//! Tests `keychoir demo`: every request is served, and the audio file is valid.
+//! Tests `keychoir demo`: every request is served, the audio file is valid, and failed writes are reported.
 
 use std::fs::{self, File};
 
@@ -10,16 +10,29 @@ fn every_request_is_served_while_keys_run_out() {
     let audio = directory.path().join("demo.mp3");
     let output = run(&mut keychoir_command(&["demo", "--output", audio.to_str().unwrap()]));
     let stdout = String::from_utf8(output.stdout.clone()).unwrap();
-    assert!(output.status.success(), "{stdout}");
+    assert!(output.status.success(), "the command must succeed: {stdout}");
     let expected_lines =
         ["32 requests, 32 served, 3 keys exhausted, 0 failures", "1592 credits recorded, 1592 charged"];
     for line in expected_lines {
-        assert!(stdout.contains(line), "{stdout}");
+        assert!(stdout.contains(line), "the output must contain {line:?}: {stdout}");
     }
-    assert!(stdout.contains("Rotated to key index 3"), "{stdout}");
-    assert_eq!(stdout.matches("refused by key 2 (401), served by key 3").count(), 1, "{stdout}");
-    assert!(stdout.contains("1 request was refused by one key and served by the next"), "{stdout}");
-    assert!(stdout.contains("exhausted - rotating to next key"), "{stdout}");
+    assert!(
+        stdout.contains("Rotated to key index 3"),
+        "the output must contain `Rotated to key index 3`: {stdout}"
+    );
+    assert_eq!(
+        stdout.matches("refused by key 2 (401), served by key 3").count(),
+        1,
+        "exactly one refused request must be listed: {stdout}"
+    );
+    assert!(
+        stdout.contains("1 request was refused by one key and served by the next"),
+        "the output must report the refused request: {stdout}"
+    );
+    assert!(
+        stdout.contains("exhausted - rotating to next key"),
+        "the output must contain `exhausted - rotating to next key`: {stdout}"
+    );
     let mp3 = fs::read(audio).unwrap();
     // An MPEG audio frame starts with eleven set bits.
     assert!(mp3.len() > 1_000_000 && mp3[0] == 0xff && mp3[1] & 0xe0 == 0xe0, "{} bytes", mp3.len());
@@ -30,8 +43,11 @@ fn an_unwritable_output_path_is_reported_before_the_demo_starts() {
     let output = run(&mut keychoir_command(&["demo", "--output", "/nowhere/demo.mp3"]));
     assert_eq!(output.status.code(), Some(1));
     let message = stderr(&output);
-    assert!(message.contains("cannot write /nowhere/demo.mp3") && message.contains("--output"), "{message}");
-    assert!(message.contains("No such file"), "{message}");
+    assert!(
+        message.contains("cannot write /nowhere/demo.mp3") && message.contains("--output"),
+        "the message must name the path and the flag: {message}"
+    );
+    assert!(message.contains("No such file"), "the message must contain `No such file`: {message}");
     assert!(output.stdout.is_empty(), "the demo must print nothing");
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::program::{run, stderr};
 
-/// The minimum number of requests. The demo kills the replica after a third of them.
+/// The minimum number of requests of the demo, which kills a replica after a third of them.
 const REQUESTS: &str = "90";
 
 fn deploy_path(name: &str) -> PathBuf {
@@ -14,21 +14,31 @@ fn deploy_path(name: &str) -> PathBuf {
 
 #[test]
 fn a_killed_replica_fails_no_request_and_every_credit_is_accounted_for() {
-    // Compiled modules would be written into the repository.
+    // With `-B`, Python writes no compiled modules into the repository.
     let mut command = Command::new("python3");
     command.arg("-B").arg(deploy_path("demo/demo.py"));
     let output = run(command.args([env!("CARGO_BIN_EXE_keychoir"), "--requests", REQUESTS]));
     let stdout = String::from_utf8(output.stdout.clone()).unwrap();
-    assert!(output.status.success(), "{stdout}{}", stderr(&output));
-    assert!(stdout.contains(" served, 0 failed\n"), "{stdout}");
-    assert!(stdout.contains("replica two is killed (SIGKILL)"), "{stdout}");
-    assert!(stdout.ends_with("0 failed requests, and every credit is accounted for\n"), "{stdout}");
+    assert!(output.status.success(), "the command must succeed: {stdout}{}", stderr(&output));
+    assert!(stdout.contains(" served, 0 failed\n"), "the output must report no failed request: {stdout}");
+    assert!(
+        stdout.contains("replica two is killed (SIGKILL)"),
+        "the output must contain `replica two is killed (SIGKILL)`: {stdout}"
+    );
+    assert!(
+        stdout.ends_with("0 failed requests, and every credit is accounted for\n"),
+        "the output must end with the comparison of the credits: {stdout}"
+    );
 }
 
 #[test]
 fn haproxy_accepts_the_configuration_without_variables() {
     let mut command = Command::new("haproxy");
     let output = run(command.arg("-c").arg("-f").arg(deploy_path("haproxy.cfg")));
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert!(!stderr(&output).contains("WARNING"), "{}", stderr(&output));
+    assert!(output.status.success(), "the command must succeed: {}", stderr(&output));
+    assert!(
+        !stderr(&output).contains("WARNING"),
+        "the error message must not contain `WARNING`: {}",
+        stderr(&output)
+    );
 }

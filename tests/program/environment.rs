@@ -22,9 +22,10 @@ use crate::support::program::{Program, keychoir_command};
 
 pub use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY};
 
+/// The timeout of a step of a test. It is much longer than any step takes.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A directory with a configuration file, and the base URL of the upstream.
+/// The files and the settings of a program: a directory with a configuration file, and the base URL of the upstream.
 pub struct ProgramEnvironment {
     directory: TempDir,
     upstream: String,
@@ -39,18 +40,19 @@ impl ProgramEnvironment {
         self.directory.path().join(name)
     }
 
-    /// Replaces the configuration with one that contains `keys` and the given other settings.
-    pub fn configure(&self, keys: &[&str], rest: &str) {
+    /// Replaces the configuration with one that contains `keys` and `other_settings`, both in TOML.
+    pub fn configure(&self, keys: &[&str], other_settings: &str) {
         let keys: Vec<String> = keys.iter().map(|key| format!("[[keys]]\nkey = \"{key}\"\n")).collect();
-        fs::write(self.path("new"), format!("{rest}\n{}", keys.concat())).unwrap();
+        fs::write(self.path("new"), format!("{other_settings}\n{}", keys.concat())).unwrap();
         fs::rename(self.path("new"), self.path("keychoir.toml")).unwrap();
     }
 
-    /// Returns a command that runs Keychoir. It checks its files only on a signal.
-    pub fn command(&self, more: &[&str]) -> Command {
+    /// Returns a command that runs `keychoir serve` with further arguments. Keychoir rereads its files only on a
+    /// signal.
+    pub fn command(&self, more_arguments: &[&str]) -> Command {
         let config = self.path("keychoir.toml");
         let mut command =
-            keychoir_command(&[&["serve", "--config", config.to_str().unwrap()], more].concat());
+            keychoir_command(&[&["serve", "--config", config.to_str().unwrap()], more_arguments].concat());
         self.set_environment(&mut command);
         command
     }
@@ -64,6 +66,7 @@ impl ProgramEnvironment {
             .env("KEYCHOIR_LOG__FORMAT", "json");
     }
 
+    /// Starts Keychoir. Returns it and its address.
     pub fn start(&self) -> (Program, String) {
         let mut program = Program::start(&mut self.command(&["--listen", "127.0.0.1:0"]));
         let address = program.wait_for_address();
@@ -92,6 +95,7 @@ pub async fn start_simulator(keys: &[&str]) -> Simulator {
     Simulator::start(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(), plan).await.unwrap()
 }
 
+/// Returns the number of requests that the provider received with `key`.
 pub fn request_count(simulator: &Simulator, key: &str) -> usize {
     let ledger = simulator.ledger();
     ledger.requests.iter().filter(|request| request.key.as_deref() == Some(key)).count()
@@ -101,6 +105,7 @@ pub fn new_client() -> reqwest::Client {
     keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
+/// Requests speech, and returns the status of the response.
 pub async fn request_speech(client: &reqwest::Client, address: &str) -> reqwest::StatusCode {
     let body = serde_json::json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
     let response = client.post(format!("http://{address}{SPEECH_PATH}")).json(&body).send().await.unwrap();
@@ -136,10 +141,10 @@ impl Traffic {
         Self { stop, response_count, clients }
     }
 
-    /// Waits for a number of further responses.
-    pub async fn wait_for_responses(&mut self, more: u64) {
-        let target = *self.response_count.borrow() + more;
-        let expected_responses = self.response_count.wait_for(|&count| count >= target);
+    /// Waits for `count` further responses.
+    pub async fn wait_for_responses(&mut self, count: u64) {
+        let target = *self.response_count.borrow() + count;
+        let expected_responses = self.response_count.wait_for(|&received_count| received_count >= target);
         tokio::time::timeout(STEP_TIMEOUT, expected_responses).await.unwrap().unwrap();
     }
 
@@ -152,7 +157,7 @@ impl Traffic {
     }
 }
 
-/// Reads a head. Returns its lines.
+/// Reads the head of a message. Returns its lines in lower case.
 pub fn read_head(reader: &mut impl BufRead) -> Vec<String> {
     let lines = reader.by_ref().lines().map(|line| line.unwrap().to_lowercase());
     lines.take_while(|line| !line.is_empty()).collect()
@@ -188,7 +193,7 @@ impl KeepAliveConnection {
 
     #[track_caller]
     pub fn assert_closed(mut self) {
-        assert_eq!(self.0.read(&mut [0]).unwrap(), 0, "the connection must still be open");
+        assert_eq!(self.0.read(&mut [0]).unwrap(), 0, "the connection must be closed");
     }
 }
 

@@ -18,15 +18,18 @@ fn healthcheck(environment: &ProgramEnvironment, arguments: &[&str]) -> Command 
 #[track_caller]
 fn assert_healthy(command: &mut Command) {
     let output = run(command);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the health check must succeed: {}", stderr(&output));
     let state = String::from_utf8(output.stdout).unwrap();
-    assert!(["ready\n", "degraded\n"].contains(&state.as_str()), "{state}");
+    assert!(
+        ["ready\n", "degraded\n"].contains(&state.as_str()),
+        "the output must be the readiness, not {state:?}"
+    );
 }
 
 #[track_caller]
 fn assert_unhealthy(command: &mut Command, message: &str) {
     let output = run(command);
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1), "the health check must fail: {}", stderr(&output));
     assert!(stderr(&output).contains(message), "the message must contain {message:?}: {}", stderr(&output));
 }
 
@@ -71,7 +74,7 @@ fn a_program_without_a_usable_key_is_unhealthy() {
     let url = format!("http://{address}");
     let mut pause = keychoir_command(&["keys", "pause", "sk_key_numb...00001", "--url", &url]);
     let output = run(pause.env("KEYCHOIR_STORAGE__PATH", environment.path("keychoir.db")));
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     assert_unhealthy(&mut healthcheck(&environment, &["--url", &url]), "no key can serve");
 }
 
@@ -87,7 +90,7 @@ fn a_server_that_does_not_respond_is_unhealthy_within_the_timeout() {
     drop(listener);
     assert_unhealthy(&mut healthcheck(&environment, &["--url", &url]), "does not respond at");
     let output = run(&mut healthcheck(&environment, &["--timeout", "2h"]));
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "a timeout of two hours must be refused: {}", stderr(&output));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Tests listeners and the graceful shutdown, which serves open connections until they are closed.
+//! Tests the listeners, the graceful shutdown, which serves open connections until they are closed, and the maximum of
+//! open files.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -23,7 +24,7 @@ struct PausedUpstream {
 impl PausedUpstream {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // The timeout is set on the listening socket.
+        // With this timeout of the listening socket, `accept` fails if no request arrives.
         let socket = TcpStream::from(OwnedFd::from(listener.try_clone().unwrap()));
         socket.set_read_timeout(Some(STEP_TIMEOUT)).unwrap();
         Self { listener }
@@ -67,7 +68,7 @@ fn a_stream_completes_after_the_signal_and_open_connections_are_served() {
         }
     };
     assert_head_contains(&readyz_head, &["http/1.1 503", "retry-after: 1", "connection: close"]);
-    assert!(readyz_body.contains(r#""draining":"yes""#), "{readyz_body}");
+    assert!(readyz_body.contains(r#""draining":"yes""#), "the page must report the drain: {readyz_body}");
     probe.assert_closed();
     // An open connection is served once more.
     keep_alive.send("/v1/voices");
@@ -85,12 +86,12 @@ fn a_stream_completes_after_the_signal_and_open_connections_are_served() {
     assert_eq!(&body, b"firstafter");
     streaming.assert_closed();
     let (code, stderr) = program.wait_for_exit();
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains(r#""message":"Ended""#), "{stderr}");
+    assert_eq!(code, Some(0), "the program must exit without an error: {stderr}");
+    assert!(stderr.contains(r#""message":"Ended""#), "the drain must complete: {stderr}");
     assert_eq!(recorded_verdicts(&environment), ["served", "served"]);
 }
 
-/// Returns the verdicts of the usage records.
+/// Returns the verdicts of the usage records, oldest first.
 fn recorded_verdicts(environment: &ProgramEnvironment) -> Vec<String> {
     let database = rusqlite::Connection::open(environment.path("keychoir.db")).unwrap();
     let mut statement = database.prepare("SELECT verdict FROM attempts ORDER BY id").unwrap();
@@ -111,8 +112,11 @@ fn a_second_signal_exits_immediately_after_the_usage_records_are_written() {
     program.wait_for_event("server_ending");
     program.send_signal("INT");
     let (code, stderr) = program.wait_for_exit();
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("running requests were aborted"), "{stderr}");
+    assert_eq!(code, Some(1), "an aborted drain must be an error: {stderr}");
+    assert!(
+        stderr.contains("running requests were aborted"),
+        "the log must contain `running requests were aborted`: {stderr}"
+    );
     assert_eq!(recorded_verdicts(&environment), ["shutdown"]);
 }
 
@@ -127,10 +131,14 @@ fn the_drain_timeout_closes_connections() {
     let _upstream = paused_upstream.accept_request();
     assert_head_contains(&read_head(&mut streaming.0), &["http/1.1 200"]);
     let (code, stderr) = program.terminate();
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("running requests were aborted"), "{stderr}");
+    assert_eq!(code, Some(0), "the program must exit without an error: {stderr}");
+    assert!(
+        stderr.contains("running requests were aborted"),
+        "the log must contain `running requests were aborted`: {stderr}"
+    );
 }
 
+/// Requests `/livez` on a Unix socket. Returns the response.
 fn request_livez(path: &Path) -> String {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
@@ -153,7 +161,7 @@ fn the_program_listens_on_ports_and_unix_sockets() {
             &socket_address,
         ]));
         let address = program.wait_for_address();
-        assert!(address.starts_with("127.0.0.1:"), "{address}");
+        assert!(address.starts_with("127.0.0.1:"), "the address must start with `127.0.0.1:`: {address}");
         assert_eq!(program.wait_for_address(), socket_address);
         (program, address)
     };
@@ -165,7 +173,11 @@ fn the_program_listens_on_ports_and_unix_sockets() {
     let second_program = run(&mut environment.command(&["--listen", &socket_address]));
     assert_eq!(second_program.status.code(), Some(1));
     for expected in [&socket_address, "Another program listens there", "--listen unix:/PATH"] {
-        assert!(stderr(&second_program).contains(expected), "{}", stderr(&second_program));
+        assert!(
+            stderr(&second_program).contains(expected),
+            "the error message must contain {expected:?}: {}",
+            stderr(&second_program)
+        );
     }
     assert!(
         request_livez(&socket).starts_with("HTTP/1.1 200"),
@@ -213,7 +225,7 @@ fn idle_connections_delay_the_exit_only_until_the_drain_idle_timeout() {
     let mut idle_connection = KeepAliveConnection::open(&address);
     assert_head_contains(&idle_connection.request("/livez").0, &["http/1.1 200"]);
     let (code, stderr) = program.terminate();
-    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(code, Some(0), "the program must exit without an error: {stderr}");
     assert!(stderr.contains(r#""message":"Ended""#), "no request must be aborted: {stderr}");
     idle_connection.assert_closed();
 }

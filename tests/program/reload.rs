@@ -41,7 +41,10 @@ async fn keys_are_added_and_removed_under_traffic_without_a_failed_request() {
         [counts_before[0], counts_before[1], counts_before[2] + 1],
         "a removed key must receive no further request"
     );
-    assert!(counts_before.iter().all(|&request_count| request_count > 0), "{counts_before:?}");
+    assert!(
+        counts_before.iter().all(|&request_count| request_count > 0),
+        "each key must have served requests: {counts_before:?}"
+    );
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -88,7 +91,10 @@ async fn an_invalid_file_is_reported_and_not_applied() {
     program.wait_for_event("reloaded");
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(!stderr.contains(FIRST_KEY) && !stderr.contains(SECOND_KEY), "{stderr}");
+    assert!(
+        !stderr.contains(FIRST_KEY) && !stderr.contains(SECOND_KEY),
+        "the log must contain no key: {stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +119,7 @@ async fn clients_are_reloaded_and_settings_that_need_a_restart_are_reported() {
     assert_eq!(program.terminate().0, Some(0));
 }
 
-/// Requests a document of the admin API with the given `token`.
+/// Requests a document of the admin API with the given `token`. Returns the status and the document.
 async fn read_admin_api(address: &str, token: &str, path: &str) -> (u16, serde_json::Value) {
     let url = format!("http://{address}/api/keychoir/v1/{path}");
     let response = new_client().get(url).bearer_auth(token).send().await.unwrap();
@@ -155,16 +161,16 @@ async fn settings_that_need_a_restart_stay_in_force_for_every_key_and_are_pendin
 async fn a_changed_admin_token_applies_at_the_reload() {
     let simulator = start_simulator(&[FIRST_KEY]).await;
     let environment = ProgramEnvironment::new(&simulator.base_url());
-    let (old, new) = ("the-leaked-token-0001", "the-changed-token-0002");
-    fs::write(environment.path("token"), old).unwrap();
+    let (old_token, new_token) = ("the-leaked-token-0001", "the-changed-token-0002");
+    fs::write(environment.path("token"), old_token).unwrap();
     environment.configure(&[FIRST_KEY], "[admin]\ntoken_file = \"token\"");
     let (mut program, address) = environment.start();
-    let generation = read_admin_api(&address, old, "overview").await.1["generation"].as_u64().unwrap();
-    fs::write(environment.path("token"), new).unwrap();
+    let generation = read_admin_api(&address, old_token, "overview").await.1["generation"].as_u64().unwrap();
+    fs::write(environment.path("token"), new_token).unwrap();
     program.send_signal("HUP");
     program.wait_for_event("reloaded");
-    assert_eq!(read_admin_api(&address, old, "overview").await.0, 401, "the old token must be refused");
-    let (status, document) = read_admin_api(&address, new, "overview").await;
+    assert_eq!(read_admin_api(&address, old_token, "overview").await.0, 401, "the old token must be refused");
+    let (status, document) = read_admin_api(&address, new_token, "overview").await;
     assert_eq!((status, document["generation"].as_u64()), (200, Some(generation + 1)));
     assert_eq!(program.terminate().0, Some(0));
 }
@@ -201,7 +207,7 @@ fn a_reload_does_not_open_the_pool_to_other_machines() {
     let failure_event = program.wait_for_event("reload_failed");
     assert!(
         failure_event["message"].as_str().unwrap().contains("is open to other machines"),
-        "{failure_event}"
+        "the message of the event must contain `is open to other machines`: {failure_event}"
     );
     let (response, _) = KeepAliveConnection::open(&format!("127.0.0.1:{port}")).request("/v1/voices");
     assert_head_contains(&response, &["http/1.1 401", "x-keychoir-error: client_token_missing"]);

@@ -11,7 +11,7 @@ use crate::support::program::{Program, keychoir_command, run, stderr};
 /// A program with an admin token in its state directory, which listens on a TCP port and on a Unix socket.
 struct RunningProgram {
     environment: ProgramEnvironment,
-    /// The server, until a test stops it.
+    /// The server. It is `None` after a test has stopped it.
     program: Option<Program>,
     address: String,
     socket: String,
@@ -42,11 +42,15 @@ impl RunningProgram {
     }
 }
 
-/// Checks that the command changed the running server, and not the files for the next startup.
+/// Asserts that a command has used the running server, and not the files for its next start.
 #[track_caller]
 fn assert_online(output: &Output) {
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
-    assert!(!stderr(output).contains("no server responds"), "{}", stderr(output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(output));
+    assert!(
+        !stderr(output).contains("no server responds"),
+        "the error message must not contain `no server responds`: {}",
+        stderr(output)
+    );
 }
 
 #[test]
@@ -82,18 +86,26 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
     let mut list = running.command(&["clients", "list", "--json", "--url", &http]);
     let output = run(list.env("KEYCHOIR_ADMIN_TOKEN", &token));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["clients"].as_array().unwrap().len(), 7, "{document}");
+    assert_eq!(
+        document["clients"].as_array().unwrap().len(),
+        7,
+        "every command must have added its client: {document}"
+    );
 }
 
 #[test]
-fn a_certificate_of_another_authority_is_refused() {
+fn a_certificate_of_an_unknown_ca_is_refused() {
     let running = RunningProgram::start();
     let https = format!("https://localhost:{}", running.address.rsplit_once(':').unwrap().1);
     // The configuration of this command names another directory, which has no local CA.
     let output =
         run(running.command(&["status", "--url", &https]).env("KEYCHOIR_STORAGE__EPHEMERAL", "true"));
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("certificate"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("certificate"),
+        "the error message must contain `certificate`: {}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -106,8 +118,8 @@ fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_directory() {
     let file = ["--admin-token-file", token_file.to_str().unwrap()];
     assert_online(&run(&mut running.command(&[&list[..], &file].concat())));
     // The flag precedes the variable.
-    let mut output = running.command(&[&list[..], &file].concat());
-    assert_online(&run(output.env("KEYCHOIR_ADMIN_TOKEN", "wrong-admin-token-0123456789")));
+    let mut command = running.command(&[&list[..], &file].concat());
+    assert_online(&run(command.env("KEYCHOIR_ADMIN_TOKEN", "wrong-admin-token-0123456789")));
     assert_online(&run(running.command(&list).env("KEYCHOIR_ADMIN_TOKEN", running.admin_token())));
     let database = running.environment.path("keychoir.db");
     assert_online(&run(running.command(&list).env("KEYCHOIR_STORAGE__PATH", &database)));
@@ -119,47 +131,59 @@ fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_directory() {
         command.envs(token.map(|token| ("KEYCHOIR_ADMIN_TOKEN", token)));
         let output = run(&mut command);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains(message), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(message),
+            "the error message must contain {message:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
 #[test]
-fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
+fn the_expiry_of_a_token_is_changed_in_the_running_program_and_offline() {
     let mut running = RunningProgram::start();
     let http = format!("http://{}", running.address);
     let token = running.admin_token();
     let database = running.environment.path("keychoir.db");
     // These commands use the files, because no server listens at this address.
-    let offline = |running: &RunningProgram, arguments: &[&str]| {
+    let run_offline = |running: &RunningProgram, arguments: &[&str]| {
         let mut command = running.command(arguments);
         command.env("KEYCHOIR_STORAGE__PATH", &database).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
         run(&mut command)
     };
     let expires_at = |running: &RunningProgram| {
-        let output = offline(running, &["clients", "show", "app", "--json"]);
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let output = run_offline(running, &["clients", "show", "app", "--json"]);
+        assert_eq!(output.status.code(), Some(0), "the client must be shown: {}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()["expires_at"].clone()
     };
-    let change = |arguments: &[&str]| {
+    let change_client = |arguments: &[&str]| {
         let mut command = running.command(&[arguments, &["--url", &http]].concat());
         assert_online(&run(command.env("KEYCHOIR_ADMIN_TOKEN", &token)));
     };
-    change(&["clients", "add", "app"]);
+    change_client(&["clients", "add", "app"]);
     assert_eq!(expires_at(&running), Value::Null);
-    change(&["clients", "set", "app", "--expires", "2100-01-01T00:00:00Z"]);
+    change_client(&["clients", "set", "app", "--expires", "2100-01-01T00:00:00Z"]);
     assert_eq!(expires_at(&running), "2100-01-01T00:00:00.000Z");
-    change(&["clients", "set", "app", "--expires", "never", "--max-concurrent", "3"]);
+    change_client(&["clients", "set", "app", "--expires", "never", "--max-concurrent", "3"]);
     assert_eq!(expires_at(&running), Value::Null);
-    // A server that does not respond at the configured address would not notice a change of its files.
+    // A server listens at another address and would not notice a change of its files, so the command is refused.
     let set = ["clients", "set", "app", "--expires", "30d"];
-    let output = offline(&running, &set);
+    let output = run_offline(&running, &set);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("in use by another Keychoir"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("in use by another Keychoir"),
+        "the error message must contain `in use by another Keychoir`: {}",
+        stderr(&output)
+    );
     assert_eq!(running.program.take().unwrap().terminate().0, Some(0));
-    let output = offline(&running, &set);
-    assert!(output.status.success() && stderr(&output).contains("no server responds"), "{}", stderr(&output));
+    let output = run_offline(&running, &set);
+    assert!(
+        output.status.success() && stderr(&output).contains("no server responds"),
+        "the command must change the files without a server: {}",
+        stderr(&output)
+    );
     assert!(expires_at(&running).is_string());
     let output = run(&mut running.command(&["clients", "set", "app", "--expires", "soon"]));
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("never"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("never"), "the error message must contain `never`: {}", stderr(&output));
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::program::{keychoir_command, run, stderr};
 
-/// Runs `program` with `input` as its standard input. Returns whether it succeeded, and its output.
+/// Runs `program` with `input` as its standard input. Returns whether it succeeded, and its standard output and error.
 fn run_with_input(program: &str, arguments: &[&str], input: &[u8]) -> (bool, String) {
     let spawned = Command::new(program)
         .args(arguments)
@@ -15,28 +15,30 @@ fn run_with_input(program: &str, arguments: &[&str], input: &[u8]) -> (bool, Str
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let mut child = spawned.unwrap_or_else(|error| panic!("install `{program}`: {error}"));
+    let mut child = spawned.unwrap_or_else(|error| panic!("`{program}` must be installed: {error}"));
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    (output.status.success(), text.concat())
+    let outputs = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (output.status.success(), outputs.concat())
 }
 
 #[test]
 fn completion_scripts_are_valid_in_their_shells() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let output = run(&mut keychoir_command(&["completions", shell]));
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         let script = String::from_utf8(output.stdout).unwrap();
-        assert!(script.contains("keychoir") && script.contains("serve"), "{shell}: {script}");
-        let check = match shell {
+        assert!(
+            script.contains("keychoir") && script.contains("serve"),
+            "the script for {shell} must complete the commands: {script}"
+        );
+        let (is_valid, errors) = match shell {
             "bash" => run_with_input("bash", &["-n"], script.as_bytes()),
             "zsh" => run_with_input("zsh", &["-n"], script.as_bytes()),
             "fish" => run_with_input("fish", &["--no-execute"], script.as_bytes()),
             _ => continue,
         };
-        let (is_valid, text) = check;
-        assert!(is_valid && text.is_empty(), "{shell}: {text}");
+        assert!(is_valid && errors.is_empty(), "{shell} must accept the script: {errors}");
     }
     let output = run(&mut keychoir_command(&["completions", "tcsh"]));
     assert_eq!(output.status.code(), Some(2));
@@ -51,15 +53,16 @@ fn bash_completes_commands_and_flags() {
         ("keychoir keys li", 2, "list"),
     ] {
         let current = words.rsplit(' ').next().unwrap();
-        let call = format!(
+        let completion_call = format!(
             "\nCOMP_WORDS=({words}); COMP_CWORD={index}; _keychoir keychoir {current} ''; echo \"${{COMPREPLY[@]}}\"\n"
         );
-        let (_, text) = run_with_input("bash", &[], &[script.as_slice(), call.as_bytes()].concat());
-        assert_eq!(text.trim(), expected);
+        let (_, completions) =
+            run_with_input("bash", &[], &[script.as_slice(), completion_call.as_bytes()].concat());
+        assert_eq!(completions.trim(), expected);
     }
 }
 
-/// Returns the pages in a directory, by name.
+/// Returns the name and the text of each page in a directory.
 fn read_pages(directory: &Path) -> Vec<(String, String)> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let page = |path: std::path::PathBuf| {
@@ -73,7 +76,7 @@ fn manual_pages_are_written_and_valid() {
     let directory = tempfile::tempdir().unwrap();
     let man = directory.path().join("share/man/man1");
     let output = run(&mut keychoir_command(&["man", man.to_str().unwrap()]));
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     let pages = read_pages(&man);
     for name in ["keychoir.1", "keychoir-serve.1", "keychoir-clients.1", "keychoir-clients-add.1"] {
         assert!(pages.iter().any(|(page, _)| page == name), "{name} must exist");
@@ -81,17 +84,21 @@ fn manual_pages_are_written_and_valid() {
     for (name, page) in &pages {
         // The date of a page would be the date of the release, which is unknown at build time.
         let arguments = ["-T", "lint", "-W", "warning"];
-        let (_, text) = run_with_input("mandoc", &arguments, page.as_bytes());
-        let mistakes: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();
-        assert!(mistakes.is_empty(), "{name}: {mistakes:#?}\n{page}");
+        let (_, warnings) = run_with_input("mandoc", &arguments, page.as_bytes());
+        let mistakes: Vec<&str> = warnings.lines().filter(|line| !line.contains("missing date")).collect();
+        assert!(mistakes.is_empty(), "{name} must be a valid manual page: {mistakes:#?}\n{page}");
     }
-    // The directory may exist, and may contain the pages of an earlier version.
+    // The command also succeeds if the directory exists and contains the pages of an earlier version.
     assert_eq!(run(&mut keychoir_command(&["man", man.to_str().unwrap()])).status.code(), Some(0));
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     let output = run(&mut keychoir_command(&["man", file.to_str().unwrap()]));
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains(file.to_str().unwrap()), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(file.to_str().unwrap()),
+        "the error message must name the path: {}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -105,8 +112,8 @@ fn a_wrong_command_or_flag_is_answered_with_the_right_one() {
     ] {
         let output = run(&mut keychoir_command(arguments));
         let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains(suggestion), "{arguments:?}: {text}");
+        assert_eq!(output.status.code(), Some(2), "the arguments must be refused: {text}");
+        assert!(text.contains(suggestion), "{arguments:?}: the output must contain {suggestion:?}: {text}");
     }
 }
 
@@ -116,6 +123,9 @@ fn help_shows_examples_and_exit_codes() {
         let output = run(&mut keychoir_command(arguments));
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0));
-        assert!(text.contains("Examples:\n") && text.contains("Exit codes:\n"), "{arguments:?}: {text}");
+        assert!(
+            text.contains("Examples:\n") && text.contains("Exit codes:\n"),
+            "the help for {arguments:?} must have examples and exit codes: {text}"
+        );
     }
 }

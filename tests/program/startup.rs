@@ -1,4 +1,5 @@
-//! Tests errors at startup: each is reported with advice, and no data is lost.
+//! Tests the startup and the commands without a running server: errors are reported with advice, no data is lost, and
+//! `keychoir check` accepts exactly what `keychoir serve` accepts.
 
 use std::fs;
 use std::net::TcpListener;
@@ -12,15 +13,15 @@ const KEYS: &str = "sk_first_key_of_the_test_0001,sk_second_key_of_the_test_0002
 #[track_caller]
 fn assert_output(output: &Output, code: i32, messages: &[&str]) {
     let stderr = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert_eq!(output.status.code(), Some(code), "the program must exit with the code {code}: {stderr}");
     for message in messages {
         assert!(stderr.contains(message), "{message:?} must be in: {stderr}");
     }
-    assert!(!stderr.contains("panicked"), "{stderr}");
-    assert!(!stderr.contains("key_of_the_test"), "{stderr}");
+    assert!(!stderr.contains("panicked"), "the log must not contain `panicked`: {stderr}");
+    assert!(!stderr.contains("key_of_the_test"), "the error message must contain no key: {stderr}");
 }
 
-/// Runs `serve` with the configuration file content `toml`.
+/// Runs `keychoir serve` with a configuration file that contains `toml`.
 fn run_serve(directory: &Path, toml: &str) -> Output {
     let file = directory.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
@@ -50,7 +51,7 @@ fn a_key_list_with_quotes_and_spaces_is_accepted_with_a_warning() {
         .env("ELEVENLABS_API_KEYS", list_with_quotes_and_spaces));
     assert_output(&output, 0, &["ELEVENLABS_API_KEYS"]);
     let stdout = String::from_utf8(output.stdout).unwrap();
-    assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "{stdout}");
+    assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "both keys must be loaded: {stdout}");
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn command_with_database(path: &Path) -> Command {
 #[track_caller]
 fn assert_refused(path: &Path, messages: &[&str]) {
     let (code, stderr) = Program::start(&mut command_with_database(path)).wait_for_exit();
-    assert_eq!(code, Some(78), "{stderr}");
+    assert_eq!(code, Some(78), "the program must refuse the database: {stderr}");
     for message in [&[path.to_str().unwrap()], messages].concat() {
         assert!(stderr.contains(message), "{message:?} must be in: {stderr}");
     }
@@ -144,8 +145,8 @@ fn a_broken_database_is_quarantined_and_requests_are_served() {
     let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
     let (code, stderr) = program.terminate();
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("keychoir.db.broken-"), "{stderr}");
+    assert_eq!(code, Some(0), "the program must exit without an error: {stderr}");
+    assert!(stderr.contains("keychoir.db.broken-"), "the log must name the quarantined file: {stderr}");
     let names: Vec<String> = fs::read_dir(directory.path())
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
@@ -251,19 +252,23 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     let home = tempfile::tempdir().unwrap();
     let output = run(&mut check_command(home.path()));
     assert_output(&output, 0, &[]);
-    assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("No configuration file"), "no file must be read: {}", stdout(&output));
 
     let output = run(keychoir_command(&["clients", "add", "app"]).env("HOME", home.path()));
     let file = home.path().join(".local/state/keychoir/managed.toml");
     assert_output(&output, 0, &[file.to_str().unwrap()]);
     let token = stdout(&output).trim().to_owned();
-    assert!(token.starts_with("kc_"), "{token}");
+    assert!(token.starts_with("kc_"), "the token must start with `kc_`: {token}");
     let output = run(&mut check_command(home.path()));
-    assert!(stdout(&output).contains(&format!("; read {}", file.display())), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains(&format!("; read {}", file.display())),
+        "the output must name the file of the managed clients: {}",
+        stdout(&output)
+    );
     let output = run(keychoir_command(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without limits\n");
 
-    // `serve` also reads the file.
+    // `keychoir serve` also reads the file of the managed clients.
     let mut command = keychoir_command(&["serve"]);
     command
         .env("HOME", home.path())
@@ -275,7 +280,10 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     let mut program = Program::start(&mut command);
     let read_event = program.wait_for_event("configuration_read");
     let message = read_event["message"].as_str().unwrap();
-    assert!(message.contains(&format!("No configuration file; read {}", file.display())), "{message}");
+    assert!(
+        message.contains(&format!("No configuration file; read {}", file.display())),
+        "the event must name the file of the managed clients: {message}"
+    );
     let address = program.wait_for_address();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
         .args(["status", "--url", &format!("http://{address}")])
@@ -283,11 +291,11 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
         .output()
         .unwrap();
     assert_output(&output, 1, &["requires a token", "--admin-token-file", "--token-file"]);
-    // The status opens with the generated admin token.
+    // The command reads the generated admin token from the state directory.
     let mut status = keychoir_command(&["status", "--url", &format!("http://{address}")]);
     let output = run(status.env("HOME", home.path()));
     assert_output(&output, 0, &[]);
-    assert!(stdout(&output).starts_with("#  key "), "{}", stdout(&output));
+    assert!(stdout(&output).starts_with("#  key "), "the status must be printed: {}", stdout(&output));
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -311,7 +319,7 @@ fn keys_are_added_paused_and_removed_without_a_running_program() {
     check.env("HOME", home.path()).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
     let output = run(&mut check);
     assert_output(&output, 0, &[]);
-    assert!(stdout(&output).contains("spare"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("spare"), "the output must list the managed key: {}", stdout(&output));
 
     let output = keys(&["pause", "spare", "--until", "2h", "--reason", "billing", "--json"]);
     assert_output(&output, 0, &["Paused the key"]);
@@ -346,11 +354,14 @@ fn a_token_is_rotated_with_a_grace_and_the_rules_are_changed() {
     assert_eq!(client["quota"], "3 requests");
     assert_eq!(client["source"], "managed");
     // The new token ends when the previous one would have ended.
-    assert!(client["expires_at"].is_string() && client["previous_token_expires_at"].is_string(), "{client}");
+    assert!(
+        client["expires_at"].is_string() && client["previous_token_expires_at"].is_string(),
+        "the client must have the expiries of both tokens: {client}"
+    );
     assert_output(&clients(&["rotate", "app", "--grace", "1h"]), 1, &["grace period of the last rotation"]);
     assert_output(&clients(&["set", "app", "--quota", "", "--max-concurrent", "4"]), 0, &[]);
     let list = stdout(&clients(&["list"]));
-    assert!(list.starts_with("app  4 concurrent requests, expires 20"), "{list}");
+    assert!(list.starts_with("app  4 concurrent requests, expires 20"), "the rules must be changed: {list}");
     assert_output(&clients(&["set", "app"]), 78, &["names no rule"]);
     assert_output(&clients(&["show", "none"]), 1, &["no client has this name"]);
     assert_output(&clients(&["revoke", "app"]), 1, &["the only client", "keychoir clients rotate"]);
@@ -374,11 +385,11 @@ fn check_rejects_each_configuration_that_serve_rejects() {
     let path = |name: &str| home.path().join(name);
     fs::write(path("junk.pem"), "no certificate").unwrap();
     fs::write(path("file"), "").unwrap();
-    let newer = rusqlite::Connection::open(path("newer.db")).unwrap();
-    newer
+    let newer_database = rusqlite::Connection::open(path("newer.db")).unwrap();
+    newer_database
         .execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 99")
         .unwrap();
-    drop(newer);
+    drop(newer_database);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address_in_use = listener.local_addr().unwrap().to_string();
     let same_port_twice = "127.0.0.1:47113,localhost:47113";
@@ -399,14 +410,14 @@ fn check_rejects_each_configuration_that_serve_rejects() {
     ] {
         let output = run(check_command(home.path()).env(variable, value));
         assert_output(&output, 78, messages);
-        assert!(!stdout(&output).contains("fine"), "{variable}={value}");
+        assert!(!stdout(&output).contains("fine"), "`check` must not accept {variable}={value}");
         let mut serve = keychoir_command(&["serve"]);
         serve
             .env("HOME", home.path())
             .env("ELEVENLABS_API_KEYS", KEYS)
             .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
             .env(variable, value);
-        assert!(!run(&mut serve).status.success(), "{variable}={value}");
+        assert!(!run(&mut serve).status.success(), "`serve` must refuse {variable}={value}");
     }
 }
 
@@ -434,9 +445,12 @@ fn check_notes_that_a_keychoir_already_listens_on_the_port() {
     let address = program.wait_for_address();
     let output = run(check_command(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
     assert_output(&output, 0, &[]);
-    let stderr = stdout(&output);
-    assert!(stderr.contains(&format!("note: a Keychoir is already running at {address}")), "{stderr}");
-    assert!(stderr.contains("The configuration is fine."), "{stderr}");
+    let printed = stdout(&output);
+    assert!(
+        printed.contains(&format!("note: a Keychoir is already running at {address}")),
+        "the output must note the running server: {printed}"
+    );
+    assert!(printed.contains("The configuration is fine."), "the configuration must be accepted: {printed}");
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -475,14 +489,14 @@ fn files_that_other_users_can_read_are_reported() {
     for path in [&keys, &tokens, &database] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
-    assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
+    assert!(!stderr(&check()).contains("other users"), "no file must be reported: {}", stderr(&check()));
     // Settings without secrets may be readable for all users.
     write("tokens.toml", "[log]\nlevel = \"warn\"\n", 0o644);
-    assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
+    assert!(!stderr(&check()).contains("other users"), "no file must be reported: {}", stderr(&check()));
 }
 
-/// Starts Keychoir. Returns it with its log lines up to the line with the URL of the status page.
-fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
+/// Starts Keychoir. Returns it and its log lines up to the line with the URL of the status page.
+fn start_and_read_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
     let mut program = Program::start(command);
     let lines = std::cell::RefCell::new(Vec::new());
     program.wait_for_line(|line| {
@@ -512,24 +526,40 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
         command.env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url()).env("KEYCHOIR_LOG__FORMAT", "ascii");
         command
     };
-    let (program, lines) = start_lines(&mut command_with_clients(""));
+    let (program, lines) = start_and_read_lines(&mut command_with_clients(""));
     let line_with = |lines: &[String], part: &str| {
-        lines.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {lines:#?}")).clone()
+        lines
+            .iter()
+            .find(|line| line.contains(part))
+            .unwrap_or_else(|| panic!("a startup line must contain {part:?}: {lines:#?}"))
+            .clone()
     };
-    assert!(line_with(&lines, "studio").contains("sk_key_numb...00001"), "{lines:#?}");
-    assert!(line_with(&lines, "key 2").contains("sk_key_numb...00002"), "{lines:#?}");
-    assert!(line_with(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"), "{lines:#?}");
-    assert!(line_with(&lines, "Base URL").contains("api_key=\"anything\""), "{lines:#?}");
+    assert!(
+        line_with(&lines, "studio").contains("sk_key_numb...00001"),
+        "the first key must be shown: {lines:#?}"
+    );
+    assert!(
+        line_with(&lines, "key 2").contains("sk_key_numb...00002"),
+        "the second key must be shown: {lines:#?}"
+    );
+    assert!(
+        line_with(&lines, "Base URL").contains("|- Base URL:  http://127.0.0.1:"),
+        "the base URL must be shown in ASCII: {lines:#?}"
+    );
+    assert!(
+        line_with(&lines, "Base URL").contains("api_key=\"anything\""),
+        "any token must suffice: {lines:#?}"
+    );
     for line in lines.iter().filter(|line| line.contains("sk_key_numb")) {
-        assert!(line.is_ascii() && line.len() <= 80, "{line}");
+        assert!(line.is_ascii() && line.len() <= 80, "the line must be ASCII within 80 columns: {line}");
     }
-    assert!(lines.iter().all(|line| !line.contains('?')), "{lines:#?}");
+    assert!(lines.iter().all(|line| !line.contains('?')), "no character must be lost: {lines:#?}");
     assert_eq!(program.terminate().0, Some(0));
 
     let clients = "[[clients]]\nname = \"app\"\ntoken = \"0123456789abcdef\"\n";
-    let (program, lines) = start_lines(&mut command_with_clients(clients));
-    assert!(line_with(&lines, "Base URL").contains("api_key=TOKEN"), "{lines:#?}");
-    assert!(line_with(&lines, "TOKEN:").contains("of a client: app"), "{lines:#?}");
+    let (program, lines) = start_and_read_lines(&mut command_with_clients(clients));
+    assert!(line_with(&lines, "Base URL").contains("api_key=TOKEN"), "a token must be required: {lines:#?}");
+    assert!(line_with(&lines, "TOKEN:").contains("of a client: app"), "the client must be named: {lines:#?}");
     assert_eq!(program.terminate().0, Some(0));
     simulator.stop().await;
 }
@@ -550,7 +580,11 @@ fn an_unreachable_provider_is_reported_at_startup_and_in_the_status() {
     let url = format!("http://{}", program.wait_for_address());
     let status = || run(&mut keychoir_command(&["status", "--check", "--url", &url]));
     let output = status();
-    assert!(stdout(&output).contains("ElevenLabs cannot be reached"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("ElevenLabs cannot be reached"),
+        "the output must contain `ElevenLabs cannot be reached`: {}",
+        stdout(&output)
+    );
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(program.terminate().0, Some(0));
 }

@@ -1,11 +1,11 @@
-//! Tests `keychoir status` with a running server: its colours, its paused keys, and `--watch` across a restart.
+//! Tests `keychoir status` with a running server: colours, paused keys, and `--watch` during a restart of the server.
 
 use std::cell::Cell;
 
 use crate::environment::{FIRST_KEY, ProgramEnvironment, SECOND_KEY};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// Starts a program on a Unix socket, whose path stays the same after a restart.
+/// Starts a program on a Unix socket, whose path is the same after a restart. Returns it and the URL of the socket.
 fn start(environment: &ProgramEnvironment) -> (Program, String) {
     let url = format!("unix:{}", environment.path("k.sock").display());
     let mut program = Program::start(&mut environment.command(&["--listen", &url]));
@@ -22,19 +22,22 @@ fn a_paused_key_is_shown_as_paused() {
         let mut command = keychoir_command(&[arguments, &["--url", &url]].concat());
         environment.set_environment(&mut command);
         let output = run(&mut command);
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let short = keychoir::secret::ApiKey::new(SECOND_KEY).unwrap().short().to_string();
     keychoir(&["keys", "pause", &short, "--reason", "billing dispute"]);
     let text = keychoir(&["status"]);
     let line = text.lines().find(|line| line.contains(&short)).unwrap();
-    assert!(line.contains("paused"), "{text}");
-    assert!(text.contains("1 of 2 keys active, 1 paused"), "{text}");
-    assert!(text.contains("billing dispute"), "{text}");
+    assert!(line.contains("paused"), "the line of the key must show that it is paused: {text}");
+    assert!(
+        text.contains("1 of 2 keys active, 1 paused"),
+        "the output must contain `1 of 2 keys active, 1 paused`: {text}"
+    );
+    assert!(text.contains("billing dispute"), "the output must contain `billing dispute`: {text}");
     assert!(!text.contains('\u{1b}'), "the output of a pipe must have no colours: {text}");
     let colored = keychoir(&["status", "--color", "always"]);
-    assert!(colored.contains("\u{1b}[33mpaused\u{1b}[0m"), "{colored}");
+    assert!(colored.contains("\u{1b}[33mpaused\u{1b}[0m"), "the status must be printed in yellow: {colored}");
     let mut plain = colored.clone();
     for code in ["32", "33", "31", "2", "0"] {
         plain = plain.replace(&format!("\u{1b}[{code}m"), "");
@@ -61,7 +64,7 @@ fn the_watched_state_survives_a_restart_of_the_server() {
     assert_eq!(program.terminate().0, Some(0));
     wait_for(&mut watch, "No response since 20");
     wait_for(&mut watch, "Keychoir does not respond");
-    // The last known state stays visible.
+    // The command still shows the last state that it received.
     wait_for(&mut watch, "1 of 1 keys active");
     let (program, _) = start(&environment);
     wait_for(&mut watch, ", every 500ms");

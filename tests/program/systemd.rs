@@ -33,8 +33,8 @@ async fn a_restart_with_a_passed_socket_does_not_refuse_clients() {
     for _ in 0..3 {
         traffic.wait_for_responses(20).await;
         let (code, stderr) = program.terminate();
-        assert_eq!(code, Some(0), "{stderr}");
-        assert!(stderr.contains(r#""message":"Ended""#), "{stderr}");
+        assert_eq!(code, Some(0), "the program must exit without an error: {stderr}");
+        assert!(stderr.contains(r#""message":"Ended""#), "the drain must complete: {stderr}");
         program = start();
     }
     traffic.wait_for_responses(20).await;
@@ -43,8 +43,8 @@ async fn a_restart_with_a_passed_socket_does_not_refuse_clients() {
     assert_eq!(program.terminate().0, Some(0));
 }
 
-/// Clients that keep their connection open until a response closes it, send requests after pauses of various
-/// lengths, and never retry.
+/// Clients that keep their connections open until a response closes them, pause between requests for various lengths
+/// of time, and never retry.
 struct KeepAliveClients {
     stop: Arc<AtomicBool>,
     clients: Vec<std::thread::JoinHandle<()>>,
@@ -92,7 +92,11 @@ fn a_passed_socket_beyond_loopback_needs_client_tokens() {
     let output = run(&mut environment.command_with_passed_socket(socket.into()));
     assert_eq!(output.status.code(), Some(78));
     for expected in ["0.0.0.0:", "is open to other machines", "[[clients]]"] {
-        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(expected),
+            "the error message must contain {expected:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
@@ -102,7 +106,11 @@ fn missing_passed_sockets_are_reported() {
     environment.configure(&[FIRST_KEY], "");
     let output = run(&mut environment.command(&["--listen", "systemd"]));
     assert_eq!(output.status.code(), Some(78));
-    assert!(stderr(&output).contains("systemd passed no sockets"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("systemd passed no sockets"),
+        "the error message must contain `systemd passed no sockets`: {}",
+        stderr(&output)
+    );
 }
 
 /// Receives the next notification that is not a watchdog keep-alive.
@@ -126,7 +134,10 @@ fn the_service_manager_is_notified_of_every_step() {
     let mut command = environment.command(&["--listen", "127.0.0.1:0"]);
     let mut program = Program::start(command.env("NOTIFY_SOCKET", environment.path("notify")));
     let ready = receive_notification(&manager);
-    assert!(ready.starts_with("READY=1\nSTATUS=Serving with 1 key at 127.0.0.1:"), "{ready}");
+    assert!(
+        ready.starts_with("READY=1\nSTATUS=Serving with 1 key at 127.0.0.1:"),
+        "the service manager must be notified of the readiness: {ready}"
+    );
     program.wait_for_address();
     program.send_signal("HUP");
     let reloading = receive_notification(&manager);
@@ -135,8 +146,14 @@ fn the_service_manager_is_notified_of_every_step() {
     assert!(receive_notification(&manager).starts_with("READY=1\n"));
     program.send_signal("TERM");
     let stopping = receive_notification(&manager);
-    assert!(stopping.starts_with("STOPPING=1\n"), "{stopping}");
-    assert!(stopping.contains("EXTEND_TIMEOUT_USEC=45000000"), "{stopping}");
+    assert!(
+        stopping.starts_with("STOPPING=1\n"),
+        "the service manager must be notified of the shutdown: {stopping}"
+    );
+    assert!(
+        stopping.contains("EXTEND_TIMEOUT_USEC=45000000"),
+        "the notification must contain `EXTEND_TIMEOUT_USEC=45000000`: {stopping}"
+    );
     assert_eq!(program.wait_for_exit().0, Some(0));
 }
 

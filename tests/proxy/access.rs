@@ -21,7 +21,7 @@ async fn start_proxy_with_two_keys() -> TestProxy {
     start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await
 }
 
-/// Sends bytes and reads until the proxy closes the connection.
+/// Sends bytes, and returns the bytes that the proxy sends until it closes the connection.
 async fn exchange_bytes(proxy: &TestProxy, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     // The proxy may stop reading after a refusal.
@@ -40,8 +40,15 @@ async fn check_refused(requests: &[&str], status: &str) {
         // The bytes after the refused request must not be parsed as a second request.
         let bytes = format!("{request}GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n");
         let response = exchange_bytes(&proxy, bytes.as_bytes()).await;
-        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {response:?}");
-        assert_eq!(response.matches("HTTP/1.1").count(), 1, "{request:?}: {response:?}");
+        assert!(
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?} must be refused with {status}: {response:?}"
+        );
+        assert_eq!(
+            response.matches("HTTP/1.1").count(),
+            1,
+            "{request:?} must receive exactly one response: {response:?}"
+        );
     }
     assert_eq!(
         proxy.simulator.ledger().totals.requests,
@@ -84,9 +91,18 @@ async fn foreign_origins_and_hosts_are_refused() {
         ("host: localhost\r\nsec-fetch-site: cross-site\r\n", "403", "origin_not_allowed"),
     ] {
         let response = response_head(&proxy, "GET", headers).await;
-        assert!(response.starts_with(&format!("http/1.1 {status} ")), "{headers}: {response}");
-        assert!(response.contains(&format!("x-keychoir-error: {code}")), "{response}");
-        assert!(!response.contains("access-control-allow-origin"), "{response}");
+        assert!(
+            response.starts_with(&format!("http/1.1 {status} ")),
+            "a request with {headers:?} must be refused with {status}: {response}"
+        );
+        assert!(
+            response.contains(&format!("x-keychoir-error: {code}")),
+            "the response must have the error code {code}: {response}"
+        );
+        assert!(
+            !response.contains("access-control-allow-origin"),
+            "the response must not contain `access-control-allow-origin`: {response}"
+        );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
@@ -103,18 +119,31 @@ async fn pages_of_allowed_origins_may_send_requests_and_read_responses() {
         "{page_headers}access-control-request-method: POST\r\naccess-control-request-headers: xi-api-key\r\n"
     );
     let preflight = response_head(&proxy, "OPTIONS", &preflight_headers).await;
-    assert!(preflight.starts_with("http/1.1 204 "), "{preflight}");
-    assert!(preflight.contains("access-control-allow-headers: xi-api-key"), "{preflight}");
+    assert!(
+        preflight.starts_with("http/1.1 204 "),
+        "the preflight response must start with `http/1.1 204`: {preflight}"
+    );
+    assert!(
+        preflight.contains("access-control-allow-headers: xi-api-key"),
+        "the preflight response must contain `access-control-allow-headers: xi-api-key`: {preflight}"
+    );
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0], "the proxy must answer a preflight request itself");
     for method in ["GET", "PUT"] {
         let response = response_head(&proxy, method, page_headers).await;
         assert_eq!(
             response.matches("access-control-allow-origin: https://app.example").count(),
             1,
-            "{response}"
+            "the response must allow the origin exactly once: {response}"
         );
-        assert_eq!(response.matches("access-control-allow-origin").count(), 1, "{response}");
-        assert!(response.contains("request-id, history-item-id"), "{response}");
+        assert_eq!(
+            response.matches("access-control-allow-origin").count(),
+            1,
+            "the response must allow no other origin: {response}"
+        );
+        assert!(
+            response.contains("request-id, history-item-id"),
+            "the response must expose the headers of the provider: {response}"
+        );
     }
     proxy.close().await;
 }
@@ -127,7 +156,7 @@ async fn an_absolute_target_is_served_and_http_1_0_requires_no_host() {
         "GET /v1/voices HTTP/1.0\r\n\r\n",
     ] {
         let response = exchange_bytes(&proxy, request.as_bytes()).await;
-        assert!(response.contains(" 200 "), "{response}");
+        assert!(response.contains(" 200 "), "the request must be served: {response}");
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2]);
     proxy.close().await;
@@ -207,17 +236,22 @@ async fn malformed_chunks_are_refused_and_affect_no_key() {
         stream.shutdown().await.unwrap();
         let mut response_bytes = Vec::new();
         let _ = stream.read_to_end(&mut response_bytes).await;
-        let response_bytes = String::from_utf8_lossy(&response_bytes);
+        let responses = String::from_utf8_lossy(&response_bytes);
         // An interim response may precede the final one.
-        let response =
-            response_bytes.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&response_bytes);
+        let response = responses.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&responses);
         // A client that has closed its write half may receive no response, but never a response of the
         // provider.
-        assert!(response.is_empty() || response.starts_with("HTTP/1.1 400 "), "{chunks:?}: {response}");
+        assert!(
+            response.is_empty() || response.starts_with("HTTP/1.1 400 "),
+            "{chunks:?} must receive an error or no response: {response}"
+        );
     }
     assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     let ledger = proxy.simulator.ledger();
-    assert!(ledger.requests_to("/v1/simulator/echo").all(|request| request.status.is_none()), "{ledger:?}");
+    assert!(
+        ledger.requests_to("/v1/simulator/echo").all(|request| request.status.is_none()),
+        "no request with malformed chunks must be served: {ledger:?}"
+    );
     proxy.close().await;
 }
 
@@ -229,8 +263,11 @@ async fn trailers_of_a_request_are_not_forwarded() {
          trailer: xi-api-key\r\n\r\n5\r\nhello\r\n0\r\nxi-api-key: {CLIENT_TOKEN}\r\n\r\n"
     );
     let response = exchange_bytes(&proxy, request.as_bytes()).await;
-    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
-    assert!(response.contains("\"body_bytes\":5"), "{response}");
+    assert!(response.starts_with("HTTP/1.1 200 "), "the request must be served: {response}");
+    assert!(
+        response.contains("\"body_bytes\":5"),
+        "the provider must receive the body without the trailer: {response}"
+    );
     proxy.close().await;
 }
 
@@ -242,7 +279,10 @@ async fn an_invalid_request_id_of_a_client_is_not_used() {
             "GET /v1/service-accounts HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: {id}\r\n\r\n"
         );
         let response = exchange_bytes(&proxy, request.as_bytes()).await;
-        assert!(response.starts_with("HTTP/1.1 403 ") && !response.contains(id), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 403 ") && !response.contains(id),
+            "the request must be refused under another request id: {response}"
+        );
     }
     proxy.close().await;
 }
@@ -254,14 +294,17 @@ async fn all_paths_are_served_with_and_without_the_base_path() {
     })
     .await;
     for path in ["/eleven/labs/v1/voices?a=1", "/v1/voices?a=1", "/eleven/labs/v1/v1/voices?a=1"] {
-        assert_eq!(proxy.get(path).await.status(), 200, "{path}");
+        assert_eq!(proxy.get(path).await.status(), 200, "{path}: the request must be served");
     }
     for path in ["/eleven/labs/livez", "/livez", "/eleven/labs/api/elevenlabs-status"] {
-        assert_eq!(proxy.get(path).await.status(), 200, "{path}");
+        assert_eq!(proxy.get(path).await.status(), 200, "{path}: the request must be served");
     }
     let (ledger, _) = proxy.close().await;
     let paths: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
-    assert!(paths.ends_with(&["/v1/voices?a=1"; 3]), "{paths:?}");
+    assert!(
+        paths.ends_with(&["/v1/voices?a=1"; 3]),
+        "every path must be forwarded in the same form: {paths:?}"
+    );
 }
 
 #[tokio::test]

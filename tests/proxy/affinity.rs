@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-/// Returns a plan of three accounts, each with a voice that the proxy does not know.
+/// Returns a plan of three accounts, each with a voice whose owner the proxy does not know.
 fn three_accounts() -> Plan {
     let mut plan = Plan::with_keys([]);
     for (index, key) in KEYS.into_iter().enumerate() {
@@ -37,6 +37,7 @@ fn speech_body() -> Value {
 }
 
 impl TestProxy {
+    /// Adds a voice, and returns its identifier.
     async fn clone_voice(&self) -> String {
         let body = "--x\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nMine\r\n--x--\r\n";
         let request = self.request(Method::POST, "/v1/voices/add", CLIENT_TOKEN);
@@ -48,10 +49,11 @@ impl TestProxy {
 
     async fn get_json(&self, path: &str) -> Value {
         let response = self.get(path).await;
-        assert_eq!(response.status(), 200, "{path}");
+        assert_eq!(response.status(), 200, "{path}: the document must be readable");
         response.json().await.unwrap()
     }
 
+    /// Sends a DELETE, and returns the status of the response.
     async fn delete(&self, path: &str) -> u16 {
         self.request(Method::DELETE, path, CLIENT_TOKEN).send().await.unwrap().status().as_u16()
     }
@@ -71,12 +73,12 @@ impl TestProxy {
     }
 }
 
-fn header(response: &reqwest::Response, name: &str) -> String {
+fn header_value(response: &reqwest::Response, name: &str) -> String {
     response.headers()[name].to_str().unwrap().to_owned()
 }
 
-/// Returns how many more requests each key received.
-fn differences(counts_after: &[usize], counts_before: &[usize]) -> Vec<usize> {
+/// Returns the number of requests that each key received between the two counts.
+fn count_differences(counts_after: &[usize], counts_before: &[usize]) -> Vec<usize> {
     counts_after.iter().zip(counts_before).map(|(after, before)| after - before).collect()
 }
 
@@ -92,7 +94,7 @@ async fn exhaust_two_keys(proxy: &TestProxy) {
 #[tokio::test]
 async fn speech_is_requested_from_the_account_that_owns_the_voice() {
     let proxy = start_proxy(three_accounts()).await;
-    // A request for an unknown voice is sent to one account after another, and the owner is recorded.
+    // A request for a voice of an unknown owner is sent to one account after another, and the owner is recorded.
     assert_eq!(proxy.post(&speech_path("voice-of-2"), &speech_body()).await.status(), 200);
     assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1]);
     for _ in 0..3 {
@@ -134,7 +136,7 @@ async fn the_owner_of_a_created_voice_is_recorded_immediately() {
         "a deletion must be sent to the owner"
     );
     let counts_after = proxy.request_counts(&KEYS);
-    assert_eq!(differences(&counts_after, &counts_before), [0, 2, 0]);
+    assert_eq!(count_differences(&counts_after, &counts_before), [0, 2, 0]);
     proxy.close().await;
 }
 
@@ -153,14 +155,14 @@ async fn a_dialogue_is_sent_to_the_account_of_its_voices() {
 async fn a_history_item_is_read_from_its_account_without_credits() {
     let proxy = start_proxy(three_accounts()).await;
     let response = proxy.request_speech(3).await;
-    let (item, audio) = (header(&response, "history-item-id"), response.bytes().await.unwrap());
+    let (item, audio) = (header_value(&response, "history-item-id"), response.bytes().await.unwrap());
     exhaust_two_keys(&proxy).await;
     let counts_before = proxy.request_counts(&KEYS);
     let download = proxy.get(&format!("/v1/history/{item}/audio")).await;
     assert_eq!((download.status().as_u16(), download.bytes().await.unwrap()), (200, audio));
     assert_eq!(proxy.delete(&format!("/v1/history/{item}")).await, 200);
     let counts_after = proxy.request_counts(&KEYS);
-    assert_eq!(differences(&counts_after, &counts_before), [2, 0, 0]);
+    assert_eq!(count_differences(&counts_after, &counts_before), [2, 0, 0]);
     proxy.close().await;
 }
 
@@ -169,7 +171,7 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
     let proxy = start_proxy(three_accounts()).await;
     proxy.refuse_keys_except(SECOND_KEY);
     proxy.set_fault(FIRST_KEY, "quota");
-    let request_id = header(&proxy.request_speech(3).await, "request-id");
+    let request_id = header_value(&proxy.request_speech(3).await, "request-id");
     proxy.clear_faults();
     let continue_requests = |ids: Value| {
         let proxy = &proxy;
@@ -185,14 +187,17 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
     let detail = refused_response.json::<Value>().await.unwrap()["detail"].clone();
     assert_eq!(detail["status"], "quota_exceeded");
     let message = detail["message"].as_str().unwrap();
-    assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
+    assert!(
+        message.starts_with("The ElevenLabs account that this earlier request belongs to"),
+        "the message must name the earlier request: {message}"
+    );
     assert_eq!(proxy.request_counts(&KEYS)[2], 0, "the request must not be sent to another account");
 
     // A request that continues no other is served by the next account.
     let later_response = proxy.request_speech(3).await;
     assert_eq!(later_response.status(), 200);
     let refused_response =
-        continue_requests(json!([request_id, header(&later_response, "request-id")])).await;
+        continue_requests(json!([request_id, header_value(&later_response, "request-id")])).await;
     assert_proxy_error(&refused_response, 400, "conflicting_owners");
     proxy.close().await;
 }
@@ -200,14 +205,17 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
 #[tokio::test]
 async fn a_request_with_resources_of_two_owners_is_refused_and_names_them() {
     let proxy = start_proxy(three_accounts()).await;
-    let request_id = header(&proxy.request_speech(3).await, "request-id");
+    let request_id = header_value(&proxy.request_speech(3).await, "request-id");
     assert_eq!(proxy.post(&speech_path("voice-of-1"), &speech_body()).await.status(), 200);
     let counts_before = proxy.request_counts(&KEYS);
     let body = json!({ "text": "abc", "previous_request_ids": [request_id] });
     let response = proxy.post(&speech_path("voice-of-1"), &body).await;
     assert_proxy_error(&response, 400, "conflicting_owners");
     let message = response.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("a voice and an earlier request"), "{message}");
+    assert!(
+        message.contains("a voice and an earlier request"),
+        "the message must contain `a voice and an earlier request`: {message}"
+    );
     assert_eq!(proxy.request_counts(&KEYS), counts_before, "the provider must receive no request");
     proxy.close().await;
 }
@@ -239,12 +247,16 @@ async fn all_pages_of_a_list_are_requested_from_one_account() {
     let first_page = proxy.get_json("/v2/voices?page_size=2").await;
     let token = first_page["next_page_token"].as_str().unwrap().to_owned();
     exhaust_two_keys(&proxy).await;
-    // Another key is current now, but the pages and the next list are requested from the first account.
+    // Another key is current, but the pages and the next list are requested from the first account.
     let second_page = proxy.get_json(&format!("/v2/voices?page_size=2&next_page_token={token}")).await;
     assert_eq!(second_page["voices"][1]["voice_id"], "voice-of-0");
     let list = proxy.get_json("/v1/voices").await;
     assert!(list["voices"].as_array().unwrap().iter().any(|voice| voice["voice_id"] == "voice-of-0"));
-    assert_eq!(proxy.request_counts(&[SECOND_KEY]), [1], "only the request that exhausted the key");
+    assert_eq!(
+        proxy.request_counts(&[SECOND_KEY]),
+        [1],
+        "the second key must receive only the request that exhausted it"
+    );
     proxy.close().await;
 }
 
@@ -260,7 +272,7 @@ async fn a_list_records_the_owners_of_voices_except_premade_ones() {
     let counts_before = proxy.request_counts(&KEYS);
     assert_eq!(proxy.post(&speech_path("voice-of-2"), &speech_body()).await.status(), 200);
     let counts_after = proxy.request_counts(&KEYS);
-    assert_eq!(differences(&counts_after, &counts_before), [0, 0, 1]);
+    assert_eq!(count_differences(&counts_after, &counts_before), [0, 0, 1]);
     // A premade voice has no owner, so the request fails over when the key is exhausted.
     proxy.clear_faults();
     let second_proxy = start_proxy(three_accounts()).await;
@@ -319,7 +331,7 @@ async fn an_owner_is_restored_after_a_restart_and_its_added_key_is_used() {
 async fn the_database_contains_no_resource_identifiers() {
     let proxy = start_proxy(three_accounts()).await;
     let response = proxy.request_speech(3).await;
-    let item = header(&response, "history-item-id");
+    let item = header_value(&response, "history-item-id");
     let voice = proxy.clone_voice().await;
     assert_eq!(proxy.post(&speech_path("voice-of-2"), &speech_body()).await.status(), 200);
     let (_, directory) = proxy.close().await;
@@ -327,11 +339,11 @@ async fn the_database_contains_no_resource_identifiers() {
     for identifier in [&item, &voice, "voice-of-2"] {
         assert!(
             !database.windows(identifier.len()).any(|bytes| bytes == identifier.as_bytes()),
-            "{identifier}"
+            "the database must not contain {identifier:?}"
         );
     }
     let connection = rusqlite::Connection::open(directory.path().join("keychoir.db")).unwrap();
     let sql = "SELECT (SELECT count(*) FROM owners) + (SELECT sum(changes) FROM owners_plentiful)";
     let count: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
-    assert!(count >= 4, "{count}");
+    assert!(count >= 4, "the owners of at least four resources must be recorded, not of {count}");
 }

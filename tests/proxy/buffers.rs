@@ -1,4 +1,4 @@
-//! Tests the shared buffer budget: sessions and uploads beyond it, and the release of all buffers.
+//! Tests the memory budget that all buffers share: sessions and uploads beyond it, and the release of all buffers.
 
 use keychoir::config::Config;
 use keychoir::policy::websocket_frame::{FrameHeader, Opcode};
@@ -12,7 +12,7 @@ use crate::support::websocket::{
 };
 use crate::support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, start_proxy_with};
 
-const KIBI: usize = 1024;
+const KIBIBYTE: usize = 1024;
 const BUDGET_EXHAUSTED: &str = "Keychoir has no memory left for this session. Try again later.";
 
 fn disable_memory_buffers(config: &mut Config) {
@@ -20,13 +20,14 @@ fn disable_memory_buffers(config: &mut Config) {
     config.retry.max_total_buffer_size = 0;
 }
 
+/// Returns the value of a metric without labels.
 async fn metric_value(proxy: &TestProxy, name: &str) -> u64 {
     let page = proxy.get("/metrics").await.text().await.unwrap();
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
     line.parse().unwrap()
 }
 
-/// Waits until all buffers are released. The client receives the end before the proxy drops the session.
+/// Waits until all buffers are released, which happens after the client has received the end of its session.
 async fn wait_until_buffers_are_released(proxy: &TestProxy) {
     within_timeout(async { while metric_value(proxy, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
 }
@@ -53,8 +54,11 @@ async fn send_incomplete_message(proxy: &TestProxy, bytes: usize) -> WebSocketCl
 async fn a_session_beyond_the_buffer_budget_is_closed() {
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
-    assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
-    let mut session = send_incomplete_message(&proxy, 250 * KIBI).await;
+    assert!(
+        messages.iter().any(|message| message["audio"].is_string()),
+        "the messages must contain audio: {messages:?}"
+    );
+    let mut session = send_incomplete_message(&proxy, 250 * KIBIBYTE).await;
     assert_eq!(session.receive().await, Received::Close(1013, BUDGET_EXHAUSTED.to_owned()));
     drop(session);
     let records = proxy.into_records().await;
@@ -65,8 +69,9 @@ async fn a_session_beyond_the_buffer_budget_is_closed() {
 async fn buffered_messages_beyond_the_budget_are_released_and_the_session_continues() {
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let mut session = open_session(&proxy, SCRIBE).await;
-    // Two seconds of silence per message exceed the free allowance.
-    let audio_chunk = json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBI)});
+    // Each message has more bytes than a session may buffer outside the budget.
+    let audio_chunk =
+        json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBIBYTE)});
     for _ in 0..4 {
         session.send(Message::text(audio_chunk.to_string())).await;
     }
@@ -80,19 +85,19 @@ async fn buffered_messages_beyond_the_budget_are_released_and_the_session_contin
 
 #[tokio::test]
 async fn many_sessions_stay_within_the_buffer_budget() {
-    const SESSIONS: usize = 60;
-    let total = 2 * KIBI * KIBI;
+    const SESSION_COUNT: usize = 60;
+    let budget = 2 * KIBIBYTE * KIBIBYTE;
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 10_000_000)]), |config| {
-        config.retry.max_total_buffer_size = total;
+        config.retry.max_total_buffer_size = budget;
     })
     .await;
     let mut sessions = Vec::new();
-    for _ in 0..SESSIONS {
-        sessions.push(send_incomplete_message(&proxy, 200 * KIBI).await);
-        assert!(metric_value(&proxy, "keychoir_buffer_memory_bytes").await <= total as u64);
+    for _ in 0..SESSION_COUNT {
+        sessions.push(send_incomplete_message(&proxy, 200 * KIBIBYTE).await);
+        assert!(metric_value(&proxy, "keychoir_buffer_memory_bytes").await <= budget as u64);
     }
-    assert_eq!(metric_value(&proxy, "keychoir_buffer_memory_max_bytes").await, total as u64);
-    // The first sessions have buffers and continue, and the last ones are closed.
+    assert_eq!(metric_value(&proxy, "keychoir_buffer_memory_max_bytes").await, budget as u64);
+    // The first sessions have buffers and continue, and the last sessions are closed.
     let last_session = sessions.last_mut().unwrap();
     assert_eq!(last_session.receive().await, Received::Close(1013, BUDGET_EXHAUSTED.to_owned()));
     sessions.truncate(1);
@@ -100,7 +105,10 @@ async fn many_sessions_stay_within_the_buffer_budget() {
     sessions.clear();
     wait_until_buffers_are_released(&proxy).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
-    assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
+    assert!(
+        messages.iter().any(|message| message["audio"].is_string()),
+        "the messages must contain audio: {messages:?}"
+    );
 }
 
 #[tokio::test]
@@ -111,7 +119,7 @@ async fn an_upload_beyond_the_buffer_budget_is_retried_from_disk() {
     )
     .await;
     proxy.set_fault(FIRST_KEY, "quota");
-    let body = json!({"text": "Hello", "model_id": "eleven_flash_v2_5", "note": "a".repeat(300 * KIBI)});
+    let body = json!({"text": "Hello", "model_id": "eleven_flash_v2_5", "note": "a".repeat(300 * KIBIBYTE)});
     assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1]);
     assert_eq!(metric_value(&proxy, "keychoir_buffer_disk_bytes").await, 0);

@@ -98,7 +98,7 @@ async fn a_rate_limited_client_receives_a_retry_after_header() {
     let response = proxy.get("/v1/voices").await;
     assert_eq!(status_and_code(&response), (429, "client_rate_limited"));
     let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((3_500..=3_600).contains(&seconds), "{seconds}");
+    assert!((3_500..=3_600).contains(&seconds), "the wait must be at most an hour, and it is {seconds} s");
     proxy.close().await;
 }
 
@@ -137,7 +137,11 @@ async fn a_client_may_request_its_allowed_paths_only() {
         ("/v1/text-to-speech/..;/user", (400, "ambiguous_path")),
     ] {
         let request = proxy.request(Method::GET, path, CLIENT_TOKEN);
-        assert_eq!(status_and_code(&request.send().await.unwrap()), expected, "{path}");
+        assert_eq!(
+            status_and_code(&request.send().await.unwrap()),
+            expected,
+            "{path}: the request must have the expected status and code"
+        );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 0]);
     proxy.close().await;
@@ -166,7 +170,7 @@ async fn a_client_is_served_with_its_allowed_keys_only() {
     proxy.close().await;
 }
 
-/// Sends a request with the client's own key, and the token in the `x-keychoir-token` header.
+/// Sends a request with the client's own key, and with the token, if any, in the `x-keychoir-token` header.
 async fn send_with_own_key(
     proxy: &TestProxy,
     method: Method,
@@ -267,15 +271,57 @@ async fn clients_without_a_token_are_served_with_their_own_keys() {
     assert_eq!(clients, ["own", "app"]);
 }
 
-/// Runs `keychoir clients` with the given `arguments` and a configuration file. Returns the exit code, the standard
-/// output and the standard error.
-fn run_clients(arguments: &[&str], file: &Path) -> (Option<i32>, String, String) {
+/// The result of a `keychoir clients` command.
+struct CommandResult {
+    exit_code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl CommandResult {
+    /// Asserts that the command was refused with this exit code and a message that contains `expected`.
+    #[track_caller]
+    fn assert_refused(&self, exit_code: i32, expected: &str) {
+        assert_eq!(self.exit_code, Some(exit_code), "the command must be refused: {}", self.stderr);
+        assert!(
+            self.stderr.contains(expected),
+            "the error message must contain {expected:?}: {}",
+            self.stderr
+        );
+    }
+}
+
+/// Runs `keychoir clients` with the given `arguments` and a configuration file.
+fn run_clients(arguments: &[&str], file: &Path) -> CommandResult {
     let arguments = [&["clients"], arguments, &["--config", file.to_str().unwrap()]].concat();
     let directory = file.parent().unwrap();
     let mut command = keychoir_command(&arguments);
     let output = run(command.env("KEYCHOIR_STORAGE__PATH", directory.join("keychoir.db")));
-    let messages = stderr(&output);
-    (output.status.code(), String::from_utf8(output.stdout).unwrap(), messages)
+    let stderr = stderr(&output);
+    CommandResult {
+        exit_code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr,
+    }
+}
+
+/// Adds and lists the client `app` while no server runs. Returns its token.
+fn add_client_without_server(file: &Path) -> String {
+    let added = run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], file);
+    let token = added.stdout.trim().to_owned();
+    let expected = (Some(0), 51);
+    assert_eq!((added.exit_code, token.len()), expected, "a token must be printed: {}", added.stderr);
+    assert!(!added.stderr.contains(&token), "the token must be printed only to the standard output");
+    assert_eq!(run_clients(&["add", "app"], file).exit_code, Some(1), "a name must be used only once");
+    run_clients(&["add", "web", "--rate-limit", "fast"], file)
+        .assert_refused(78, "`fast` is not a rate limit");
+    assert_eq!(run_clients(&["list"], file).stdout, "app  1 request, 4 concurrent requests\n");
+    let list: Value = serde_json::from_str(&run_clients(&["list", "--json"], file).stdout).unwrap();
+    assert_eq!(
+        (&list["clients"][0]["name"], &list["clients"][0]["max_concurrent"]),
+        (&json!("app"), &json!(4))
+    );
+    token
 }
 
 #[tokio::test]
@@ -285,23 +331,8 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let file = directory.path().join("keychoir.toml");
     let text = "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n";
     std::fs::write(&file, text).unwrap();
-    let (code, token, messages) =
-        run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], &file);
-    let token = token.trim();
-    assert_eq!((code, token.len()), (Some(0), 51), "{messages}");
-    assert!(!messages.contains(token));
-    let (code, _, messages) = run_clients(&["add", "app"], &file);
-    assert_eq!(code, Some(1), "{messages}");
-    let (code, _, messages) = run_clients(&["add", "web", "--rate-limit", "fast"], &file);
-    assert!(code == Some(78) && messages.contains("`fast` is not a rate limit"), "{messages}");
-    let (_, list, _) = run_clients(&["list"], &file);
-    assert_eq!(list, "app  1 request, 4 concurrent requests\n");
-    let (_, list, _) = run_clients(&["list", "--json"], &file);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    assert_eq!(
-        (&list["clients"][0]["name"], &list["clients"][0]["max_concurrent"]),
-        (&json!("app"), &json!(4))
-    );
+    let token = add_client_without_server(&file);
+    let token = token.as_str();
 
     let mut command = keychoir_command(&["serve", "--config", file.to_str().unwrap()]);
     command
@@ -321,17 +352,15 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     assert_eq!((get_voices(token).await, get_voices("other").await), (200, 401));
 
     // The configured address has no fixed port.
-    let (code, _, messages) = run_clients(&["add", "second"], &file);
-    assert!(code == Some(1) && messages.contains("name its address with --url"), "{messages}");
+    run_clients(&["add", "second"], &file).assert_refused(1, "name its address with --url");
     let run_online = |arguments: &[&str]| run_clients(&[arguments, &["--url", &url]].concat(), &file);
-    let (code, added, messages) = run_online(&["add", "second", "--bring-your-own-key", "--json"]);
-    assert_eq!(code, Some(0), "{messages}");
-    let added: Value = serde_json::from_str(&added).unwrap();
+    let added = run_online(&["add", "second", "--bring-your-own-key", "--json"]);
+    assert_eq!(added.exit_code, Some(0), "the client must be added: {}", added.stderr);
+    let added: Value = serde_json::from_str(&added.stdout).unwrap();
     let second_token = added["token"].as_str().unwrap();
-    assert_eq!(run_online(&["revoke", "app"]).0, Some(0));
-    assert_eq!(run_online(&["revoke", "app"]).0, Some(1));
-    let (code, _, messages) = run_online(&["revoke", "second"]);
-    assert!(code == Some(1) && messages.contains("the only client"), "{messages}");
+    assert_eq!(run_online(&["revoke", "app"]).exit_code, Some(0));
+    assert_eq!(run_online(&["revoke", "app"]).exit_code, Some(1), "a client must be revoked only once");
+    run_online(&["revoke", "second"]).assert_refused(1, "the only client");
     assert_eq!((get_voices(token).await, get_voices(second_token).await), (401, 200));
     // The provider does not know this own key.
     let own_key = "sk_own_canary_000011112222333344445555666677778888";
@@ -346,5 +375,6 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
         assert!(!is_in_file, "the files must contain no secret");
     }
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    let text_after = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text_after, text, "the commands must not change the configuration file");
 }

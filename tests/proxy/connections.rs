@@ -1,5 +1,5 @@
-//! Tests the end of client connections: after a refusal during an upload, after a truncated response, after the
-//! client closes its write half or disconnects, and with HTTP/2.
+//! Tests the ends of client connections: after a refused upload, after a truncated response, after the client closes
+//! its write half or disconnects, and after a request with HTTP/2.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -24,7 +24,8 @@ async fn start_proxy_with_client() -> TestProxy {
     .await
 }
 
-/// Sends all chunks of an upload without a token before it reads. Returns the response or the error.
+/// Sends all chunks of an upload without a token before it reads the response. Returns the response, or a description
+/// of the error.
 async fn upload(proxy: &TestProxy, framing: &str, chunks: usize, pause: Duration) -> String {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let head = format!("POST /v1/speech-to-text HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n\r\n");
@@ -47,14 +48,14 @@ async fn upload(proxy: &TestProxy, framing: &str, chunks: usize, pause: Duration
 async fn clients_of_refused_uploads_receive_the_response() {
     let proxy = start_proxy_with_client().await;
     let pause = Duration::from_millis(1);
-    let fast = (0..50).map(|_| upload(&proxy, "transfer-encoding: chunked", 60, Duration::ZERO));
-    let fast_responses = join_all(fast).await;
-    let slow = (0..50).map(|_| upload(&proxy, "content-length: 9999999", 60, pause));
-    let slow_responses = join_all(slow).await;
+    let fast_uploads = (0..50).map(|_| upload(&proxy, "transfer-encoding: chunked", 60, Duration::ZERO));
+    let fast_responses = join_all(fast_uploads).await;
+    let slow_uploads = (0..50).map(|_| upload(&proxy, "content-length: 9999999", 60, pause));
+    let slow_responses = join_all(slow_uploads).await;
     for response in fast_responses.iter().chain(&slow_responses) {
         assert!(
             response.starts_with("HTTP/1.1 401 ") && response.contains("client_token_missing"),
-            "{response}"
+            "the client must receive the refusal: {response}"
         );
     }
     proxy.close().await;
@@ -118,8 +119,15 @@ async fn a_truncated_response_to_an_http_1_0_client_ends_with_a_reset() {
         let proxy = start_proxy_with_upstream_response(response.leak()).await;
         for method in ["GET", "POST"] {
             let (response, end) = send_http_1_0(&proxy, method).await;
-            assert!(response.starts_with("HTTP/1.0 200 OK\r\n"), "{response}");
-            assert_eq!(end, if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) }, "{rest:?}");
+            assert!(
+                response.starts_with("HTTP/1.0 200 OK\r\n"),
+                "the response must have the version of the client: {response}"
+            );
+            assert_eq!(
+                end,
+                if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) },
+                "the connection must report whether the response is complete after {rest:?}"
+            );
         }
         proxy.close_unchecked().await;
     }
@@ -130,7 +138,10 @@ async fn a_response_without_a_body_to_an_http_1_0_client_ends_cleanly() {
     let proxy =
         start_proxy_with_upstream_response("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
     let (response, end) = send_http_1_0(&proxy, "HEAD").await;
-    assert!(response.starts_with("HTTP/1.0 200 OK\r\n"), "{response}");
+    assert!(
+        response.starts_with("HTTP/1.0 200 OK\r\n"),
+        "the response must have the version of the client: {response}"
+    );
     assert_eq!(end, Ok(()));
     proxy.close_unchecked().await;
 }
@@ -156,7 +167,7 @@ async fn a_truncated_refusal_is_relayed_without_a_clean_end() {
             let _ = stream.read_to_end(&mut response).await;
             let response = String::from_utf8(response).unwrap();
             let (head, body) = response.split_once("\r\n\r\n").expect("the head must be complete");
-            assert!(head.starts_with("HTTP/1.1 401 "), "{response}");
+            assert!(head.starts_with("HTTP/1.1 401 "), "the refusal must be relayed: {response}");
             assert!(
                 body.len() < 5000 && !body.ends_with("0\r\n\r\n"),
                 "the response must not end cleanly: {response}"
@@ -179,7 +190,7 @@ async fn an_unsupported_transfer_coding_of_the_provider_is_answered_with_502() {
     }
 }
 
-/// Sends a request, closes the write half and returns the response.
+/// Sends a request and closes the write half. Returns the response.
 async fn send_and_close_write_half<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     request: &str,
@@ -211,7 +222,10 @@ async fn a_client_that_closes_its_write_half_receives_the_response() {
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nserved").await.unwrap();
         };
         let (response, ()) = tokio::join!(send_and_close_write_half(stream, &request), upstream_response);
-        assert!(response.ends_with("served") && response.contains(" 200 OK\r\n"), "{request}: {response}");
+        assert!(
+            response.ends_with("served") && response.contains(" 200 OK\r\n"),
+            "the client must receive the response to {request:?}: {response}"
+        );
     }
     proxy.close_unchecked().await;
 }
@@ -245,6 +259,7 @@ async fn http2_with_prior_knowledge_is_refused() {
     let (mut settings, mut goaway) = ([0; 9], [0; 17]);
     stream.read_exact(&mut settings).await.unwrap();
     stream.read_exact(&mut goaway).await.unwrap();
+    // The types of the two frames, and the error HTTP_1_1_REQUIRED (RFC 9113).
     assert_eq!((settings[3], goaway[3], goaway[16]), (4, 7, 0xd));
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     proxy.close().await;

@@ -1,11 +1,11 @@
-//! Tests the formats of the JSON pages on which apps and scripts rely. Changing an expected format breaks them.
+//! Tests the formats of the JSON pages. A change of an expected format breaks the apps and scripts that read the pages.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, start_proxy, start_proxy_in};
 use keychoir::policy::units::UnixMs;
 use keychoir::simulator::{Plan, WorkspacePlan};
 use serde_json::{Value, json};
 
-/// 2099-01-01.
+/// The reset of both workspaces, 2099-01-01.
 const RESETS_AT: UnixMs = UnixMs(4_070_908_800_000);
 
 fn plan() -> Plan {

@@ -1,4 +1,4 @@
-//! Tests the dashboard over HTTP, without a browser: sessions, refusals and headers.
+//! Tests the dashboard over HTTP, without a browser: sessions, forms, events, assets, refusals and headers.
 
 use flate2::read::GzDecoder;
 use reqwest::{Method, RequestBuilder, Response};
@@ -11,7 +11,7 @@ use crate::support::events::EventReader;
 use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, client_config, join_all};
 
 const PAGES: [&str; 8] = ["", "keys", "key?id=x", "live", "usage", "clients", "connect", "system"];
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'";
 
@@ -24,7 +24,7 @@ async fn get(proxy: &TestProxy, cookie: &str, path: &str) -> Response {
     request(proxy, Method::GET, path).header("cookie", cookie).send().await.unwrap()
 }
 
-/// Returns a form that a page of the dashboard sends.
+/// Returns the request that a form of the dashboard sends.
 fn form(proxy: &TestProxy, cookie: &str, path: &str, fields: &str) -> RequestBuilder {
     request(proxy, Method::POST, path)
         .header("cookie", cookie)
@@ -33,10 +33,12 @@ fn form(proxy: &TestProxy, cookie: &str, path: &str, fields: &str) -> RequestBui
         .body(fields.to_owned())
 }
 
+/// Sends a code to the login page.
 async fn enter_code(proxy: &TestProxy, code: &str) -> Response {
     form(proxy, "", "login", &format!("code={code}")).send().await.unwrap()
 }
 
+/// Creates a code with which an operator signs in.
 async fn create_code(proxy: &TestProxy) -> String {
     let response = send(proxy, Method::POST, "dashboard-codes", Some(&json!({}))).await;
     let document: Value = response.json().await.unwrap();
@@ -52,7 +54,7 @@ async fn sign_in(proxy: &TestProxy) -> String {
 }
 
 /// Starts a proxy with a session, and returns its cookie.
-async fn start() -> (TestProxy, ReceivedChanges, String) {
+async fn start_with_session() -> (TestProxy, ReceivedChanges, String) {
     let (proxy, changes) = start_admin_proxy_with(|_| {}).await;
     let cookie = sign_in(&proxy).await;
     (proxy, changes, cookie)
@@ -60,22 +62,22 @@ async fn start() -> (TestProxy, ReceivedChanges, String) {
 
 #[tokio::test]
 async fn no_page_is_shown_without_a_session() {
-    let (proxy, _, _) = start().await;
-    let wrong =
+    let (proxy, _, _) = start_with_session().await;
+    let wrong_cookie =
         format!("keychoir_session_{}=kcs_guess", proxy.app.address().to_string().rsplit_once(':').unwrap().1);
-    for cookie in ["", &wrong] {
+    for cookie in ["", &wrong_cookie] {
         for path in PAGES.iter().chain(&["usage.csv", "nothing", "logout"]) {
             let response = get(&proxy, cookie, path).await;
             assert_eq!(
                 (response.status().as_u16(), &response.headers()["location"]),
                 (303, &"login".parse().unwrap()),
-                "{path}"
+                "{path}: the response must lead to the login page"
             );
-            assert_eq!(response.text().await.unwrap(), "", "{path}");
+            assert_eq!(response.text().await.unwrap(), "", "{path}: the response must have no content");
         }
-        // A relative location, so that it also works under a path prefix.
-        let deep = get(&proxy, cookie, "a/b/c").await;
-        assert_eq!(deep.headers()["location"], "../../login");
+        // The location is relative, so that it also works under a path prefix.
+        let nested_page = get(&proxy, cookie, "a/b/c").await;
+        assert_eq!(nested_page.headers()["location"], "../../login");
         assert_eq!(get(&proxy, cookie, "events").await.status(), 401);
         let changed = form(&proxy, cookie, "keys", &format!("action=pause&id={}", key_id(FIRST_KEY)))
             .send()
@@ -96,9 +98,9 @@ async fn no_page_is_shown_without_a_session() {
 
 #[tokio::test]
 async fn a_session_opens_the_pages_until_it_is_ended() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     for path in PAGES {
-        assert_eq!(get(&proxy, &cookie, path).await.status(), 200, "{path}");
+        assert_eq!(get(&proxy, &cookie, path).await.status(), 200, "{path}: the request must be served");
     }
     assert_eq!(get(&proxy, &cookie, "nothing").await.status(), 404);
     assert_eq!(get(&proxy, &cookie, "a/b").await.headers()["location"], "../");
@@ -107,7 +109,11 @@ async fn a_session_opens_the_pages_until_it_is_ended() {
 
     let response = form(&proxy, &cookie, "logout", "").send().await.unwrap();
     assert!(response.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
-    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 303, "the token must not be valid any more");
+    assert_eq!(
+        get(&proxy, &cookie, "keys").await.status(),
+        303,
+        "the token must be invalid after the logout"
+    );
     let end = async { while events.next().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(30), end).await.expect("the stream must end with its session");
     proxy.close().await;
@@ -115,7 +121,7 @@ async fn a_session_opens_the_pages_until_it_is_ended() {
 
 #[tokio::test]
 async fn a_form_of_another_page_changes_nothing() {
-    let (proxy, changes, cookie) = start().await;
+    let (proxy, changes, cookie) = start_with_session().await;
     let fields = format!("action=pause&id={}", key_id(FIRST_KEY));
     let send = async |path: &str, headers: &[(&str, &str)]| {
         let mut request = request(&proxy, Method::POST, path)
@@ -129,18 +135,34 @@ async fn a_form_of_another_page_changes_nothing() {
     };
     let same_site = proxy.url.replace("127.0.0.1", "localhost");
     for path in ["keys", "login", "logout", "system", "clients"] {
-        assert_eq!(send(path, &[]).await, 403, "{path}");
-        assert_eq!(send(path, &[("sec-fetch-site", "same-site")]).await, 403, "{path}");
-        assert_eq!(send(path, &[("origin", "null")]).await, 403, "{path}");
-        assert_eq!(send(path, &[("origin", "http://127.0.0.1:1")]).await, 403, "{path}");
-        assert_eq!(send(path, &[("origin", &same_site)]).await, 403, "{path}");
+        assert_eq!(send(path, &[]).await, 403, "{path}: a form without an origin must be refused");
+        assert_eq!(
+            send(path, &[("sec-fetch-site", "same-site")]).await,
+            403,
+            "{path}: a form of the same site must be refused"
+        );
+        assert_eq!(
+            send(path, &[("origin", "null")]).await,
+            403,
+            "{path}: a form of an opaque origin must be refused"
+        );
+        assert_eq!(
+            send(path, &[("origin", "http://127.0.0.1:1")]).await,
+            403,
+            "{path}: a form of another port must be refused"
+        );
+        assert_eq!(
+            send(path, &[("origin", &same_site)]).await,
+            403,
+            "{path}: a form of another name of this machine must be refused"
+        );
         assert_eq!(
             send(path, &[("origin", &proxy.url), ("sec-fetch-site", "cross-site")]).await,
             403,
-            "{path}"
+            "{path}: a form that the browser reports as cross-site must be refused"
         );
     }
-    assert!(changes.take().is_empty());
+    assert!(changes.take().is_empty(), "a refused form must change nothing");
     assert_eq!(get(&proxy, &cookie, "keys").await.status(), 200, "the session must not have ended");
     assert_eq!(send("keys", &[("sec-fetch-site", "same-origin")]).await, 303);
     assert_eq!(changes.take().len(), 1);
@@ -149,40 +171,50 @@ async fn a_form_of_another_page_changes_nothing() {
 
 #[tokio::test]
 async fn a_page_of_a_listed_origin_receives_no_data() {
-    const PAGE: &str = "https://app.example";
+    const PAGE_ORIGIN: &str = "https://app.example";
     let (proxy, _) =
-        start_admin_proxy_with(|config| config.access.origins = vec![PAGE.parse().unwrap()]).await;
+        start_admin_proxy_with(|config| config.access.origins = vec![PAGE_ORIGIN.parse().unwrap()]).await;
     let cookie = sign_in(&proxy).await;
     for path in ["", "login", "events", "assets/app.js"] {
         let response = request(&proxy, Method::GET, path)
             .header("cookie", &cookie)
-            .header("origin", PAGE)
+            .header("origin", PAGE_ORIGIN)
             .send()
             .await
             .unwrap();
-        assert_eq!(response.status(), 403, "{path}");
-        assert!(!response.headers().contains_key("access-control-allow-origin"), "{path}");
+        assert_eq!(response.status(), 403, "{path}: a page of another origin must be refused");
+        assert!(
+            !response.headers().contains_key("access-control-allow-origin"),
+            "{path}: no origin must be allowed"
+        );
     }
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn an_unreadable_form_is_refused() {
-    let (proxy, changes, cookie) = start().await;
-    let refused = async |request: RequestBuilder| {
+    let (proxy, changes, cookie) = start_with_session().await;
+    let refusal_status = async |request: RequestBuilder| {
         let response = request.send().await.unwrap();
         assert_security_headers(&response);
         response.status().as_u16()
     };
     let large = format!("action=add&name=a&key={}", "k".repeat(16 * 1024));
-    assert_eq!(refused(form(&proxy, &cookie, "keys", &large)).await, 413);
-    assert_eq!(refused(form(&proxy, "", "login", &format!("code={}", "k".repeat(16 * 1024)))).await, 413);
+    assert_eq!(refusal_status(form(&proxy, &cookie, "keys", &large)).await, 413);
+    assert_eq!(
+        refusal_status(form(&proxy, "", "login", &format!("code={}", "k".repeat(16 * 1024)))).await,
+        413
+    );
     for media_type in ["application/json", "multipart/form-data; boundary=x", "text/plain", ""] {
         // `RequestBuilder::header` appends, so the header is replaced in the built request.
         let request = form(&proxy, &cookie, "keys", "action=pause");
         let mut request = request.build().unwrap();
         request.headers_mut().insert("content-type", media_type.parse().unwrap());
-        assert_eq!(proxy.client.execute(request).await.unwrap().status(), 415, "{media_type}");
+        assert_eq!(
+            proxy.client.execute(request).await.unwrap().status(),
+            415,
+            "the media type {media_type:?} must be refused"
+        );
     }
     for (fields, status) in [
         ("", 404),
@@ -192,17 +224,21 @@ async fn an_unreadable_form_is_refused() {
         ("action=add&name=a%2Fb&key=sk_a_key_that_is_not_in_the_pool", 400),
         ("action=add&name=a&key=sk_with+a+space", 400),
     ] {
-        assert_eq!(refused(form(&proxy, &cookie, "keys", fields)).await, status, "{fields}");
+        assert_eq!(
+            refusal_status(form(&proxy, &cookie, "keys", fields)).await,
+            status,
+            "the form {fields:?} must be refused with {status}"
+        );
     }
-    assert_eq!(refused(form(&proxy, &cookie, "clients", "action=revoke&name=app%3Fx")).await, 400);
-    assert_eq!(refused(form(&proxy, &cookie, "nothing", "action=pause")).await, 404);
-    assert!(changes.take().is_empty());
+    assert_eq!(refusal_status(form(&proxy, &cookie, "clients", "action=revoke&name=app%3Fx")).await, 400);
+    assert_eq!(refusal_status(form(&proxy, &cookie, "nothing", "action=pause")).await, 404);
+    assert!(changes.take().is_empty(), "a refused form must change nothing");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn other_methods_are_refused() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
         for path in ["", "keys", "events", "login", "assets/app.js"] {
             let request = request(&proxy, method.parse().unwrap(), path).header("cookie", &cookie);
@@ -211,7 +247,7 @@ async fn other_methods_are_refused() {
             assert_eq!(
                 (response.status().as_u16(), &response.headers()["allow"]),
                 (405, &allowed.parse().unwrap()),
-                "{method} {path}"
+                "{method} {path}: the response must list the allowed methods"
             );
         }
     }
@@ -224,23 +260,33 @@ async fn other_methods_are_refused() {
 #[track_caller]
 fn assert_security_headers(response: &Response) {
     let expected = [
-        ("content-security-policy", POLICY),
+        ("content-security-policy", CONTENT_SECURITY_POLICY),
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "same-origin"),
         ("cross-origin-opener-policy", "same-origin"),
         ("cross-origin-resource-policy", "same-origin"),
     ];
     for (name, value) in expected {
-        assert_eq!(response.headers()[name], value, "{}", response.url());
+        assert_eq!(
+            response.headers()[name],
+            value,
+            "the response must have its security headers: {}",
+            response.url()
+        );
     }
     let is_asset = response.url().path().contains("/assets/") && response.status().is_success();
     let caching = if is_asset { "no-cache" } else { "no-store" };
-    assert_eq!(response.headers()["cache-control"], caching, "{}", response.url());
+    assert_eq!(
+        response.headers()["cache-control"],
+        caching,
+        "the response must have its caching policy: {}",
+        response.url()
+    );
 }
 
 #[tokio::test]
 async fn a_page_receives_only_the_events_that_it_shows() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     let open = async |query| EventReader::new(get(&proxy, &cookie, query).await);
     let mut state = open("events?only=state").await;
     let mut requests = open("events?only=requests").await;
@@ -252,7 +298,7 @@ async fn a_page_receives_only_the_events_that_it_shows() {
     assert_eq!(requests.next().await.unwrap().name, "request", "requests must begin without a snapshot");
     all.wait_for("request", |_| true).await;
     proxy.request_speech(10).await.bytes().await.unwrap();
-    // Any event of the first request would come before the state after the second one.
+    // An event of the first request would precede the state after the second request.
     loop {
         let event = state.next().await.unwrap();
         assert_ne!(event.name, "request");
@@ -266,7 +312,7 @@ async fn a_page_receives_only_the_events_that_it_shows() {
 
 #[tokio::test]
 async fn a_page_gets_only_the_keys_that_it_shows() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     let open = async |query: String| EventReader::new(get(&proxy, &cookie, &query).await);
     let (first, second) = (key_id(FIRST_KEY), key_id(SECOND_KEY));
     let page = get(&proxy, &cookie, "keys").await.text().await.unwrap();
@@ -284,7 +330,11 @@ async fn a_page_gets_only_the_keys_that_it_shows() {
     set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
     loop {
         let event = one.next().await.unwrap();
-        assert!(event.name == "overview" || event.data["id"] == second, "{}", event.data);
+        assert!(
+            event.name == "overview" || event.data["id"] == second,
+            "the page must receive only its own key: {}",
+            event.data
+        );
         if event.data["paused"] == true {
             break;
         }
@@ -296,7 +346,7 @@ async fn a_page_gets_only_the_keys_that_it_shows() {
 
 #[tokio::test]
 async fn every_response_has_the_headers_that_protect_it() {
-    let (proxy, _, cookie) = start().await;
+    let (proxy, _, cookie) = start_with_session().await;
     for path in PAGES.iter().chain(&[
         "login",
         "nothing",
@@ -319,7 +369,7 @@ async fn every_response_has_the_headers_that_protect_it() {
 
 #[tokio::test]
 async fn assets_are_compressed_and_sent_once() {
-    let (proxy, _, _) = start().await;
+    let (proxy, _, _) = start_with_session().await;
     for (name, media_type) in [
         ("app.js", "text/javascript; charset=utf-8"),
         ("app.css", "text/css; charset=utf-8"),
@@ -345,7 +395,7 @@ async fn assets_are_compressed_and_sent_once() {
         );
         let mut decoded = Vec::new();
         GzDecoder::new(&*compressed.bytes().await.unwrap()).read_to_end(&mut decoded).unwrap();
-        assert!(decoded == content, "{name}");
+        assert!(decoded == content, "{name}: the compressed asset must have the same content");
 
         let known_tags = format!("\"other\", W/{}", tag.to_str().unwrap());
         let cached =
@@ -358,7 +408,7 @@ async fn assets_are_compressed_and_sent_once() {
 
 #[tokio::test]
 async fn a_code_is_valid_once() {
-    let (proxy, _, _) = start().await;
+    let (proxy, _, _) = start_with_session().await;
     let code = create_code(&proxy).await;
     assert_eq!(enter_code(&proxy, &code).await.status(), 303);
     let second_response = enter_code(&proxy, &code).await;
@@ -369,8 +419,8 @@ async fn a_code_is_valid_once() {
 }
 
 #[tokio::test]
-async fn wrong_codes_count_as_wrong_admin_tokens() {
-    let (proxy, _, cookie) = start().await;
+async fn a_wrong_code_counts_as_a_wrong_admin_token() {
+    let (proxy, _, cookie) = start_with_session().await;
     let code = create_code(&proxy).await;
     let wrong_token = || async {
         let url = format!("{}/api/keychoir/v1/keys", proxy.url);
@@ -429,10 +479,16 @@ async fn no_name_is_html_or_a_formula() {
         }
     };
     let csv = tokio::time::timeout(Duration::from_secs(30), recorded).await.unwrap();
-    assert!(csv.lines().nth(1).unwrap().starts_with("\"'=1+1,\"\"<b>1\"\"\",10,1,1,0,10,"), "{csv}");
+    assert!(
+        csv.lines().nth(1).unwrap().starts_with("\"'=1+1,\"\"<b>1\"\"\",10,1,1,0,10,"),
+        "the name must not be a formula in the CSV: {csv}"
+    );
     for path in ["clients", "usage?by=client", "live"] {
         let page = read(path).await;
-        assert!(page.contains("=1+1,&quot;&lt;b&gt;1") && !page.contains("<b>"), "{path}: {page}");
+        assert!(
+            page.contains("=1+1,&quot;&lt;b&gt;1") && !page.contains("<b>"),
+            "{path}: the name must be escaped: {page}"
+        );
     }
     for path in [
         "keys?q=\"><b>1",
@@ -443,7 +499,7 @@ async fn no_name_is_html_or_a_formula() {
         "live?done=<b>1",
     ] {
         let page = read(path).await;
-        assert!(!page.contains("<b>"), "{path}: {page}");
+        assert!(!page.contains("<b>"), "{path}: the parameter must be escaped: {page}");
     }
     proxy.close().await;
 }

@@ -32,6 +32,7 @@ async fn upstream_headers(proxy: &TestProxy, headers: &[(&str, &str)]) -> Vec<(S
     pairs.map(|pair| (string(&pair[0]).to_ascii_lowercase(), string(&pair[1]))).collect()
 }
 
+/// Returns the value of the first header with this name, which must be in lower case.
 fn header_value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
 }
@@ -60,7 +61,11 @@ async fn only_encodings_that_the_proxy_can_decode_are_offered_to_the_provider() 
     ] {
         let headers: Vec<_> = accepted.iter().map(|accepted| ("accept-encoding", *accepted)).collect();
         let upstream_headers = upstream_headers(&proxy, &headers).await;
-        assert_eq!(header_value(&upstream_headers, "accept-encoding"), offered, "{accepted:?}");
+        assert_eq!(
+            header_value(&upstream_headers, "accept-encoding"),
+            offered,
+            "{accepted:?}: only encodings that the proxy decodes must be offered"
+        );
     }
     proxy.close().await;
 }
@@ -89,10 +94,10 @@ async fn forwarding_headers_of_proxies_are_not_sent() {
     let other_headers = [("x-mine", "1"), ("traceparent", "00-1")];
     let headers = upstream_headers(&proxy, &[&client_headers[..], &other_headers].concat()).await;
     for (name, _) in client_headers {
-        assert_eq!(header_value(&headers, &name.to_ascii_lowercase()), None, "{name}");
+        assert_eq!(header_value(&headers, &name.to_ascii_lowercase()), None, "{name} must not be forwarded");
     }
     for (name, value) in other_headers {
-        assert_eq!(header_value(&headers, name), Some(value), "{name}");
+        assert_eq!(header_value(&headers, name), Some(value), "{name} must be forwarded unchanged");
     }
     proxy.close().await;
 
@@ -131,7 +136,7 @@ async fn an_ambiguous_path_is_refused_and_not_forwarded() {
             let response = send_request(&proxy, method, target, "").await;
             assert!(
                 response.starts_with("HTTP/1.1 400") && response.contains("ambiguous_path"),
-                "{target}: {response}"
+                "{target}: the path must be refused as ambiguous: {response}"
             );
         }
         let upgrade = "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
@@ -139,16 +144,16 @@ async fn an_ambiguous_path_is_refused_and_not_forwarded() {
             format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n{upgrade}\r\n");
         let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
-        let mut start = [0; 12];
-        stream.read_exact(&mut start).await.unwrap();
-        assert_eq!(&start, b"HTTP/1.1 400", "{target}");
+        let mut status_line_start = [0; 12];
+        stream.read_exact(&mut status_line_start).await.unwrap();
+        assert_eq!(&status_line_start, b"HTTP/1.1 400", "{target}: the upgrade must be refused");
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     for target in ["/v1/simulator/echo/caf%C3%A9%20x", "/v1/simulator/echo/a+b,c", "//v1/simulator/echo"] {
         let response = send_request(&proxy, "GET", target, "").await;
         assert!(
             response.starts_with("HTTP/1.1 200") || response.starts_with("HTTP/1.1 404"),
-            "{target}: {response}"
+            "{target}: the path must be forwarded: {response}"
         );
     }
     proxy.close().await;
@@ -186,9 +191,16 @@ async fn active_documents_of_the_provider_are_sandboxed() {
             let response = proxy.get("/v1/voices").await;
             let policy =
                 response.headers().get("content-security-policy").map(|policy| policy.to_str().unwrap());
-            assert_eq!(policy, is_active.then_some("sandbox"), "{media_type}");
+            assert_eq!(
+                policy,
+                is_active.then_some("sandbox"),
+                "{media_type}: only an active document must have a sandbox"
+            );
             let has_nosniff = response.headers().contains_key("x-content-type-options");
-            assert_eq!(has_nosniff, is_active, "{media_type}");
+            assert_eq!(
+                has_nosniff, is_active,
+                "{media_type}: only an active document must have a fixed media type"
+            );
             proxy.close().await;
         }
     }
@@ -200,19 +212,38 @@ async fn default_paths_of_browsers_are_served_by_the_proxy() {
     for base in ["", "/eleven"] {
         for method in ["GET", "HEAD"] {
             let page = send_request(&proxy, method, &format!("{base}/"), "").await.to_lowercase();
-            assert!(page.starts_with("http/1.1 200") && page.contains("content-type: text/html"), "{page}");
-            assert!(page.contains("content-security-policy: default-src 'none'"), "{page}");
-            assert!(page.contains("cache-control: no-store") && page.contains("nosniff"), "{page}");
-            assert_eq!(page.contains("/api/elevenlabs-status"), method == "GET", "{page}");
+            assert!(
+                page.starts_with("http/1.1 200") && page.contains("content-type: text/html"),
+                "the response must be an HTML page: {page}"
+            );
+            assert!(
+                page.contains("content-security-policy: default-src 'none'"),
+                "the page must have a content security policy: {page}"
+            );
+            assert!(
+                page.contains("cache-control: no-store") && page.contains("nosniff"),
+                "the page must have its caching policy and media type fixed: {page}"
+            );
+            assert_eq!(
+                page.contains("/api/elevenlabs-status"),
+                method == "GET",
+                "only a GET must receive the content of the page: {page}"
+            );
             let favicon = send_request(&proxy, method, &format!("{base}/favicon.ico"), "").await;
-            assert!(favicon.starts_with("HTTP/1.1 204"), "{favicon}");
+            assert!(favicon.starts_with("HTTP/1.1 204"), "the response must have no icon: {favicon}");
             let robots = send_request(&proxy, method, &format!("{base}/robots.txt"), "").await;
-            assert!(robots.starts_with("HTTP/1.1 200") && robots.contains("nosniff"), "{robots}");
+            assert!(
+                robots.starts_with("HTTP/1.1 200") && robots.contains("nosniff"),
+                "the proxy must serve robots.txt: {robots}"
+            );
             assert_eq!(robots.contains("Disallow: /"), method == "GET");
         }
         let refused_response =
             send_request(&proxy, "POST", &format!("{base}/"), "content-length: 0\r\n").await;
-        assert!(refused_response.starts_with("HTTP/1.1 405"), "{refused_response}");
+        assert!(
+            refused_response.starts_with("HTTP/1.1 405"),
+            "another method must be refused: {refused_response}"
+        );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
@@ -224,7 +255,10 @@ async fn an_unknown_method_is_recorded_as_other_and_a_long_method_is_refused() {
     assert!(send_request(&proxy, "BREW", "/v1/simulator/echo", "").await.starts_with("HTTP/1.1 200"));
     let long_method = "A".repeat(20_000);
     let response = send_request(&proxy, &long_method, "/v1/simulator/echo", "").await;
-    assert!(response.starts_with("HTTP/1.1 501") && response.contains("method_too_long"), "{response}");
+    assert!(
+        response.starts_with("HTTP/1.1 501") && response.contains("method_too_long"),
+        "a long method must be refused: {response}"
+    );
     let records = proxy.into_records().await;
     assert_eq!(records.iter().map(|record| record.method.as_str()).collect::<Vec<_>>(), ["other"]);
 }

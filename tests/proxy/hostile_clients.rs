@@ -1,6 +1,6 @@
 //! Tests the proxy with clients that send malformed, ambiguous or forbidden requests, or send too much, too little or
-//! too slowly. First each case of a table is run, then mutations of the cases. A tap parses the requests between the
-//! proxy and its provider strictly.
+//! too slowly. One test runs each case of a table, and another test runs random mutations of these cases. A tap parses
+//! the requests between the proxy and its provider strictly.
 
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const KEYS: [&str; 2] = [FIRST_KEY, SECOND_KEY];
 /// The timeouts of request heads and of pauses in a body. Cases with stalled requests wait for them to expire.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts a proxy with one client or none, and a tap on its connections to the provider.
+/// Starts a proxy with a tap on its connections to the provider. The proxy has one client, or no client if
+/// `needs_no_token`.
 async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
     let tap = Tap::new(&KEYS).await;
     let mut record = None;
@@ -47,13 +48,13 @@ async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
 async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> {
     let request = valid_request("/v1/voices?valid=1", "connection: close\r\n").into_bytes();
     let received_bytes = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
-    clients::check(&received_bytes, ClientOutcome::Responses(&[200]), AfterSending::ReadToEnd)
+    clients::check_outcome(&received_bytes, ClientOutcome::Responses(&[200]), AfterSending::ReadToEnd)
         .map_err(|failure| format!("a valid request: {failure}"))
 }
 
-/// Waits until the proxy has no request, lease, session or connection except the connection of this check.
+/// Waits until the proxy has no request, lease, session or connection, except the connection of this check.
 async fn wait_until_idle(proxy: &TestProxy) {
-    let gauges = ["requests_in_flight", "requests_waiting", "sockets", "key_in_flight"];
+    let gauges = ["requests_in_flight", "requests_queued", "websocket_sessions", "key_requests_in_flight"];
     let polling = async {
         loop {
             let request = valid_request("/metrics", "connection: close\r\n").into_bytes();
@@ -85,9 +86,9 @@ async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
     for needs_no_token in [false, true] {
         let (proxy, record) = start_tapped_proxy(needs_no_token).await;
         for case in clients::cases().into_iter().filter(|case| case.needs_no_token == needs_no_token) {
-            let failures_of_case = run_case(&proxy, &record, &case).await;
+            let case_failures = run_case(&proxy, &record, &case).await;
             failures.extend(
-                failures_of_case
+                case_failures
                     .iter()
                     .map(|failure| format!("{} ({:?}): {failure}", case.name, case.after_sending)),
             );
@@ -99,26 +100,26 @@ async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Runs a case. Returns all failures from its expected outcome.
+/// Runs a case. Returns a message for each difference from its expected outcome.
 async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> Vec<String> {
-    let (received, mut failures_of_case) =
+    let (received, mut case_failures) =
         match exchange(proxy.app.address(), &case.chunks, case.after_sending).await {
             Ok(received) => (received, Vec::new()),
             Err(failure) => (Vec::new(), vec![failure]),
         };
-    if failures_of_case.is_empty() {
-        failures_of_case.extend(clients::check(&received, case.outcome, case.after_sending).err());
+    if case_failures.is_empty() {
+        case_failures.extend(clients::check_outcome(&received, case.outcome, case.after_sending).err());
     }
-    failures_of_case.extend(
+    case_failures.extend(
         KEYS.iter().filter(|key| contains(&received, key)).map(|_| "the client received a key".to_owned()),
     );
-    failures_of_case.extend(check_valid_request_is_served(proxy).await.err());
+    case_failures.extend(check_valid_request_is_served(proxy).await.err());
     let ForwardedRequests { heads, complete_count } = match record.take() {
         Ok(forwarded_requests) => forwarded_requests,
-        Err(failure) => return [failures_of_case, vec![failure]].concat(),
+        Err(failure) => return [case_failures, vec![failure]].concat(),
     };
     let has_token = |head: &&RequestHead| contains(&head.bytes, TOKEN);
-    failures_of_case.extend(
+    case_failures.extend(
         heads
             .iter()
             .filter(has_token)
@@ -133,12 +134,12 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
         (Forwarded::Partial, _) => started_count <= 1 && complete_count == 0,
     };
     if !is_expected {
-        failures_of_case.push(format!(
+        case_failures.push(format!(
             "{started_count} requests reached the provider, {complete_count} of them complete; expected {:?}",
             case.forwarded
         ));
     }
-    failures_of_case
+    case_failures
 }
 
 #[tokio::test]
@@ -157,27 +158,27 @@ async fn mutated_requests_do_not_affect_valid_requests() {
             AfterSending::Disconnect,
             AfterSending::Reset,
         ]);
-        let mut failures_of_case = Vec::new();
+        let mut case_failures = Vec::new();
         let received =
             exchange(proxy.app.address(), &chunks, after_sending).await.unwrap_or_else(|failure| {
-                failures_of_case.push(failure);
+                case_failures.push(failure);
                 Vec::new()
             });
         if !clients::is_allowed_response(&received) {
-            failures_of_case.push(format!("the response is not allowed: {}", escape_bytes(&received)));
+            case_failures.push(format!("the response is not allowed: {}", escape_bytes(&received)));
         }
-        failures_of_case.extend(
+        case_failures.extend(
             KEYS.iter()
                 .filter(|key| contains(&received, key))
                 .map(|_| "the client received a key".to_owned()),
         );
-        failures_of_case.extend(check_valid_request_is_served(&proxy).await.err());
-        failures_of_case.extend(record.take().err());
+        case_failures.extend(check_valid_request_is_served(&proxy).await.err());
+        case_failures.extend(record.take().err());
         let sent_chunks = || chunks.iter().map(|chunk| escape_bytes(chunk)).collect::<Vec<_>>().join("\n");
         assert!(
-            failures_of_case.is_empty(),
+            case_failures.is_empty(),
             "{}\n{after_sending:?} after\n{}\n{}",
-            failures_of_case.join("\n"),
+            case_failures.join("\n"),
             sent_chunks(),
             seeds.reproduction_hint(seed)
         );

@@ -21,7 +21,7 @@ const KEYS: [&str; 2] = [FIRST_KEY, SECOND_KEY];
 /// The time that the proxy waits for the head of a response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The number of credits from which recorded usage is implausible. No request costs as much.
+/// The lowest recorded usage that is implausible, in credits. No request costs as much.
 const IMPLAUSIBLE_CREDITS: u64 = 1_000_000_001;
 
 async fn start_proxy(provider: &Provider, change: impl FnOnce(&mut Config)) -> TestProxy {
@@ -33,7 +33,7 @@ async fn start_proxy(provider: &Provider, change: impl FnOnce(&mut Config)) -> T
     .await
 }
 
-/// Checks that the proxy serves valid requests, each with its own response.
+/// Checks that the proxy serves each valid request with the response to this request.
 async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String> {
     for (request_kind, body) in [(RequestKind::Voices, VOICES_BODY), (RequestKind::Speech, SPEECH_BODY)] {
         let received_bytes = exchange(
@@ -42,7 +42,7 @@ async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String
             AfterSending::ReadToEnd,
         )
         .await?;
-        providers::check(&received_bytes, ResponseOutcome::Body(200, body))
+        providers::check_outcome(&received_bytes, ResponseOutcome::Body(200, body))
             .map_err(|failure| format!("a valid {request_kind:?} request failed: {failure}"))?;
     }
     Ok(())
@@ -117,7 +117,7 @@ async fn run_cases(cases: Vec<ProviderCase>) -> Vec<String> {
     for ProviderCase { name, request_kind, script, outcome, max_unusable_keys, .. } in cases {
         let (received, mut case_failures) = run_case(&proxy, &provider, request_kind, script).await;
         if case_failures.is_empty() {
-            case_failures.extend(providers::check(&received, outcome).err());
+            case_failures.extend(providers::check_outcome(&received, outcome).err());
         }
         let unusable_count = count_unusable_keys(&proxy);
         if unusable_count > max_unusable_keys {
@@ -220,6 +220,10 @@ async fn mutated_responses_do_not_affect_valid_requests() {
         );
     }
     crate::support::wait_until(|| proxy.app.queued_requests() == 0).await;
-    let case_failures = check_usage_records(proxy).await;
-    assert!(case_failures.is_empty(), "{}", case_failures.join("\n"));
+    let record_failures = check_usage_records(proxy).await;
+    assert!(
+        record_failures.is_empty(),
+        "the usage records must be plausible:\n{}",
+        record_failures.join("\n")
+    );
 }

@@ -25,6 +25,7 @@ use crate::support::websocket::{
 };
 use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 
+/// The mask of the client's frames.
 const MASK: [u8; 4] = [1, 99, 200, 7];
 /// A small session buffer, so that floods exceed it quickly.
 const SESSION_BUFFER_SIZE: usize = 64 * 1024;
@@ -43,6 +44,7 @@ fn encode_frame(first_byte: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8
     bytes
 }
 
+// The first bytes of frames: the final bit and the opcode.
 const TEXT: u8 = 0x81;
 const TEXT_FRAGMENT: u8 = 0x01;
 const CONTINUATION: u8 = 0x00;
@@ -50,7 +52,8 @@ const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 
-/// Protocol violations of either peer, as bytes with the close code for each. `mask` is the mask of the peer.
+/// Returns protocol violations of a peer that masks its frames with `mask`: the description, the bytes and the close
+/// code of each.
 fn protocol_violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
     let encode_frame = |first_byte, payload: &[u8]| self::encode_frame(first_byte, payload, mask);
     let wrong_mask = if mask.is_some() { None } else { Some(MASK) };
@@ -75,7 +78,7 @@ fn protocol_violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16
     ]
 }
 
-/// Floods of a client, with the close code for each.
+/// Returns floods of a client: the description, the bytes and the close code of each.
 fn client_floods() -> Vec<(&'static str, Vec<u8>, u16)> {
     let empty = encode_frame(CONTINUATION, b"", Some(MASK));
     let tiny = encode_frame(CONTINUATION, b" ", Some(MASK));
@@ -141,7 +144,7 @@ async fn a_client_violation_ends_the_session_before_its_authentication() {
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
         session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
-        assert_eq!(messages, [] as [Value; 0], "{description}");
+        assert_eq!(messages, [] as [Value; 0], "{description}: the client must receive no message");
         assert_close_code(&end, code, description);
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
@@ -159,7 +162,7 @@ async fn a_client_violation_ends_the_session_before_its_first_text() {
         session.send_json(&json!({"text": " "})).await;
         session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
-        assert_eq!(messages, [] as [Value; 0], "{description}");
+        assert_eq!(messages, [] as [Value; 0], "{description}: the client must receive no message");
         assert_close_code(&end, code, description);
     }
     within_timeout(proxy.simulator.wait_for_ledger(|ledger| ledger.totals.sockets_open == 0)).await;
@@ -205,9 +208,10 @@ async fn a_client_violation_ends_a_served_session() {
     proxy.close().await;
 }
 
-/// A provider that passes each connection to the test.
+/// A provider that reads each handshake and passes the connection to the test.
 struct Provider {
     base_url: BaseUrl,
+    /// The connections with the response that accepts the handshake of each.
     handshakes: mpsc::UnboundedReceiver<(TcpStream, String)>,
     _tasks: Tasks,
 }
@@ -286,7 +290,10 @@ async fn a_violation_of_the_provider_ends_the_session() {
     for (description, bytes, code) in protocol_violations(None) {
         let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
         stream.write_all(&[encode_frame(TEXT, AUDIO_MESSAGE, None), bytes].concat()).await.unwrap();
-        assert!(session.receive_json().await["audio"].is_string(), "{description}");
+        assert!(
+            session.receive_json().await["audio"].is_string(),
+            "{description}: the client must receive audio"
+        );
         assert_close_code(&session.receive().await, code, description);
         drop(session);
         read_until_end(stream).await;
@@ -303,10 +310,10 @@ async fn every_byte_of_a_websocket_on_an_unknown_path_is_forwarded() {
         let mut client = session.stream.into_inner();
         let mut received_bytes = vec![0; bytes.len()];
         within_timeout(client.read_exact(&mut received_bytes)).await.unwrap();
-        assert_eq!(received_bytes, bytes, "{description}");
+        assert_eq!(received_bytes, bytes, "{description}: the client must receive every byte");
         client.write_all(&bytes).await.unwrap();
         within_timeout(stream.read_exact(&mut received_bytes)).await.unwrap();
-        assert_eq!(received_bytes, bytes, "{description}");
+        assert_eq!(received_bytes, bytes, "{description}: the provider must receive every byte");
     }
 }
 
@@ -352,7 +359,7 @@ async fn bytes_after_the_clients_close_are_dropped() {
         assert_eq!(
             (received_bytes, read_until_end(stream).await),
             (close.clone(), Vec::new()),
-            "{description}"
+            "{description}: nothing after the close frame must be forwarded"
         );
     }
 }
@@ -381,14 +388,17 @@ async fn a_flood_in_one_direction_blocks_neither_the_other_direction_nor_the_tim
         let (mut session, stream) = provider.open_session(&proxy, AGENT).await;
         let (mut from_proxy, mut to_proxy) = stream.into_split();
         let tasks = Tasks::default();
-        // Small and large frames, as fast as the connection accepts them.
+        // The provider sends small and large frames as fast as the connection accepts them.
         let flood =
             [encode_frame(TEXT, AUDIO_MESSAGE, None).repeat(2_000), encode_frame(BINARY, &[7; 60_000], None)]
                 .concat();
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
         if max_duration_ms > 0 {
             let end = session.receive_end().await;
-            assert!(matches!(end, Received::Close(1001, _) | Received::Disconnected), "{end:?}");
+            assert!(
+                matches!(end, Received::Close(1001, _) | Received::Disconnected),
+                "the session must end at its maximum duration, not with {end:?}"
+            );
             continue;
         }
         let (mut sink, mut stream) = futures_util::StreamExt::split(session.stream);
@@ -452,6 +462,7 @@ async fn a_queued_session_may_fail_over() {
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }
 
+/// Stops the proxy, and returns the verdicts of its attempts.
 async fn recorded_verdicts(proxy: TestProxy) -> Vec<String> {
     proxy.into_records().await.into_iter().map(|record| record.verdict).collect()
 }

@@ -7,7 +7,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking"
+    reason = "a test panics if an expectation fails"
 )]
 
 #[path = "../support/mod.rs"]

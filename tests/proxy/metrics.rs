@@ -28,6 +28,7 @@ impl ExpositionFormat {
     }
 }
 
+/// A value of a metric for one combination of its labels.
 #[derive(Debug)]
 struct Sample {
     name: String,
@@ -44,7 +45,11 @@ struct MetricsPage {
 }
 
 impl MetricsPage {
-    /// Parses a page, and panics if it violates the format.
+    /// Parses a page.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the page violates the format.
     fn parse(text: &str, format: ExpositionFormat) -> Self {
         let mut page = Self { families: BTreeMap::new(), samples: Vec::new() };
         let mut series = HashSet::new();
@@ -59,7 +64,10 @@ impl MetricsPage {
         for line in lines.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, description) = rest.split_once(' ').expect("the help must have a description");
-                assert!(description.ends_with('.') && !description.ends_with(".."), "{line}");
+                assert!(
+                    description.ends_with('.') && !description.ends_with(".."),
+                    "the description must be a sentence: {line}"
+                );
                 help = Some(name.to_owned());
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').unwrap();
@@ -73,12 +81,17 @@ impl MetricsPage {
                 } else {
                     &["counter", "gauge", "histogram", "untyped"]
                 };
-                assert!(kinds.contains(&kind), "{line}");
+                assert!(kinds.contains(&kind), "the type must be one of the format: {line}");
                 if !["unknown", "untyped"].contains(&kind) {
-                    assert_eq!(name.ends_with("_total"), kind == "counter" && !is_openmetrics, "{line}");
+                    assert_eq!(
+                        name.ends_with("_total"),
+                        kind == "counter" && !is_openmetrics,
+                        "only counters must end with _total: {line}"
+                    );
                 }
                 assert!(
-                    is_name(name) && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix))
+                    is_valid_name(name)
+                        && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix))
                 );
                 let suffixes: &[&str] = match kind {
                     "histogram" => &["_bucket", "_sum", "_count"],
@@ -99,8 +112,8 @@ impl MetricsPage {
                 let (name, kind, suffixes) = family.as_ref().expect("a sample must follow its family");
                 let suffix =
                     sample.name.strip_prefix(name).expect("the samples of a family must be consecutive");
-                assert!(suffixes.contains(&suffix), "{line}");
-                assert!(kind == "gauge" || sample.value >= 0.0, "{line}");
+                assert!(suffixes.contains(&suffix), "the sample must have a suffix of its family: {line}");
+                assert!(kind == "gauge" || sample.value >= 0.0, "only a gauge may be negative: {line}");
                 assert!(
                     series.insert(format!("{}{:?}", sample.name, sample.labels)),
                     "{line} must not be repeated"
@@ -123,18 +136,22 @@ impl MetricsPage {
             let buckets: Vec<&Sample> =
                 self.samples.iter().filter(|sample| sample.name == format!("{name}_bucket")).collect();
             let bounds: Vec<f64> = buckets.iter().map(|bucket| bucket.labels[0].1.parse().unwrap()).collect();
-            assert!(bounds.is_sorted() && bounds.last() == Some(&f64::INFINITY), "{name}: {bounds:?}");
+            assert!(
+                bounds.is_sorted() && bounds.last() == Some(&f64::INFINITY),
+                "{name}: the bounds must increase to infinity: {bounds:?}"
+            );
             assert!(buckets.iter().map(|bucket| bucket.value).is_sorted(), "{name} must be cumulative");
             assert_eq!(buckets.last().unwrap().value, self.value(&format!("{name}_count"), &[]));
         }
     }
 
+    /// Returns the value of the only sample with this name and these labels.
     fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let is_match = |sample: &&Sample| {
             sample.name == name && labels.iter().all(|(name, value)| sample.label(name) == Some(*value))
         };
         let matches: Vec<&Sample> = self.samples.iter().filter(is_match).collect();
-        assert_eq!(matches.len(), 1, "{name} {labels:?}: {matches:?}");
+        assert_eq!(matches.len(), 1, "{name} {labels:?} must match one sample: {matches:?}");
         matches[0].value
     }
 
@@ -152,8 +169,11 @@ impl MetricsPage {
         let metric = |(name, kind): (&String, &String)| {
             let belongs_to_family =
                 |sample: &&Sample| sample.name.starts_with(name) && sample.family() == name;
-            let sample =
-                self.samples.iter().find(belongs_to_family).unwrap_or_else(|| panic!("{name} has no sample"));
+            let sample = self
+                .samples
+                .iter()
+                .find(belongs_to_family)
+                .unwrap_or_else(|| panic!("{name} must have a sample"));
             let labels: Vec<&str> =
                 sample.labels.iter().map(|(name, _)| name.as_str()).filter(|name| *name != "le").collect();
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
@@ -184,26 +204,30 @@ fn family_base<'a>(name: &'a str, kind: &str) -> &'a str {
     }
 }
 
-/// Whether `name` consists of the characters of Keychoir's metric and label names.
-fn is_name(name: &str) -> bool {
+/// Returns whether `name` consists of the characters of Keychoir's metric and label names.
+fn is_valid_name(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 fn parse_sample(line: &str) -> Sample {
-    let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?} is not a sample"));
+    let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?} must be a sample"));
     let (name, labels) = match series.split_once('{') {
         None => (series, Vec::new()),
         Some((name, rest)) => (name, parse_labels(rest.strip_suffix('}').expect("labels must be closed"))),
     };
-    assert!(is_name(name), "{line}");
-    Sample { name: name.to_owned(), labels, value: value.parse().unwrap_or_else(|_| panic!("{line}")) }
+    assert!(is_valid_name(name), "the name must have valid characters: {line}");
+    Sample {
+        name: name.to_owned(),
+        labels,
+        value: value.parse().unwrap_or_else(|_| panic!("the sample must have a number: {line}")),
+    }
 }
 
 fn parse_labels(mut text: &str) -> Vec<(String, String)> {
     let mut labels = Vec::new();
     loop {
-        let (name, rest) = text.split_once("=\"").unwrap_or_else(|| panic!("{text:?} is not a label"));
-        assert!(is_name(name), "{name}");
+        let (name, rest) = text.split_once("=\"").unwrap_or_else(|| panic!("{text:?} must be a label"));
+        assert!(is_valid_name(name), "the label {name:?} must have valid characters");
         let mut value = String::new();
         let mut chars = rest.char_indices();
         let end = loop {
@@ -212,7 +236,7 @@ fn parse_labels(mut text: &str) -> Vec<(String, String)> {
                 (_, '\\') => value.push(match chars.next().unwrap().1 {
                     'n' => '\n',
                     escaped @ ('\\' | '"') => escaped,
-                    escaped => panic!("invalid escape \\{escaped}"),
+                    escaped => panic!("the escape \\{escaped} must be valid"),
                 }),
                 (_, character) => value.push(character),
             }
@@ -270,10 +294,10 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
         let [_, name, kind, meaning, _] = line.split('|').collect::<Vec<_>>().try_into().ok()?;
         let name = name.trim().strip_prefix('`')?.strip_suffix('`')?;
         let is_metric = ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix));
-        // These exist only with `[redis]`, and `tests/replicas` compares them.
+        // These metrics exist only with `[redis]`, and `tests/replicas` compares them with the document.
         let is_about_replicas =
             ["keychoir_redis_", "keychoir_replica"].iter().any(|prefix| name.starts_with(prefix));
-        assert!(!is_metric || !meaning.trim().is_empty(), "{line}");
+        assert!(!is_metric || !meaning.trim().is_empty(), "the row must describe its metric: {line}");
         (is_metric && !is_about_replicas).then(|| format!("{name} {}", kind.trim()))
     };
     let documented: BTreeSet<String> = DOCUMENTATION.lines().filter_map(row).collect();
@@ -282,7 +306,7 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
     let obsolete: Vec<_> = documented.difference(&exported_metrics).collect();
     assert!(
         missing.is_empty() && obsolete.is_empty(),
-        "not in docs/operations.md: {missing:#?}\nonly in docs/operations.md: {obsolete:#?}"
+        "docs/operations.md must list {missing:#?}\nand must not list {obsolete:#?}"
     );
     proxy.close().await;
 }
@@ -294,7 +318,7 @@ fn the_document_lists_every_outcome() {
         .map(|outcome| outcome.as_str())
         .filter(|outcome| !DOCUMENTATION.contains(&format!("`{outcome}`")))
         .collect();
-    assert!(missing.is_empty(), "not in docs/operations.md: {missing:?}");
+    assert!(missing.is_empty(), "docs/operations.md must list {missing:?}");
 }
 
 #[tokio::test]
@@ -381,7 +405,7 @@ async fn the_process_metrics_report_memory_time_and_open_files() {
     assert!(value("open_fds") > 3.0 && value("max_fds") >= value("open_fds"));
     assert!(value("cpu_seconds_total") >= 0.0);
     let age = keychoir::clock::now().0 as f64 / 1_000.0 - value("start_time_seconds");
-    assert!((0.0..3_600.0).contains(&age), "{age}");
+    assert!((0.0..3_600.0).contains(&age), "the process must be at most an hour old, and it is {age} s old");
     proxy.close().await;
 }
 
@@ -469,7 +493,7 @@ async fn a_request_in_progress_is_counted_once() {
         }
     };
     tokio::select! {
-        _ = &mut request => panic!("the stalled request got a response"),
+        _ = &mut request => panic!("the stalled request must not receive a response"),
         () = polling => {}
     }
     assert_eq!(fetch_page(&proxy).await.value("keychoir_requests_in_flight", &[]), 1.0);
@@ -509,7 +533,7 @@ async fn data_of_a_client_never_becomes_a_label() {
     }
     let page = fetch_final_page(&proxy, 2 * paths.len() as u64).await;
     let text = fetch_text(&proxy, "text/plain", ExpositionFormat::Text).await;
-    assert!(!text.to_lowercase().contains("canary"), "{text}");
+    assert!(!text.to_lowercase().contains("canary"), "the page must contain no data of a client: {text}");
     let count = paths.len() as u64;
     assert_eq!(page.sums("keychoir_requests_total", "route"), BTreeMap::from([("other", 2 * count)]));
     assert_eq!(
@@ -517,6 +541,6 @@ async fn data_of_a_client_never_becomes_a_label() {
         BTreeMap::from([("GET", count), ("other", count)])
     );
     let series = page.samples.iter().filter(|sample| sample.name == "keychoir_requests_total").count();
-    assert!(series <= 6, "{series} series, expected at most one for each method and status");
+    assert!(series <= 6, "there must be at most one series for each method and status, not {series}");
     proxy.close().await;
 }

@@ -1,6 +1,8 @@
 //! Tests the mirror with a real PostgreSQL and a real PostgREST: after every kind of fault, Supabase contains the
 //! same rows as the usage database, and speech requests are not affected.
 
+mod earlier_version;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,7 +39,7 @@ async fn start_proxy(plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy 
     start_proxy_in(tempfile::tempdir().unwrap(), plan, change).await
 }
 
-/// Returns the state of the mirror in `/readyz`.
+/// Returns the state of the mirror and the number of refused rows from `/readyz`.
 async fn mirror_state(proxy: &TestProxy) -> (String, u64) {
     let response = proxy.get("/readyz").await;
     assert_eq!(response.status(), 200, "the proxy must stay ready");
@@ -45,7 +47,7 @@ async fn mirror_state(proxy: &TestProxy) -> (String, u64) {
     (page["mirror"].as_str().unwrap().to_owned(), page["mirrorRowsRefused"].as_u64().unwrap())
 }
 
-/// Waits until `/readyz` reports `state` for the mirror.
+/// Waits until `/readyz` reports `state` and `refused` refused rows for the mirror.
 async fn wait_for_mirror(proxy: &TestProxy, state: &str, refused: u64) {
     let polling = async {
         while mirror_state(proxy).await != (state.to_owned(), refused) {
@@ -55,7 +57,7 @@ async fn wait_for_mirror(proxy: &TestProxy, state: &str, refused: u64) {
     let result = tokio::time::timeout(Duration::from_secs(30), polling).await;
     assert!(
         result.is_ok(),
-        "expected {state} with {refused} refused rows, found {:?}",
+        "the mirror must be {state} with {refused} refused rows, and it is {:?}",
         mirror_state(proxy).await
     );
 }
@@ -72,7 +74,7 @@ async fn request_speech_times(proxy: &TestProxy, times: usize) {
     }
 }
 
-/// Returns the rows of a query on the local database, columns separated by `|`.
+/// Returns the rows of a query on the local database, with columns separated by `|`.
 fn query_database(directory: &Path, sql: &str) -> Vec<String> {
     let database = rusqlite::Connection::open(directory.join("keychoir.db")).unwrap();
     let mut statement = database.prepare(sql).unwrap();
@@ -83,7 +85,7 @@ fn query_database(directory: &Path, sql: &str) -> Vec<String> {
             rusqlite::types::Value::Integer(number) => number.to_string(),
             rusqlite::types::Value::Text(text) => text,
             value @ (rusqlite::types::Value::Real(_) | rusqlite::types::Value::Blob(_)) => {
-                panic!("unexpected value {value:?}")
+                panic!("the database must contain neither floats nor blobs: {value:?}")
             }
         };
     let rows = statement.query_map([], |row| {
@@ -102,15 +104,16 @@ async fn close_and_compare(proxy: TestProxy, supabase: &Supabase) -> TempDir {
 /// Asserts that Supabase has the same events and keys as the database, row by row.
 #[track_caller]
 fn compare(directory: &Path, supabase: &Supabase) {
-    const EVENT: &str = "id, request_id, client, key_hash, workspace, method, route, model, status, verdict,
+    const EVENT_COLUMNS: &str =
+        "id, request_id, client, key_hash, workspace, method, route, model, status, verdict,
         request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms,
         user_hash, region";
-    let columns = EVENT.replace("user_hash", "user");
+    let columns = EVENT_COLUMNS.replace("user_hash", "user");
     let attempts = query_database(
         directory,
         &format!("SELECT {columns}, number, started_at_ms FROM attempts ORDER BY id"),
     );
-    let supabase_columns = EVENT.replace("key_hash", "api_key_hash");
+    let supabase_columns = EVENT_COLUMNS.replace("key_hash", "api_key_hash");
     assert_eq!(
         supabase.sql(&format!(
             "SELECT {supabase_columns}, attempt, round(extract(epoch FROM started_at) * 1000)
@@ -159,7 +162,7 @@ async fn the_documented_queries_return_the_usage() {
     let over_limit = supabase.sql("SELECT short_key, remaining_characters, next_reset_date FROM elevenlabs_key_usage WHERE is_over_limit = true");
     assert!(
         over_limit.len() == 1 && over_limit[0].starts_with(&format!("{}|0|20", short[0])),
-        "{over_limit:?}"
+        "only the first key must be over its limit: {over_limit:?}"
     );
     assert_eq!(
         supabase.sql("SELECT short_key, usage_percentage, remaining_characters FROM elevenlabs_key_usage WHERE is_near_limit = true AND NOT is_over_limit ORDER BY usage_percentage DESC"),
@@ -174,17 +177,17 @@ async fn the_documented_queries_return_the_usage() {
         "SELECT round(extract(epoch FROM max(next_reset_date)) * 1000) FROM elevenlabs_key_usage";
     assert_eq!(supabase.sql(supabase_reset), local_reset, "the reset date must be in UTC");
 
-    // A request has at most one row per key, and does not contain a key.
+    // A request has at most one row per key, and contains neither a key nor a token.
     for request in supabase.gateway.received_requests() {
         let rows: Vec<Value> = serde_json::from_str(&request.body).unwrap();
         let mut hashes: Vec<&str> = rows
             .iter()
             .filter_map(|row| row.get("usage_percentage").and(row["api_key_hash"].as_str()))
             .collect();
-        let count = hashes.len();
+        let row_count = hashes.len();
         hashes.sort_unstable();
         hashes.dedup();
-        assert_eq!(hashes.len(), count);
+        assert_eq!(hashes.len(), row_count, "a request must have at most one row per key");
         assert!(
             !KEYS.iter().any(|key| request.body.contains(&key[12..30]))
                 && !request.body.contains(CLIENT_TOKEN)
@@ -222,15 +225,18 @@ async fn only_the_service_role_can_read_the_tables() {
             let is_view = table == "elevenlabs_key_health";
             match refusal {
                 Some(status) => {
-                    assert_eq!(read_response.status(), status, "{role} {table}");
+                    assert_eq!(read_response.status(), status, "{role} must not read {table}");
                     let write = send_as_role(
                         client.patch(format!("{url}?api_key_hash=neq.x")).json(&json!({"api_key_hash": "x"})),
                     );
-                    assert!(is_view || write.await.unwrap().status() == status, "{role} {table}");
+                    assert!(
+                        is_view || write.await.unwrap().status() == status,
+                        "{role} must not write {table}"
+                    );
                 }
                 None => {
                     let rows: Vec<Value> = read_response.json().await.unwrap();
-                    assert!(!rows.is_empty(), "{table}");
+                    assert!(!rows.is_empty(), "the service role must read {table}");
                 }
             }
         }
@@ -239,7 +245,11 @@ async fn only_the_service_role_can_read_the_tables() {
     supabase
         .sql("GRANT SELECT ON elevenlabs_key_usage, elevenlabs_usage_events, elevenlabs_key_health TO anon");
     for table in tables {
-        assert_eq!(supabase.sql(&format!("SET ROLE anon; SELECT count(*) FROM {table}")), ["0"], "{table}");
+        assert_eq!(
+            supabase.sql(&format!("SET ROLE anon; SELECT count(*) FROM {table}")),
+            ["0"],
+            "the rows of {table} must be hidden"
+        );
     }
 }
 
@@ -258,7 +268,11 @@ async fn an_older_observation_never_overwrites_a_newer_one() {
         let request =
             client.post(url).header("prefer", "resolution=merge-duplicates,return=minimal").json(&rows);
         let response = request.header("apikey", SECRET_KEY).send().await.unwrap();
-        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+        assert!(
+            response.status().is_success(),
+            "the report must be stored: {}",
+            response.text().await.unwrap()
+        );
     };
     let counts = || supabase.sql("SELECT api_key_hash, character_count FROM elevenlabs_key_usage ORDER BY 1");
     report("2026-01-02T00:00:00.001Z", &["a", "b"], 1).await;
@@ -356,114 +370,6 @@ async fn a_missing_table_or_column_pauses_the_mirror_until_the_migration() {
     wait_for_mirror(&proxy, "ok", 0).await;
     request_speech_times(&proxy, 1).await;
     close_and_compare(proxy, &supabase).await;
-}
-
-/// Returns the identifier of a key in an earlier version: its plain SHA-256.
-fn plain_sha256(key: &str) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The tables of attempts of the schema versions 7 to 11.
-const EARLIER_ATTEMPTS: &str = "
-    CREATE TABLE series (number INTEGER PRIMARY KEY, client TEXT NOT NULL, key_hash TEXT NOT NULL, workspace TEXT,
-        method TEXT NOT NULL, route TEXT NOT NULL, model TEXT, status INTEGER, verdict TEXT NOT NULL,
-        credits_from TEXT NOT NULL, used_at_ms INTEGER NOT NULL) STRICT;
-    INSERT INTO series SELECT NULL, client, key_hash, workspace, method, route, model, status, verdict, credits_from, 0
-    FROM attempts;
-    CREATE TABLE attempt_rows (id BLOB PRIMARY KEY, request_id TEXT NOT NULL, series INTEGER NOT NULL,
-        number INTEGER NOT NULL, started_at_ms INTEGER NOT NULL, request_bytes INTEGER NOT NULL,
-        response_bytes INTEGER NOT NULL, characters INTEGER, credits_reserved INTEGER, credits INTEGER NOT NULL,
-        first_byte_ms INTEGER, total_ms INTEGER NOT NULL, audio_ms INTEGER) STRICT, WITHOUT ROWID;
-    INSERT INTO attempt_rows SELECT unhex(id, '-'), request_id, 1, number, started_at_ms, request_bytes, response_bytes,
-        characters, credits_reserved, credits, first_byte_ms, total_ms, audio_ms FROM attempts;
-    CREATE TABLE attempt_sheets (number INTEGER PRIMARY KEY, hour_ms INTEGER NOT NULL, count INTEGER NOT NULL,
-        chance INTEGER NOT NULL, attempts INTEGER NOT NULL, lines TEXT NOT NULL) STRICT;
-    CREATE TABLE owners_passing (number INTEGER PRIMARY KEY, changes INTEGER NOT NULL, used_at_ms INTEGER NOT NULL,
-        pack BLOB NOT NULL) STRICT;
-    DROP TABLE attempts;
-    DROP TABLE user_hours;
-    CREATE VIEW attempts AS SELECT * FROM attempt_rows;
-    CREATE TRIGGER attempts_forgotten AFTER DELETE ON attempt_rows BEGIN
-        DELETE FROM outbox_events WHERE id = OLD.id;
-    END;";
-
-/// Converts the database to version 9 of its schema, with plain key digests, and Supabase accordingly.
-fn downgrade_database(directory: &Path, supabase: &Supabase) {
-    let database = rusqlite::Connection::open(directory.join("keychoir.db")).unwrap();
-    database.execute_batch(EARLIER_ATTEMPTS).unwrap();
-    for key in KEYS {
-        let (fingerprint, digest) = (Fingerprint::new(key), plain_sha256(key));
-        for table in ["keys", "series", "hours", "outbox_keys"] {
-            let sql = format!("UPDATE {table} SET key_hash = '{digest}' WHERE key_hash = '{fingerprint}'");
-            database.execute_batch(&sql).unwrap();
-        }
-        for table in ["elevenlabs_key_usage", "elevenlabs_usage_events"] {
-            supabase.sql(&format!(
-                "UPDATE {table} SET api_key_hash = '{digest}' WHERE api_key_hash = '{fingerprint}'"
-            ));
-        }
-    }
-    let sql =
-        "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; DROP TABLE refusals;
-         DROP TABLE changes; DROP TABLE replica; DROP TABLE days; DROP TABLE next_hour_of_days;
-         ALTER TABLE keys DROP COLUMN plan; PRAGMA user_version = 9";
-    database.execute_batch(sql).unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn plain_key_digests_of_an_earlier_version_are_replaced() {
-    let supabase = Supabase::new().await;
-    let first_proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
-    request_speech_times(&first_proxy, 2).await;
-    let directory = close_and_compare(first_proxy, &supabase).await;
-    downgrade_database(directory.path(), &supabase);
-    // Another proxy has already reported the second key with its new identifier.
-    supabase.sql(&format!(
-        "INSERT INTO elevenlabs_key_usage (api_key_hash, short_key, next_reset_date) VALUES ('{}', 's', 'infinity')",
-        Fingerprint::new(SECOND_KEY)
-    ));
-    let earlier_request_count = supabase.gateway.received_requests().len();
-
-    // The third key is no longer configured.
-    let remaining_keys = Plan::with_keys([FIRST_KEY, SECOND_KEY].map(|key| (key, 100_000)));
-    let second_proxy = start_proxy_in(directory, remaining_keys, configure_mirror(&supabase)).await;
-    request_speech_times(&second_proxy, 1).await;
-    wait_until(|| event_count(&supabase) == 3).await;
-    wait_for_mirror(&second_proxy, "ok", 0).await;
-    let directory = second_proxy.close_unchecked().await;
-
-    let query_supabase_hashes =
-        |table: &str| supabase.sql(&format!("SELECT DISTINCT api_key_hash FROM {table} ORDER BY 1"));
-    let (keys, event_keys) =
-        (query_supabase_hashes("elevenlabs_key_usage"), query_supabase_hashes("elevenlabs_usage_events"));
-    assert_eq!(keys.len(), 3, "each key must have one row: {keys:?}");
-    assert!(
-        [FIRST_KEY, SECOND_KEY].iter().all(|key| keys.contains(&Fingerprint::new(key).to_string())),
-        "{keys:?}"
-    );
-    assert_eq!(event_keys, [Fingerprint::new(FIRST_KEY).to_string()]);
-    assert_eq!(query_database(directory.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
-    let sent_requests: Vec<String> = supabase.gateway.received_requests()[earlier_request_count..]
-        .iter()
-        .map(|request| format!("{} {}", request.path, request.body))
-        .collect();
-    let files = ["keychoir.db", "keychoir.db-wal"]
-        .map(|name| std::fs::read(directory.path().join(name)).unwrap_or_default());
-    for key in KEYS {
-        let digest = plain_sha256(key);
-        assert!(
-            !keys.contains(&digest) && !event_keys.contains(&digest),
-            "no row must contain a plain digest"
-        );
-        assert!(
-            !sent_requests.iter().any(|request| request.contains(&digest)),
-            "no request must contain a plain digest: {sent_requests:?}"
-        );
-        let has_digest =
-            |file: &Vec<u8>| file.windows(digest.len()).any(|window| window == digest.as_bytes());
-        assert!(!files.iter().any(has_digest), "no file must contain a plain digest");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -612,6 +518,6 @@ async fn the_cost_of_a_conversation_is_delivered_after_its_event() {
         .send()
         .await
         .unwrap();
-    assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+    assert!(response.status().is_success(), "the row must be stored: {}", response.text().await.unwrap());
     assert_eq!(supabase.sql(priced), ["1"]);
 }

@@ -43,10 +43,11 @@ const KEYS: [(&str, usize); 8] = [
 const REVOKED_KEY: &str = KEYS[2].0;
 const PAST_DUE_KEYS: [&str; 2] = [KEYS[3].0, KEYS[4].0];
 
-/// The month consists of six phases and a burst.
+/// The number of requests in each of the six phases of the month.
 const REQUESTS_PER_PHASE: usize = 280;
+/// The number of concurrent requests between the last two phases.
 const BURST_REQUESTS: usize = 40;
-/// At most 2 % of the requests may be retried.
+/// The maximum average number of attempts. At most 2 % of the requests may be retried.
 const MAX_ATTEMPTS_PER_REQUEST: f64 = 1.02;
 
 fn plan() -> Plan {
@@ -75,13 +76,13 @@ fn configure_proxy(config: &mut Config) {
         ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), Rules::default())
     };
     config.clients = CLIENTS.map(client).into();
-    // A second stands for a week.
+    // A second of the test represents a week.
     config.quota_polling.interval = Duration::from_secs(1);
     config.quota_polling.quota_lag = Duration::from_secs(1);
     config.pool.concurrency_cooldown = Duration::from_millis(20);
 }
 
-/// A deterministic pseudorandom sequence.
+/// A deterministic pseudorandom sequence (xorshift64).
 struct Random(u64);
 
 impl Random {
@@ -93,7 +94,7 @@ impl Random {
     }
 }
 
-/// A path, and the body of a POST.
+/// The path of a request, and the body if it is a POST.
 type PlannedRequest = (String, Option<Value>);
 
 fn speech_body(text: &str, model: &str) -> Option<Value> {
@@ -127,7 +128,7 @@ fn next_plan_dependent_request(random: &mut Random) -> PlannedRequest {
     }
 }
 
-/// Sends a request.
+/// Sends a planned request with the token of a client.
 ///
 /// # Errors
 ///
@@ -144,7 +145,7 @@ async fn send_request(proxy: &TestProxy, token: &str, (path, body): PlannedReque
     if status == 200 { Ok(()) } else { Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&text))) }
 }
 
-/// Sends the given number of requests of all clients together. All of them must be served.
+/// Sends `requests` requests, which the clients share by their concurrency. All requests must be served.
 async fn send_requests(
     proxy: &TestProxy,
     requests: usize,
@@ -154,7 +155,7 @@ async fn send_requests(
     let concurrency: usize = CLIENTS.iter().map(|(_, _, concurrency)| concurrency).sum();
     let tokens = CLIENTS.iter().flat_map(|(_, token, concurrency)| std::iter::repeat_n(*token, *concurrency));
     let requests_per_connection = requests / concurrency;
-    assert_eq!(requests_per_connection * concurrency, requests);
+    assert_eq!(requests_per_connection * concurrency, requests, "the connections must share all requests");
     let send_in_sequence = |(number, token): (u64, &'static str)| async move {
         let mut random = Random(seed * 1_000 + number + 1);
         for _ in 0..requests_per_connection {
@@ -166,11 +167,11 @@ async fn send_requests(
     assert_eq!(results.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
 }
 
-/// Waits until the credits of the workspace are reset.
+/// Waits until the provider has reset the credits of the workspace. No requests are sent meanwhile, so only a poll can
+/// detect the reset.
 async fn wait_for_reset(proxy: &TestProxy, workspace: &str) {
     let is_reset = |ledger: &Ledger| ledger.workspace(workspace).unwrap().used == 0;
     let waiting = proxy.simulator.wait_for_ledger(is_reset);
-    // No requests are sent meanwhile, so only a poll can detect the reset.
     tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
 }
 
@@ -222,11 +223,14 @@ async fn every_request_of_a_simulated_month_is_served() {
     let (ledger, directory) = proxy.close().await;
     println!("{} credits", ledger.totals.charged);
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
-        assert!(workspace.running == 0 && workspace.running_max <= *concurrency, "{workspace:?}");
+        assert!(
+            workspace.running == 0 && workspace.running_max <= *concurrency,
+            "the workspace must have stayed within its concurrency limit: {workspace:?}"
+        );
         let charged_credits = charged_credits(&ledger, name);
         assert!(
             charged_credits > 0 && (period.is_some() || charged_credits <= *credits),
-            "{name}: {charged_credits}"
+            "{name} must stay within its credits, and it was charged {charged_credits}"
         );
     }
     let attempts = AttemptRecords::open(&directory);
@@ -248,25 +252,21 @@ impl AttemptRecords {
     }
 
     fn count(&self, expression: &str) -> usize {
-        let count: i64 = self
-            .0
-            .query_row(&format!("SELECT {expression} FROM attempts"), [], |send_in_sequence| {
-                send_in_sequence.get(0)
-            })
-            .unwrap();
+        let count: i64 =
+            self.0.query_row(&format!("SELECT {expression} FROM attempts"), [], |row| row.get(0)).unwrap();
         usize::try_from(count).unwrap()
     }
 
-    /// Asserts that there were at most `MAX_ATTEMPTS_PER_REQUEST` attempts per request on average.
+    /// Asserts that there were on average fewer than [`MAX_ATTEMPTS_PER_REQUEST`] attempts per request.
     fn assert_few_retries(&self) {
         let (requests, attempts) = (self.count("count(DISTINCT request_id)"), self.count("count(*)"));
         let ratio = attempts as f64 / requests as f64;
         println!("{requests} requests, {attempts} attempts: {ratio:.4} attempts per request");
-        assert!(ratio < MAX_ATTEMPTS_PER_REQUEST, "{attempts} attempts of {requests} requests");
+        assert!(ratio < MAX_ATTEMPTS_PER_REQUEST, "{requests} requests must not need {attempts} attempts");
     }
 }
 
-/// The path of quota polls.
+/// The path that the quota poller requests.
 const POLL_PATH: &str = "/v1/user/subscription";
 
 /// A voice of the library, which free plans may not use.
@@ -316,6 +316,6 @@ async fn every_request_of_a_simulated_month_with_mixed_plans_is_served() {
     println!("{refused_attempts} attempts were refused because of a plan feature");
     // After one free account has refused a feature, the other free accounts are known to lack it. Only the
     // concurrent requests at that time are refused as well.
-    assert!(refused_attempts <= 8, "{refused_attempts} attempts were refused because of a plan feature");
+    assert!(refused_attempts <= 8, "plan features must refuse at most 8 attempts, not {refused_attempts}");
     attempts.assert_few_retries();
 }

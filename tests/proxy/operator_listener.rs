@@ -23,11 +23,12 @@ const OPERATOR_PATHS: [&str; 6] = [
     "/",
 ];
 
+/// A proxy with separate listeners for clients and for operators.
 struct TwoListeners {
     app: RunningApp,
     simulator: Simulator,
-    clients: String,
-    operators: Address,
+    clients_url: String,
+    operators_address: Address,
     directory: TempDir,
 }
 
@@ -46,9 +47,9 @@ async fn start(operators: Vec<Listener>, change: impl FnOnce(&mut AppConfig)) ->
     change(&mut app_config);
     let clients = vec![bind_loopback().await.into()];
     let app = app::start(app_config, ProgramListeners { clients, operators }).unwrap();
-    let clients = format!("http://{}", app.address());
-    let operators = app.operator_addresses()[0].clone();
-    TwoListeners { app, simulator, clients, operators, directory }
+    let clients_url = format!("http://{}", app.address());
+    let operators_address = app.operator_addresses()[0].clone();
+    TwoListeners { app, simulator, clients_url, operators_address, directory }
 }
 
 fn http_client() -> reqwest::Client {
@@ -63,21 +64,29 @@ impl TwoListeners {
     }
 }
 
-/// Asserts which paths each of the two listeners serves.
+/// Asserts that each of the two listeners serves its paths and refuses the paths of the other.
 async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operators_url: &str) {
     let client = http_client();
     for path in OPERATOR_PATHS {
-        let request = client.get(format!("{}{path}", running.clients)).bearer_auth(ADMIN_TOKEN);
+        let request = client.get(format!("{}{path}", running.clients_url)).bearer_auth(ADMIN_TOKEN);
         let refused_response = request.send().await.unwrap();
         assert_eq!((refused_response.status().as_u16(), path), (404, path));
-        assert_eq!(refused_response.headers()["x-keychoir-error"], "served_elsewhere", "{path}");
+        assert_eq!(
+            refused_response.headers()["x-keychoir-error"],
+            "served_elsewhere",
+            "{path} must be served only for operators"
+        );
         let request = operators.get(format!("{operators_url}{path}")).bearer_auth(ADMIN_TOKEN);
         let expected = if path.ends_with("unknown") { 404 } else { 200 };
         assert_eq!((request.send().await.unwrap().status().as_u16(), path), (expected, path));
     }
-    for (client, url) in [(&client, &*running.clients), (operators, operators_url)] {
+    for (client, url) in [(&client, &*running.clients_url), (operators, operators_url)] {
         for path in ["/livez", "/healthz", "/readyz"] {
-            assert_eq!(client.get(format!("{url}{path}")).send().await.unwrap().status(), 200, "{url}{path}");
+            assert_eq!(
+                client.get(format!("{url}{path}")).send().await.unwrap().status(),
+                200,
+                "{url}{path} must be served at both addresses"
+            );
         }
         for path in ["/api/keychoir/v1/me", "/api/keychoir-usage"] {
             let request = client.get(format!("{url}{path}")).bearer_auth(CLIENT_TOKEN);
@@ -91,7 +100,7 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
     let voices = |client: &reqwest::Client, url: &str| {
         client.get(format!("{url}/v1/voices")).header("xi-api-key", CLIENT_TOKEN).send()
     };
-    assert_eq!(voices(&client, &running.clients).await.unwrap().status(), 200);
+    assert_eq!(voices(&client, &running.clients_url).await.unwrap().status(), 200);
     let refused_response = voices(operators, operators_url).await.unwrap();
     assert_eq!(refused_response.status(), 404);
     assert_eq!(refused_response.headers()["x-keychoir-error"], "not_proxied");
@@ -99,15 +108,15 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
 }
 
 #[tokio::test]
-async fn operators_have_an_address_of_their_own() {
+async fn operators_have_a_separate_address() {
     let running = start(vec![bind_loopback().await.into()], |_| {}).await;
-    let url = format!("http://{}", running.operators);
+    let url = format!("http://{}", running.operators_address);
     check_paths(&running, &http_client(), &url).await;
     running.close().await;
 }
 
 #[tokio::test]
-async fn operators_have_a_unix_socket_with_its_own_mode() {
+async fn operators_have_a_unix_socket_with_a_separate_mode() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("admin.sock");
@@ -128,7 +137,10 @@ async fn an_exposed_address_for_operators_needs_an_admin_token() {
     let exposed = Listener::tcp("0.0.0.0:0".parse().unwrap()).unwrap();
     let listeners = ProgramListeners { clients: Vec::new(), operators: vec![exposed] };
     let error = app::start(AppConfig::from_config(config).unwrap(), listeners).unwrap_err();
-    assert!(error.to_string().ends_with("is open to other machines, and there is no admin token"), "{error}");
+    assert!(
+        error.to_string().ends_with("is open to other machines, and there is no admin token"),
+        "the error must name the missing admin token: {error}"
+    );
 }
 
 /// Returns an address of this machine that is not a loopback address. No packet is sent.
@@ -141,7 +153,7 @@ fn external_address() -> Option<IpAddr> {
 #[tokio::test]
 async fn the_page_for_apps_names_the_address_of_clients() {
     let running = start(vec![bind_loopback().await.into()], |_| {}).await;
-    let url = format!("http://{}", running.operators);
+    let url = format!("http://{}", running.operators_address);
     let client = http_client();
     let code = client.post(format!("{url}/api/keychoir/v1/dashboard-codes")).bearer_auth(ADMIN_TOKEN);
     let code: serde_json::Value = code.send().await.unwrap().json().await.unwrap();
@@ -151,12 +163,15 @@ async fn the_page_for_apps_names_the_address_of_clients() {
     let cookie = session.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
     let page = client.get(format!("{url}/_/connect")).header("cookie", cookie).send().await.unwrap();
     let page = page.text().await.unwrap();
-    assert!(page.contains(&format!("base_url=&quot;{}&quot;", running.clients)), "{page}");
+    assert!(
+        page.contains(&format!("base_url=&quot;{}&quot;", running.clients_url)),
+        "the page must name the address of clients: {page}"
+    );
     assert!(!page.contains(&url), "the operators' address must not serve apps");
     running.close().await;
 }
 
-/// A machine without a network has no such address; the decision itself is tested in `policy`.
+/// The test ends without a check on a machine without a network. The tests in `policy` check the decision itself.
 #[tokio::test]
 async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
     let Some(address) = external_address() else { return };
@@ -167,7 +182,7 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
     .await;
     let client = http_client();
     let get = |path: &str, token: Option<&str>| {
-        let request = client.get(format!("http://{}{path}", running.operators));
+        let request = client.get(format!("http://{}{path}", running.operators_address));
         token.into_iter().fold(request, |request, token| request.bearer_auth(token)).send()
     };
     for path in ["/api/elevenlabs-status", "/api/keychoir-keys"] {
@@ -175,7 +190,11 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
             [(None, 401), (Some("wrong"), 401), (Some(CLIENT_TOKEN), 403), (Some(ADMIN_TOKEN), 200)]
         {
             let response = get(path, token).await.unwrap();
-            assert_eq!((response.status().as_u16(), path), (status, path), "{token:?}");
+            assert_eq!(
+                (response.status().as_u16(), path),
+                (status, path),
+                "the response to the token {token:?} must have the expected status"
+            );
             if status != 200 {
                 assert!(
                     response.text().await.unwrap().contains("admin.public"),
@@ -185,7 +204,7 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
         }
     }
     for path in ["/metrics", "/livez", "/readyz"] {
-        assert_eq!(get(path, None).await.unwrap().status(), 200, "{path}");
+        assert_eq!(get(path, None).await.unwrap().status(), 200, "{path} must be public");
     }
     running.close().await;
 }

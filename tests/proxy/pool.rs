@@ -1,5 +1,5 @@
-//! Tests the key selection: credits, concurrency limits, permissions and the strategy decide which key the first
-//! attempt uses.
+//! Tests the key selection: credits, concurrency limits, permissions and the strategy decide which key a request uses,
+//! and whether it waits. Also tests which keys are polled again after a refusal or a reload.
 
 use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
@@ -82,7 +82,11 @@ async fn the_estimated_price_depends_on_the_model() {
     let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     let flash = json!({"text": "a".repeat(60), "model_id": "eleven_flash_v2_5"});
     assert_eq!(proxy.post(SPEECH_PATH, &flash).await.status(), 200);
-    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 0], "60 characters at half a credit");
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [1, 0],
+        "the first key must have enough credits for 60 characters at half a credit"
+    );
     proxy.close().await;
 }
 
@@ -99,7 +103,7 @@ async fn a_request_above_the_credits_of_every_key_is_tried_once_with_each() {
     proxy.close().await;
 }
 
-/// Waits until the provider processes this number of speech requests.
+/// Waits until the provider is processing `count` speech requests.
 async fn wait_for_running_requests(proxy: &TestProxy, count: u32) {
     let running =
         || proxy.simulator.ledger().workspaces.iter().map(|workspace| workspace.running).sum::<u32>();
@@ -116,11 +120,11 @@ async fn requests_above_the_concurrency_limit_wait() {
     let mut responses = join_all((0..15).map(|_| proxy.request_speech(200))).await;
     wait_for_running_requests(&proxy, 15).await;
     let body = json!({"text": "a".repeat(200), "model_id": "eleven_multilingual_v2"});
-    let mut sixteenth = JoinSet::new();
-    sixteenth.spawn(proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).json(&body).send());
+    let mut waiting_request = JoinSet::new();
+    waiting_request.spawn(proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).json(&body).send());
     wait_until(|| proxy.app.queued_requests() == 1).await;
     drop(responses.pop());
-    assert_eq!(sixteenth.join_next().await.unwrap().unwrap().unwrap().status(), 200);
+    assert_eq!(waiting_request.join_next().await.unwrap().unwrap().unwrap().status(), 200);
     assert!(responses.iter().all(|response| response.status() == 200));
     let ledger = proxy.simulator.ledger();
     assert_eq!(ledger.totals.refused, 0, "no attempt must be refused");
@@ -138,7 +142,10 @@ async fn a_concurrency_refusal_records_the_limit_and_waits() {
         (response.status(), response.bytes().await.unwrap().len())
     }))
     .await;
-    assert!(responses.iter().all(|(status, bytes)| *status == 200 && *bytes > 0), "{responses:?}");
+    assert!(
+        responses.iter().all(|(status, bytes)| *status == 200 && *bytes > 0),
+        "every request must be served completely: {responses:?}"
+    );
     proxy.close().await;
 }
 
@@ -172,7 +179,10 @@ async fn keys_of_the_same_workspace_are_detected() {
     };
     let proxy = start_proxy(plan).await;
     let status = proxy.status_document().await;
-    assert_eq!(status["totalRemainingCharacters"], 1_500, "{status}");
+    assert_eq!(
+        status["totalRemainingCharacters"], 1_500,
+        "the credits of the shared workspace must be counted once: {status}"
+    );
     proxy.set_fault(FIRST_KEY, "quota");
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(
@@ -215,7 +225,7 @@ async fn an_abuse_refusal_is_not_tried_with_every_key() {
     assert_eq!(
         proxy.key_statuses().await,
         ["active"; 3],
-        "a request that both accounts refuse alike is at fault"
+        "the refusals must be attributed to the request, because both accounts refuse it alike"
     );
     // If another account serves the request, the refusal is attributed to the account.
     proxy.simulator.set_fault(SECOND_KEY, None);
@@ -262,7 +272,11 @@ async fn every_strategy_distributes_requests_as_documented() {
             assert_eq!(response.status(), 200);
             response.bytes().await.unwrap();
         }
-        assert_eq!(proxy.request_counts(&KEYS), expected, "{strategy}");
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            expected,
+            "{strategy}: each key must be tried the expected number of times"
+        );
         proxy.close().await;
     }
 }
@@ -282,9 +296,9 @@ async fn a_slow_body_is_sent_without_a_cost_estimate() {
     // The request is sent upstream before its text has arrived.
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
     client.write_all(b"7\r\n\"slow\"}\r\n0\r\n\r\n").await.unwrap();
-    let mut start = [0; 12];
-    client.read_exact(&mut start).await.unwrap();
-    assert_eq!(&start, b"HTTP/1.1 200");
+    let mut status_line_start = [0; 12];
+    client.read_exact(&mut status_line_start).await.unwrap();
+    assert_eq!(&status_line_start, b"HTTP/1.1 200");
     drop(client);
     let records = proxy.into_records().await;
     assert_eq!(records[0].credits, 4);
@@ -294,10 +308,8 @@ async fn a_slow_body_is_sent_without_a_cost_estimate() {
 fn poll_count(proxy: &TestProxy, key: &str) -> usize {
     let requests = proxy.simulator.ledger().requests;
     let is_poll = |path: &str| path == "/v1/user/subscription";
-    requests
-        .iter()
-        .filter(|request| request.key.as_deref() == Some(key) && is_poll(&request.path_and_query))
-        .count()
+    let key_requests = requests.iter().filter(|request| request.key.as_deref() == Some(key));
+    key_requests.filter(|request| is_poll(&request.path_and_query)).count()
 }
 
 #[tokio::test]
@@ -324,12 +336,12 @@ async fn a_key_with_another_host_is_polled_again() {
     let plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     let proxy = start_proxy_with(plan, |_| {}).await;
     let url = format!("{}/prefix", proxy.simulator.base_url());
-    let refused_count = |proxy: &TestProxy| {
+    let prefixed_count = |proxy: &TestProxy| {
         let requests = proxy.simulator.ledger().requests;
         requests.iter().filter(|request| request.path_and_query.starts_with("/prefix/")).count()
     };
     proxy.reload(|config| config.keys[1].base_url = Some(url.parse().unwrap()), |_| {});
-    wait_until(|| refused_count(&proxy) > 0).await;
+    wait_until(|| prefixed_count(&proxy) > 0).await;
     assert_eq!(poll_count(&proxy, FIRST_KEY), 1);
     proxy.close().await;
 }

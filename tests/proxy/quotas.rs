@@ -61,7 +61,7 @@ async fn send_request(proxy: &TestProxy, token: &str, method: &str, path: &str) 
     request.send().await.unwrap()
 }
 
-/// Returns the usage of the test client: requests and credits.
+/// Returns the numbers of requests and credits that the test client has used.
 async fn read_usage(proxy: &TestProxy) -> (u64, u64) {
     let usage: Value = proxy.get("/api/keychoir-usage").await.json().await.unwrap();
     (usage["requests"]["total"].as_u64().unwrap(), usage["credits"]["total"].as_u64().unwrap())
@@ -86,7 +86,7 @@ async fn check_concurrent_requests(characters: usize, expected: usize) {
     assert_eq!(
         (served_count, refused_count),
         (expected, 150 - expected),
-        "requests of {characters} characters"
+        "the quota must suffice for {expected} requests of {characters} characters"
     );
     drop(responses);
     wait_for_usage(&proxy, (expected as u64, (expected * characters) as u64)).await;
@@ -130,7 +130,7 @@ async fn a_possibly_served_request_is_charged_by_its_estimate() {
         let cancelled = proxy.request_speech(200);
         tokio::pin!(cancelled);
         tokio::select! {
-            _ = &mut cancelled => panic!("the stalled request got a response"),
+            _ = &mut cancelled => panic!("the stalled request must not receive a response"),
             () = wait_until(|| proxy.simulator.ledger().totals.in_flight == 1) => {}
         }
     }
@@ -166,7 +166,7 @@ async fn an_unsent_request_is_not_charged() {
     proxy.close_unchecked().await;
 }
 
-/// Returns one account with the given `concurrency` limit.
+/// Returns a plan of one account with the given `concurrency` limit.
 fn plan_with_concurrency(concurrency: u32) -> Plan {
     let workspace =
         WorkspacePlan { max_concurrent: Some(concurrency), ..WorkspacePlan::new("ws", 1_000_000) };
@@ -174,7 +174,7 @@ fn plan_with_concurrency(concurrency: u32) -> Plan {
     Plan::with_keys([]).with_workspace(workspace).with_key(key)
 }
 
-/// Sends a speech request of the other client.
+/// Requests speech as the other client.
 async fn request_speech_as_other(proxy: &TestProxy, characters: usize) -> reqwest::Response {
     let request = proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).header("xi-api-key", OTHER_TOKEN);
     request.json(&json!({"text": "a".repeat(characters)})).send().await.unwrap()
@@ -191,7 +191,7 @@ async fn a_client_that_disconnects_while_it_waits_for_a_key_is_not_charged() {
             let busy = request_speech_as_other(&proxy, 2);
             tokio::pin!(busy);
             tokio::select! {
-                response = &mut busy => panic!("the stalled request got {}", response.status()),
+                response = &mut busy => panic!("the stalled request must not receive {}", response.status()),
                 () = wait_until(|| proxy.simulator.ledger().totals.in_flight == 1) => {}
             }
             {
@@ -199,13 +199,13 @@ async fn a_client_that_disconnects_while_it_waits_for_a_key_is_not_charged() {
                 let request_counted = async { while read_usage(&proxy).await.0 != 1 {} };
                 tokio::pin!(waiting);
                 tokio::select! {
-                    _ = &mut waiting => panic!("the waiting request got a response"),
-                    response = &mut busy => panic!("the stalled request got {}", response.status()),
+                    _ = &mut waiting => panic!("the waiting request must not receive a response"),
+                    response = &mut busy => panic!("the stalled request must not receive {}", response.status()),
                     () = request_counted => {}
                 }
             }
             tokio::select! {
-                response = &mut busy => panic!("the stalled request got {}", response.status()),
+                response = &mut busy => panic!("the stalled request must not receive {}", response.status()),
                 () = wait_for_usage(&proxy, (0, 0)) => {}
             }
         }
@@ -254,7 +254,7 @@ async fn a_client_with_an_exhausted_quota_may_send_only_free_requests() {
         assert_eq!(
             status_and_code(&response),
             (QUOTA_EXCEEDED.0, QUOTA_EXCEEDED.1.to_owned()),
-            "{method} {path}"
+            "{method} {path}: the client must be refused by its quota"
         );
     }
     for (method, path) in [
@@ -267,7 +267,11 @@ async fn a_client_with_an_exhausted_quota_may_send_only_free_requests() {
         ("DELETE", "/v1/voices/none".to_owned()),
     ] {
         let response = send_request(&proxy, CLIENT_TOKEN, method, &path).await;
-        assert_ne!(status_and_code(&response).0, 402, "{method} {path}");
+        assert_ne!(
+            status_and_code(&response).0,
+            402,
+            "{method} {path}: a free request must not be refused by the quota"
+        );
     }
     let (status, _) = handshake(&proxy, "/v1/translation/realtime", &[("xi-api-key", CLIENT_TOKEN)])
         .await
@@ -290,7 +294,7 @@ async fn a_reported_price_is_charged_on_every_route() {
             assert_eq!(
                 send_request(&proxy, CLIENT_TOKEN, method, path).await.status(),
                 200,
-                "{method} {path}"
+                "{method} {path}: the request must be served within the quota"
             );
         }
         assert_status_and_code(&send_request(&proxy, CLIENT_TOKEN, method, path).await, QUOTA_EXCEEDED);
@@ -329,7 +333,7 @@ async fn an_unpriced_request_reserves_the_configured_amount() {
     let first = send_request(&proxy, CLIENT_TOKEN, "POST", path);
     tokio::pin!(first);
     tokio::select! {
-        _ = &mut first => panic!("the stalled request got a response"),
+        _ = &mut first => panic!("the stalled request must not receive a response"),
         () = wait_until(|| proxy.simulator.ledger().totals.in_flight == 1) => {}
     }
     assert_status_and_code(
@@ -365,7 +369,11 @@ async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
     let proxy = start_proxy_with(plan(), configure_clients(rules_with_path("/v1/text-to-speech"))).await;
     for page in pages {
         assert_status_and_code(&proxy.get(page).await, (403, "path_not_allowed"));
-        assert_eq!(send_request(&proxy, OTHER_TOKEN, "GET", page).await.status(), 200, "{page}");
+        assert_eq!(
+            send_request(&proxy, OTHER_TOKEN, "GET", page).await.status(),
+            200,
+            "{page} must be served to a client without restrictions"
+        );
     }
     assert_eq!(proxy.request_speech(30).await.status(), 200);
     wait_for_usage(&proxy, (1, 30)).await;
@@ -390,8 +398,8 @@ async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
     proxy.close().await;
 }
 
-/// Responses: a refusal, two that cost 0 credits, a failure, one of unknown price, one with a price, and one
-/// request with an unknown outcome.
+/// The provider sends a refusal, two responses that cost nothing, a failure, a response without a price and one with a
+/// price. The last request has an unknown outcome.
 #[tokio::test]
 async fn the_counts_are_the_same_after_a_restart() {
     for rules in [rules_with_quota(5, QuotaUnit::Requests), credit_quota(5_000)] {
@@ -536,7 +544,7 @@ async fn sessions_are_charged_within_the_quota() {
         }
         drop(session);
     }
-    assert_eq!(served_count, 2);
-    assert!(read_usage(&proxy).await.1 <= 100);
+    assert_eq!(served_count, 2, "the quota must suffice for two sessions");
+    assert!(read_usage(&proxy).await.1 <= 100, "the sessions must stay within the quota");
     proxy.close_unchecked().await;
 }

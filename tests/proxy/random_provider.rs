@@ -1,10 +1,10 @@
 //! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a
 //! body and a `Retry-After` for each route, some of which change after half of the requests. A request must be served
-//! if an account has the credits and does not refuse it. The documented exceptions are a refusal that blames the
+//! if an account has the credits and does not refuse it. The documented exceptions are a refusal about the
 //! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a rate
 //! limit that applies to every account that could serve.
 //!
-//! `KEYCHOIR_PROVIDERS=1000` runs this number of providers, with a new seed each time.
+//! With the environment variable `KEYCHOIR_PROVIDERS=1000`, a test run has 1,000 providers and a random seed.
 
 use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
@@ -19,13 +19,13 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config as ProptestConfig, RngSeed, TestRunner};
 
-/// The subject of a refusal or failure.
+/// The entity whose fault or limit a refusal or failure reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
-    /// None: the request is served.
+    /// There is no refusal: the request is served.
     Served,
     /// The account or its key, with a known message.
-    ScriptedAccount,
+    Account,
     /// Suspected abuse, which the provider also attributes to addresses.
     Abuse,
     /// A capability of the account, with a known message.
@@ -58,18 +58,14 @@ enum RefusalBody {
 }
 
 const REFUSAL_BODIES: [RefusalBody; 18] = [
-    RefusalBody::Known("quota_exceeded", "You have spent it.", RefusalSubject::ScriptedAccount),
-    RefusalBody::Known(
-        "insufficient_credits",
-        "You do not have enough credits.",
-        RefusalSubject::ScriptedAccount,
-    ),
-    RefusalBody::Known("payment_issue", "Your last invoice is unpaid.", RefusalSubject::ScriptedAccount),
-    RefusalBody::Known("invalid_api_key", "Invalid API key", RefusalSubject::ScriptedAccount),
+    RefusalBody::Known("quota_exceeded", "You have spent it.", RefusalSubject::Account),
+    RefusalBody::Known("insufficient_credits", "You do not have enough credits.", RefusalSubject::Account),
+    RefusalBody::Known("payment_issue", "Your last invoice is unpaid.", RefusalSubject::Account),
+    RefusalBody::Known("invalid_api_key", "Invalid API key", RefusalSubject::Account),
     RefusalBody::Known(
         "invalid_api_key",
         "The API key used is for a data residency stack.",
-        RefusalSubject::ScriptedAccount,
+        RefusalSubject::Account,
     ),
     RefusalBody::Known("detected_unusual_activity", "Unusual activity detected.", RefusalSubject::Abuse),
     RefusalBody::Known(
@@ -142,6 +138,7 @@ impl ScriptedResponse {
     }
 }
 
+/// An account and its responses.
 #[derive(Clone, Debug)]
 struct ScriptedAccount {
     tier: &'static str,
@@ -153,6 +150,7 @@ struct ScriptedAccount {
     second_half: [Option<ScriptedResponse>; ROUTE_KINDS.len()],
 }
 
+/// A request of one of the [`CLIENTS`].
 #[derive(Clone, Copy, Debug)]
 struct ScriptedRequest {
     client: usize,
@@ -189,13 +187,13 @@ fn any_response() -> impl Strategy<Value = ScriptedResponse> {
         .prop_map(|(status, body, retry_after)| ScriptedResponse { status, body, retry_after })
 }
 
-fn any_account(serves_speech: bool) -> impl Strategy<Value = ScriptedAccount> {
+fn any_account(is_serving_speech: bool) -> impl Strategy<Value = ScriptedAccount> {
     let tier = prop::sample::select(vec!["free", "starter", "creator", "pro", "custom"]);
     let credits = prop::sample::select(vec![0_u64, 30, 400, 5_000, 100_000]);
     let responses = || prop::array::uniform5(prop::option::weighted(0.4, any_response()));
     (tier, credits, responses(), responses(), prop::array::uniform5(prop::bool::weighted(0.3))).prop_map(
         move |(tier, credits, mut first_half, mut second_half, changes)| {
-            if serves_speech {
+            if is_serving_speech {
                 (first_half[SPEECH_KIND], second_half[SPEECH_KIND]) = (None, None);
             }
             for (index, changes) in changes.into_iter().enumerate() {
@@ -260,6 +258,9 @@ struct ScriptRun<'a> {
     documented_misses: [usize; ROUTE_KINDS.len()],
 }
 
+/// The account of an attempt, and its scripted response. `None` is the regular response.
+type ScriptedAttempt = (usize, Option<ScriptedResponse>);
+
 /// The parts of a response to the client that are checked.
 struct ClientResponse {
     status: u16,
@@ -282,7 +283,7 @@ impl ScriptRun<'_> {
         }
     }
 
-    /// Whether the provider would serve the request with the given `account`.
+    /// Returns whether the provider would serve the request with the given `account`.
     fn could_serve(&self, account: usize, request: ScriptedRequest, ledger: &Ledger) -> bool {
         let ScriptedAccount { tier, .. } = self.script.accounts[account];
         let is_regular = self.scripted_response(account, route_kind(request.route)).is_none();
@@ -323,11 +324,11 @@ impl ScriptRun<'_> {
         let ledger_after = self.proxy.simulator.ledger();
         let attempts = self.scripted_attempts(&ledger_before, &ledger_after, request.route);
         if attempts.len() > 16 {
-            return Err(format!("{request:?}: {} attempts", attempts.len()));
+            return Err(format!("{request:?} made {} attempts", attempts.len()));
         }
         if client_response.status < 400
             || able_accounts.is_empty()
-            || self.is_documented(request, &client_response, &attempts, &able_accounts)
+            || self.is_documented_refusal(request, &client_response, &attempts, &able_accounts)
         {
             return Ok(());
         }
@@ -341,12 +342,7 @@ impl ScriptRun<'_> {
     }
 
     /// Returns the accounts that were tried, in order, and the scripted response of each.
-    fn scripted_attempts(
-        &self,
-        before: &Ledger,
-        after: &Ledger,
-        route: Route,
-    ) -> Vec<(usize, Option<ScriptedResponse>)> {
+    fn scripted_attempts(&self, before: &Ledger, after: &Ledger, route: Route) -> Vec<ScriptedAttempt> {
         let is_poll = |path: &str| path.starts_with("/v1/user") || path == "/v1/models";
         let new_requests = after.requests[before.requests.len()..].iter();
         let client_requests = new_requests.filter(|request| !is_poll(&request.path_and_query));
@@ -355,16 +351,15 @@ impl ScriptRun<'_> {
         accounts.map(|account| (account, self.scripted_response(account, route_kind(route)))).collect()
     }
 
-    /// Whether the documentation allows the refusal although some accounts could serve the request.
-    fn is_documented(
-        &mut self,
+    /// Returns whether the documentation makes the refusal of the last attempt final, so that no further account is
+    /// tried.
+    fn is_final_refusal(
+        &self,
         request: ScriptedRequest,
         received: &ClientResponse,
-        attempts: &[(usize, Option<ScriptedResponse>)],
-        able_accounts: &[usize],
+        attempts: &[ScriptedAttempt],
     ) -> bool {
         let ProviderScript { accounts, .. } = self.script;
-        let route_kind = route_kind(request.route);
         let subjects: Vec<RefusalSubject> = attempts
             .iter()
             .map(|(_, response)| response.map_or(RefusalSubject::Served, ScriptedResponse::subject))
@@ -381,7 +376,7 @@ impl ScriptRun<'_> {
             refusing_accounts.len()
         };
         let last = attempts.last().and_then(|(account, response)| Some((*account, (*response)?)));
-        let is_final = match last.map(|(_, response)| response.subject()) {
+        match last.map(|(_, response)| response.subject()) {
             Some(RefusalSubject::Request) => true,
             Some(RefusalSubject::Failure) if request.route != Route::Voices => true,
             Some(RefusalSubject::Failure | RefusalSubject::Overload) => {
@@ -403,16 +398,28 @@ impl ScriptRun<'_> {
             }
             Some(
                 RefusalSubject::Served
-                | RefusalSubject::ScriptedAccount
+                | RefusalSubject::Account
                 | RefusalSubject::Capability
                 | RefusalSubject::Load,
             )
             | None => false,
-        };
-        if is_final {
+        }
+    }
+
+    /// Returns whether the documentation permits the refusal although some accounts could serve the request.
+    fn is_documented_refusal(
+        &mut self,
+        request: ScriptedRequest,
+        received: &ClientResponse,
+        attempts: &[ScriptedAttempt],
+        able_accounts: &[usize],
+    ) -> bool {
+        let ProviderScript { accounts, .. } = self.script;
+        let route_kind = route_kind(request.route);
+        if self.is_final_refusal(request, received, attempts) {
             return true;
         }
-        // A rate limit that applies to every account that could serve.
+        // The documentation permits a rate limit that applies to every account that could serve.
         let is_rate_limited = |account: &usize| {
             let responses =
                 [accounts[*account].first_half[route_kind], accounts[*account].second_half[route_kind]];
@@ -461,23 +468,26 @@ async fn run_script(script: &ProviderScript) -> Result<(), String> {
             run.is_second_half = true;
             run.set_faults();
         }
-        run.send_and_check(*request).await.map_err(|fault| format!("request {number}: {fault}"))?;
+        run.send_and_check(*request).await.map_err(|failure| format!("request {number}: {failure}"))?;
     }
     let ledger = run.proxy.simulator.ledger();
     run.proxy.close_unchecked().await;
     if ledger.violations.is_empty() { Ok(()) } else { Err(format!("{:?}", ledger.violations)) }
 }
 
-/// Shrinks a failing script, within a limited number of steps.
+/// The maximum number of scripts that are run to shrink a failing script.
+const MAX_SHRINK_STEPS: usize = 60;
+
+/// Shrinks a failing script in at most [`MAX_SHRINK_STEPS`] steps. Returns the smallest one and its failure.
 async fn shrink<T: ValueTree<Value = ProviderScript>>(
     mut tree: T,
-    fault: String,
+    failure: String,
 ) -> (ProviderScript, String) {
-    let mut smallest_failure = (tree.current(), fault);
-    for _ in 0..60 {
+    let mut smallest_failure = (tree.current(), failure);
+    for _ in 0..MAX_SHRINK_STEPS {
         match run_script(&tree.current()).await {
-            Err(fault) => {
-                smallest_failure = (tree.current(), fault);
+            Err(failure) => {
+                smallest_failure = (tree.current(), failure);
                 if !tree.simplify() {
                     break;
                 }
@@ -492,9 +502,9 @@ async fn shrink<T: ValueTree<Value = ProviderScript>>(
     smallest_failure
 }
 
-/// Number of providers per test run.
-const PROVIDERS: usize = 16;
-/// Maximum number of providers that run concurrently.
+/// The number of providers of a test run without `KEYCHOIR_PROVIDERS`.
+const DEFAULT_PROVIDER_COUNT: usize = 16;
+/// The maximum number of providers that run concurrently.
 const MAX_CONCURRENT_RUNS: usize = 8;
 
 #[tokio::test]
@@ -502,7 +512,7 @@ async fn every_request_that_an_account_could_serve_is_served() {
     let configured_count = std::env::var("KEYCHOIR_PROVIDERS").ok().and_then(|text| text.parse().ok());
     let rng_seed = if configured_count.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
     let mut runner = TestRunner::new(ProptestConfig { rng_seed, ..ProptestConfig::default() });
-    let mut remaining = configured_count.unwrap_or(PROVIDERS);
+    let mut remaining = configured_count.unwrap_or(DEFAULT_PROVIDER_COUNT);
     let scripts = any_script();
     while remaining > 0 {
         let batch = remaining.min(MAX_CONCURRENT_RUNS);
@@ -513,9 +523,9 @@ async fn every_request_that_an_account_could_serve_is_served() {
             (run_script(&script).await, tree)
         });
         for (result, tree) in join_all(runs).await {
-            if let Err(fault) = result {
-                let (script, fault) = shrink(tree, fault).await;
-                panic!("{script:#?}\n{fault}");
+            if let Err(failure) = result {
+                let (script, failure) = shrink(tree, failure).await;
+                panic!("every request that an account could serve must be served: {script:#?}\n{failure}");
             }
         }
     }

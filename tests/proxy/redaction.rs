@@ -54,13 +54,13 @@ async fn an_echoed_key_is_replaced_by_its_short_form() {
         if head.contains("x-key") {
             assert_eq!(response.headers()["x-key"], format!("Bearer {SHORT_FORM}"));
         }
-        assert!(!format!("{response:?}").contains(FIRST_KEY), "{response:?}");
+        assert!(!format!("{response:?}").contains(FIRST_KEY), "no header must contain the key: {response:?}");
         let length = response.content_length().unwrap();
         let received_text = response.text().await.unwrap();
         assert_eq!(
             (received_text.trim_end(), received_text.len() as u64),
             (&*redacted_text, length),
-            "{head}"
+            "{head}: the key must be redacted without a change of the length"
         );
         proxy.close().await;
     }
@@ -68,12 +68,13 @@ async fn an_echoed_key_is_replaced_by_its_short_form() {
 
 #[tokio::test]
 async fn keys_in_a_stream_are_redacted_without_a_delay() {
-    let (start, end) = FIRST_KEY.split_at(20);
+    let (key_start, key_end) = FIRST_KEY.split_at(20);
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let chunks = [chunk("data: one\n\n"), chunk(&format!("data: {start}")), chunk(&format!("{end}\n\n"))];
-    // The upstream sends the first chunks and then neither more data nor an end. The proxy must forward all
-    // data except a possible key, of which it forwards only the first characters.
+    let chunks =
+        [chunk("data: one\n\n"), chunk(&format!("data: {key_start}")), chunk(&format!("{key_end}\n\n"))];
+    // The upstream sends the first chunks, and then neither more data nor the end. The proxy must forward all data
+    // except the rest of a possible key after its first characters.
     for (count, expected) in [
         (1, "data: one\n\n".to_owned()),
         (2, "data: one\n\ndata: sk_k".to_owned()),
@@ -111,7 +112,7 @@ async fn every_media_type_except_audio_images_and_archives_is_redacted() {
             assert_eq!(
                 redacted_text.trim_end(),
                 text.replace(FIRST_KEY, SHORT_FORM),
-                "{status} {media_type}"
+                "{status} {media_type}: the key must be redacted"
             );
             proxy.close().await;
         }
@@ -122,7 +123,11 @@ async fn every_media_type_except_audio_images_and_archives_is_redacted() {
             |_| {},
         )
         .await;
-        assert_eq!(proxy.get("/v1/voices").await.text().await.unwrap(), text, "{media_type}");
+        assert_eq!(
+            proxy.get("/v1/voices").await.text().await.unwrap(),
+            text,
+            "{media_type}: the body must be relayed unchanged"
+        );
         proxy.close().await;
     }
 }
@@ -146,7 +151,10 @@ async fn keys_are_redacted_in_escapes_and_in_utf_16() {
         );
         let proxy = start_proxy_with_response(&upstream_response, |_| {}).await;
         let redacted_bytes = proxy.get("/v1/voices").await.bytes().await.unwrap();
-        assert!(redacted_bytes.starts_with(&encode_utf_16(&format!("a{SHORT_FORM}"))), "{redacted_bytes:?}");
+        assert!(
+            redacted_bytes.starts_with(&encode_utf_16(&format!("a{SHORT_FORM}"))),
+            "the key must be redacted in UTF-16: {redacted_bytes:?}"
+        );
         proxy.close().await;
     }
 }
@@ -182,10 +190,11 @@ async fn a_compressed_response_is_redacted_or_relayed_unchanged() {
     let proxy = start_proxy_with_response(&upstream_response, |_| {}).await;
     let response = proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await;
     // The error may occur before the head is sent.
-    assert!(match response {
+    let is_error = match response {
         Ok(response) => response.bytes().await.is_err(),
         Err(_) => true,
-    });
+    };
+    assert!(is_error, "the response must end with an error");
     proxy.close().await;
 }
 
@@ -202,7 +211,7 @@ async fn the_owner_of_a_key_is_redacted_and_credits_are_relayed() {
     for name in
         ["first_name", "xi_api_key_preview", "referral_link_code", "partnerstack_partner_default_link"]
     {
-        assert_eq!(user[name], Value::Null, "{name}");
+        assert_eq!(user[name], Value::Null, "{name} must be redacted");
     }
     assert_eq!((&user["user_id"], &user["is_onboarding_completed"]), (&json!("redacted"), &json!(true)));
     let used_and_limit = |subscription: &Value| {
@@ -242,7 +251,7 @@ async fn the_owner_is_redacted_for_every_status_and_encoding() {
                 } else {
                     json!({"detail": {"status": "gone"}})
                 };
-                assert_eq!(redacted, expected, "{status}");
+                assert_eq!(redacted, expected, "{status}: only the data of the account must be relayed");
                 proxy.close().await;
             }
         }
@@ -272,7 +281,7 @@ async fn a_response_whose_owner_cannot_be_redacted_is_not_relayed() {
             assert_eq!(response.headers()["x-keychoir-error"], "answer_not_redacted");
         }
         let text = response.text().await.unwrap();
-        assert!(!text.contains("John"), "{status} {text}");
+        assert!(!text.contains("John"), "{status}: the response must not name the owner: {text}");
     }
 }
 

@@ -1,9 +1,11 @@
-//! Tests every refusal of the simulator, for each kind of route with the default strategy and for
-//! speech with the others, by one key or by all keys, before and after a restart. Each case checks the
-//! client's response, the number of attempts, the statuses of the keys, and that ordinary speech is served
-//! after the refusal.
+//! Tests every refusal of the simulator, by one key and by all keys: on each kind of route with the strategies
+//! fill-first and round-robin, and on speech with the other strategies. Each case checks the client's response, the
+//! number of attempts, the statuses of the keys, and that ordinary speech is served after the refusal. With
+//! fill-first, each case is also checked after a restart. Another test sends the refusals at other stages of a speech
+//! request.
 //!
-//! [`REFUSALS`] lists the subject of each refusal, and [`expected`] defines the consequences of each subject.
+//! [`REFUSALS`] lists the subject of each refusal, and [`expected_consequences`] defines the consequences of each
+//! subject.
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use keychoir::simulator::{Fault, KeyPlan, Ledger, Plan, WorkspacePlan};
 
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-/// The subject of a refusal.
+/// The entity whose fault or limit a refusal reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
     /// The account's credits. The refusal reports 0 remaining credits, and polls contradict it. The account
@@ -29,7 +31,7 @@ enum RefusalSubject {
     UnreportedCredits,
     /// The account's unpaid bill or unaccepted terms. A poll decides.
     Billing,
-    /// Suspected abuse. The provider also suspects addresses, so only two accounts of a plan are tried.
+    /// Suspected abuse by the account or by the address of the proxy, so only two accounts of a plan are tried.
     Abuse,
     /// The key, which the provider does not know. A poll decides.
     InvalidKey,
@@ -41,8 +43,8 @@ enum RefusalSubject {
     Concurrency,
     /// A capability of the key, the plan or the workspace.
     Capability,
-    /// Unknown, because Keychoir does not know the message. If two accounts refuse alike, the request is at
-    /// fault.
+    /// Unknown, because Keychoir does not know the message. If two accounts send the same refusal, the
+    /// request is at fault.
     Unexplained,
     /// A resource that the account does not have.
     Resource,
@@ -162,7 +164,7 @@ fn every_strategy_has_a_row() {
     assert_eq!(STRATEGIES.map(|(name, _)| name), names);
 }
 
-/// The keys that the provider refuses.
+/// The keys whose requests the provider refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusedKeys {
     FirstKey,
@@ -192,10 +194,10 @@ impl ExpectedStatuses {
 
 /// The consequences of a refusal.
 #[derive(Debug)]
-struct Expected {
+struct ExpectedConsequences {
     /// The status that the client receives.
     status: u16,
-    /// The number of attempts. `None` if it depends on the waits for free slots.
+    /// The number of attempts, or `None` if it depends on the waits for free slots.
     attempts: Option<usize>,
     /// The statuses of the keys after the polls.
     statuses: ExpectedStatuses,
@@ -209,20 +211,22 @@ struct Expected {
     is_served_after_restart: bool,
 }
 
-fn expected(
+/// Returns the consequences of a refusal with this subject and status. `order` contains the indices of the keys in the
+/// order in which they are selected.
+fn expected_consequences(
     subject: RefusalSubject,
     status: u16,
     route: Route,
     scope: RefusedKeys,
     order: [usize; 3],
-) -> Expected {
+) -> ExpectedConsequences {
     let is_speech = matches!(route, Route::Speech | Route::SpeechStream);
     let refuses_all = scope == RefusedKeys::AllKeys;
     let refused_status = match subject {
         KeyQuota => "exhausted",
         NoCredits if !refuses_all => "exhausted",
         // The status document reports an account that cannot be used as exhausted. If a second account
-        // refuses alike, the request is at fault.
+        // sends the same refusal, the request is at fault.
         Abuse if !refuses_all => "exhausted",
         // The status document reports rate limits of speech only.
         RateLimit if is_speech => "rate_limited",
@@ -247,9 +251,9 @@ fn expected(
         ProviderFailure if route == Route::Voices => (200, 2, status, 2),
         ProviderFailure => (status, 1, status, 1),
     };
-    // If a second account refuses alike, the cooldown is cleared without a poll.
+    // If a second account sends the same refusal, the cooldown is cleared without a poll.
     let is_polled = !refuses_all && matches!(subject, Billing | WrongRegion | InvalidKey | UnreportedCredits);
-    // If all accounts refuse alike, one speech request probes an account. It is served, which clears the
+    // If all accounts send the same refusal, one speech request probes an account. It is served, which clears the
     // cooldown.
     let statuses_after_speech = match refused_status {
         // A rate limit that all accounts report for one request is cleared for all of them.
@@ -260,7 +264,7 @@ fn expected(
     // Requests about voices have no concurrency group, so all accounts are rate limited for the endpoint
     // until the cooldown ends. A restart does not end it.
     let is_endpoint_limit = subject == RateLimit && matches!(route, Route::Voices | Route::VoiceAddition);
-    Expected {
+    ExpectedConsequences {
         status: if refuses_all { status_if_all } else { status_if_first },
         attempts: (!(refuses_all && subject == Concurrency)).then_some(if refuses_all {
             attempts_if_all
@@ -308,7 +312,7 @@ fn count_polls(ledger: &Ledger, index: usize) -> usize {
     key_requests.filter(|request| is_poll(&request.path_and_query) && request.status == Some(200)).count()
 }
 
-/// Waits for the expected statuses. A quota poll is applied shortly after its response.
+/// Waits for the expected statuses. A quota poll changes a status shortly after its response.
 async fn wait_for_statuses(proxy: &TestProxy, expected: &ExpectedStatuses, case: &str) {
     let polling = async {
         while !expected.matches(&proxy.key_statuses().await) {
@@ -316,10 +320,14 @@ async fn wait_for_statuses(proxy: &TestProxy, expected: &ExpectedStatuses, case:
         }
     };
     let result = tokio::time::timeout(Duration::from_secs(20), polling).await;
-    assert!(result.is_ok(), "{case}: expected {expected:?}, found {:?}", proxy.key_statuses().await);
+    assert!(
+        result.is_ok(),
+        "{case}: the statuses must be {expected:?}, and they are {:?}",
+        proxy.key_statuses().await
+    );
 }
 
-/// A case of the table.
+/// A refusal on one route with one strategy, which one key or all keys receive.
 #[derive(Clone, Copy, Debug)]
 struct MatrixCase {
     strategy: &'static str,
@@ -350,19 +358,26 @@ impl MatrixCase {
     }
 
     /// Sends the request while the provider refuses it.
-    async fn send_refused_request(&self, proxy: &TestProxy, expected: &Expected) {
+    async fn send_refused_request(&self, proxy: &TestProxy, expected: &ExpectedConsequences) {
         let case = self.name();
         self.set_fault(proxy, Some(format!("{}{}", self.stage, self.refusal).parse().unwrap()));
         let response = self.route.send_request(proxy, CLIENT_TOKEN, self.characters).await;
         let status = response.status().as_u16();
-        assert!(response.bytes().await.is_ok(), "{case}");
+        assert!(response.bytes().await.is_ok(), "{case}: the response must be complete");
         self.set_fault(proxy, None);
-        assert_eq!(status, expected.status, "{case}");
+        assert_eq!(status, expected.status, "{case}: the client must receive the expected status");
         let request_counts = proxy.request_counts(&KEYS);
         if let Some(attempts) = expected.attempts {
-            assert_eq!(request_counts.iter().sum::<usize>(), attempts, "{case}: {request_counts:?}");
+            assert_eq!(
+                request_counts.iter().sum::<usize>(),
+                attempts,
+                "{case}: the request must have the expected number of attempts: {request_counts:?}"
+            );
         }
-        assert!(request_counts[self.order[0]] >= 1, "{case}: {request_counts:?}");
+        assert!(
+            request_counts[self.order[0]] >= 1,
+            "{case}: the first selected key must be tried: {request_counts:?}"
+        );
         let has_polled = |ledger: &Ledger| !expected.is_polled || count_polls(ledger, self.order[0]) > 1;
         let polling =
             tokio::time::timeout(Duration::from_secs(30), proxy.simulator.wait_for_ledger(has_polled));
@@ -370,10 +385,15 @@ impl MatrixCase {
         wait_for_statuses(proxy, &expected.statuses, &case).await;
     }
 
-    async fn send_speech(&self, proxy: &TestProxy, expected: &Expected) {
+    /// Sends ordinary speech after the refusal.
+    async fn send_speech(&self, proxy: &TestProxy, expected: &ExpectedConsequences) {
         let case = self.name();
         let response = proxy.request_speech(1).await;
-        assert_eq!(response.status(), expected.speech_status, "{case}: ordinary speech");
+        assert_eq!(
+            response.status(),
+            expected.speech_status,
+            "{case}: ordinary speech must have the expected status"
+        );
         response.bytes().await.unwrap();
         wait_for_statuses(proxy, &expected.statuses_after_speech, &case).await;
     }
@@ -388,10 +408,10 @@ impl MatrixCase {
         }
     }
 
-    async fn check(self) {
+    async fn run(self) {
         let Self { strategy, order, subject, status, route, scope, .. } = self;
         let proxy = start_proxy_with(plan(), |config| configure_proxy(config, strategy)).await;
-        let expected = expected(subject, status, route, scope, order);
+        let expected = expected_consequences(subject, status, route, scope, order);
         self.send_refused_request(&proxy, &expected).await;
         self.send_speech(&proxy, &expected).await;
         if strategy != STRATEGIES[0].0 || !self.stage.is_empty() {
@@ -403,21 +423,27 @@ impl MatrixCase {
         self.send_speech(&proxy, &expected).await;
         if expected.is_served_after_restart {
             let response = route.send_request(&proxy, CLIENT_TOKEN, self.characters).await;
-            assert_eq!(response.status(), 200, "{}: the same request after the restart", self.name());
+            assert_eq!(
+                response.status(),
+                200,
+                "{}: the same request must be served after the restart",
+                self.name()
+            );
             response.bytes().await.unwrap();
         }
         self.close(proxy).await;
     }
 }
 
-/// Maximum number of concurrent cases. Some of them wait a second for a poll.
+/// The maximum number of concurrent cases. Some of them wait a second for a poll.
 const MAX_CONCURRENT_CASES: usize = 16;
 
-async fn check_all(cases: impl Iterator<Item = MatrixCase>) {
+/// Runs all cases, at most [`MAX_CONCURRENT_CASES`] at a time.
+async fn run_all(cases: impl Iterator<Item = MatrixCase>) {
     let mut cases = cases.peekable();
     while cases.peek().is_some() {
         let batch: Vec<MatrixCase> = cases.by_ref().take(MAX_CONCURRENT_CASES).collect();
-        join_all(batch.into_iter().map(MatrixCase::check)).await;
+        join_all(batch.into_iter().map(MatrixCase::run)).await;
     }
 }
 
@@ -440,7 +466,7 @@ async fn check_refusals(strategy: &str, routes: &[Route]) {
             })
         })
     });
-    check_all(cases).await;
+    run_all(cases).await;
 }
 
 #[tokio::test]
@@ -501,7 +527,7 @@ async fn a_refusal_has_the_same_consequences_at_every_stage() {
             characters: LONG_TEXT,
         })
     });
-    check_all(cases).await;
+    run_all(cases).await;
 }
 
 #[test]

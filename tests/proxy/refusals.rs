@@ -1,5 +1,5 @@
-//! Tests that a refusal restricts only the account, the endpoint or the request that it is about. All other requests
-//! are served with the same keys, even after a restart.
+//! Tests that a refusal restricts only the account, the endpoint or the request that it is about, and that all other
+//! requests are served with the same keys. The submodules test refusals by some accounts and by all accounts.
 
 mod all_accounts;
 mod one_account;
@@ -24,15 +24,20 @@ fn plan_with_tiers(tiers: &[&str], credits: u64) -> Plan {
     })
 }
 
+/// Parses a fault in the notation of the simulator.
 fn fault(text: &str) -> Option<Fault> {
-    Some(text.parse().unwrap_or_else(|error| panic!("{text}: {error}")))
+    Some(text.parse().unwrap_or_else(|error| panic!("the fault {text:?} must be valid: {error}")))
 }
 
 /// Asserts that ordinary speech is served, that every key is active, and that the proxy is ready.
 async fn assert_every_key_serves(proxy: &TestProxy, case: &str) {
-    assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}");
-    assert_eq!(proxy.key_statuses().await, vec!["active"; proxy.key_statuses().await.len()], "{case}");
-    assert_eq!(proxy.get("/readyz").await.status(), 200, "{case}");
+    assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}: speech must be served");
+    assert_eq!(
+        proxy.key_statuses().await,
+        vec!["active"; proxy.key_statuses().await.len()],
+        "{case}: every key must be active"
+    );
+    assert_eq!(proxy.get("/readyz").await.status(), 200, "{case}: the proxy must be ready");
 }
 
 /// Restarts the proxy with the same database and a new provider.
@@ -49,5 +54,9 @@ async fn wait_for_key_statuses(proxy: &TestProxy, expected: &[&str], case: &str)
         }
     };
     let result = tokio::time::timeout(Duration::from_secs(20), polling).await;
-    assert!(result.is_ok(), "{case}: the statuses are {:?}", proxy.key_statuses().await);
+    assert!(
+        result.is_ok(),
+        "{case}: the statuses must be {expected:?}, and they are {:?}",
+        proxy.key_statuses().await
+    );
 }

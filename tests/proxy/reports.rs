@@ -1,5 +1,5 @@
-//! Tests the commands `status`, `usage` and `keys list` as processes, with a running proxy. Their
-//! output is compared exactly, because scripts parse it.
+//! Tests the commands `status`, `usage` and `keys list` as processes, and the usage that they report. Their output is
+//! compared exactly, because scripts parse it.
 
 use std::process::Output;
 
@@ -15,13 +15,17 @@ use keychoir::simulator::{Plan, Simulator, WorkspacePlan};
 use keychoir::store::{UsageDimension, UsageReader};
 use serde_json::{Value, json};
 
-const RESET: UnixMs = UnixMs(4_070_908_800_000);
+/// The reset of the workspaces, 2099-01-01.
+const RESETS_AT: UnixMs = UnixMs(4_070_908_800_000);
 
 /// Returns a plan of three workspaces: one with low usage, one near its limit, and one whose key may not read the
 /// subscription.
 fn plan() -> Plan {
-    let workspace =
-        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
+    let workspace = |name: &str, used| WorkspacePlan {
+        used,
+        reset: Some(RESETS_AT),
+        ..WorkspacePlan::new(name, 100_000)
+    };
     let mut plan = Plan::with_keys([(FIRST_KEY, 0), (SECOND_KEY, 0), (THIRD_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
@@ -49,7 +53,7 @@ async fn run_status(proxy: &TestProxy, options: &[&str]) -> Output {
 async fn the_status_is_printed_as_a_table() {
     let proxy = start_proxy(plan()).await;
     let output = run_status(&proxy, &[]).await;
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     assert_eq!(
         stdout(&output),
         "\
@@ -81,9 +85,13 @@ async fn a_status_check_sets_the_exit_code() {
     proxy.request_speech(10).await;
     let output = run_status(&proxy, &["--check"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stdout(&output).contains("  exhausted "), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("  exhausted "),
+        "the key must be shown as exhausted: {}",
+        stdout(&output)
+    );
     let summary = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
-    assert!(stdout(&output).contains(summary), "{}", stdout(&output));
+    assert!(stdout(&output).contains(summary), "the output must contain {summary:?}: {}", stdout(&output));
     assert_eq!(
         run_status(&proxy, &[]).await.status.code(),
         Some(0),
@@ -96,7 +104,11 @@ async fn a_status_check_sets_the_exit_code() {
     proxy.close().await;
     let output = run_in_background(&["status", "--check", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("does not respond at http://127.0.0.1:"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("does not respond at http://127.0.0.1:"),
+        "the error message must contain `does not respond at http://127.0.0.1:`: {}",
+        stderr(&output)
+    );
     assert_eq!(run_in_background(&["status", "--url", &url]).await.status.code(), Some(1));
 }
 
@@ -106,15 +118,23 @@ async fn the_status_requires_a_token_if_clients_are_configured() {
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
     let output = run_status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("--token-file"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--token-file"),
+        "the error message must contain `--token-file`: {}",
+        stderr(&output)
+    );
 
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
     for (token, code) in [(format!("{CLIENT_TOKEN}\n"), 0), ("another token canary".to_owned(), 1)] {
         std::fs::write(&file, &token).unwrap();
         let output = run_status(&proxy, &["--token-file", file.to_str().unwrap()]).await;
-        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
-        assert!(!stderr(&output).contains("canary"), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(code), "the exit code must be {code}: {}", stderr(&output));
+        assert!(
+            !stderr(&output).contains("canary"),
+            "the error message must contain no token: {}",
+            stderr(&output)
+        );
     }
     proxy.close().await;
 }
@@ -126,7 +146,11 @@ async fn the_status_command_reads_the_address_from_the_configuration() {
     let mut command = keychoir_command(&["status"]);
     command.env("KEYCHOIR_SERVER__LISTEN", address).env("HOME", "/nowhere");
     let output = keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap();
-    assert!(stdout(&output).starts_with("#  key "), "{}", stderr(&output));
+    assert!(
+        stdout(&output).starts_with("#  key "),
+        "the output must be the status table: {}",
+        stderr(&output)
+    );
     proxy.close().await;
 }
 
@@ -136,15 +160,23 @@ async fn a_server_that_is_not_keychoir_is_reported() {
     let url = proxy.simulator.base_url();
     let output = run_in_background(&["status", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("is not a Keychoir"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("is not a Keychoir"),
+        "the error message must contain `is not a Keychoir`: {}",
+        stderr(&output)
+    );
     for (url, expected) in [("https://127.0.0.1:1", "does not respond at https://"), ("ftp://x", "http://")] {
         let output = run_in_background(&["status", "--url", url]).await;
-        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(expected),
+            "the error message must contain {expected:?}: {}",
+            stderr(&output)
+        );
     }
     proxy.close().await;
 }
 
-/// Waits until the usage database contains this number of attempts.
+/// Waits until the usage database contains the given number of attempts.
 async fn wait_for_attempts(proxy: &TestProxy, attempts: u64) {
     let path = proxy.database_path();
     wait_until(|| {
@@ -162,7 +194,7 @@ async fn run_usage(proxy: &TestProxy, options: &[&str]) -> Output {
     run_in_background(&arguments).await
 }
 
-/// Sends requests with two models, a free request, and one refused by the first key.
+/// Sends requests with two models, a free request, and a request that the first key refuses.
 async fn send_requests(proxy: &TestProxy) {
     for (characters, model) in
         [(30, "eleven_multilingual_v2"), (20, "eleven_multilingual_v2"), (5, "eleven_v3")]
@@ -223,7 +255,7 @@ total                           6       5         155      155         0
         ),
     ] {
         let output = run_usage(&proxy, &["--by", by]).await;
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         assert_eq!(stdout(&output), format!("Since 2020-01-01 00:00 UTC\n\n{table}"));
     }
     proxy.close().await;
@@ -247,8 +279,14 @@ async fn csv_and_json_usage_contain_every_sum() {
         lines[0],
         "key,key_hash,name,attempts,served,characters,credits,unpriced,request_bytes,response_bytes"
     );
-    assert!(lines[1].starts_with(&format!("sk_key_numb...00002,{second_hash},,1,1,100,100,0,")), "{csv}");
-    assert!(lines[2].starts_with(&format!("sk_key_numb...00001,{first_hash},\"a,b\",5,4,55,55,0,")), "{csv}");
+    assert!(
+        lines[1].starts_with(&format!("sk_key_numb...00002,{second_hash},,1,1,100,100,0,")),
+        "the first row must have the sums of the second key: {csv}"
+    );
+    assert!(
+        lines[2].starts_with(&format!("sk_key_numb...00001,{first_hash},\"a,b\",5,4,55,55,0,")),
+        "the second row must have the sums of the first key: {csv}"
+    );
     assert_eq!(lines.len(), 3);
 
     let mut document: Value =
@@ -280,7 +318,7 @@ async fn usage_before_the_first_request_is_empty() {
 #[track_caller]
 fn assert_fails(output: &Output, code: i32, fragments: &[&str]) {
     let stderr_text = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{stderr_text}");
+    assert_eq!(output.status.code(), Some(code), "the exit code must be {code}: {stderr_text}");
     for fragment in fragments {
         assert!(stderr_text.contains(fragment), "{fragment:?} must be in: {stderr_text}");
     }
@@ -332,7 +370,7 @@ async fn keys_are_listed_by_their_short_forms() {
     let path = proxy.database_path();
     let arguments = ["keys", "list", "--config", file.to_str().unwrap(), "--file", path.to_str().unwrap()];
     let output = run_in_background(&arguments).await;
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     let table = "\
 #  key                  name   workspace  status        left
 1  sk_key_numb...00001  first  studio     exhausted    9,945
@@ -350,7 +388,12 @@ async fn keys_are_listed_by_their_short_forms() {
     assert_eq!(keys[2]["status"], Value::Null);
     // Without keys in the configuration, the command lists the keys of the database.
     let output = run_in_background(&["keys", "list", "--file", path.to_str().unwrap()]).await;
-    assert_eq!(stdout(&output).lines().count(), 3, "{}", stderr(&output));
+    assert_eq!(
+        stdout(&output).lines().count(),
+        3,
+        "only the configured keys must be listed: {}",
+        stderr(&output)
+    );
     proxy.close().await;
 }
 
@@ -363,10 +406,14 @@ fn keys_are_listed_without_a_database() {
     assert_eq!(output.status.code(), Some(0));
     assert!(
         stdout(&output).ends_with("1  sk_key_numb...00001  -     -          -       unknown\n"),
-        "{}",
+        "the key must be listed without a state: {}",
         stdout(&output)
     );
-    assert!(stderr(&output).contains("no usage records"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("no usage records"),
+        "the error message must contain `no usage records`: {}",
+        stderr(&output)
+    );
 }
 
 #[tokio::test]
@@ -420,7 +467,7 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     let workspace =
-        |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 10_000) };
+        |name: &str, used| WorkspacePlan { used, reset: Some(RESETS_AT), ..WorkspacePlan::new(name, 10_000) };
     let plan = plan.with_workspace(workspace("one", 100)).with_workspace(workspace("two", 200));
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
@@ -444,11 +491,14 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     .await
     .unwrap();
     assert_eq!((&event["credits"], &event["level"]), (&json!(40), &json!("info")));
-    assert!(event["message"].as_str().unwrap().contains("other apps"), "{event}");
+    assert!(
+        event["message"].as_str().unwrap().contains("other apps"),
+        "the event must name the cause: {event}"
+    );
     let status_text = stdout(&run_in_background(&["status", "--url", &url]).await);
     assert!(
         status_text.contains("\nDrift of sk_key_numb...00001: 40 credits spent by others or unpriced\n"),
-        "{status_text}"
+        "the output must report the discrepancy: {status_text}"
     );
     assert!(
         status_text.contains("  9,830  170/10,000 "),
@@ -468,6 +518,6 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     })
     .await
     .unwrap();
-    assert_eq!(log.matches("quota_mismatch").count(), 1, "{log}");
+    assert_eq!(log.matches("quota_mismatch").count(), 1, "the discrepancy must be reported once: {log}");
     simulator.stop().await;
 }

@@ -24,6 +24,7 @@ fn plan_with_tiers(tiers: [&str; 4]) -> Plan {
     })
 }
 
+/// A kind of request that refusals restrict.
 #[derive(Clone, Copy, Debug)]
 enum TestRequest {
     Speech,
@@ -34,7 +35,8 @@ enum TestRequest {
 }
 
 impl TestRequest {
-    async fn status(self, proxy: &TestProxy) -> u16 {
+    /// Sends the request, and returns the status of the response.
+    async fn send(self, proxy: &TestProxy) -> u16 {
         let response = match self {
             Self::Speech => proxy.request_speech(40).await,
             Self::WavSpeech => {
@@ -49,7 +51,8 @@ impl TestRequest {
         status
     }
 
-    fn path(self) -> &'static str {
+    /// Returns the path prefix of the faults that affect the request.
+    fn fault_path(self) -> &'static str {
         match self {
             Self::Speech | Self::WavSpeech => "/v1/text-to-speech",
             Self::Voices => "/v1/voices",
@@ -80,7 +83,7 @@ async fn key_details(proxy: &TestProxy) -> Vec<Value> {
 /// Sends the request and returns the status of the response and the number of attempts with each key.
 async fn send_and_count(proxy: &TestProxy, request: TestRequest) -> (u16, [usize; 4]) {
     let counts_before = proxy.request_counts(&KEYS);
-    let status = request.status(proxy).await;
+    let status = request.send(proxy).await;
     let counts_after = proxy.request_counts(&KEYS);
     (status, std::array::from_fn(|index| counts_after[index] - counts_before[index]))
 }
@@ -93,22 +96,37 @@ async fn wait_for_attempts(proxy: &TestProxy, request: TestRequest, expected: [u
             return;
         }
     }
-    panic!("{request:?} is not served with the attempts {expected:?}");
+    panic!("{request:?} must be served with the attempts {expected:?}");
 }
 
-/// Checks a request that the first three accounts refuse. After they are restricted, only the last account is tried,
-/// before and after a restart.
-async fn check(proxy: TestProxy, request: TestRequest, case: &str) {
+/// Checks a request that the first three accounts refuse: after they are restricted, only the last account is tried,
+/// also after two restarts.
+async fn check_restarts(proxy: TestProxy, request: TestRequest, case: &str) {
     wait_for_attempts(&proxy, request, [0, 0, 0, 1]).await;
     let details_before = key_details(&proxy).await;
-    assert!(details_before[..3].iter().any(|key| key["cannot"] != json!([])), "{case}: {details_before:?}");
-    assert_eq!(details_before[3]["cannot"], json!([]), "{case}: {details_before:?}");
+    assert!(
+        details_before[..3].iter().any(|key| key["cannot"] != json!([])),
+        "{case}: a refusing account must be restricted: {details_before:?}"
+    );
+    assert_eq!(
+        details_before[3]["cannot"],
+        json!([]),
+        "{case}: the serving account must not be restricted: {details_before:?}"
+    );
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, details_before, "{case}");
+    assert_eq!(
+        key_details(&proxy).await,
+        details_before,
+        "{case}: the restart must not change the details of the keys"
+    );
     assert_eq!(send_and_count(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after the first restart");
     // The second restart checks that reading the restrictions does not delete them.
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, details_before, "{case}");
+    assert_eq!(
+        key_details(&proxy).await,
+        details_before,
+        "{case}: the restart must not change the details of the keys"
+    );
     assert_eq!(
         send_and_count(&proxy, request).await,
         (200, [0, 0, 0, 1]),
@@ -133,15 +151,15 @@ async fn restrictions_are_restored_after_a_restart() {
         ("text_too_long", free, TestRequest::Speech),
         ("subscription_required", free, TestRequest::Speech),
     ];
-    let check = |(refusal, tiers, request): (&'static str, [&'static str; 4], TestRequest)| async move {
+    let check_case = |(refusal, tiers, request): (&'static str, [&'static str; 4], TestRequest)| async move {
         let fault: Fault = refusal.parse().unwrap();
         let proxy = start_proxy(plan_with_tiers(tiers)).await;
         for key in &KEYS[..3] {
-            proxy.simulator.set_route_fault(key, request.path(), Some(fault.clone()));
+            proxy.simulator.set_route_fault(key, request.fault_path(), Some(fault.clone()));
         }
-        Box::pin(check(proxy, request, &format!("{refusal} of {request:?}"))).await;
+        Box::pin(check_restarts(proxy, request, &format!("{refusal} of {request:?}"))).await;
     };
-    join_all(cases.into_iter().map(check)).await;
+    join_all(cases.into_iter().map(check_case)).await;
 }
 
 #[tokio::test]
@@ -150,7 +168,7 @@ async fn missing_permissions_are_restored_after_a_restart() {
     for key in &mut plan.keys[..3] {
         key.permissions = Some(vec!["text_to_speech".to_owned(), "user_read".to_owned()]);
     }
-    Box::pin(check(start_proxy(plan).await, TestRequest::Voices, "permissions")).await;
+    Box::pin(check_restarts(start_proxy(plan).await, TestRequest::Voices, "permissions")).await;
 }
 
 /// The keys may not read their subscriptions, so polls do not report voice slots.
@@ -161,7 +179,7 @@ async fn full_voice_slots_are_restored_after_a_restart() {
         key.permissions = Some(vec!["create_instant_voice_clone".to_owned(), "text_to_speech".to_owned()]);
     }
     plan.workspaces[..3].iter_mut().for_each(|workspace| workspace.voice_limit = Some(0));
-    Box::pin(check(start_proxy(plan).await, TestRequest::VoiceAddition, "slots")).await;
+    Box::pin(check_restarts(start_proxy(plan).await, TestRequest::VoiceAddition, "slots")).await;
 }
 
 /// The endpoint has no concurrency group, and polling is disabled.
@@ -173,7 +191,7 @@ async fn a_rate_limit_of_an_endpoint_is_restored_after_a_restart() {
     for key in &KEYS[..3] {
         proxy.set_fault(key, "rate_limit=200");
     }
-    Box::pin(check(proxy, TestRequest::Voices, "a rate limit")).await;
+    Box::pin(check_restarts(proxy, TestRequest::Voices, "a rate limit")).await;
 }
 
 /// A served request refutes the restriction.
@@ -185,7 +203,7 @@ async fn a_refuted_restriction_is_not_restored() {
     assert_ne!(key_details(&proxy).await[0]["cannot"], json!([]));
     let proxy = proxy.restart().await;
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [0, 1, 0, 0]));
-    // The other accounts refuse the request now, and the first one serves it.
+    // After this change, the other accounts refuse the request, and the first account serves it.
     for key in &KEYS[1..] {
         proxy.simulator.set_route_fault(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
@@ -224,24 +242,24 @@ async fn restrictions_of_plans_are_restored_after_a_restart() {
     proxy.close_unchecked().await;
 }
 
-/// Refusals are not only written at shutdown, so a killed proxy does not lose them.
+/// A killed proxy does not lose these refusals, because they are not written only at shutdown.
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
     let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
     proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
-    let rows = || -> i64 {
+    let row_count = || -> i64 {
         let database = rusqlite::Connection::open(proxy.database_path()).unwrap();
         database.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
     };
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 1, 0, 0]));
-    wait_until(|| rows() == 1).await;
+    wait_until(|| row_count() == 1).await;
     // Only the first account serves the request again.
     proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, None);
     for key in &KEYS[1..] {
         proxy.simulator.set_route_fault(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
     wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
-    wait_until(|| rows() == 3).await;
+    wait_until(|| row_count() == 3).await;
     proxy.close_unchecked().await;
 }
 
@@ -251,10 +269,11 @@ async fn refusals_are_written_while_the_program_runs() {
 async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     const POLL_PATH: &str = "/v1/user/subscription";
     let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
-    let set_fault = |key, path, fault: &str| proxy.simulator.set_route_fault(key, path, fault.parse().ok());
-    set_fault(FIRST_KEY, "/v1/text-to-speech", "quota");
-    set_fault(SECOND_KEY, "/v1/text-to-speech", "slow_head=2000");
-    set_fault(FIRST_KEY, POLL_PATH, "slow_head=60000");
+    let set_route_fault =
+        |key, path, fault: &str| proxy.simulator.set_route_fault(key, path, fault.parse().ok());
+    set_route_fault(FIRST_KEY, "/v1/text-to-speech", "quota");
+    set_route_fault(SECOND_KEY, "/v1/text-to-speech", "slow_head=2000");
+    set_route_fault(FIRST_KEY, POLL_PATH, "slow_head=60000");
     let path = proxy.database_path();
     let is_first_attempt_stored = || read_usage_records(&path).len() == 1;
     let (response, ()) = tokio::join!(proxy.request_speech(40), wait_until(is_first_attempt_stored));

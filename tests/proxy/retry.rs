@@ -22,13 +22,21 @@ async fn check_retried(fault: &str, status: &str) {
     let proxy = start_proxy(funded_plan()).await;
     proxy.set_fault(FIRST_KEY, fault);
     let response = proxy.request_speech(10).await;
-    assert_eq!(response.status(), 200, "{fault}");
-    assert!(response.bytes().await.unwrap().len() > 1_000, "{fault}");
-    assert_eq!(proxy.key_statuses().await, [status, "active", "active"], "{fault}");
-    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+    assert_eq!(response.status(), 200, "{fault}: the request must be served");
+    assert!(response.bytes().await.unwrap().len() > 1_000, "{fault}: the client must receive the audio");
+    assert_eq!(
+        proxy.key_statuses().await,
+        [status, "active", "active"],
+        "{fault}: the keys must have the expected statuses"
+    );
+    assert_eq!(
+        proxy.request_counts(&KEYS),
+        [1, 1, 0],
+        "{fault}: each key must be tried the expected number of times"
+    );
     let records = proxy.into_records().await;
     let attempts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
-    assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}");
+    assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}: only the second attempt must be charged");
     assert_eq!(records[0].request_id, records[1].request_id);
 }
 
@@ -75,12 +83,28 @@ async fn a_refused_head_request_makes_no_key_unusable() {
         proxy.set_fault(FIRST_KEY, fault);
         proxy.set_fault(SECOND_KEY, fault);
         let head = || proxy.client.head(format!("{}/v1/voices", proxy.url)).send();
-        assert_eq!(head().await.unwrap().status(), status, "{fault}: two accounts refuse alike");
-        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+        assert_eq!(
+            head().await.unwrap().status(),
+            status,
+            "{fault}: the refusal must be relayed, because two accounts refuse alike"
+        );
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            [1, 1, 0],
+            "{fault}: each key must be tried the expected number of times"
+        );
         proxy.simulator.set_fault(SECOND_KEY, None);
         // The provider does not allow HEAD, and its response is relayed.
-        assert_eq!(head().await.unwrap().status(), 405, "{fault}");
-        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
+        assert_eq!(
+            head().await.unwrap().status(),
+            405,
+            "{fault}: the response of the provider must be relayed"
+        );
+        assert_eq!(
+            proxy.key_statuses().await,
+            ["active"; 3],
+            "{fault}: the keys must have the expected statuses"
+        );
         proxy.close().await;
     }
 }
@@ -92,19 +116,30 @@ async fn a_compressed_or_early_refusal_is_classified() {
     }
 }
 
-/// Checks a request for which the provider refuses every key. The client must receive the provider's response, and
-/// `counts` is the number of attempts with each key.
+/// Checks a request for which the provider refuses every key. The client must receive the provider's response, after
+/// `counts` attempts with each key.
 async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
     let proxy = start_proxy(funded_plan()).await;
     for key in KEYS {
         proxy.set_fault(key, fault);
     }
     let response = proxy.request_speech(10).await;
-    assert_eq!(response.status(), status, "{fault}");
-    assert!(!response.headers().contains_key("x-keychoir-error"), "{fault}");
+    assert_eq!(response.status(), status, "{fault}: the response must have the status {status}");
+    assert!(
+        !response.headers().contains_key("x-keychoir-error"),
+        "{fault}: the provider must send the response"
+    );
     response.bytes().await.unwrap();
-    assert_eq!(proxy.request_counts(&KEYS), counts, "{fault}");
-    assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
+    assert_eq!(
+        proxy.request_counts(&KEYS),
+        counts,
+        "{fault}: each key must be tried the expected number of times"
+    );
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["active"; 3],
+        "{fault}: the keys must have the expected statuses"
+    );
     proxy.close().await;
 }
 
@@ -150,7 +185,7 @@ async fn an_overloaded_provider_is_retried_once() {
 }
 
 #[tokio::test]
-async fn an_unreadable_refusal_is_handled_like_an_unknown_one() {
+async fn an_unreadable_refusal_has_the_effect_of_an_unknown_one() {
     for fault in ["huge", "garbled"] {
         check_relayed(fault, 401, [1, 1, 0]).await;
         check_retried(fault, "active").await;
@@ -221,7 +256,7 @@ async fn an_exhausted_pool_responds_like_the_provider_without_an_attempt() {
     let message = body["detail"]["message"].as_str().unwrap();
     assert!(
         message.starts_with("All ElevenLabs API keys are exhausted or rate limited. Next reset: 20"),
-        "{message}"
+        "the message must report the next reset: {message}"
     );
     assert_eq!(body["detail"]["status"], "quota_exceeded");
     assert_eq!(body["error"], json!({"message": message, "code": 401}));
@@ -245,7 +280,7 @@ async fn the_response_reports_the_end_of_the_first_cooldown() {
     let response = proxy.request_speech(10).await;
     assert_proxy_error(&response, 429, "all_keys_rate_limited");
     let seconds: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((15..=20).contains(&seconds), "{seconds}");
+    assert!((15..=20).contains(&seconds), "the wait must end with the first cooldown, and it is {seconds} s");
     proxy.close().await;
 }
 
@@ -306,7 +341,7 @@ async fn a_key_of_another_region_is_sent_only_to_its_own_host() {
     let other_region =
         Simulator::start(bind_loopback().await, Plan::with_keys([(SECOND_KEY, 1_000)])).await.unwrap();
     let region = other_region.base_url();
-    // Each simulator knows only its own key and would refuse the other key as invalid.
+    // Each simulator knows only one of the keys, and would refuse the other key as invalid.
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 5)]), |config| {
         let key = ApiKey::new(SECOND_KEY).unwrap();
         config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });

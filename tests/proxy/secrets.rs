@@ -1,8 +1,10 @@
-//! Tests that secrets are never written: canary keys, client tokens and texts take every path of a request, with the
-//! log at TRACE, and must not occur in any log, response, page, file or command output.
+//! Tests that Keychoir never writes secrets: requests with canary keys, client tokens and texts take every path, with
+//! the log level `trace`, and no log, response, page, file or command output may contain a canary.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 
 use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
 use crate::support::websocket::{AGENT, DIALOGUE, MULTI_STREAM_INPUT, SCRIBE, STREAM_INPUT, handshake_at};
@@ -14,7 +16,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
-/// Two keys with the length of real keys. Short forms show only their ends.
+/// Two keys with the length of real keys. Their short forms contain only the start and the end.
 const FIRST_KEY: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
 const SECOND_KEY: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
 /// A Supabase key of the newer kind, and one of the older kind, a token of the role `service_role`.
@@ -24,7 +26,7 @@ const SUPABASE_KEYS: [&str; 2] =
 const USER_ID: &str = "user-canary-5b1d@example.com";
 const PRIVATE_TEXT: &str = "the text of a private message, canary 9c41";
 
-/// Returns the bytes that must not occur anywhere, by description.
+/// Returns the bytes that Keychoir must not write, by description.
 fn canaries() -> HashMap<&'static str, Vec<u8>> {
     use sha2::{Digest, Sha256};
     // ElevenLabs signs its webhook calls to the server of a key's owner with this digest.
@@ -51,7 +53,7 @@ fn assert_no_canary(location: &str, bytes: &[u8]) {
     }
 }
 
-/// One fault for every possible result of an attempt.
+/// Faults that produce every possible outcome of an attempt.
 const FAULTS: [&str; 27] = [
     "pass",
     "quota",
@@ -82,7 +84,7 @@ const FAULTS: [&str; 27] = [
     "garbled",
 ];
 
-/// Further faults for the results of a WebSocket session.
+/// Further faults, which only WebSocket sessions have.
 const SOCKET_FAULTS: [&str; 5] =
     ["after=1:quota", "after=1:cut", "after=0:reset", "close=1011/what", "cut=10"];
 
@@ -131,21 +133,13 @@ async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
     (url, server_task)
 }
 
-/// Runs every fault with the log format `log_format` and searches all output for canaries. With polling, the provider
-/// reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
-async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
-    let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;
-    let directory = tempfile::tempdir().unwrap();
-    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
-    let plan = plan.with_forbidden_text(CLIENT_TOKEN).with_forbidden_text(USER_ID);
-    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+/// Returns a command that runs Keychoir with both keys, short cooldowns and the log level `trace`.
+fn serve_command(database: &Path, upstream: &str) -> Command {
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
-        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
-        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
-        .env("SUPABASE_URL", supabase)
-        .env("SUPABASE_SECRET_KEY", supabase_key)
+        .env("KEYCHOIR_STORAGE__PATH", database)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", upstream)
         .env("KEYCHOIR_SUPABASE__EVENTS", "true")
         .env("KEYCHOIR_SUPABASE__INTERVAL", "100ms")
         .env("KEYCHOIR_SUPABASE__SETUP_ERROR_DELAY", "1ms")
@@ -158,15 +152,14 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
         .env("KEYCHOIR_POOL__FEATURE_COOLDOWN", "1ms")
         .env("KEYCHOIR_POOL__ENDPOINT_COOLDOWN", "1ms")
         .env("KEYCHOIR_POOL__UNPROVEN_COOLDOWN", "1ms")
-        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", has_polling.to_string())
         .env("KEYCHOIR_POOL__QUEUE_TIMEOUT", "50ms")
-        .env("KEYCHOIR_LOG__LEVEL", "trace")
-        .env("KEYCHOIR_LOG__FORMAT", log_format);
-    let mut program = Program::start(&mut command);
-    let url = program.wait_for_line(|line| {
-        let (_, rest) = line.split_once("Server started at ")?;
-        rest.split(['"', ' ']).next().map(str::to_owned)
-    });
+        .env("KEYCHOIR_LOG__LEVEL", "trace");
+    command
+}
+
+/// Sends requests of every kind with each of [`FAULTS`], and asserts that no header and no body of the proxy contains a
+/// canary. Returns the number of responses.
+async fn send_requests_with_every_fault(simulator: &Simulator, url: &str) -> usize {
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let mut response_count = 0;
     for fault in FAULTS {
@@ -202,13 +195,18 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
             let is_proxy_error = response.headers().contains_key("x-keychoir-error");
             let path = response.url().path();
             let is_admin = path.starts_with("/api/") || ["/metrics", "/readyz"].contains(&path);
-            // A body of the provider may contain the client's own request, so only bodies of the proxy are
-            // checked.
+            // A body of the provider may contain the client's request, so only bodies of the proxy are checked.
             if let (true, Ok(body)) = (is_proxy_error || is_admin, response.bytes().await) {
                 assert_no_canary("a response of the proxy", &body);
             }
         }
     }
+    response_count
+}
+
+/// Sends secrets in WebSocket sessions with each of [`FAULTS`] and [`SOCKET_FAULTS`]. Returns the number of accepted
+/// handshakes.
+async fn open_sessions_with_every_fault(simulator: &Simulator, url: &str) -> usize {
     let address = url.trim_start_matches("http://").parse().unwrap();
     let mut session_count = 0;
     for fault in FAULTS.into_iter().chain(SOCKET_FAULTS) {
@@ -223,33 +221,60 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
             session_count += usize::from(send_secrets_on_websocket(address, &path).await);
         }
     }
+    session_count
+}
+
+/// Runs every fault with the log format `log_format`, and asserts that no output contains a canary. With polling, the
+/// provider reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
+async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
+    let (supabase_url, _server_task) = start_leaking_supabase(supabase_key).await;
+    let directory = tempfile::tempdir().unwrap();
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let plan = plan.with_forbidden_text(CLIENT_TOKEN).with_forbidden_text(USER_ID);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let database = directory.path().join("keychoir.db");
+    let mut command = serve_command(&database, &simulator.base_url());
+    command
+        .env("SUPABASE_URL", supabase_url)
+        .env("SUPABASE_SECRET_KEY", supabase_key)
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", has_polling.to_string())
+        .env("KEYCHOIR_LOG__FORMAT", log_format);
+    let mut program = Program::start(&mut command);
+    let url = program.wait_for_line(|line| {
+        let (_, rest) = line.split_once("Server started at ")?;
+        rest.split(['"', ' ']).next().map(str::to_owned)
+    });
+    let response_count = send_requests_with_every_fault(&simulator, &url).await;
+    let session_count = open_sessions_with_every_fault(&simulator, &url).await;
     assert!(
         has_polling || session_count > FAULTS.len(),
-        "WebSockets must have been opened, found {session_count}"
+        "enough WebSockets must have been opened, not {session_count}"
     );
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
     assert!(
         response_count > FAULTS.len() * 4,
-        "most requests must have received a response, found {response_count}"
+        "most requests must have received a response, not {response_count}"
     );
     assert!(log.lines().count() > FAULTS.len() * 5, "the log must contain the requests");
     assert!(log.contains("Supabase refuses the key"), "the mirror must have received a refusal");
     assert_no_canary("the log", log.as_bytes());
     assert_no_canary("the database", &read_all_files(directory.path()));
-    let database = directory.path().join("keychoir.db");
     for command in [&["usage", "--json", "--by", "key"][..], &["usage", "--csv"], &["keys", "list", "--json"]]
     {
         let mut command = keychoir_command(command);
         let output = run(command
             .env("KEYCHOIR_STORAGE__PATH", &database)
             .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}")));
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
         assert_no_canary("the output of a command", &[output.stdout, output.stderr].concat());
     }
-    // The path `/v1/<token>` must reach the provider unchanged. Other canaries must not.
+    // The path `/v1/<token>` is forwarded unchanged, and nothing else that is forwarded may contain a canary.
     let violations = simulator.ledger().violations;
-    assert!(violations.iter().all(|violation| violation.contains("the path")), "{violations:?}");
+    assert!(
+        violations.iter().all(|violation| violation.contains("the path")),
+        "only the path may contain a secret: {violations:?}"
+    );
 }
 
 #[tokio::test]
@@ -279,7 +304,7 @@ fn the_error_about_a_malformed_configuration_contains_no_secret() {
         std::fs::write(&file, &toml).unwrap();
         let mut command = keychoir_command(&["check", "--config", file.to_str().unwrap()]);
         let output = run(command.env("ELEVENLABS_API_KEYS", SECOND_KEY));
-        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(78), "the configuration must be refused: {}", stderr(&output));
         assert_no_canary("the error message", &output.stderr);
     }
     let output = run(keychoir_command(&["check"]).env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY}\u{1}")));

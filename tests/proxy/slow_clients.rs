@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::support::websocket::{STREAM_INPUT, handshake_at, within_timeout};
 use crate::support::{FIRST_KEY, SPEECH_PATH, bind_loopback, join_all};
 
-/// Ten minutes of audio, far more than the socket buffers hold.
+/// The length of a text whose speech is ten minutes of audio, far more than the socket buffers hold.
 const CHARACTERS: usize = 9_000;
 
 /// Starts a proxy for one account with a concurrency limit of three. It disconnects clients that read less
@@ -32,7 +32,7 @@ async fn start_proxy_with_min_rate(min_rate: u32) -> (Simulator, RunningApp) {
     app_config.server.min_response_rate = MinRate { bytes_per_second: min_rate };
     app_config.server.response_grace = Duration::from_millis(200);
     let mut app = app::start(app_config, vec![bind_loopback().await.into()]).unwrap();
-    assert!(app.wait_for_first_poll(Duration::from_secs(30)).await);
+    assert!(app.wait_for_first_poll(Duration::from_secs(30)).await, "the first quota poll must end");
     (simulator, app)
 }
 
@@ -49,7 +49,7 @@ async fn start_long_speech(app: &RunningApp) -> TcpStream {
     stream
 }
 
-/// Requests a short speech and returns the status.
+/// Requests a short speech. Returns the status of the response.
 async fn request_short_speech(app: &RunningApp) -> u16 {
     let url = format!("http://{}{SPEECH_PATH}", app.address());
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
@@ -72,7 +72,7 @@ async fn clients_that_read_slowly_or_never_release_their_slots() {
     let other_clients = join_all((0..6).map(|_| request_short_speech(&app)));
     let statuses = tokio::select! {
         statuses = other_clients => statuses,
-        () = read_slowly => panic!("the slow reader was disconnected before the other clients were served"),
+        () = read_slowly => panic!("the other clients must be served before the slow reader is disconnected"),
     };
     assert_eq!(statuses, [200; 6]);
     drop(slow_clients);
@@ -82,7 +82,7 @@ async fn clients_that_read_slowly_or_never_release_their_slots() {
 
 #[tokio::test]
 async fn a_client_that_reads_fast_enough_receives_the_whole_response() {
-    // Far below the rate of any machine, even of a busy one.
+    // Even a client on a busy machine reads far faster than this rate.
     let (simulator, app) = start_proxy_with_min_rate(16 * 1024).await;
     let mut stream = start_long_speech(&app).await;
     let mut received_bytes = 0;

@@ -1,4 +1,4 @@
-//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects only its own
+//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects no other
 //! connection. The submodules test the certificates and the command `env`.
 
 mod certificates;
@@ -28,15 +28,16 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion, crypto};
 
-/// Far longer than any step of a test takes.
+/// The timeout of a step of a test. It is far longer than any step takes.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client that trusts only the certificates in `roots`.
+/// A TLS client that trusts only the given certificates.
 struct Client {
     config: ClientConfig,
 }
 
 impl Client {
+    /// Creates a client that trusts the certificates in the file `roots`, or none.
     fn with_roots(roots: Option<&Path>) -> Self {
         Self::with_versions(roots, &[&TLS12, &TLS13])
     }
@@ -61,11 +62,12 @@ impl Client {
         self
     }
 
+    /// Connects, and verifies that the certificate is valid for `name`.
     async fn connect(&self, address: SocketAddr, name: &str) -> io::Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect(address).await?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connecting = TlsConnector::from(Arc::new(self.config.clone())).connect(name, tcp);
-        timeout(TEST_TIMEOUT, connecting).await.expect("the handshake must not hang")
+        timeout(TEST_TIMEOUT, connecting).await.expect("the handshake must end within the timeout")
     }
 
     async fn get(&self, address: SocketAddr, path: &str) -> io::Result<String> {
@@ -73,7 +75,7 @@ impl Client {
     }
 }
 
-/// Sends the last request of a connection and returns the whole response.
+/// Sends the last request of a connection. Returns the whole response.
 async fn send_request(
     stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin),
     path: &str,
@@ -83,18 +85,21 @@ async fn send_request(
     stream.flush().await?;
     let mut response = Vec::new();
     // TLS authenticates the end of the stream, so an end without `close_notify` is an error.
-    timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.expect("the response must not hang")?;
+    timeout(TEST_TIMEOUT, stream.read_to_end(&mut response))
+        .await
+        .expect("the response must end within the timeout")?;
     Ok(String::from_utf8(response).unwrap())
 }
 
-/// Sends bytes on a new connection and reads to its end.
+/// Sends bytes on a new connection. Returns the bytes that are received until it ends.
 async fn exchange_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut response = Vec::new();
     // A reset also ends the connection.
-    let _ =
-        timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.expect("the connection must not hang");
+    let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut response))
+        .await
+        .expect("the connection must end within the timeout");
     response
 }
 
@@ -163,7 +168,7 @@ impl ProgramDirectory {
             .env("KEYCHOIR_SERVER__TLS__KEY", self.path("key.pem"))
     }
 
-    /// Writes a new self-signed certificate and its key.
+    /// Writes a new self-signed certificate and its key. Returns both.
     fn write_certificate(&self, name: &str) -> (String, String) {
         let certified_key = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let (cert, key) = (certified_key.cert.pem(), certified_key.signing_key.serialize_pem());
@@ -223,14 +228,20 @@ async fn the_local_ca_certifies_only_the_names_of_this_machine() {
     let client = Client::with_roots(Some(&ca_path(&directory)));
     let address = proxy.app.address();
     for name in ["localhost", "127.0.0.1", "::1", "keys.localhost"] {
-        client.connect(address, name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        client
+            .connect(address, name)
+            .await
+            .unwrap_or_else(|error| panic!("the certificate must be valid for {name}: {error}"));
     }
     for name in ["keys.example", "api.elevenlabs.io", "10.0.0.1"] {
         let error = client.connect(address, name).await.unwrap_err().to_string();
-        assert!(error.contains("not valid for name"), "{name}: {error}");
+        assert!(
+            error.contains("not valid for name"),
+            "{name}: the error must contain `not valid for name`: {error}"
+        );
     }
     let error = Client::with_roots(None).connect(address, "localhost").await.unwrap_err().to_string();
-    assert!(error.contains("UnknownIssuer"), "{error}");
+    assert!(error.contains("UnknownIssuer"), "the error must contain `UnknownIssuer`: {error}");
     proxy.close().await;
 }
 
@@ -243,7 +254,10 @@ async fn only_http_1_1_is_negotiated() {
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1" as &[u8]));
     let client = Client::with_roots(Some(&ca_path(&directory))).with_alpn_protocols(&["h2"]);
     let error = client.connect(address, "localhost").await.unwrap_err().to_string();
-    assert!(error.contains("NoApplicationProtocol"), "{error}");
+    assert!(
+        error.contains("NoApplicationProtocol"),
+        "the error must contain `NoApplicationProtocol`: {error}"
+    );
     drop(stream);
     proxy.close().await;
 }
@@ -271,15 +285,15 @@ async fn an_incomplete_request_is_closed_at_its_timeout() {
     .await;
     let address = proxy.app.address();
     let hello = client_hello();
-    // No byte, the first byte of the `ClientHello`, half of it, all of it, and a complete handshake without a
-    // request.
+    // These clients send nothing, the first byte of a `ClientHello`, half of it, or all of it. The next client
+    // completes its handshake and sends no request.
     let prefixes = [&[] as &[u8], &hello[..1], &hello[..hello.len() / 2], &hello];
     join_all(prefixes.into_iter().map(|prefix| exchange_raw(address, prefix))).await;
     let mut idle =
         Client::with_roots(Some(&ca_path(&directory))).connect(address, "localhost").await.unwrap();
     // The proxy closes the connection without a `close_notify`.
     let result = timeout(TEST_TIMEOUT, idle.read(&mut [0])).await.unwrap();
-    assert!(result.is_err() || result.is_ok_and(|count| count == 0));
+    assert!(!result.is_ok_and(|count| count > 0), "the proxy must close the connection");
     assert!(proxy.get("/livez").await.status().is_success());
     proxy.close().await;
 }
@@ -298,7 +312,7 @@ async fn a_slow_client_is_served_without_delaying_other_clients() {
     slow_http.write_all(b"ET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut response = String::new();
     timeout(TEST_TIMEOUT, slow_http.read_to_string(&mut response)).await.unwrap().unwrap();
-    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert!(response.starts_with("HTTP/1.1 200 "), "the response must start with `HTTP/1.1 200`: {response}");
     let name = ServerName::try_from("localhost").unwrap();
     let mut slow_tls = TlsConnector::from(Arc::new(client.config)).connect(name, slow_tls).await.unwrap();
     assert!(send_request(&mut slow_tls, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
@@ -311,7 +325,10 @@ async fn invalid_bytes_end_only_their_own_connection() {
     let address = proxy.app.address();
     for first in [0x00, 0x15, 0x17, 0x80, 0xff, b'\r'] {
         let response = exchange_raw(address, &[first, 0x03, 0x01, b'\r', b'\n', b'\r', b'\n']).await;
-        assert!(response.is_empty() || response.starts_with(b"HTTP/1.1 400 "), "{first:#x}: {response:?}");
+        assert!(
+            response.is_empty() || response.starts_with(b"HTTP/1.1 400 "),
+            "{first:#x}: the client must receive an error or no response: {response:?}"
+        );
     }
     let mut corrupted_hello = client_hello();
     corrupted_hello.iter_mut().skip(5).for_each(|byte| *byte ^= 0x5a);
@@ -336,12 +353,12 @@ async fn open_connections_end_with_a_close_notify() {
     let mut head = [0; 12];
     idle.read_exact(&mut head).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 200");
-    let silent = TcpStream::connect(address).await.unwrap();
+    let silent_stream = TcpStream::connect(address).await.unwrap();
     proxy.close().await;
     let mut remaining_bytes = Vec::new();
     timeout(TEST_TIMEOUT, idle.read_to_end(&mut remaining_bytes)).await.unwrap().unwrap();
     timeout(TEST_TIMEOUT, unused.read_to_end(&mut remaining_bytes)).await.unwrap().unwrap();
-    drop(silent);
+    drop(silent_stream);
 }
 
 #[tokio::test]

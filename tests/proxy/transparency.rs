@@ -17,8 +17,7 @@ fn plan() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// Sends a raw request with this request line and `headers`, and returns the request that the provider
-/// received.
+/// Sends a raw request with this request line and `headers`. Returns the request as the provider received it.
 async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Value {
     let response = send_raw(
         proxy,
@@ -26,11 +25,12 @@ async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Val
     )
     .await;
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{response}");
+    assert!(head.starts_with("HTTP/1.1 200"), "the echo must be served: {response}");
     let body = if head.contains("chunked") { decode_chunks(body) } else { body.to_owned() };
     serde_json::from_str(&body).unwrap()
 }
 
+/// Returns the content of a chunked body.
 fn decode_chunks(body: &str) -> String {
     let mut remaining_body = body;
     let mut decoded_body = String::new();
@@ -45,6 +45,7 @@ fn decode_chunks(body: &str) -> String {
     decoded_body
 }
 
+/// Returns the values of a header that the provider received.
 fn header_values(echo: &Value, name: &str) -> Vec<String> {
     let headers = echo["headers"].as_array().unwrap();
     let pairs = headers.iter().map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()));
@@ -76,7 +77,7 @@ async fn any_method_but_trace_and_connect_is_forwarded() {
             &format!("{request_line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"),
         )
         .await;
-        assert!(response.starts_with("HTTP/1.1 405"), "{response}");
+        assert!(response.starts_with("HTTP/1.1 405"), "the method must be refused: {response}");
     }
     proxy.close().await;
 }
@@ -94,9 +95,9 @@ async fn no_credential_of_a_client_reaches_the_provider() {
     assert_eq!(echo["path_and_query"], "/v1/simulator/echo?a=1");
     assert_eq!(header_values(&echo, "xi-api-key").len(), 1);
     for name in ["authorization", "proxy-authorization", "cookie", "xi_api_key", "connection"] {
-        assert_eq!(header_values(&echo, name), Vec::<String>::new(), "{name}");
+        assert_eq!(header_values(&echo, name), Vec::<String>::new(), "{name} must not be forwarded");
     }
-    // `close` fails if the simulator has received the token.
+    // `close` asserts that the simulator has not received the token.
     proxy.close().await;
 }
 
@@ -123,7 +124,7 @@ async fn the_response_headers_of_the_provider_are_relayed() {
     let response = proxy.request_speech(12).await;
     let headers = response.headers();
     for name in ["request-id", "history-item-id", "character-cost", "content-type", "x-request-id"] {
-        assert!(headers.contains_key(name), "{name}");
+        assert!(headers.contains_key(name), "{name} must be relayed");
     }
     assert_eq!(headers["character-cost"], "12");
     assert!(!headers.contains_key("x-keychoir-error"));
@@ -152,7 +153,7 @@ async fn a_response_is_streamed_as_it_arrives() {
 }
 
 #[tokio::test]
-async fn a_broken_response_is_broken_for_the_client() {
+async fn a_truncated_response_is_truncated_for_the_client() {
     let proxy = start_proxy(plan()).await;
     proxy.set_fault(FIRST_KEY, "cut=2000");
     let response = proxy.request_speech(100).await;
@@ -239,13 +240,13 @@ async fn an_unreachable_upstream_is_reported() {
 }
 
 #[tokio::test]
-async fn base_urls_with_and_without_a_version_work() {
+async fn paths_with_two_versions_or_without_one_are_served() {
     let proxy = start_proxy(plan()).await;
     for path in ["/v1/v1/voices", "/voices", "/v1/v2/voices", "/user/subscription"] {
-        assert_eq!(proxy.get(path).await.status(), 200, "{path}");
+        assert_eq!(proxy.get(path).await.status(), 200, "{path}: the request must be served");
     }
     let (ledger, _) = proxy.close().await;
     let paths: Vec<&str> = ledger.requests.iter().map(|request| &*request.path_and_query).collect();
     let expected = ["/v1/voices", "/v1/voices", "/v2/voices", "/v1/user/subscription"];
-    assert!(paths.ends_with(&expected), "{paths:?}");
+    assert!(paths.ends_with(&expected), "each path must have one version: {paths:?}");
 }

@@ -14,6 +14,7 @@ fn funded_plan() -> Plan {
     Plan::with_keys(KEYS.map(|key| (key, 100_000_000)))
 }
 
+/// Returns a body of this length without repetitions near each other, so that a lost or repeated chunk changes it.
 fn body_of_length(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|index| u8::try_from(index * 31 % 251).unwrap()).collect()
 }
@@ -25,15 +26,15 @@ fn sha256(bytes: &[u8]) -> String {
 /// The framing of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
-    Length,
+    ContentLength,
     Chunked,
 }
 
 /// Sends `body` in chunks as fast as the proxy accepts them. Returns the status line of the response.
 async fn upload(proxy: &TestProxy, body: &[u8], framing: Framing, extra_headers: &str) -> String {
-    let (read, mut write) = TcpStream::connect(proxy.app.address()).await.unwrap().into_split();
+    let (reader, mut writer) = TcpStream::connect(proxy.app.address()).await.unwrap().into_split();
     let length = match framing {
-        Framing::Length => format!("content-length: {}", body.len()),
+        Framing::ContentLength => format!("content-length: {}", body.len()),
         Framing::Chunked => "transfer-encoding: chunked".to_owned(),
     };
     let head = format!(
@@ -42,53 +43,55 @@ async fn upload(proxy: &TestProxy, body: &[u8], framing: Framing, extra_headers:
     );
     let body = body.to_vec();
     let sender = async move {
-        write.write_all(head.as_bytes()).await?;
+        writer.write_all(head.as_bytes()).await?;
         for chunk in body.chunks(30_011) {
             if framing == Framing::Chunked {
-                write.write_all(format!("{:x}\r\n", chunk.len()).as_bytes()).await?;
+                writer.write_all(format!("{:x}\r\n", chunk.len()).as_bytes()).await?;
             }
-            write.write_all(chunk).await?;
+            writer.write_all(chunk).await?;
             if framing == Framing::Chunked {
-                write.write_all(b"\r\n").await?;
+                writer.write_all(b"\r\n").await?;
             }
         }
         if framing == Framing::Chunked {
-            write.write_all(b"0\r\n\r\n").await?;
+            writer.write_all(b"0\r\n\r\n").await?;
         }
-        Ok::<_, std::io::Error>(write)
+        Ok::<_, std::io::Error>(writer)
     };
-    // The proxy may close the connection before the whole body is sent. Only the response matters.
-    let (_result, response) = tokio::join!(sender, read_status_line(read));
+    // The proxy may close the connection before the whole body is sent, so only the response is checked.
+    let (_upload_result, response) = tokio::join!(sender, read_status_line(reader));
     response
 }
 
 /// Reads to the end of the connection and returns the first line.
-async fn read_status_line(mut read: OwnedReadHalf) -> String {
+async fn read_status_line(mut reader: OwnedReadHalf) -> String {
     let mut response = Vec::new();
-    let _ = read.read_to_end(&mut response).await;
+    let _ = reader.read_to_end(&mut response).await;
     String::from_utf8_lossy(&response).lines().next().unwrap_or_default().to_owned()
 }
 
-/// Returns the SHA-256 of each body that the provider has received completely and served, in order.
+/// Returns the SHA-256 of the body of each upload that the provider has served, in order.
 fn served_bodies(ledger: &Ledger) -> Vec<&str> {
     let uploads = ledger.requests_to("/v1/simulator/echo");
     uploads.filter(|upload| upload.status == Some(200)).map(|upload| &*upload.body_sha256).collect()
 }
 
 /// Uploads bodies of the given `sizes` while the provider refuses the first keys with the given `faults`.
-async fn check(faults: [&str; 2], sizes: &[usize]) {
+async fn check_retried_uploads(faults: [&str; 2], sizes: &[usize]) {
     let proxy = start_proxy(funded_plan()).await;
     let mut expected = Vec::new();
     for &bytes in sizes {
-        for framing in [Framing::Length, Framing::Chunked] {
-            // A key in cooldown would not be tried, so the faults are set anew for each upload and cause no
-            // cooldown.
+        for framing in [Framing::ContentLength, Framing::Chunked] {
+            // The faults are queued for each upload, and start no cooldown, so that every key is tried.
             let body = body_of_length(bytes);
             for (key, fault) in KEYS.iter().zip(faults) {
                 proxy.simulator.queue_faults(key, vec![fault.parse().unwrap()]);
             }
             let response = upload(&proxy, &body, framing, "").await;
-            assert_eq!(response, "HTTP/1.1 200 OK", "{faults:?} {bytes} {framing:?}");
+            assert_eq!(
+                response, "HTTP/1.1 200 OK",
+                "{faults:?}: the upload of {bytes} bytes must be served with {framing:?}"
+            );
             expected.push(sha256(&body));
         }
     }
@@ -100,18 +103,18 @@ const SIZES: [usize; 5] = [0, 10_000, 200_000, 2_000_000, 32_000_000];
 
 #[tokio::test]
 async fn an_upload_is_retried_after_a_refusal_at_its_end() {
-    check(["missing_permissions", "pass"], &SIZES).await;
+    check_retried_uploads(["missing_permissions", "pass"], &SIZES).await;
 }
 
 #[tokio::test]
 async fn an_upload_is_retried_after_a_refusal_before_its_body() {
-    check(["early:missing_permissions", "pass"], &SIZES).await;
+    check_retried_uploads(["early:missing_permissions", "pass"], &SIZES).await;
 }
 
 #[tokio::test]
 async fn an_upload_is_retried_after_a_refusal_in_the_middle_of_its_body() {
-    check(["mid=5000:missing_permissions", "pass"], &SIZES).await;
-    check(["mid=1000000:missing_permissions", "pass"], &SIZES[3..]).await;
+    check_retried_uploads(["mid=5000:missing_permissions", "pass"], &SIZES).await;
+    check_retried_uploads(["mid=1000000:missing_permissions", "pass"], &SIZES[3..]).await;
 }
 
 #[tokio::test]
@@ -123,10 +126,18 @@ async fn an_upload_is_retried_after_a_refusal_that_starts_a_cooldown() {
         proxy.set_fault(FIRST_KEY, fault);
         proxy.set_fault(SECOND_KEY, fault);
         let body = body_of_length(3_000_000);
-        assert_eq!(upload(&proxy, &body, Framing::Chunked, "").await, "HTTP/1.1 200 OK", "{fault}");
-        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1], "{fault}");
+        assert_eq!(
+            upload(&proxy, &body, Framing::Chunked, "").await,
+            "HTTP/1.1 200 OK",
+            "{fault}: the upload must be served"
+        );
+        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1], "{fault}: each key must be tried once");
         let (ledger, _) = proxy.close().await;
-        assert_eq!(served_bodies(&ledger), [sha256(&body)], "{fault}");
+        assert_eq!(
+            served_bodies(&ledger),
+            [sha256(&body)],
+            "{fault}: the last key must receive the complete body"
+        );
     }
 }
 
@@ -135,8 +146,8 @@ async fn a_client_that_expects_100_continue_receives_it() {
     let proxy = start_proxy(funded_plan()).await;
     proxy.set_fault(FIRST_KEY, "quota");
     let body = body_of_length(500_000);
-    let response = upload(&proxy, &body, Framing::Length, "expect: 100-continue\r\n").await;
-    assert_eq!(response, "HTTP/1.1 100 Continue");
+    let response = upload(&proxy, &body, Framing::ContentLength, "expect: 100-continue\r\n").await;
+    assert_eq!(response, "HTTP/1.1 100 Continue", "the interim response must come first");
     let (ledger, _) = proxy.close().await;
     assert_eq!(served_bodies(&ledger), [sha256(&body)]);
 }
@@ -164,7 +175,7 @@ async fn an_unwritable_spill_directory_disables_retries_but_not_the_request() {
     })
     .await;
     let body = body_of_length(5_000_000);
-    assert_eq!(upload(&proxy, &body, Framing::Length, "").await, "HTTP/1.1 200 OK");
+    assert_eq!(upload(&proxy, &body, Framing::ContentLength, "").await, "HTTP/1.1 200 OK");
     let (ledger, _) = proxy.close().await;
     assert_eq!(served_bodies(&ledger), [sha256(&body)]);
 }

@@ -19,8 +19,8 @@ async fn start_proxy_with_response(upstream_response: Vec<u8>, end: ConnectionEn
     start_proxy_and_upstream(upstream_response, end).await.0
 }
 
-/// Starts the same proxy and also returns the base URL of its upstream, which serves one request per
-/// connection and one connection after the other.
+/// Starts the same proxy, and also returns the base URL of its upstream. The upstream serves one request per connection
+/// and one connection after the other.
 async fn start_proxy_and_upstream(upstream_response: Vec<u8>, end: ConnectionEnd) -> (TestProxy, String) {
     let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -45,8 +45,8 @@ async fn start_proxy_and_upstream(upstream_response: Vec<u8>, end: ConnectionEnd
     (proxy, url)
 }
 
-/// Sends a request and returns all bytes that the client receives until the connection ends.
-async fn read_to_end(proxy: &TestProxy, method: &str) -> String {
+/// Sends a request. Returns all bytes that the client receives until the connection ends.
+async fn send_and_read_to_end(proxy: &TestProxy, method: &str) -> String {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let request = format!("{method} /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -60,7 +60,7 @@ async fn read_to_end(proxy: &TestProxy, method: &str) -> String {
 /// recorded verdict.
 async fn response_and_verdict(upstream_response: &str) -> (String, String) {
     let proxy = start_proxy_with_response(upstream_response.as_bytes().to_vec(), ConnectionEnd::Close).await;
-    let response = read_to_end(&proxy, "POST").await;
+    let response = send_and_read_to_end(&proxy, "POST").await;
     let verdicts: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
     assert_eq!(verdicts.len(), 1, "a POST must be sent once");
     (response, verdicts[0].clone())
@@ -70,12 +70,12 @@ async fn response_and_verdict(upstream_response: &str) -> (String, String) {
 async fn check_complete(upstream_response: &str, headers: &[&str], body: &str) {
     let (response, verdict) = response_and_verdict(upstream_response).await;
     let (head, rest) = response.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "the response must be served: {response}");
     for header in headers {
-        assert!(head.contains(header), "{response}");
+        assert!(head.contains(header), "the response must have the header {header:?}: {response}");
     }
-    assert_eq!(rest, body, "{upstream_response}");
-    assert_eq!(verdict, "served", "{upstream_response}");
+    assert_eq!(rest, body, "{upstream_response}: the body must be relayed");
+    assert_eq!(verdict, "served", "{upstream_response}: the attempt must be recorded as served");
 }
 
 #[tokio::test]
@@ -103,17 +103,17 @@ async fn informational_responses_are_not_relayed() {
     check_complete(&format!("{early}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), &[], "ok").await;
 }
 
-/// Asserts that the client can detect the truncation and that it is the recorded verdict.
+/// Asserts that the client can detect the truncation, and that the usage record reports it.
 async fn check_truncated(upstream_response: &str) {
     let (response, verdict) = response_and_verdict(upstream_response).await;
-    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "the head must be relayed: {response}");
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
     let is_truncated = match head.split_once("content-length: ") {
         Some((_, length)) => body.len() < length.split("\r\n").next().unwrap().parse::<usize>().unwrap(),
         None => head.contains("transfer-encoding: chunked") && !body.ends_with("0\r\n\r\n"),
     };
     assert!(is_truncated, "the response must not end cleanly: {response}");
-    assert_eq!(verdict, "upstream_reset", "{upstream_response}");
+    assert_eq!(verdict, "upstream_reset", "{upstream_response}: the attempt must be recorded as truncated");
 }
 
 #[tokio::test]
@@ -143,14 +143,21 @@ async fn an_invalid_response_is_a_502_without_a_cooldown() {
     ] {
         for end in [ConnectionEnd::Close, ConnectionEnd::Reset] {
             let proxy = start_proxy_with_response(upstream_response.as_bytes().to_vec(), end).await;
-            let response = read_to_end(&proxy, "POST").await;
+            let response = send_and_read_to_end(&proxy, "POST").await;
             let case = &upstream_response[..upstream_response.len().min(60)];
-            assert!(response.starts_with("HTTP/1.1 502 "), "{case}: {response}");
-            assert!(response.contains("\"request_id\""), "{response}");
-            assert_eq!(proxy.key_statuses().await, ["active", "active"], "{case}");
+            assert!(
+                response.starts_with("HTTP/1.1 502 "),
+                "{case}: the client must receive a 502: {response}"
+            );
+            assert!(response.contains("\"request_id\""), "the error must contain the request id: {response}");
+            assert_eq!(proxy.key_statuses().await, ["active", "active"], "{case}: the keys must stay active");
             let records = proxy.into_records().await;
             assert_eq!(records.len(), 1, "{case}: a POST must be sent once");
-            assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "free"), "{case}");
+            assert_eq!(
+                (&*records[0].verdict, &*records[0].credits_from),
+                ("no_response", "free"),
+                "{case}: the attempt must be recorded without a charge"
+            );
         }
     }
 }
@@ -158,17 +165,21 @@ async fn an_invalid_response_is_a_502_without_a_cooldown() {
 #[tokio::test]
 async fn a_get_is_sent_once_more_after_a_closed_connection() {
     let proxy = start_proxy_with_response(Vec::new(), ConnectionEnd::Close).await;
-    let response = read_to_end(&proxy, "GET").await;
-    assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
+    let response = send_and_read_to_end(&proxy, "GET").await;
+    assert!(response.starts_with("HTTP/1.1 502 "), "the client must receive a 502: {response}");
     assert_eq!(proxy.into_records().await.len(), 2);
 }
 
-/// Sends a request and returns the status, the headers that must be forwarded, and the body.
-async fn comparable_response(
-    proxy: &TestProxy,
-    method: &str,
-    url: &str,
-) -> (u16, Vec<(String, Vec<u8>)>, Vec<u8>) {
+/// The parts of a response that the proxy must not change.
+#[derive(Debug, PartialEq)]
+struct ComparableResponse {
+    status: u16,
+    headers: Vec<(String, Vec<u8>)>,
+    body: Vec<u8>,
+}
+
+/// Sends a request to `url`, which is the base URL of the proxy or of its upstream.
+async fn fetch_comparable_response(proxy: &TestProxy, method: &str, url: &str) -> ComparableResponse {
     let request = proxy.client.request(method.parse().unwrap(), format!("{url}/v1/voices?a=1"));
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
@@ -187,7 +198,7 @@ async fn comparable_response(
         headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     // The order of headers with different names is irrelevant (RFC 9110, section 5.3).
     headers.sort_by(|(first, _), (second, _)| first.cmp(second));
-    (status, headers, response.bytes().await.unwrap().to_vec())
+    ComparableResponse { status, headers, body: response.bytes().await.unwrap().to_vec() }
 }
 
 #[tokio::test]
@@ -216,10 +227,10 @@ async fn a_response_is_the_same_with_and_without_the_proxy() {
         let (proxy, upstream) = start_proxy_and_upstream(upstream_response, ConnectionEnd::Close).await;
         for method in ["GET", "POST", "PATCH", "BREW"] {
             let (direct, proxied) = (
-                comparable_response(&proxy, method, &upstream).await,
-                comparable_response(&proxy, method, &proxy.url).await,
+                fetch_comparable_response(&proxy, method, &upstream).await,
+                fetch_comparable_response(&proxy, method, &proxy.url).await,
             );
-            assert_eq!(direct, proxied, "{method}: {case}");
+            assert_eq!(direct, proxied, "{method}: the proxy must not change the response {case}");
         }
         proxy.close().await;
     }
@@ -230,10 +241,10 @@ async fn the_response_to_a_head_request_has_the_content_length_of_the_body() {
     let upstream_response = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nx-a: 1\r\n\r\n".to_vec();
     let (proxy, upstream) = start_proxy_and_upstream(upstream_response, ConnectionEnd::Close).await;
     let (direct, proxied) = (
-        comparable_response(&proxy, "HEAD", &upstream).await,
-        comparable_response(&proxy, "HEAD", &proxy.url).await,
+        fetch_comparable_response(&proxy, "HEAD", &upstream).await,
+        fetch_comparable_response(&proxy, "HEAD", &proxy.url).await,
     );
     assert_eq!(direct, proxied);
-    assert_eq!(proxied.2, b"");
+    assert_eq!(proxied.body, b"", "the response to a HEAD request must have no body");
     proxy.close().await;
 }

@@ -1,5 +1,5 @@
-//! Tests the quotas of a client's end users: each user has its own quota, which is exact under concurrency, survives a
-//! restart and a table that is too small for all users, and cannot be avoided.
+//! Tests the quotas of a client's end users: each user has a separate quota, which is exact with concurrent requests,
+//! after a restart and with a table that is too small for all users, and which no request avoids.
 
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ fn configure_rules(rules: Rules) -> impl FnOnce(&mut Config) {
     |config| config.clients = vec![client_config("app", CLIENT_TOKEN, rules)]
 }
 
+/// Returns the id of a user, which contains [`ID_CANARY`].
 fn user_id(user: &str) -> String {
     format!("{user}@{ID_CANARY}.example")
 }
@@ -70,7 +71,7 @@ async fn error_message(response: Response) -> String {
     body["detail"]["message"].as_str().unwrap().to_owned()
 }
 
-/// Returns the document `me` about the client and a user.
+/// Returns the document `me` of the admin API about the client and one of its users.
 async fn read_me(proxy: &TestProxy, user: &str) -> Value {
     let request = proxy.request(Method::GET, "/api/keychoir/v1/me", CLIENT_TOKEN);
     let response = send(request.header("x-keychoir-user", user_id(user))).await;
@@ -78,7 +79,7 @@ async fn read_me(proxy: &TestProxy, user: &str) -> Value {
     response.json().await.unwrap()
 }
 
-/// Waits until a user has used this number of requests, and no request is in progress.
+/// Waits until `user` has used exactly `expected` requests.
 async fn wait_for_requests(proxy: &TestProxy, user: &str, expected: u64) {
     let polling = async { while read_me(proxy, user).await["user"]["requests"]["total"] != expected {} };
     let result = tokio::time::timeout(Duration::from_secs(20), polling).await;
@@ -128,11 +129,14 @@ async fn an_exhausted_quota_with_a_period_reports_its_reset() {
     let refused_response = send(speech_request_of(&proxy, "alice", 5)).await;
     assert_status_and_code(&refused_response, QUOTA_EXCEEDED);
     let seconds: u64 = refused_response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=24 * 3_600).contains(&seconds), "{seconds}");
+    assert!(
+        (1..=24 * 3_600).contains(&seconds),
+        "the quota must be reset within a day, and it is reset in {seconds} s"
+    );
     let message = error_message(refused_response).await;
     let expected =
         "This user has 2 of its quota of 10 credits per day left, and this request may need 5. It resets at ";
-    assert!(message.starts_with(expected), "{message}");
+    assert!(message.starts_with(expected), "the message must start with {expected:?}: {message}");
     assert_status_and_code(&send(speech_request_of(&proxy, "alice", 2)).await, SERVED_BY_PROVIDER);
     proxy.close().await;
 }
@@ -149,7 +153,10 @@ async fn a_request_that_costs_something_must_name_its_user() {
         .await
         .err()
         .expect("the handshake must be refused");
-    assert!(status == 400 && body.contains("user_required"), "{status} {body}");
+    assert!(
+        status == 400 && body.contains("user_required"),
+        "the handshake must be refused without a user: {status} {body}"
+    );
     // Free requests need no user.
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     proxy.close().await;
@@ -163,10 +170,10 @@ async fn an_invalid_user_is_refused_by_every_client() {
             let response = send(speech_request(&proxy, 5).header("x-keychoir-user", user)).await;
             assert_status_and_code(&response, (400, "invalid_user"));
         }
-        let contradictory =
+        let request_with_two_users =
             speech_request_at(&proxy, &format!("{SPEECH_PATH}?x-keychoir-user={}", user_id("bob")), 5);
-        let contradictory = contradictory.header("x-keychoir-user", user_id("alice"));
-        assert_status_and_code(&send(contradictory).await, (400, "invalid_user"));
+        let request_with_two_users = request_with_two_users.header("x-keychoir-user", user_id("alice"));
+        assert_status_and_code(&send(request_with_two_users).await, (400, "invalid_user"));
         let unauthenticated = proxy.request(Method::POST, SPEECH_PATH, "wrong").header("x-keychoir-user", "");
         assert_status_and_code(&send(unauthenticated).await, (401, "client_token_wrong"));
         assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
@@ -215,7 +222,11 @@ async fn concurrent_requests_of_a_user_spend_no_more_than_its_quota() {
             };
             responses.iter().filter(is_counted).count()
         };
-        assert_eq!((count(true, 200), count(true, 402)), (expected, 40 - expected), "{quota}");
+        assert_eq!(
+            (count(true, 200), count(true, 402)),
+            (expected, 40 - expected),
+            "{quota}: only the requests within the quota must be served"
+        );
         assert_eq!(count(false, 200), 40, "the quota of one user must not limit another");
         drop(responses);
         proxy.close().await;
@@ -223,7 +234,7 @@ async fn concurrent_requests_of_a_user_spend_no_more_than_its_quota() {
 }
 
 #[tokio::test]
-async fn random_users_displace_no_quota() {
+async fn many_random_users_do_not_reset_the_quota_of_another_user() {
     let proxy = start_proxy_with(plan(), |config| {
         configure_rules(user_quota("3 requests"))(config);
         config.access.max_cached_users = 4;
@@ -313,7 +324,7 @@ async fn a_user_quota_of_credits_ends_a_running_session() {
     session.send_json(&json!({"text": " "})).await;
     for text in ["Sixteen so far. ", "This one takes the rest."] {
         session.send_json(&json!({"text": text, "flush": true})).await;
-        assert!(session.receive_json().await["audio"].is_string(), "{text}");
+        assert!(session.receive_json().await["audio"].is_string(), "the text must be spoken: {text}");
     }
     session.send_json(&json!({"text": "This is too much. ", "flush": true})).await;
     let (messages, end) = session.receive_to_end().await;
@@ -335,7 +346,10 @@ async fn sessions_count_against_a_user_quota_of_requests() {
     session.receive_json().await;
     let (status, body) =
         handshake(&proxy, AGENT, &headers).await.err().expect("the second session must be refused");
-    assert!(status == 402 && body.contains("user_quota_exceeded"), "{status} {body}");
+    assert!(
+        status == 402 && body.contains("user_quota_exceeded"),
+        "the second session must be refused: {status} {body}"
+    );
     session.close().await;
     proxy.close_unchecked().await;
 }

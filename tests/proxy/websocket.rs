@@ -1,5 +1,5 @@
-//! Tests WebSocket sessions through the whole proxy, in front of the simulator's WebSockets: authentication,
-//! forwarded messages and charges. The submodules test failover, affinity and limits.
+//! Tests WebSocket sessions between a client, the whole proxy and the simulator: authentication, forwarded messages and
+//! charges. The submodules test failover, affinity and limits.
 
 mod affinity;
 mod failover;
@@ -34,7 +34,7 @@ fn three_keys() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])
 }
 
-/// Whether any of the messages contains audio.
+/// Returns whether any of the messages contains audio.
 fn has_audio(messages: &[Value]) -> bool {
     messages.iter().any(|message| message["audio"].as_str().is_some_and(|audio| !audio.is_empty()))
 }
@@ -43,7 +43,7 @@ fn normal_close() -> Received {
     Received::Close(1000, String::new())
 }
 
-/// Returns the WebSocket sessions that the provider received, in order.
+/// Returns the requests and sessions of the WebSockets that the provider received, in order.
 fn sessions(proxy: &TestProxy) -> Vec<(RequestSummary, SocketSummary)> {
     let requests = proxy.simulator.ledger().requests;
     requests
@@ -63,7 +63,7 @@ async fn a_session_is_charged_by_the_characters_of_its_text() {
     let path = format!("{STREAM_INPUT}?model_id=eleven_flash_v2_5");
     let mut session = open_session(&proxy, &path).await;
     let (messages, end) = session.synthesize(&["Hello there. ", "How are you? "]).await;
-    assert!(has_audio(&messages), "{messages:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     assert_eq!(messages.last().unwrap()["isFinal"], true);
     assert_eq!(end, normal_close());
     drop(session);
@@ -71,7 +71,7 @@ async fn a_session_is_charged_by_the_characters_of_its_text() {
     assert_eq!(socket.spoken, "Hello there. How are you? ");
     assert_eq!((socket.extensions, socket.payer.as_deref()), (None, Some(FIRST_KEY)));
     let records = proxy.into_records().await;
-    let [record] = records.as_slice() else { panic!("{records:?}") };
+    let [record] = records.as_slice() else { panic!("the session must have one record: {records:?}") };
     assert_eq!((record.status, record.verdict.as_str()), (Some(101), "served"));
     // 26 characters at half a credit.
     assert_eq!((record.credits, record.credits_from.as_str()), (13, "estimate"));
@@ -102,7 +102,7 @@ async fn credentials_of_every_context_are_removed() {
     }
     for _ in 0..2 {
         let message = session.receive_json().await;
-        assert!(message["contextId"].is_string(), "{message}");
+        assert!(message["contextId"].is_string(), "the message must name its context: {message}");
     }
     session.send_json(&json!({"close_socket": true})).await;
     let (_, end) = session.receive_to_end().await;
@@ -156,10 +156,13 @@ async fn an_echoed_key_is_redacted() {
     let mut session = open_session(&proxy, ECHO).await;
     session.send(Message::text(format!("it is {FIRST_KEY}!"))).await;
     let Some(Ok(Message::Text(echoed))) = within_timeout(session.stream.next()).await else {
-        panic!("the simulator sent no echo")
+        panic!("the simulator must send an echo")
     };
     assert_eq!(echoed.len(), FIRST_KEY.len() + 7);
-    assert!(echoed.starts_with("it is sk_key_numb...") && echoed.ends_with("00001!"), "{echoed}");
+    assert!(
+        echoed.starts_with("it is sk_key_numb...") && echoed.ends_with("00001!"),
+        "the key must be redacted: {echoed}"
+    );
     drop(session);
     proxy.close().await;
 }
@@ -186,7 +189,7 @@ async fn origin_and_subprotocols_are_forwarded_without_a_token() {
     proxy.close().await;
 }
 
-/// Configures the client of the tests as `app`, and so requires its token.
+/// Configures the client `app`, so that requests need the token of the test clients.
 fn require_token(config: &mut Config) {
     config.clients =
         vec![ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Rules::default())];
@@ -199,12 +202,12 @@ async fn a_token_may_be_presented_in_any_position_of_a_handshake() {
     for (path, headers) in [
         (STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)] as &[(&str, &str)]),
         (&in_query, &[]),
-        // The token is only in the first message.
+        // This handshake has no token, and the first message has it.
         (STREAM_INPUT, &[]),
     ] {
         let mut session = handshake(&proxy, path, headers).await.expect("the handshake must be accepted");
         let (messages, end) = session.synthesize(&["Hello. "]).await;
-        assert!(has_audio(&messages), "{messages:?}");
+        assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
         assert_eq!(end, normal_close());
     }
     let clients: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.client).collect();
@@ -220,7 +223,7 @@ async fn a_client_without_a_valid_token_gets_no_session() {
     .await;
     let refusal = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
     assert_eq!(refusal.err().unwrap().0, 401);
-    // The messages of a transcription cannot carry a token, so the handshake must.
+    // The handshake of a transcription must carry the token, because its messages cannot.
     assert_eq!(handshake(&proxy, SCRIBE, &[]).await.err().unwrap().0, 401);
     for first_message in
         [Some(json!({"text": " ", "xi_api_key": "wrong"})), Some(json!({"text": "hello "})), None]
@@ -230,9 +233,17 @@ async fn a_client_without_a_valid_token_gets_no_session() {
             session.send_json(&first_message).await;
         }
         let (messages, end) = session.receive_to_end().await;
-        let [message] = messages.as_slice() else { panic!("{messages:?}") };
-        assert!(message["error"].as_str().unwrap().starts_with("client_token_"), "{message}");
-        assert!(matches!(end, Received::Close(1008, _)), "{end:?}");
+        let [message] = messages.as_slice() else {
+            panic!("the client must receive one message: {messages:?}")
+        };
+        assert!(
+            message["error"].as_str().unwrap().starts_with("client_token_"),
+            "the message must name the problem of the token: {message}"
+        );
+        assert!(
+            matches!(end, Received::Close(1008, _)),
+            "the session must be closed as unauthorized, not with {end:?}"
+        );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [0, 0, 0]);
     proxy.close().await;
@@ -267,7 +278,7 @@ async fn a_dialogue_is_charged_by_the_characters_of_its_lines() {
         .await;
     session.send_json(&json!({"close_socket": true})).await;
     let (messages, end) = session.receive_to_end().await;
-    assert!(has_audio(&messages), "{messages:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     assert_eq!(end, normal_close());
     drop(session);
     let records = proxy.into_records().await;
@@ -289,11 +300,17 @@ async fn a_transcription_is_recorded_by_its_seconds() {
     session.send_json(&json!({"message_type": "input_audio_chunk", "audio_base_64": audio, "commit": true, "sample_rate": 16_000}))
         .await;
     let transcript = session.receive_json().await;
-    assert!(transcript["message_type"].as_str().unwrap().contains("transcript"), "{transcript}");
+    assert!(
+        transcript["message_type"].as_str().unwrap().contains("transcript"),
+        "the client must receive a transcript: {transcript}"
+    );
     session.close().await;
     drop(session);
     let metrics = proxy.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("keychoir_websocket_sessions_total{protocol=\"transcription\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("keychoir_websocket_sessions_total{protocol=\"transcription\"} 1"),
+        "the transcription must be counted: {metrics}"
+    );
     let directory = proxy.close_unchecked().await;
     let database = directory.path().join("keychoir.db");
     assert_eq!(query_number(&database, "SELECT audio_ms FROM attempts WHERE status = 101"), 1_500);

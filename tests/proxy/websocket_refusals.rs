@@ -1,4 +1,5 @@
-//! Tests refusals on WebSockets whose messages and close reasons contain the codes and messages of HTTP refusals.
+//! Tests that refusals on WebSockets are classified by the codes and messages of HTTP refusals, which their messages
+//! and close reasons contain.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ fn message_and_close(code: u16, message: &Value) -> String {
     format!("last={code}/{message}")
 }
 
-/// Returns the number of sessions that were opened with each account.
+/// Returns the number of sessions that were opened with each of the first `count` accounts.
 fn session_counts(proxy: &TestProxy, count: usize) -> Vec<usize> {
     proxy.request_counts(&KEYS[..count])
 }
@@ -47,7 +48,7 @@ async fn open_and_receive_kind(proxy: &TestProxy, path: &str) -> String {
         }
         Received::Close(code, reason) => format!("{code} {reason}"),
         Received::Binary(_) | Received::Disconnected => {
-            panic!("the session has neither a message nor a close frame")
+            panic!("the session must send a message or a close frame")
         }
     };
     session.send(Message::Close(None)).await;
@@ -70,10 +71,14 @@ async fn a_close_with_an_http_message_is_classified_by_the_message() {
         (UNPAID_INVOICE, "billing"),
     ] {
         let proxy = start_proxy_with_refusals(4, 3, &format!("close=1008/{message}")).await;
-        assert!(is_speech_served(&proxy).await, "{message}");
-        assert_eq!(session_counts(&proxy, 4), [1, 1, 1, 1], "{message}");
-        assert!(is_speech_served(&proxy).await, "{message}");
-        assert_eq!(session_counts(&proxy, 4), [1, 1, 1, 2], "{message}");
+        assert!(is_speech_served(&proxy).await, "{message}: speech must be served");
+        assert_eq!(session_counts(&proxy, 4), [1, 1, 1, 1], "{message}: each account must be tried once");
+        assert!(is_speech_served(&proxy).await, "{message}: speech must be served again");
+        assert_eq!(
+            session_counts(&proxy, 4),
+            [1, 1, 1, 2],
+            "{message}: only the last account must be tried again"
+        );
         let verdicts: Vec<String> =
             proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert_eq!(verdicts, [verdict, verdict, verdict, "served", "served"]);
@@ -94,8 +99,8 @@ async fn an_auth_error_about_a_permission_makes_no_key_unusable() {
     proxy.close_unchecked().await;
 }
 
-/// The message does not blame the key. Two accounts are tried, the next session uses the third account, and
-/// all keys stay active.
+/// The message does not attribute the error to the key. Two accounts are tried, the next session uses the third
+/// account, and all keys stay active.
 #[tokio::test]
 async fn an_unexplained_auth_error_makes_no_key_unusable() {
     let message = json!({"message_type": "auth_error", "error": "Something new."});
@@ -131,10 +136,18 @@ async fn an_http_code_refuses_a_transcription_before_its_start() {
         )
         .await;
         for expected in [[1, 1], [1, 2]] {
-            assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, "session_started", "{code}");
+            assert_eq!(
+                open_and_receive_kind(&proxy, SCRIBE).await,
+                "session_started",
+                "{code}: the session must start"
+            );
             // An account at its concurrency limit is tried again after a short cooldown.
             if code != "concurrent_limit_exceeded" {
-                assert_eq!(session_counts(&proxy, 2), expected, "{code}");
+                assert_eq!(
+                    session_counts(&proxy, 2),
+                    expected,
+                    "{code}: each key must be tried the expected number of times"
+                );
             }
         }
         proxy.close_unchecked().await;
@@ -153,9 +166,13 @@ async fn an_http_error_of_an_agent_socket_fails_over() {
             assert_eq!(
                 open_and_receive_kind(&proxy, AGENT).await,
                 "conversation_initiation_metadata",
-                "{message}"
+                "{message}: the conversation must start"
             );
-            assert_eq!(session_counts(&proxy, 3), expected, "{message}");
+            assert_eq!(
+                session_counts(&proxy, 3),
+                expected,
+                "{message}: the accounts that refused must not be tried again"
+            );
         }
         proxy.close_unchecked().await;
     }
@@ -168,17 +185,33 @@ async fn an_account_without_resources_is_tried_last() {
         let fault = message_and_close(1000, &json!({"message_type": kind, "error": "x"}));
         let proxy = start_proxy_with_refusals(2, 1, &fault).await;
         for expected in [[1, 1], [1, 2], [1, 3]] {
-            assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, "session_started", "{kind}");
-            assert_eq!(session_counts(&proxy, 2), expected, "{kind}");
+            assert_eq!(
+                open_and_receive_kind(&proxy, SCRIBE).await,
+                "session_started",
+                "{kind}: the session must start"
+            );
+            assert_eq!(
+                session_counts(&proxy, 2),
+                expected,
+                "{kind}: each key must be tried the expected number of times"
+            );
         }
         proxy.close_unchecked().await;
         // Two equal refusals end a session, and the next session uses the third account.
         let proxy = start_proxy_with_refusals(3, 2, &fault).await;
         assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, kind);
-        assert_eq!(session_counts(&proxy, 3), [1, 1, 0], "{kind}");
+        assert_eq!(session_counts(&proxy, 3), [1, 1, 0], "{kind}: two equal refusals must end the session");
         for expected in [[1, 1, 1], [1, 1, 2]] {
-            assert_eq!(open_and_receive_kind(&proxy, SCRIBE).await, "session_started", "{kind}");
-            assert_eq!(session_counts(&proxy, 3), expected, "{kind}");
+            assert_eq!(
+                open_and_receive_kind(&proxy, SCRIBE).await,
+                "session_started",
+                "{kind}: the session must start"
+            );
+            assert_eq!(
+                session_counts(&proxy, 3),
+                expected,
+                "{kind}: each key must be tried the expected number of times"
+            );
         }
         assert_eq!(proxy.key_statuses().await, ["active"; 3]);
         proxy.close_unchecked().await;

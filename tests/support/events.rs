@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Maximum wait for an event. A heartbeat follows 15 s of silence.
+/// The maximum wait for bytes of the stream. The server sends a heartbeat after 15 s without an event.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An event of the admin API.
+/// An event that the admin API sent.
 #[derive(Clone, Debug)]
 pub struct SentEvent {
     pub id: String,
@@ -28,23 +28,23 @@ impl EventReader {
         Self { response, buffer: String::new() }
     }
 
-    /// Reads the next event, or `None` at the end of the stream.
+    /// Returns the next event, or `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<SentEvent> {
         loop {
             while let Some((block, rest)) = self.buffer.split_once("\n\n") {
-                let event = parse(block);
+                let event = parse_event(block);
                 self.buffer = rest.to_owned();
                 if event.is_some() {
                     return event;
                 }
             }
             let chunk = tokio::time::timeout(EVENT_TIMEOUT, self.response.chunk());
-            let chunk = chunk.await.expect("an event must arrive in time").unwrap()?;
+            let chunk = chunk.await.expect("the stream must send bytes within the timeout").unwrap()?;
             self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
 
-    /// Reads up to the next event called `name` for which `is_expected` returns true.
+    /// Reads up to the next event called `name` whose data `is_expected` accepts, and returns this event.
     pub async fn wait_for(&mut self, name: &str, is_expected: impl Fn(&Value) -> bool) -> SentEvent {
         loop {
             let event = self.next().await.expect("the stream must contain the event");
@@ -54,7 +54,7 @@ impl EventReader {
         }
     }
 
-    /// Reads this number of events.
+    /// Returns the next `count` events.
     pub async fn take(&mut self, count: usize) -> Vec<SentEvent> {
         let mut events = Vec::new();
         while events.len() < count {
@@ -64,8 +64,8 @@ impl EventReader {
     }
 }
 
-/// Parses the lines of an event; `None` for a comment or a setting of the stream.
-fn parse(block: &str) -> Option<SentEvent> {
+/// Parses the lines of an event. Returns `None` for a comment or a setting of the stream.
+fn parse_event(block: &str) -> Option<SentEvent> {
     let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
     let data = serde_json::from_str(field("data: ")?).expect("the data of an event must be JSON");
     Some(SentEvent {

@@ -1,5 +1,6 @@
 //! Runs the complete proxy in the test process, on a free port, with a separate database and a simulated provider as
-//! its upstream. Tests start it with [`start_proxy`], and [`TestProxy::close`] checks the usage records.
+//! its upstream. Tests start it with [`start_proxy`], and [`TestProxy::close`] checks the usage records. The submodules
+//! run Keychoir as a process, run the servers that it uses, and read WebSockets and server-sent events.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 
@@ -28,6 +29,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// A premade voice, which every account has.
 pub const VOICE_ID: &str = "21m00Tcm4TlvDq8ikWAM";
 pub const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 /// The token that the test clients send in the header of the provider's keys.
@@ -36,6 +38,11 @@ pub const CLIENT_TOKEN: &str = "client-token-canary-7f3a";
 pub const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 pub const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 pub const THIRD_KEY: &str = "sk_key_number_three_0000000000000000000000000000003";
+
+/// The maximum time until a test's condition holds. It is much longer than any condition needs.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The paths that the quota poller requests.
 const POLLED_PATHS: [&str; 3] = ["/v1/user/subscription", "/v1/user", "/v1/models"];
@@ -93,8 +100,8 @@ async fn start_app(config: &Config, change_app: impl FnOnce(&mut AppConfig)) -> 
     change_app(&mut app_config);
     let mut app = app::start(app_config, vec![bind_loopback().await.into()]).unwrap();
     if config.quota_polling.enabled {
-        // The faults of a test must not affect the poll at startup.
-        let is_polled = app.wait_for_first_poll(Duration::from_secs(30)).await;
+        // A test sets its faults after this poll, so that they do not affect it.
+        let is_polled = app.wait_for_first_poll(WAIT_TIMEOUT).await;
         assert!(is_polled, "the first quota poll must end");
     }
     let url = format!("http://{}", app.address());
@@ -111,7 +118,7 @@ pub async fn bind_loopback() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
-/// Sends raw bytes and reads until the proxy closes the connection.
+/// Sends the text of a request unchanged, and reads until the proxy closes the connection.
 pub async fn send_raw(proxy: &TestProxy, request: &str) -> String {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -172,11 +179,11 @@ impl TestProxy {
             .await
     }
 
-    /// Sends requests until one is served. The permits of a disconnected client are released by another
-    /// thread, after the provider has noticed the disconnect.
+    /// Sends requests until one is served. Another thread releases the permits of a disconnected client, after the
+    /// provider has noticed the disconnect.
     pub async fn wait_until_served(&self, path: &str) {
         let requests = async { while self.get(path).await.status() != 200 {} };
-        let result = tokio::time::timeout(Duration::from_secs(30), requests).await;
+        let result = tokio::time::timeout(WAIT_TIMEOUT, requests).await;
         result.expect("a request must be served within the timeout");
     }
 
@@ -227,15 +234,16 @@ impl TestProxy {
     /// Stops the proxy and the provider. Asserts that the provider recorded no violation, and that the usage
     /// records of each key sum up to the credits that the provider charged.
     pub async fn close(self) -> (Ledger, TempDir) {
-        assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
+        assert_eq!(self.app.drain(DRAIN_TIMEOUT).await, DrainOutcome::Completed);
         let ledger = self.simulator.ledger();
         assert_eq!(ledger.violations, Vec::<String>::new());
         let records = read_usage_records(&database_path(&self.directory));
-        for entry in &ledger.keys {
-            let key_hash = Fingerprint::new(&entry.key).to_string();
-            let records = records.iter().filter(|record| record.key_hash == key_hash);
-            let recorded: i64 = records.map(|record| record.credits).sum();
-            assert_eq!(u64::try_from(recorded).unwrap(), entry.charged, "recorded credits of {}", entry.key);
+        for key in &ledger.keys {
+            let key_hash = Fingerprint::new(&key.key).to_string();
+            let key_records = records.iter().filter(|record| record.key_hash == key_hash);
+            let recorded_credits: i64 = key_records.map(|record| record.credits).sum();
+            let recorded_credits = u64::try_from(recorded_credits).unwrap();
+            assert_eq!(recorded_credits, key.charged, "the records of {} must equal its charges", key.key);
         }
         self.simulator.stop().await;
         (ledger, self.directory)
@@ -243,15 +251,15 @@ impl TestProxy {
 
     /// Stops the proxy and starts it again with the same database and the same provider.
     pub async fn restart(self) -> Self {
-        assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
+        assert_eq!(self.app.drain(DRAIN_TIMEOUT).await, DrainOutcome::Completed);
         let (app, url) = start_app(&self.config, |_| {}).await;
         Self { app, url, ..self }
     }
 
-    /// Stops the proxy and the provider without the checks of [`close`](Self::close), for usage records
-    /// that contain requests which this provider has not received.
+    /// Stops the proxy and the provider without the checks of [`close`](Self::close), for tests whose usage records
+    /// differ from the ledger of this provider.
     pub async fn close_unchecked(self) -> TempDir {
-        assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
+        assert_eq!(self.app.drain(DRAIN_TIMEOUT).await, DrainOutcome::Completed);
         self.simulator.stop().await;
         self.directory
     }
@@ -320,20 +328,18 @@ pub fn assert_proxy_error(response: &reqwest::Response, status: u16, code: &str)
     assert_eq!(response.headers()["x-keychoir-error"], code);
 }
 
-const POLL_INTERVAL: Duration = Duration::from_millis(1);
-
 /// Polls `condition` until it holds.
 ///
 /// # Panics
 ///
-/// Panics if the condition does not hold within 30 seconds.
+/// Panics if the condition does not hold within [`WAIT_TIMEOUT`].
 pub async fn wait_until(condition: impl Fn() -> bool) {
     let polling = async {
         while !condition() {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    let result = tokio::time::timeout(Duration::from_secs(30), polling).await;
+    let result = tokio::time::timeout(WAIT_TIMEOUT, polling).await;
     result.expect("the condition must hold within the timeout");
 }
 
@@ -341,8 +347,8 @@ pub async fn wait_until(condition: impl Fn() -> bool) {
 pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut pending: Vec<_> = futures.map(Box::pin).collect();
     let mut outputs = Vec::new();
-    std::future::poll_fn(|cx| {
-        pending.retain_mut(|future| match future.as_mut().poll(cx) {
+    std::future::poll_fn(|context| {
+        pending.retain_mut(|future| match future.as_mut().poll(context) {
             Poll::Ready(output) => {
                 outputs.push(output);
                 false

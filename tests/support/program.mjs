@@ -1,4 +1,4 @@
-// Starts the binary and waits for its lines, for tests in JavaScript.
+// Starts the `keychoir` binary and waits for its output lines, and runs other programs, for tests in JavaScript.
 
 import { execFile, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
@@ -10,11 +10,11 @@ export const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../t
 /** Returns the environment without the variables of Keychoir. */
 const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
 
-/** A failed test must not leave programs behind. */
+/** The running programs. They are killed when the test process exits, so that a failed test leaves none of them behind. */
 const running = new Set();
 process.once("exit", () => running.forEach((child) => child.kill("SIGKILL")));
 
-/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `parsedValue`. */
+/** Starts the binary. Resolves once `parse` returns a truthy value for a line of `stream`. `parsedValue` is this value. */
 export async function start(stream, parse, args, environment = {}) {
   const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
   const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });
@@ -23,14 +23,14 @@ export async function start(stream, parse, args, environment = {}) {
   const lines = [];
   const ended = new Promise((resolve) => child.once("close", resolve));
   const reader = createInterface({ input: child[stream] }).on("line", (line) => lines.push(line));
-  /** Resolves with the first true value that `parse` returns for a further line. */
+  /** Resolves with the first truthy value that `parse` returns for a further line. */
   const waitForLine = (parse) =>
     new Promise((resolve, reject) => {
       ended.then((code) => reject(new Error(`the program exited with ${code}: ${lines.join("\n")}`)));
-      reader.on("line", function check(line) {
+      reader.on("line", function parseLine(line) {
         const value = parse(line);
         if (!value) return;
-        reader.off("line", check);
+        reader.off("line", parseLine);
         resolve(value);
       });
     });
@@ -38,7 +38,7 @@ export async function start(stream, parse, args, environment = {}) {
   return { parsedValue, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
 }
 
-/** Runs a program. Resolves with its standard output. */
+/** Runs the program `file` to its exit. Resolves with its standard output. */
 export async function run(file, args, environment) {
   const { stdout } = await promisify(execFile)(file, args, { env: { ...cleanEnvironment(), ...environment }, timeout: 60_000 });
   return stdout;

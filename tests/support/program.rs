@@ -1,4 +1,4 @@
-//! Runs the `keychoir` binary in an empty environment and reads its log from standard error.
+//! Runs the `keychoir` binary in an empty environment, and reads its log from standard error and its files.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// The maximum time until the next log line or the exit.
+/// The maximum time until the next line or the exit.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns a command that runs Keychoir with the given `arguments` and an empty environment.
@@ -23,6 +23,7 @@ pub fn run(command: &mut Command) -> Output {
     command.output().unwrap()
 }
 
+/// Returns the standard error of a command.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -32,7 +33,7 @@ pub struct Program {
     child: Child,
     line_receiver: Receiver<String>,
     reader: Option<JoinHandle<()>>,
-    /// The log lines that were received so far.
+    /// The lines that were received so far.
     received: Vec<String>,
 }
 
@@ -44,7 +45,7 @@ impl Program {
         Self::read_lines(child, stderr)
     }
 
-    /// Starts Keychoir and reads its standard output instead.
+    /// Starts Keychoir like [`start`](Self::start), and reads its standard output instead of its standard error.
     pub fn start_and_read_output(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
@@ -59,11 +60,11 @@ impl Program {
         Self { child, line_receiver, reader: Some(reader), received: Vec::new() }
     }
 
-    /// Waits for the next log line for which `parse` returns a value. Returns this value.
+    /// Waits for the next line for which `parse` returns a value. Returns this value.
     pub fn wait_for_line<T>(&mut self, parse: impl Fn(&str) -> Option<T>) -> T {
         loop {
             let Ok(line) = self.line_receiver.recv_timeout(OUTPUT_TIMEOUT) else {
-                panic!("the log must contain the expected line: {:#?}", self.received);
+                panic!("Keychoir must print the expected line: {:#?}", self.received);
             };
             let value = parse(&line);
             self.received.push(line);
@@ -91,7 +92,8 @@ impl Program {
     /// Sends a signal, such as `HUP`.
     pub fn send_signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        let status = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
+        assert!(status.success(), "the signal {name} must be sent");
     }
 
     pub fn id(&self) -> u32 {
@@ -104,13 +106,13 @@ impl Program {
         Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap().success()
     }
 
-    /// Sends `TERM` and waits for the exit. Returns the exit code and the standard error.
+    /// Sends `TERM` and waits for the exit. Returns the exit code and all lines that were read.
     pub fn terminate(self) -> (Option<i32>, String) {
         self.send_signal("TERM");
         self.wait_for_exit()
     }
 
-    /// Waits for the exit. Returns the exit code and the standard error.
+    /// Waits for the exit. Returns the exit code and all lines that were read.
     pub fn wait_for_exit(mut self) -> (Option<i32>, String) {
         loop {
             match self.line_receiver.recv_timeout(OUTPUT_TIMEOUT) {

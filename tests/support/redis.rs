@@ -22,16 +22,17 @@ use super::POLL_INTERVAL;
 /// The user and the password of the programs under test, if the server requires them.
 pub const USER: &str = "keychoir";
 pub const PASSWORD: &str = "redis-password-canary-91d2";
-/// The password of the user `default` of such a server.
+/// The password of the user `default` of a server that requires authentication.
 const ADMIN_PASSWORD: &str = "redis-admin-password-canary-5e0c";
 
-/// The maximum time until a server accepts connections, or until a group of servers has its state.
+/// The maximum time until a server accepts connections, or until a cluster or the sentinels know all servers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// The maximum time of a command of the harness.
+/// The maximum time of a command that a test sends.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// The system gives ports from 32768 on to clients and to listeners with port 0. None of them can take a port below.
+/// The ports of the servers. The system assigns ports from 32,768 on to clients and to listeners with port 0, so these
+/// never take a port of this range.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
-/// The maximum number of ports that are tried. Only other servers of the tests use ports of the range.
+/// The maximum number of ports that are tried for a server. Only other servers of the tests use ports of the range.
 const MAX_START_ATTEMPTS: usize = 50;
 
 /// The authentication that a server requires before the first command.
@@ -134,7 +135,7 @@ impl RedisServer {
         self.process.send_signal(Signal::STOP);
     }
 
-    /// Continues a paused server.
+    /// Continues a server (SIGCONT) after [`pause`](Self::pause).
     pub fn resume(&self) {
         self.process.send_signal(Signal::CONT);
     }
@@ -156,7 +157,7 @@ impl RedisServer {
         self.info("stats", "total_commands_processed").unwrap().parse().unwrap()
     }
 
-    /// Returns how often a command was executed, such as `eval`, also within scripts.
+    /// Returns how often a command such as `eval` was executed, including within scripts.
     pub fn calls(&self, command: &str) -> u64 {
         let Some(statistics) = self.info("commandstats", &format!("cmdstat_{command}")) else { return 0 };
         statistics.strip_prefix("calls=").unwrap().split(',').next().unwrap().parse().unwrap()
@@ -267,7 +268,7 @@ impl ServerProcess {
     }
 
     fn kill(&mut self) {
-        // A child that has ended already cannot be killed.
+        // The kill fails if the child has already ended.
         let _ = self.child.kill();
         self.child.wait().unwrap();
     }
@@ -293,9 +294,7 @@ fn spawn(program: &str, directory: &Path, requires_tls: bool, port: u16) -> Chil
         .arg(directory.join("redis.conf"))
         .args([if requires_tls { "--tls-port" } else { "--port" }, &port.to_string()]);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program} cannot be started (apt-get install it): {error}"))
+    command.spawn().unwrap_or_else(|error| panic!("{program} must be installed: {error}"))
 }
 
 fn config_file(options: &RedisOptions, directory: &Path) -> String {

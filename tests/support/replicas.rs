@@ -1,5 +1,5 @@
-//! Runs several Keychoir programs with the same keys in front of one simulator. Each has its own state directory and
-//! database. With the URL of a Redis server, they share one pool.
+//! Runs several Keychoir programs with the same keys in front of one simulator. Each of them has a separate state
+//! directory and database. With the URL of a Redis server, they share one pool.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,9 @@ pub struct TestReplicas {
     pub simulator: Simulator,
     pub client: reqwest::Client,
     replicas: Vec<Replica>,
-    next: AtomicUsize,
+    /// The number of requests sent so far, which selects the next replica.
+    request_count: AtomicUsize,
+    /// The environment variables of every replica.
     settings: Vec<(String, String)>,
 }
 
@@ -71,7 +73,13 @@ impl TestReplicas {
         environment.push(("KEYCHOIR_UPSTREAM__BASE_URL".to_owned(), simulator.base_url()));
         let replicas =
             (0..count).map(|_| Replica::start(tempfile::tempdir().unwrap(), &environment)).collect();
-        Self { simulator, client: http_client(), replicas, next: AtomicUsize::new(0), settings: environment }
+        Self {
+            simulator,
+            client: http_client(),
+            replicas,
+            request_count: AtomicUsize::new(0),
+            settings: environment,
+        }
     }
 
     pub fn url(&self, replica: usize) -> &str {
@@ -87,7 +95,7 @@ impl TestReplicas {
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let running: Vec<&Replica> =
             self.replicas.iter().filter(|replica| replica.program.is_some()).collect();
-        let replica = running[self.next.fetch_add(1, Ordering::Relaxed) % running.len()];
+        let replica = running[self.request_count.fetch_add(1, Ordering::Relaxed) % running.len()];
         self.client.request(method, format!("{}{path}", replica.url))
     }
 
@@ -153,8 +161,9 @@ impl TestReplicas {
     pub async fn close(self) -> ReplicaResults {
         let results = self.close_unchecked().await;
         assert_eq!(results.ledger.violations, Vec::<String>::new());
-        for entry in &results.ledger.keys {
-            assert_eq!(results.credits_of(&entry.key), entry.charged, "recorded credits of {}", entry.key);
+        for key in &results.ledger.keys {
+            let recorded_credits = results.credits_of(&key.key);
+            assert_eq!(recorded_credits, key.charged, "the records of {} must equal its charges", key.key);
         }
         results
     }
@@ -164,8 +173,8 @@ impl ReplicaResults {
     /// Returns the credits of a key in the usage records of all replicas.
     pub fn credits_of(&self, key: &str) -> u64 {
         let key_hash = Fingerprint::new(key).to_string();
-        let records = self.records.iter().flatten().filter(|record| record.key_hash == key_hash);
-        u64::try_from(records.map(|record| record.credits).sum::<i64>()).unwrap()
+        let key_records = self.records.iter().flatten().filter(|record| record.key_hash == key_hash);
+        u64::try_from(key_records.map(|record| record.credits).sum::<i64>()).unwrap()
     }
 }
 

@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use super::bind_loopback;
 
 const CHUNK_BYTES: usize = 16 * 1024;
-/// The maximum number of chunks on their way in one direction of a connection.
+/// The maximum number of delayed chunks in one direction of a connection.
 const MAX_CHUNKS: usize = 1_000;
 
-/// A listener that forwards each connection to the target. Dropping it closes all connections.
+/// A listener that forwards each connection to a port of this machine. Dropping it closes all connections.
 pub struct SlowForwarder {
     address: SocketAddr,
     delay_ms: Arc<AtomicU64>,
@@ -25,16 +25,16 @@ pub struct SlowForwarder {
 }
 
 impl SlowForwarder {
-    /// Starts a forwarder to the port `target` of this machine. Each direction takes `delay` longer.
+    /// Starts a forwarder to the port `target` of this machine. It delays the bytes of each direction by `delay`.
     pub async fn start(target: u16, delay: Duration) -> Self {
         let listener = bind_loopback().await;
         let address = listener.local_addr().unwrap();
         let delay_ms = Arc::new(AtomicU64::new(delay_in_ms(delay)));
-        let delay_of_new = Arc::clone(&delay_ms);
+        let delay_of_connections = Arc::clone(&delay_ms);
         let _listening = Tasks::new().spawn_guarded(async move {
             let mut connections = Vec::new();
             while let Ok((client, _)) = listener.accept().await {
-                let forwarding = forward(client, target, Arc::clone(&delay_of_new));
+                let forwarding = forward(client, target, Arc::clone(&delay_of_connections));
                 connections.push(Tasks::new().spawn_guarded(forwarding));
             }
         });
@@ -45,7 +45,7 @@ impl SlowForwarder {
         self.address
     }
 
-    /// Changes the delay of bytes that arrive from now on. They never overtake earlier bytes.
+    /// Changes the delay of bytes that arrive after this call. They never overtake earlier bytes.
     pub fn set_delay(&self, delay: Duration) {
         self.delay_ms.store(delay_in_ms(delay), Ordering::Relaxed);
     }
@@ -56,7 +56,7 @@ fn delay_in_ms(delay: Duration) -> u64 {
 }
 
 async fn forward(client: TcpStream, target: u16, delay_ms: Arc<AtomicU64>) {
-    // A client of a target that is down sees a closed connection.
+    // If nothing listens on the port, the client's connection is closed.
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
@@ -84,8 +84,8 @@ async fn forward_direction(
         }
     };
     let writing = async move {
-        while let Some((due, chunk)) = receiver.recv().await {
-            tokio::time::sleep_until(due.into()).await;
+        while let Some((due_at, chunk)) = receiver.recv().await {
+            tokio::time::sleep_until(due_at.into()).await;
             if writer.write_all(&chunk).await.is_err() {
                 return;
             }

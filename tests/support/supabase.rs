@@ -25,7 +25,7 @@ const JWT_SECRET: &str = "a-secret-of-the-tests-that-is-long-enough-for-it";
 /// The maximum time until the next line of a server's output.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Creates the roles of a Supabase project, which grants every new table in `public` to all of them.
+/// Creates the roles of a Supabase project, and grants all of them every new table in `public`, as Supabase does.
 const CREATE_ROLES: &str = "
     CREATE ROLE anon NOLOGIN;
     CREATE ROLE authenticated NOLOGIN;
@@ -55,7 +55,7 @@ impl Supabase {
         command
             .env(
                 "PGRST_DB_URI",
-                format!("postgres://authenticator@/postgres?host={}", socket(directory.path())),
+                format!("postgres://authenticator@/postgres?host={}", socket_directory(directory.path())),
             )
             .env("PGRST_DB_SCHEMAS", "public")
             .env("PGRST_DB_ANON_ROLE", "anon")
@@ -91,7 +91,8 @@ impl Supabase {
     /// Runs SQL as the owner of the tables. Returns the rows, with columns separated by `|`.
     #[track_caller]
     pub fn sql(&self, sql: &str) -> Vec<String> {
-        psql(self.directory.path(), sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+        psql(self.directory.path(), sql)
+            .unwrap_or_else(|error| panic!("the SQL must succeed: {sql}\n{error}"))
     }
 
     pub fn url(&self) -> String {
@@ -118,13 +119,14 @@ fn start_postgres(directory: &Path) -> Server {
     for name in ["data", "socket"] {
         let mut install = Command::new("install");
         install.args(["-d", "-m", "700"]).args(user.iter().flat_map(|user| ["-o", user]));
-        assert!(install.arg(directory.join(name)).status().unwrap().success());
+        let status = install.arg(directory.join(name)).status().unwrap();
+        assert!(status.success(), "the directory {name} must be created");
     }
     let data = directory.join("data");
     let mut command = command_as_user(user, "QUIT", &binaries.join("initdb"));
     command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(&data);
     let output = command.current_dir(directory).output().unwrap();
-    assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "initdb must succeed: {}", String::from_utf8_lossy(&output.stderr));
     let mut command = command_as_user(user, "QUIT", &binaries.join("postgres"));
     command.arg("-D").arg(&data).arg("-k").arg(directory.join("socket"));
     command.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "autovacuum=off"]);
@@ -133,15 +135,17 @@ fn start_postgres(directory: &Path) -> Server {
     server
 }
 
-fn socket(directory: &Path) -> String {
+/// Returns the directory of PostgreSQL's Unix socket.
+fn socket_directory(directory: &Path) -> String {
     directory.join("socket").display().to_string()
 }
 
+/// Runs SQL with `psql`. Returns the rows, or the standard error if the SQL fails.
 fn psql(directory: &Path, sql: &str) -> Result<Vec<String>, String> {
     let mut command = Command::new(postgres_binaries().join("psql"));
     command.args([
         "-h",
-        &socket(directory),
+        &socket_directory(directory),
         "-U",
         "postgres",
         "-X",
@@ -254,15 +258,15 @@ impl Drop for Server {
 fn sign_token(role: &str, secret: &str) -> String {
     let signed_part = format!(
         "{}.{}",
-        base64url(br#"{"alg":"HS256","typ":"JWT"}"#),
-        base64url(format!(r#"{{"role":"{role}"}}"#).as_bytes())
+        encode_base64url(br#"{"alg":"HS256","typ":"JWT"}"#),
+        encode_base64url(format!(r#"{{"role":"{role}"}}"#).as_bytes())
     );
-    let signature = hmac(secret.as_bytes(), signed_part.as_bytes());
-    format!("{signed_part}.{}", base64url(&signature))
+    let signature = compute_hmac(secret.as_bytes(), signed_part.as_bytes());
+    format!("{signed_part}.{}", encode_base64url(&signature))
 }
 
-/// Computes HMAC-SHA256 (RFC 2104) with a key of at most one block.
-fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
+/// Computes HMAC-SHA256 (RFC 2104) with a key of at most one block of 64 bytes.
+fn compute_hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let padded_key = |padding: u8| -> Vec<u8> {
         (0..64).map(|index| key.get(index).copied().unwrap_or(0) ^ padding).collect()
@@ -271,17 +275,18 @@ fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
     Sha256::digest([padded_key(0x5c), inner.to_vec()].concat()).to_vec()
 }
 
-fn base64url(bytes: &[u8]) -> String {
+/// Encodes bytes in Base64url without padding (RFC 4648).
+fn encode_base64url(bytes: &[u8]) -> String {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
+    let mut encoded = String::new();
     for group in bytes.chunks(3) {
         let bits = (0..3).fold(0_u32, |bits, index| bits << 8 | u32::from(*group.get(index).unwrap_or(&0)));
         for index in 0..=group.len() {
-            text.push(char::from(ALPHABET[(bits >> (18 - 6 * index) & 63) as usize]));
+            encoded.push(char::from(ALPHABET[(bits >> (18 - 6 * index) & 63) as usize]));
         }
     }
-    text
+    encoded
 }
 
-/// The body of the gateway's requests and responses.
+/// The buffered body of the gateway's requests and responses.
 pub type Body = http_body_util::Full<Bytes>;

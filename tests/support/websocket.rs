@@ -15,6 +15,7 @@ use super::{CLIENT_TOKEN, TestProxy};
 /// The timeout of a step. It is much longer than any step, so that only a step that hangs exceeds it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
+// The paths of the provider's WebSockets.
 pub const STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
 pub const MULTI_STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
 pub const DIALOGUE: &str = "/v1/text-to-dialogue/stream-input";
@@ -24,10 +25,11 @@ pub const AGENT: &str = "/v1/convai/conversation?agent_id=agent_public";
 /// The client's end of a session.
 pub struct WebSocketClient {
     pub stream: WebSocketStream<TcpStream>,
+    /// The headers of the response to the handshake.
     pub headers: http::HeaderMap,
 }
 
-/// The next event of a session.
+/// An event of a session, as the client receives it.
 #[derive(Debug, PartialEq)]
 pub enum Received {
     Text(Value),
@@ -37,6 +39,11 @@ pub enum Received {
     Disconnected,
 }
 
+/// Awaits a step of a test.
+///
+/// # Panics
+///
+/// Panics if the step takes longer than [`STEP_TIMEOUT`].
 pub async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step must complete within its timeout")
 }
@@ -101,6 +108,7 @@ impl WebSocketClient {
                 Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
                     Received::Close(code.into(), reason.to_string())
                 }
+                // A close frame without a code has the code 1005 (RFC 6455, section 7.1.5).
                 Some(Ok(Message::Close(None))) => Received::Close(1005, String::new()),
                 Some(Ok(_)) => continue,
                 Some(Err(_)) | None => Received::Disconnected,

@@ -14,7 +14,7 @@ async fn only_the_admin_token_opens_the_api() {
     assert_error(missing, 401, "admin_token_missing").await;
     assert_error(get("kca_wrong").await.unwrap(), 401, "admin_token_wrong").await;
     assert_error(get(CLIENT_TOKEN).await.unwrap(), 403, "client_token").await;
-    // Where an SDK sends its key, the admin token does not count either.
+    // The admin token is not accepted in the header in which SDKs send their key.
     let by_key = admin_request(&proxy, Method::GET, "overview").header("xi-api-key", ADMIN_TOKEN);
     assert_error(by_key.send().await.unwrap(), 401, "admin_token_missing").await;
     let lower_case = format!("bearer  {ADMIN_TOKEN}");
@@ -27,7 +27,7 @@ async fn only_the_admin_token_opens_the_api() {
 }
 
 #[tokio::test]
-async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
+async fn ten_wrong_admin_tokens_block_the_admin_api_for_an_address_but_not_its_clients() {
     let (proxy, _) = start_admin_proxy().await;
     let get = |token: &str| admin_request(&proxy, Method::GET, "keys").bearer_auth(token).send();
     for number in 0..10 {
@@ -35,7 +35,7 @@ async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
     }
     let refused_response = get(ADMIN_TOKEN).await.unwrap();
     let wait: u64 = refused_response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=60).contains(&wait), "{wait}");
+    assert!((1..=60).contains(&wait), "the wait must be at most a minute, and it is {wait} s");
     assert_error(refused_response, 429, "too_many_failures").await;
     assert_eq!(proxy.get("/api/keychoir/v1/me").await.status(), 200);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -43,7 +43,7 @@ async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
 }
 
 #[tokio::test]
-async fn a_guess_with_a_client_token_or_at_a_page_is_counted() {
+async fn wrong_admin_tokens_are_counted_on_pages_and_next_to_a_client_token() {
     let (proxy, _) = start_admin_proxy().await;
     let pages = ["/api/keychoir/v1/keys", "/api/elevenlabs-status", "/metrics"];
     for (number, path) in pages.iter().cycle().take(10).enumerate() {
@@ -51,7 +51,7 @@ async fn a_guess_with_a_client_token_or_at_a_page_is_counted() {
         let response = guess.header("xi-api-key", CLIENT_TOKEN).send().await.unwrap();
         // The client may read the pages.
         let expected = if path.contains("/v1/") { 401 } else { 200 };
-        assert_eq!(response.status(), expected, "{path}");
+        assert_eq!(response.status(), expected, "{path}: the response must have the expected status");
     }
     let keys = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
     assert_error(keys, 429, "too_many_failures").await;
@@ -64,14 +64,17 @@ async fn a_guess_with_a_client_token_or_at_a_page_is_counted() {
 }
 
 #[tokio::test]
-async fn without_an_admin_token_the_api_is_off() {
+async fn the_api_is_disabled_without_an_admin_token() {
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 10)]), |_| {}).await;
     for path in ["overview", "unknown"] {
         let response = send(&proxy, Method::GET, path, None).await;
         let message = assert_error(response, 404, "admin_api_disabled").await;
-        assert!(message.contains("admin.token_file"), "{message}");
+        assert!(
+            message.contains("admin.token_file"),
+            "the message must contain `admin.token_file`: {message}"
+        );
     }
-    assert_eq!(read(&proxy, "me").await["client"], "local");
+    assert_eq!(read_document(&proxy, "me").await["client"], "local");
     proxy.close().await;
 }
 
@@ -96,9 +99,17 @@ async fn the_status_and_the_metrics_open_with_the_admin_token_too() {
     let (proxy, _) = start_admin_proxy().await;
     for path in ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"] {
         let get = || proxy.client.get(format!("{}{path}", proxy.url));
-        assert_eq!(get().send().await.unwrap().status(), 401, "{path}");
-        assert_eq!(get().bearer_auth(ADMIN_TOKEN).send().await.unwrap().status(), 200, "{path}");
-        assert_eq!(proxy.get(path).await.status(), 200, "{path}");
+        assert_eq!(
+            get().send().await.unwrap().status(),
+            401,
+            "{path}: a request without a token must be refused"
+        );
+        assert_eq!(
+            get().bearer_auth(ADMIN_TOKEN).send().await.unwrap().status(),
+            200,
+            "{path}: the admin token must be accepted"
+        );
+        assert_eq!(proxy.get(path).await.status(), 200, "{path}: the token of a client must be accepted");
     }
     proxy.close().await;
 }
@@ -115,7 +126,7 @@ async fn public_pages_need_no_token() {
     .await;
     for (path, status) in [("/metrics", 200), ("/api/elevenlabs-status", 401), ("/api/keychoir-keys", 401)] {
         let response = proxy.client.get(format!("{}{path}", proxy.url)).send().await.unwrap();
-        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.status(), status, "{path}: the response must have the status {status}");
     }
     proxy.close().await;
 }
@@ -128,17 +139,17 @@ async fn no_response_contains_a_key_or_a_token() {
     proxy.request_speech(10).await;
     let id = key_id(FIRST_KEY);
     let mut responses = Vec::new();
-    let mut add = async |response: Response| {
+    let mut add_response = async |response: Response| {
         responses.push(format!("{:?}", response.headers()));
         responses.push(response.text().await.unwrap());
     };
     for path in ["overview", "keys", &format!("keys/{id}"), "clients", "usage?by=key", "attempts", "config"] {
-        add(send(&proxy, Method::GET, path, None).await).await;
+        add_response(send(&proxy, Method::GET, path, None).await).await;
     }
     for path in
         ["changes", "unknown", CLIENT_TOKEN, &format!("keys/{NEW_KEY}"), &format!("usage?{NEW_KEY}=1")]
     {
-        add(send(&proxy, Method::GET, path, None).await).await;
+        add_response(send(&proxy, Method::GET, path, None).await).await;
     }
     for body in [
         serde_json::json!({"name": "new", "key": NEW_KEY}),
@@ -147,19 +158,20 @@ async fn no_response_contains_a_key_or_a_token() {
         serde_json::json!({"name": "new", "key": format!("{NEW_KEY} and more")}),
         serde_json::json!({"name": "new", "key": NEW_KEY, "weight": NEW_KEY}),
     ] {
-        add(send(&proxy, Method::POST, "keys", Some(&body)).await).await;
+        add_response(send(&proxy, Method::POST, "keys", Some(&body)).await).await;
     }
     let malformed_request = admin_request(&proxy, Method::POST, "keys").bearer_auth(ADMIN_TOKEN);
     let malformed_request =
         malformed_request.header("content-type", "application/json").body(format!("{{\"key\": {NEW_KEY}"));
-    add(malformed_request.send().await.unwrap()).await;
-    add(send(&proxy, Method::POST, &format!("keys/{id}/check"), None).await).await;
-    add(admin_request(&proxy, Method::GET, "keys").bearer_auth(CLIENT_TOKEN).send().await.unwrap()).await;
-    add(proxy.get("/api/keychoir/v1/me").await).await;
+    add_response(malformed_request.send().await.unwrap()).await;
+    add_response(send(&proxy, Method::POST, &format!("keys/{id}/check"), None).await).await;
+    add_response(admin_request(&proxy, Method::GET, "keys").bearer_auth(CLIENT_TOKEN).send().await.unwrap())
+        .await;
+    add_response(proxy.get("/api/keychoir/v1/me").await).await;
     responses.extend(received.take());
     for secret in [ADMIN_TOKEN, CLIENT_TOKEN, &FIRST_KEY[11..46], &SECOND_KEY[11..46], &NEW_KEY[11..46]] {
         for text in &responses {
-            assert!(!text.contains(secret), "{secret}: {text}");
+            assert!(!text.contains(secret), "no response must contain {secret:?}: {text}");
         }
     }
     proxy.close().await;

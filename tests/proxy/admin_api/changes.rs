@@ -1,4 +1,5 @@
-//! Tests the endpoints that change keys, clients and the configuration, with a task that only records the changes.
+//! Tests the endpoints that change keys, clients and the configuration: each change is sent to the task that would
+//! make it, or is refused with advice.
 
 use super::*;
 use crate::support::start_proxy_with_app;
@@ -6,7 +7,7 @@ use http::header::IF_MATCH;
 use serde_json::json;
 
 #[tokio::test]
-async fn every_change_reaches_its_task() {
+async fn every_change_is_sent_to_the_task() {
     let (proxy, received) = start_admin_proxy().await;
     let id = key_id(FIRST_KEY);
     for (method, path, body, status, expected) in [
@@ -68,14 +69,25 @@ async fn every_change_reaches_its_task() {
         ("POST", "reload".to_owned(), json!({}), 200, "Reload"),
     ] {
         let response = send(&proxy, method.parse().unwrap(), &path, Some(&body)).await;
-        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.status(), status, "{path}: the response must have the expected status");
         let tag = response.headers()["etag"].to_str().unwrap().to_owned();
         let document: Value = response.json().await.unwrap();
-        assert_eq!(tag, format!("\"{}\"", document["generation"]), "{path}");
-        let is_issued = path == "clients" || path.ends_with("rotate");
-        assert_eq!(document.get("token").is_some(), is_issued, "{path}");
+        assert_eq!(
+            tag,
+            format!("\"{}\"", document["generation"]),
+            "{path}: the tag must be the generation of the document"
+        );
+        let has_new_token = path == "clients" || path.ends_with("rotate");
+        assert_eq!(
+            document.get("token").is_some(),
+            has_new_token,
+            "{path}: only a new token must be in the response"
+        );
         let [change] = received.take().try_into().unwrap();
-        assert!(change.starts_with(expected) && change.ends_with("AdminToken"), "{change}");
+        assert!(
+            change.starts_with(expected) && change.ends_with("AdminToken"),
+            "the task must receive the change of the admin token: {change}"
+        );
     }
     proxy.close().await;
 }
@@ -94,7 +106,7 @@ async fn a_stale_generation_is_refused() {
     assert_eq!(reload("\"7\", \"8\"").await.unwrap().status(), 200);
     assert_eq!(reload("*").await.unwrap().status(), 200);
     assert_error(reload("seven").await.unwrap(), 400, "malformed_if_match").await;
-    assert_eq!(received.take().len(), 5);
+    assert_eq!(received.take().len(), 5, "each request with a valid header must be sent to the task");
     proxy.close().await;
 }
 
@@ -121,7 +133,7 @@ async fn wrong_bodies_are_refused_with_advice_and_change_nothing() {
     ] {
         let response = send(&proxy, method.parse().unwrap(), path, Some(&body)).await;
         let message = assert_error(response, 400, code).await;
-        assert!(message.contains(hint), "{path} {body}: {message}");
+        assert!(message.contains(hint), "{path} {body}: the message must contain {hint:?}: {message}");
     }
     let post = || admin_request(&proxy, Method::POST, "reload").bearer_auth(ADMIN_TOKEN);
     let text = post().header("content-type", "text/plain").body("{}").send().await.unwrap();
@@ -152,7 +164,7 @@ async fn refused_changes_have_their_codes() {
 }
 
 #[tokio::test]
-async fn without_the_task_nothing_can_be_changed() {
+async fn no_change_is_possible_without_the_task() {
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
         Plan::with_keys([(FIRST_KEY, 10)]),
@@ -161,7 +173,7 @@ async fn without_the_task_nothing_can_be_changed() {
     )
     .await;
     assert_error(send(&proxy, Method::POST, "reload", None).await, 503, "control_unavailable").await;
-    let overview = read(&proxy, "overview").await;
+    let overview = read_document(&proxy, "overview").await;
     assert_eq!((&overview["can_change"], &overview["generation"]), (&json!(false), &json!(0)));
     proxy.close().await;
 }

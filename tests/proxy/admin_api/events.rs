@@ -7,6 +7,7 @@ use keychoir::policy::units::UnixMs;
 use keychoir::store::StoredChange;
 use serde_json::json;
 
+/// Opens the stream of events, after the event with the id `last_event_id` if there is one.
 async fn open_events(proxy: &TestProxy, last_event_id: Option<&str>) -> EventReader {
     let request = admin_request(proxy, Method::GET, "events").bearer_auth(ADMIN_TOKEN);
     let request = match last_event_id {
@@ -16,6 +17,7 @@ async fn open_events(proxy: &TestProxy, last_event_id: Option<&str>) -> EventRea
     EventReader::new(request.send().await.unwrap())
 }
 
+/// Returns a change with this number as its generation.
 fn stored_change(number: u64) -> StoredChange {
     let changed_at = UnixMs(1_796_000_000_000);
     StoredChange {
@@ -31,7 +33,7 @@ fn stored_change(number: u64) -> StoredChange {
 }
 
 #[tokio::test]
-async fn a_new_listener_receives_the_whole_state_and_then_the_changes() {
+async fn a_new_listener_receives_a_snapshot_and_then_the_events() {
     let (proxy, _) = start_admin_proxy().await;
     proxy.set_fault(FIRST_KEY, "invalid");
     let mut reader = open_events(&proxy, None).await;
@@ -52,7 +54,7 @@ async fn a_new_listener_receives_the_whole_state_and_then_the_changes() {
         "retry_reasons": ["invalid_key"], "credits": 10,
     });
     expected["total_ms"] = event.data["total_ms"].clone();
-    assert!(event.data["total_ms"].is_u64(), "{}", event.data);
+    assert!(event.data["total_ms"].is_u64(), "the event must contain the duration: {}", event.data);
     assert_eq!(event.data, expected);
 
     record_change_event(&proxy.app.events(), &stored_change(8));
@@ -62,7 +64,7 @@ async fn a_new_listener_receives_the_whole_state_and_then_the_changes() {
     set_paused(&proxy, &[SECOND_KEY]);
     let event = reader.wait_for("key", |key| key["paused"] == true).await;
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    let key = read(&proxy, &format!("keys/{}", key_id(SECOND_KEY))).await;
+    let key = read_document(&proxy, &format!("keys/{}", key_id(SECOND_KEY))).await;
     assert_eq!(members(&event.data), members(&key));
     drop(reader);
     proxy.close().await;
@@ -91,7 +93,7 @@ async fn a_listener_resumes_after_the_last_event_that_it_received() {
 }
 
 #[tokio::test]
-async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_are_left() {
+async fn a_listener_whose_last_event_is_not_buffered_receives_a_snapshot_and_the_buffered_events() {
     let (proxy, _) = start_admin_proxy().await;
     let mut reader = open_events(&proxy, None).await;
     let last = reader.take(3).await.pop().unwrap();
@@ -102,16 +104,20 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
     let mut resumed = open_events(&proxy, Some(&last.id)).await;
     let names: Vec<String> = resumed.take(3).await.into_iter().map(|event| event.name).collect();
     assert_eq!(names, ["overview", "key", "key"]);
-    let first_left = resumed.next().await.unwrap();
-    assert!(first_left.data["generation"].as_u64().unwrap() >= 1, "{}", first_left.data);
-    let end = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
-    let mut resumed_events = open_events(&proxy, Some(&end.id)).await;
+    let first_buffered = resumed.next().await.unwrap();
+    assert!(
+        first_buffered.data["generation"].as_u64().unwrap() >= 1,
+        "an event that is not buffered must not be sent: {}",
+        first_buffered.data
+    );
+    let last_buffered = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
+    let mut resumed_events = open_events(&proxy, Some(&last_buffered.id)).await;
     record_change_event(&proxy.app.events(), &stored_change(2_000));
     let next_event = resumed_events.wait_for("change", |_| true).await;
     assert_eq!(next_event.data["generation"], 2_000);
-    for unknown in ["0-1", "", "not an id", "18446744073709551615-1"] {
-        let mut unknown = open_events(&proxy, Some(unknown)).await;
-        assert_eq!(unknown.next().await.unwrap().name, "overview");
+    for unknown_id in ["0-1", "", "not an id", "18446744073709551615-1"] {
+        let mut reader = open_events(&proxy, Some(unknown_id)).await;
+        assert_eq!(reader.next().await.unwrap().name, "overview");
     }
     drop((resumed, resumed_events));
     proxy.close().await;
@@ -124,7 +130,10 @@ async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     let refused_response = send(&proxy, Method::GET, "events", None).await;
     assert_eq!(refused_response.headers()["retry-after"], "1");
     let message = assert_error(refused_response, 503, "too_many_listeners").await;
-    assert!(message.contains("admin.max_event_listeners"), "{message}");
+    assert!(
+        message.contains("admin.max_event_listeners"),
+        "the message must contain `admin.max_event_listeners`: {message}"
+    );
     let head = send(&proxy, Method::HEAD, "events", None).await;
     assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));
     drop(first);
@@ -135,7 +144,7 @@ async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), reconnecting)
         .await
-        .expect("a place must be available again");
+        .expect("a listener must be accepted after another one has left");
     proxy.close().await;
 }
 

@@ -9,7 +9,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
     set_paused(&proxy, &[FIRST_KEY]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
-    let key = read(&proxy, &format!("keys/{}", key_id(FIRST_KEY))).await;
+    let key = read_document(&proxy, &format!("keys/{}", key_id(FIRST_KEY))).await;
     assert_eq!(
         json!([key["state"], key["paused"], key["reason"], key["since"], key["until"]]),
         json!(["paused", true, "billing dispute", "2023-11-14T22:13:20.000Z", null])
@@ -23,9 +23,15 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
         (&json!("paused"), &json!(true))
     );
     let metrics = proxy.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("keychoir_keys{status=\"paused\"} 1\n"), "{metrics}");
-    assert!(metrics.contains("keychoir_keys{status=\"active\"} 1\n"), "{metrics}");
-    assert_eq!(read(&proxy, "overview").await["keys"]["paused"], 1);
+    assert!(
+        metrics.contains("keychoir_keys{status=\"paused\"} 1\n"),
+        "exactly one key must be counted as paused: {metrics}"
+    );
+    assert!(
+        metrics.contains("keychoir_keys{status=\"active\"} 1\n"),
+        "exactly one key must be counted as active: {metrics}"
+    );
+    assert_eq!(read_document(&proxy, "overview").await["keys"]["paused"], 1);
     set_paused(&proxy, &[]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1]);
@@ -33,7 +39,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
 }
 
 #[tokio::test]
-async fn while_every_key_is_paused_responses_contain_a_retry_after() {
+async fn a_request_receives_a_retry_after_while_every_key_is_paused() {
     let (proxy, _) = start_admin_proxy().await;
     set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
     let refused_response = proxy.request_speech(10).await;
@@ -76,7 +82,7 @@ async fn a_key_is_checked_at_the_provider_now() {
 }
 
 #[tokio::test]
-async fn a_check_ends_at_its_timeout_and_is_the_only_one_of_its_key() {
+async fn a_check_ends_at_its_timeout_and_a_second_check_of_the_key_is_refused() {
     let (proxy, _) =
         start_admin_proxy_with(|config| config.quota_polling.timeout = std::time::Duration::from_secs(2))
             .await;
@@ -84,9 +90,9 @@ async fn a_check_ends_at_its_timeout_and_is_the_only_one_of_its_key() {
     let path = format!("keys/{}/check", key_id(FIRST_KEY));
     let checks = (0..2).map(|_| send(&proxy, Method::POST, &path, None));
     let mut checks = crate::support::join_all(checks).await;
-    let (last, first) = (checks.pop().unwrap(), checks.pop().unwrap());
-    assert_error(first, 409, "check_in_progress").await;
-    let result: Value = last.json().await.unwrap();
+    let (last_ended, first_ended) = (checks.pop().unwrap(), checks.pop().unwrap());
+    assert_error(first_ended, 409, "check_in_progress").await;
+    let result: Value = last_ended.json().await.unwrap();
     assert_eq!(result["outcome"], "no_response");
     assert_eq!(result["reason"], "no response within 2000 ms");
     proxy.close().await;

@@ -1,4 +1,5 @@
-//! Tests the admin API of a running proxy. A task records the changes instead of making them.
+//! Tests the admin API of a running proxy. A task records the changes that the API sends to it, and makes none of
+//! them.
 
 mod access;
 mod changes;
@@ -23,17 +24,18 @@ use serde_json::Value;
 pub(crate) const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
 const PREFIX: &str = "/api/keychoir/v1";
 
-/// The changes that the task has received, as text.
+/// The changes that the task has received, each formatted with its actor.
 #[derive(Clone, Default)]
 pub(crate) struct ReceivedChanges(Arc<Mutex<Vec<String>>>);
 
 impl ReceivedChanges {
+    /// Returns the changes since the last call.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
-/// Starts the task. It accepts every change and increases the generation, which starts at 7.
+/// Starts the task that receives the changes. The generation starts at 7.
 fn start_control() -> (ControlSender, ReceivedChanges) {
     let (sender, mut requests, generation) = ControlSender::channel();
     generation.store(7, Ordering::Release);
@@ -41,7 +43,7 @@ fn start_control() -> (ControlSender, ReceivedChanges) {
     let changes = received_changes.clone();
     Tasks::new().spawn(async move {
         while let Some(request) = requests.recv().await {
-            let result = respond(&request.change, request.expected_generation, &generation);
+            let result = respond_to_change(&request.change, request.expected_generation, &generation);
             changes.0.lock().unwrap().push(format!("{:?} {:?}", request.change, request.origin.actor));
             let _ = request.respond.send(result);
         }
@@ -49,13 +51,14 @@ fn start_control() -> (ControlSender, ReceivedChanges) {
     (sender, received_changes)
 }
 
-fn respond(
+/// Returns the response to a change: a receipt with the next generation, or the error that its content stands for.
+fn respond_to_change(
     change: &Change,
-    expected: Option<u64>,
+    expected_generation: Option<u64>,
     generation: &AtomicU64,
 ) -> Result<ChangeReceipt, ControlError> {
     let current = generation.load(Ordering::Acquire);
-    if expected.is_some_and(|expected| expected != current) {
+    if expected_generation.is_some_and(|expected| expected != current) {
         return Err(ControlError::Stale { current });
     }
     let (mut key_id, mut token) = (None, None);
@@ -85,6 +88,7 @@ async fn start_admin_proxy() -> (TestProxy, ReceivedChanges) {
     start_admin_proxy_with(|_| {}).await
 }
 
+/// Starts a proxy like [`start_admin_proxy`], after `change` has changed its configuration.
 pub(crate) async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> (TestProxy, ReceivedChanges) {
     let (control, received) = start_control();
     let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
@@ -119,6 +123,7 @@ pub(crate) fn set_paused(proxy: &TestProxy, keys: &[&str]) {
     );
 }
 
+/// Returns a request to the admin API without a token.
 fn admin_request(proxy: &TestProxy, method: Method, path: &str) -> RequestBuilder {
     proxy.client.request(method, format!("{}{PREFIX}/{path}", proxy.url))
 }
@@ -133,9 +138,10 @@ pub(crate) async fn send(proxy: &TestProxy, method: Method, path: &str, body: Op
     request.send().await.unwrap()
 }
 
-async fn read(proxy: &TestProxy, path: &str) -> Value {
+/// Returns the document at a path of the admin API.
+async fn read_document(proxy: &TestProxy, path: &str) -> Value {
     let response = send(proxy, Method::GET, path, None).await;
-    assert_eq!(response.status(), 200, "{path}");
+    assert_eq!(response.status(), 200, "{path}: the document must be readable");
     response.json().await.unwrap()
 }
 
@@ -150,6 +156,7 @@ fn assert_error(response: Response, status: u16, code: &str) -> impl Future<Outp
     }
 }
 
+/// Returns the id by which the admin API identifies a key.
 pub(crate) fn key_id(key: &str) -> String {
     Fingerprint::new(key).to_string()[..12].to_owned()
 }

@@ -1,11 +1,12 @@
-//! Compares `docs/openapi.json` with Keychoir: every documented path and method exists and no undocumented ones,
-//! and each response has a documented status and matches its schema.
+//! Compares `docs/openapi.json` with Keychoir: exactly the documented paths and methods exist, and each response has a
+//! documented status and matches its schema.
 
 use super::*;
 use crate::support::events::EventReader;
 use serde_json::json;
 
-fn document() -> Value {
+/// Returns the OpenAPI document.
+fn openapi_document() -> Value {
     serde_json::from_str(include_str!("../../../docs/openapi.json")).unwrap()
 }
 
@@ -20,44 +21,49 @@ fn resolve_reference<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
 }
 
 /// Asserts that a response is documented for its operation, and that its body matches the schema.
-async fn check_response(document: &Value, operation: &Value, place: &str, response: Response) {
+async fn check_response(document: &Value, operation: &Value, description: &str, response: Response) {
     let status = response.status().as_u16().to_string();
     let documented = operation["responses"].get(&status);
     let documented = resolve_reference(
         document,
-        documented.unwrap_or_else(|| panic!("{place}: {status} is not documented")),
+        documented.unwrap_or_else(|| panic!("{description}: the status {status} must be documented")),
     );
     if documented["content"].get("text/event-stream").is_some() {
-        assert_eq!(response.headers()["content-type"], "text/event-stream", "{place}");
+        assert_eq!(
+            response.headers()["content-type"],
+            "text/event-stream",
+            "{description}: the response must be a stream of events"
+        );
         return check_events(document, EventReader::new(response)).await;
     }
     let body: Value = response.json().await.unwrap();
     let schema = &documented["content"]["application/json"]["schema"];
-    check_schema(document, schema, &body, &format!("{place} {status}"));
+    check_schema(document, schema, &body, &format!("{description} {status}"));
 }
 
+/// Asserts that `body` matches `schema`, which may refer to the components of the document.
 #[track_caller]
-fn check_schema(document: &Value, schema: &Value, body: &Value, place: &str) {
+fn check_schema(document: &Value, schema: &Value, body: &Value, description: &str) {
     let schema = json!({"allOf": [schema], "components": document["components"]});
     let validator = jsonschema::validator_for(&schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(body).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{place}: {errors:?}\n{body:#}");
+    assert!(errors.is_empty(), "{description}: the body must match its schema: {errors:?}\n{body:#}");
 }
 
-/// Asserts that the events of a snapshot have the documents that the description names.
+/// Asserts that the events of a snapshot match the schemas of their names.
 async fn check_events(document: &Value, mut reader: EventReader) {
     for event in reader.take(3).await {
         let name = match &*event.name {
             "overview" => "Overview",
             "key" => "Key",
-            other => panic!("a snapshot has no `{other}`"),
+            other => panic!("a snapshot must not contain `{other}`"),
         };
         let schema = json!({"$ref": format!("#/components/schemas/{name}")});
         check_schema(document, &schema, &event.data, name);
     }
 }
 
-/// Returns a body that an operation accepts.
+/// Returns a body that an operation accepts, or `None` if it needs no body.
 fn valid_body(path: &str, method: &str) -> Option<Value> {
     match (path, method) {
         ("/keys", "post") => Some(json!({"name": "spare", "key": "sk_spare_00000000000000000000000001"})),
@@ -71,7 +77,7 @@ fn valid_body(path: &str, method: &str) -> Option<Value> {
 
 #[tokio::test]
 async fn the_documented_paths_are_those_of_the_program() {
-    let document = document();
+    let document = openapi_document();
     let (proxy, _) = start_admin_proxy_with(|config| {
         config.clients[0].rules.quota = Some("10 requests per day".parse().unwrap());
     })
@@ -85,7 +91,7 @@ async fn the_documented_paths_are_those_of_the_program() {
         let documented: Vec<String> =
             item.as_object().unwrap().keys().filter(|name| *name != "parameters").cloned().collect();
         for method in ["get", "post", "put", "patch", "delete"] {
-            let place = format!("{method} {path}");
+            let description = format!("{method} {path}");
             let http_method = method.to_uppercase().parse().unwrap();
             let token = if path == "/me" { CLIENT_TOKEN } else { ADMIN_TOKEN };
             let request = admin_request(&proxy, http_method, &target).bearer_auth(token);
@@ -95,17 +101,20 @@ async fn the_documented_paths_are_those_of_the_program() {
             };
             let response = request.send().await.unwrap();
             if documented.iter().any(|name| name == method) {
-                assert_ne!(response.status(), 405, "{place}");
-                check_response(&document, &item[method], &place, response).await;
+                assert_ne!(response.status(), 405, "{description}: the documented method must exist");
+                check_response(&document, &item[method], &description, response).await;
             } else {
-                assert_eq!(response.status(), 405, "{place}");
+                assert_eq!(response.status(), 405, "{description}: an undocumented method must be refused");
                 let allow_header = response.headers()["allow"].to_str().unwrap().to_lowercase();
                 let mut allowed_methods: Vec<&str> =
                     allow_header.split(", ").filter(|name| *name != "head").collect();
                 allowed_methods.sort_unstable();
                 let mut expected: Vec<&str> = documented.iter().map(String::as_str).collect();
                 expected.sort_unstable();
-                assert_eq!(allowed_methods, expected, "{place}");
+                assert_eq!(
+                    allowed_methods, expected,
+                    "{description}: the allowed methods must be the documented ones"
+                );
             }
         }
     }
@@ -114,7 +123,7 @@ async fn the_documented_paths_are_those_of_the_program() {
 
 #[tokio::test]
 async fn errors_and_filled_documents_match_their_schemas() {
-    let document = document();
+    let document = openapi_document();
     let (proxy, _) = start_admin_proxy().await;
     proxy.request_speech(10).await;
     set_paused(&proxy, &[SECOND_KEY]);
@@ -134,15 +143,15 @@ async fn errors_and_filled_documents_match_their_schemas() {
         let response = send(&proxy, Method::GET, &target, None).await;
         check_response(&document, &operation(path, "get"), &target, response).await;
     }
-    let of_user = |user| {
+    let request_of_user = |user| {
         admin_request(&proxy, Method::GET, "me")
             .bearer_auth(CLIENT_TOKEN)
             .header("x-keychoir-user", user)
             .send()
     };
     for (user, status) in [("alice", 200), ("", 400)] {
-        let response = of_user(user).await.unwrap();
-        assert_eq!(response.status(), status);
+        let response = request_of_user(user).await.unwrap();
+        assert_eq!(response.status(), status, "the user {user:?} must be accepted or refused");
         check_response(&document, &operation("/me", "get"), "me of a user", response).await;
     }
     let unauthorized = admin_request(&proxy, Method::GET, "keys").send().await.unwrap();
@@ -154,7 +163,7 @@ async fn errors_and_filled_documents_match_their_schemas() {
 
 #[tokio::test]
 async fn events_match_their_schemas() {
-    let document = document();
+    let document = openapi_document();
     let (proxy, _) = start_admin_proxy().await;
     let response = send(&proxy, Method::GET, "events", None).await;
     let mut reader = EventReader::new(response);
@@ -162,7 +171,7 @@ async fn events_match_their_schemas() {
     let request = reader.wait_for("request", |_| true).await;
     let schema = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     check_schema(&document, &schema("RequestEvent"), &request.data, "request");
-    // Without a client and a route.
+    // A refused request has neither a client nor a route.
     assert_eq!(proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await.unwrap().status(), 401);
     let refused_event = reader.wait_for("request", |request| request["status"] == 401).await;
     check_schema(&document, &schema("RequestEvent"), &refused_event.data, "refused request");

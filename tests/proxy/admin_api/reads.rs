@@ -6,11 +6,11 @@ use keychoir::policy::client::Rules;
 use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use serde_json::json;
 
-/// Waits until the usage records are written, which happens shortly after the responses.
+/// Waits until `count` attempts are recorded, which happens shortly after their responses. Returns the page with them.
 async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
     let reading = async {
         loop {
-            let page = read(proxy, "attempts").await;
+            let page = read_document(proxy, "attempts").await;
             if page["attempts"].as_array().unwrap().len() >= count {
                 return page;
             }
@@ -18,7 +18,7 @@ async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), reading)
         .await
-        .expect("the records must be written in time")
+        .expect("the records must be written within the timeout")
 }
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn every_response_has_the_generation_and_is_not_stored() {
     let (proxy, _) = start_admin_proxy().await;
     for path in ["overview", "keys", "clients", "usage", "attempts", "config", "changes"] {
         let response = send(&proxy, Method::GET, path, None).await;
-        assert_eq!(response.headers()["etag"], "\"7\"", "{path}");
+        assert_eq!(response.headers()["etag"], "\"7\"", "{path}: the tag must be the current generation");
         assert_eq!(response.headers()["cache-control"], "no-store");
         assert_eq!(response.headers()["x-content-type-options"], "nosniff");
         let head = send(&proxy, Method::HEAD, path, None).await;
@@ -54,30 +54,35 @@ async fn attempts_are_listed_and_summed() {
     proxy.set_fault(FIRST_KEY, "invalid");
     proxy.request_speech(10).await;
     let page = wait_for_attempts(&proxy, 2).await;
-    let [second, first] = page["attempts"].as_array().unwrap().as_slice() else { panic!("{page}") };
+    let [second, first] = page["attempts"].as_array().unwrap().as_slice() else {
+        panic!("the page must contain two attempts: {page}")
+    };
     assert_eq!(
         (&first["status"], &first["number"], &second["credits"]),
         (&json!(401), &json!(1), &json!(10))
     );
     assert_eq!((&second["client"], &second["short_key"]), (&json!("app"), &json!("sk_key_numb...00002")));
     assert_eq!(second["key_id"], key_id(SECOND_KEY));
-    let failed_attempts = read(&proxy, "attempts?failed=true").await;
+    let failed_attempts = read_document(&proxy, "attempts?failed=true").await;
     assert_eq!(failed_attempts["attempts"].as_array().unwrap(), std::slice::from_ref(first));
     let id = first["request_id"].as_str().unwrap();
-    let of_request = read(&proxy, &format!("attempts?request_id={id}")).await;
-    assert_eq!(of_request["attempts"].as_array().unwrap().len(), 2);
-    let latest = read(&proxy, "attempts?limit=1").await;
+    let attempts_of_request = read_document(&proxy, &format!("attempts?request_id={id}")).await;
+    assert_eq!(attempts_of_request["attempts"].as_array().unwrap().len(), 2);
+    let latest = read_document(&proxy, "attempts?limit=1").await;
     assert_eq!(&latest["attempts"][0], second);
     let next_position = latest["next"].as_str().unwrap();
-    assert_eq!(&read(&proxy, &format!("attempts?before={next_position}")).await["attempts"][0], first);
+    assert_eq!(
+        &read_document(&proxy, &format!("attempts?before={next_position}")).await["attempts"][0],
+        first
+    );
 
-    let by_client = read(&proxy, "usage?by=client").await;
+    let by_client = read_document(&proxy, "usage?by=client").await;
     let sums = &by_client["usage"][0];
     assert_eq!((&sums["client"], &sums["attempts"], &sums["failed"]), (&json!("app"), &json!(2), &json!(1)));
-    let by_key = read(&proxy, "usage?by=key&client=app&since=1h").await;
+    let by_key = read_document(&proxy, "usage?by=key&client=app&since=1h").await;
     assert_eq!(by_key["usage"][0]["key_id"], key_id(SECOND_KEY));
-    assert_eq!(read(&proxy, "usage?client=other").await["usage"], json!([]));
-    let by_region = read(&proxy, "usage?by=region").await;
+    assert_eq!(read_document(&proxy, "usage?client=other").await["usage"], json!([]));
+    let by_region = read_document(&proxy, "usage?by=region").await;
     assert_eq!(
         (&by_region["usage"][0]["region"], &by_region["usage"][0]["attempts"]),
         (&json!("127.0.0.1"), &json!(2))
@@ -98,12 +103,12 @@ async fn users_are_listed_by_their_fingerprints() {
     let fingerprint = keychoir::secret::UserFingerprint::new("app", b"alice").to_string();
     let page = wait_for_attempts(&proxy, 1).await;
     assert_eq!(page["attempts"][0]["user"], fingerprint);
-    let by_user = read(&proxy, "usage?by=user").await;
+    let by_user = read_document(&proxy, "usage?by=user").await;
     assert_eq!(
         (&by_user["usage"][0]["user"], &by_user["usage"][0]["credits"]),
         (&json!(fingerprint), &json!(5))
     );
-    assert_eq!(read(&proxy, "clients/app").await["user_quota"], "3 requests per day");
+    assert_eq!(read_document(&proxy, "clients/app").await["user_quota"], "3 requests per day");
     proxy.close().await;
 }
 
@@ -122,7 +127,7 @@ async fn recorded_changes_are_listed() {
         generation: 7,
     };
     proxy.app.history().record_change(record.clone()).await.unwrap();
-    let changes = read(&proxy, "changes").await;
+    let changes = read_document(&proxy, "changes").await;
     let expected = json!({
         "id": record.id, "at": "2026-11-30T00:53:20.000Z", "actor": "admin_token", "address": "127.0.0.1",
         "action": "pause_key", "target": "sk_key_numb...00001", "detail": {"reason": "billing"}, "generation": 7,
@@ -145,7 +150,7 @@ async fn wrong_parameters_are_refused_with_advice() {
         ("overview?x=1", "unknown_parameter", "None is allowed"),
     ] {
         let message = assert_error(send(&proxy, Method::GET, path, None).await, 400, code).await;
-        assert!(message.contains(hint), "{path}: {message}");
+        assert!(message.contains(hint), "{path}: the message must contain {hint:?}: {message}");
     }
     proxy.close().await;
 }
@@ -157,17 +162,17 @@ async fn clients_and_settings_are_listed() {
         config.pool.max_queued = 17;
     })
     .await;
-    let clients = read(&proxy, "clients").await;
+    let clients = read_document(&proxy, "clients").await;
     assert_eq!(
         (&clients["clients"][0]["name"], &clients["clients"][0]["max_concurrent"]),
         (&json!("app"), &json!(3))
     );
-    assert_eq!(read(&proxy, "clients/app").await, clients["clients"][0]);
+    assert_eq!(read_document(&proxy, "clients/app").await, clients["clients"][0]);
     let app = &clients["clients"][0];
     assert_eq!((&app["source"], &app["expires_at"]), (&json!("file"), &json!(null)));
     assert_eq!(app["previous_token_expires_at"], json!(null));
     assert_error(send(&proxy, Method::GET, "clients/unknown", None).await, 404, "client_not_found").await;
-    let settings = read(&proxy, "config").await;
+    let settings = read_document(&proxy, "config").await;
     let settings = settings["settings"].as_array().unwrap();
     let setting = settings.iter().find(|setting| setting["name"] == "pool.max_queued").unwrap();
     assert_eq!(*setting, json!({"name": "pool.max_queued", "value": "17", "source": "default"}));
@@ -175,22 +180,24 @@ async fn clients_and_settings_are_listed() {
 }
 
 #[tokio::test]
-async fn a_client_is_listed_with_the_end_of_its_tokens() {
+async fn a_client_is_listed_with_the_expiries_of_its_tokens() {
     let tomorrow = keychoir::clock::now().plus(std::time::Duration::from_secs(86_400));
     let yesterday = keychoir::policy::units::UnixMs(tomorrow.0 - 2 * 86_400_000);
-    for (end, listed) in [(tomorrow, json!(tomorrow.rfc3339())), (yesterday, json!(null))] {
+    for (previous_expiry, listed_expiry) in [(tomorrow, json!(tomorrow.rfc3339())), (yesterday, json!(null))]
+    {
         let (proxy, _) = start_admin_proxy_with(|config| {
             config.clients[0].origin = keychoir::policy::client::ClientOrigin::Changed;
             config.clients[0].expires_at = Some(tomorrow);
-            config.clients[0].previous_token = Some((TokenFingerprint::new("earlier-token"), end));
+            config.clients[0].previous_token =
+                Some((TokenFingerprint::new("earlier-token"), previous_expiry));
         })
         .await;
-        let client = read(&proxy, "clients/app").await;
+        let client = read_document(&proxy, "clients/app").await;
         assert_eq!(
             (&client["source"], &client["expires_at"]),
             (&json!("changed"), &json!(tomorrow.rfc3339()))
         );
-        assert_eq!(client["previous_token_expires_at"], listed, "only a valid token must be listed");
+        assert_eq!(client["previous_token_expires_at"], listed_expiry, "only a valid token must be listed");
         proxy.close().await;
     }
 }
@@ -223,17 +230,17 @@ async fn records_in_memory_are_read_too() {
     proxy.request_speech(10).await;
     let page = wait_for_attempts(&proxy, 1).await;
     assert_eq!(page["attempts"][0]["credits"], 10);
-    assert_eq!(read(&proxy, "changes").await["changes"], json!([]));
+    assert_eq!(read_document(&proxy, "changes").await["changes"], json!([]));
     proxy.close_unchecked().await;
 }
 
 #[tokio::test]
-async fn a_request_for_a_part_of_a_document_gets_all_of_it() {
+async fn a_range_request_receives_the_whole_document() {
     let (proxy, _) = start_admin_proxy().await;
     let partial_request =
         admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).header(RANGE, "bytes=0-1");
     assert_eq!(partial_request.send().await.unwrap().status(), 200);
-    let overview = read(&proxy, "overview").await;
+    let overview = read_document(&proxy, "overview").await;
     assert_eq!((&overview["keys"]["active"], &overview["credits"]["remaining"]), (&json!(2), &json!(2_000)));
     proxy.close().await;
 }

@@ -61,8 +61,8 @@ pub enum ClientOutcome {
     Responses(&'static [u16]),
     /// An HTTP/2 GOAWAY.
     GoAway,
-    /// An HTTP/2 GOAWAY or a 400. A preface that arrives byte by byte is refused at its version, before it
-    /// can be recognized.
+    /// An HTTP/2 GOAWAY, or a 400 if the preface arrives byte by byte: its version is refused before the preface is
+    /// complete.
     GoAwayOr400,
     /// A TLS alert.
     TlsAlert,
@@ -141,7 +141,11 @@ async fn read_first_response(reader: &mut (impl AsyncReadExt + Unpin), received:
 }
 
 /// Compares the bytes that a client received with the expected outcome.
-pub fn check(received: &[u8], outcome: ClientOutcome, after_sending: AfterSending) -> Result<(), String> {
+pub fn check_outcome(
+    received: &[u8],
+    outcome: ClientOutcome,
+    after_sending: AfterSending,
+) -> Result<(), String> {
     let matches = match outcome {
         ClientOutcome::Responses(statuses) => {
             let mut responses = http_parser::parse_responses(received)?;
@@ -163,14 +167,14 @@ pub fn check(received: &[u8], outcome: ClientOutcome, after_sending: AfterSendin
         }
         ClientOutcome::GoAwayOr400 => [ClientOutcome::GoAway, ClientOutcome::Responses(&[400])]
             .into_iter()
-            .any(|outcome| check(received, outcome, after_sending).is_ok()),
+            .any(|outcome| check_outcome(received, outcome, after_sending).is_ok()),
         ClientOutcome::TlsAlert => received.starts_with(b"\x15\x03"),
         ClientOutcome::Closed | ClientOutcome::NotRead => received.is_empty(),
     };
     if matches { Ok(()) } else { Err(format!("expected {outcome:?}, received {}", escape_bytes(received))) }
 }
 
-/// Whether a client may receive these bytes after a mutated request: HTTP, an HTTP/2 refusal, or a TLS alert.
+/// Returns whether a client may receive these bytes after a mutated request: HTTP, an HTTP/2 refusal, or a TLS alert.
 /// The body is not checked, because the request may have been a HEAD request.
 pub fn is_allowed_response(received: &[u8]) -> bool {
     let starts = [&b"HTTP/1.1 "[..], b"HTTP/1.0 ", b"\0\0\0\x04", b"\x15\x03", b"\x16\x03"];

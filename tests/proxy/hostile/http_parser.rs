@@ -3,13 +3,13 @@
 
 use memchr::memmem;
 
-/// The head of a request.
+/// The parsed head of a request.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The received bytes.
+    /// The bytes of the head, including the empty line.
     pub bytes: Vec<u8>,
 }
 
@@ -35,12 +35,15 @@ pub struct RequestParser {
     pub complete_count: usize,
 }
 
+/// The part of a request that the next bytes belong to.
 #[derive(Debug, Default)]
 enum ParserState {
     #[default]
     Head,
+    /// A body of this number of further bytes.
     Length(usize),
     ChunkSize,
+    /// A chunk of this size.
     Chunk(usize),
     /// An upgrade was requested, so bytes of another protocol may follow.
     UpgradeRequested,
@@ -112,7 +115,7 @@ impl RequestParser {
         self.complete_count += 1;
     }
 
-    /// Records the response to an upgrade request. `is_upgraded` states whether it switches the protocol.
+    /// Records the response to an upgrade request. `is_upgraded` is true if it switches the protocol.
     pub fn record_response(&mut self, is_upgraded: bool) {
         if matches!(self.state, ParserState::UpgradeRequested) && !is_upgraded {
             self.state = ParserState::Head;
@@ -142,9 +145,10 @@ fn parse_request_head(bytes: Vec<u8>) -> Result<RequestHead, String> {
     Ok(RequestHead { method: text(method), target: text(target), headers, bytes })
 }
 
+/// The first line of a head, and the name and value of each header.
 type SplitHead<'a> = (&'a [u8], Vec<(String, Vec<u8>)>);
 
-/// Returns the first line of a head, and its headers.
+/// Splits a head into its first line and its headers.
 fn split_head(head: &[u8]) -> Result<SplitHead<'_>, String> {
     let mut lines = Vec::new();
     let mut rest = head;
@@ -171,6 +175,7 @@ fn split_head(head: &[u8]) -> Result<SplitHead<'_>, String> {
     Ok((lines[0], headers.map_err(str::to_owned)?))
 }
 
+/// Returns the state of a parser after a head: the framing of the body, or the next head.
 fn body_state(head: &RequestHead) -> Result<ParserState, String> {
     let lengths: Vec<_> = head.header_values("content-length").collect();
     let codings: Vec<_> = head.header_values("transfer-encoding").collect();
@@ -237,8 +242,8 @@ pub fn parse_responses(mut bytes: &[u8]) -> Result<Vec<Response>, String> {
         };
         let (line, headers) = split_head(&bytes[..end])?;
         bytes = &bytes[end + 4..];
-        let is_known = line.starts_with(b"HTTP/1.1 ") || line.starts_with(b"HTTP/1.0 ");
-        let status = line.get(9..12).filter(|_| is_known && line.get(12) == Some(&b' '));
+        let has_known_version = line.starts_with(b"HTTP/1.1 ") || line.starts_with(b"HTTP/1.0 ");
+        let status = line.get(9..12).filter(|_| has_known_version && line.get(12) == Some(&b' '));
         let status = parse_number(
             status.ok_or_else(|| format!("the status line is malformed: {}", line.escape_ascii()))?,
         )?;
@@ -269,7 +274,7 @@ pub fn parse_responses(mut bytes: &[u8]) -> Result<Vec<Response>, String> {
     Ok(responses)
 }
 
-/// Parses chunks. Returns whether the body is complete, and the bytes after it.
+/// Appends the content of chunks to `body`. Returns whether the body is complete, and the bytes after it.
 fn parse_chunks<'a>(mut bytes: &'a [u8], body: &mut Vec<u8>) -> Result<(bool, &'a [u8]), String> {
     loop {
         let Some(end) = memmem::find(bytes, b"\r\n") else { return Ok((false, &[])) };

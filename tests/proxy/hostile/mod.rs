@@ -12,18 +12,21 @@ pub mod tap;
 
 use std::time::Duration;
 
-/// The timeout of an exchange in these suites.
+/// The timeout of the exchange of a request and its response.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Formats bytes for a report. Long bytes are shortened.
+/// The maximum number of bytes in a failure message.
+const MAX_SHOWN_BYTES: usize = 2_000;
+
+/// Formats bytes for a failure message. Omits the bytes after the first [`MAX_SHOWN_BYTES`].
 pub fn escape_bytes(bytes: &[u8]) -> String {
-    let shown = &bytes[..bytes.len().min(2_000)];
+    let shown = &bytes[..bytes.len().min(MAX_SHOWN_BYTES)];
     let omitted = bytes.len() - shown.len();
     let suffix = if omitted > 0 { format!(" and {omitted} more bytes") } else { String::new() };
     format!("\"{}\"{suffix}", shown.escape_ascii())
 }
 
-/// Whether `bytes` contain `text`.
+/// Returns whether `bytes` contain `text`.
 pub fn contains(bytes: &[u8], text: &str) -> bool {
     memchr::memmem::find(bytes, text.as_bytes()).is_some()
 }

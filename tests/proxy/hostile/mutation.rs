@@ -172,7 +172,7 @@ impl Seeds {
         self.first..self.first + self.count
     }
 
-    /// Describes the environment variables that reproduce the mutation with the given `seed`: alone, and after all
+    /// Returns the environment variables that reproduce the mutation with the given `seed`: alone, and after all
     /// mutations that precede it, because these may have caused the failure.
     pub fn reproduction_hint(&self, seed: u64) -> String {
         format!(

@@ -25,7 +25,7 @@ pub struct ProviderCase {
     pub changes_key_state: bool,
 }
 
-/// The request of the client.
+/// The kind of request that the client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// A GET, which is retried if there is no response.
@@ -103,7 +103,7 @@ pub fn request(request_kind: RequestKind, query: &str) -> Vec<u8> {
 }
 
 /// Compares the bytes that a client received with the expected outcome.
-pub fn check(received: &[u8], outcome: ResponseOutcome) -> Result<(), String> {
+pub fn check_outcome(received: &[u8], outcome: ResponseOutcome) -> Result<(), String> {
     let mismatch = || Err(format!("expected {outcome:?}, received {}", escape_bytes(received)));
     let is_truncated = matches!(outcome, ResponseOutcome::Truncated(_));
     if received.is_empty() && is_truncated {

@@ -1,5 +1,5 @@
-//! A tap on the connections between the proxy and its provider. It parses the requests of the proxy
-//! strictly, so that an ambiguous request is a violation, however the provider parses it.
+//! A tap on the connections between the proxy and its provider. It forwards all bytes, parses the requests of the proxy
+//! strictly, and records a violation for each ambiguous or forbidden request, even if the provider accepts it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -41,6 +41,7 @@ const FORBIDDEN_HEADERS: [&str; 23] = [
     "x-rewrite-url",
 ];
 
+/// Query parameters that SDKs use for credentials.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
 /// The requests that a tap has forwarded.
@@ -57,13 +58,14 @@ struct TapState {
     violations: Vec<String>,
 }
 
-/// A tap that does not accept connections yet. A forwarded connection ends when the proxy's connection ends.
+/// A tap that does not accept connections before [`start_forwarding`](Self::start_forwarding). A connection to the
+/// provider ends when the proxy's connection ends.
 pub struct Tap {
     listener: TcpListener,
     keys: Vec<String>,
 }
 
-/// The record of the forwarded requests.
+/// The forwarded requests and the violations, which the connections of a tap record.
 #[derive(Clone)]
 pub struct TapRecord(Arc<Mutex<TapState>>);
 

@@ -1,4 +1,4 @@
-//! Clients that disconnect or close a session in each of its states.
+//! Tests that the proxy detects clients that disconnect or close a session in each of its states.
 
 use super::*;
 
@@ -46,7 +46,11 @@ async fn a_client_disconnect_during_failover_is_detected() {
         end_session(session, client_end).await;
         read_until_end(second).await;
         let verdicts = recorded_verdicts(proxy).await;
-        assert_eq!(verdicts, ["workspace_quota", "client_closed"], "{client_end:?}");
+        assert_eq!(
+            verdicts,
+            ["workspace_quota", "client_closed"],
+            "{client_end:?}: the attempts must have the expected verdicts"
+        );
     }
 }
 
@@ -88,7 +92,7 @@ async fn a_client_disconnect_after_the_first_message_is_detected() {
         end_session(session, client_end).await;
         read_until_end(stream).await;
         let verdicts = recorded_verdicts(proxy).await;
-        assert_eq!(verdicts, ["client_closed"], "{client_end:?}");
+        assert_eq!(verdicts, ["client_closed"], "{client_end:?}: the attempt must have the expected verdict");
     }
 }
 
@@ -98,7 +102,7 @@ async fn a_client_disconnect_during_the_handshake_is_detected() {
     let proxy = provider.start_proxy(|_| {}).await;
     let stream = tokio::select! {
         biased;
-        _ = open_session(&proxy, STREAM_INPUT) => panic!("the session is open before its handshake is accepted"),
+        _ = open_session(&proxy, STREAM_INPUT) => panic!("the session must not open before its handshake is accepted"),
         (stream, _) = provider.next_handshake() => stream,
     };
     read_until_end(stream).await;

@@ -19,7 +19,7 @@ async fn a_quota_of_credits_ends_sessions_beyond_it() {
         .await;
         let mut session = open_session(&proxy, path).await;
         let first = session.receive_json().await;
-        assert!(first.get("error").is_none(), "{first}");
+        assert!(first.get("error").is_none(), "the session must start without an error: {first}");
         // Another request of the same client uses most of the quota.
         assert_eq!(proxy.request_speech(characters).await.status(), 200);
         let (messages, end) = session.receive_to_end().await;
@@ -28,7 +28,10 @@ async fn a_quota_of_credits_ends_sessions_beyond_it() {
         assert_close_code(&end, 1008, path);
         drop(session);
         let verdicts = recorded_verdicts(proxy).await;
-        assert!(verdicts.contains(&"client_quota_exceeded".to_owned()), "{verdicts:?}");
+        assert!(
+            verdicts.contains(&"client_quota_exceeded".to_owned()),
+            "the session must be recorded with its refusal: {verdicts:?}"
+        );
     }
 }
 

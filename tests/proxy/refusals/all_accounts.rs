@@ -36,20 +36,24 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
         "payment_required_plan",
         "invalid_workspace_type",
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let refusal = fault(refusal).unwrap();
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all(DUBBING, Some(refusal.clone()));
         let case = refusal.to_string();
         let response = proxy.post(DUBBING, &json!({"name": "x"})).await;
-        assert!(response.status().is_client_error(), "{case}: {}", response.status());
+        assert!(
+            response.status().is_client_error(),
+            "{case}: the request must be refused: {}",
+            response.status()
+        );
         // Some keys are being polled. A request without a usable key waits for the poll.
-        assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}: speech must be served");
         wait_for_key_statuses(&proxy, &["active"; 3], &case).await;
         let proxy = restart_with_plan(proxy, funded_plan()).await;
         assert_every_key_serves(&proxy, &case).await;
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
 /// The request is repeated. If all accounts have refused a request, its next refusal is not evidence against
@@ -68,22 +72,30 @@ async fn a_repeated_request_that_every_account_refuses_makes_no_key_unusable() {
         "unusual_activity",
         "wrong_host",
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all(DUBBING, fault(refusal));
         for number in 0..6 {
             let response = proxy.post(DUBBING, &json!({"name": "x"})).await;
-            assert!(response.status().is_client_error(), "{refusal}: {}", response.status());
-            // The first time, all keys could really be invalid, so the proxy sends its own error.
+            assert!(
+                response.status().is_client_error(),
+                "{refusal}: the request must be refused: {}",
+                response.status()
+            );
+            // At the first request, all keys could be invalid, so the proxy may send an error about its keys.
             let may_be_proxy_error =
                 number == 0 && (refusal.contains("invalid_api_key") || refusal == "wrong_host");
-            assert!(may_be_proxy_error || !response.headers().contains_key("x-keychoir-error"), "{refusal}");
+            assert!(
+                may_be_proxy_error || !response.headers().contains_key("x-keychoir-error"),
+                "{refusal}: the provider must send the response"
+            );
             assert_every_key_serves(&proxy, refusal).await;
         }
         let attempts = proxy.simulator.ledger().requests_to(DUBBING).count();
-        assert!(attempts <= 3 + 5 * 2, "{refusal}: {attempts} attempts for six requests");
+        // The first request tries every account, and each of the others tries two.
+        assert!(attempts <= 3 + 5 * 2, "{refusal}: six requests must not make {attempts} attempts");
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
 /// Every account is rate limited for one voice. One request of a burst probes speech with another voice, and
@@ -121,20 +133,24 @@ async fn a_refused_voice_does_not_affect_speech_with_other_voices() {
         "huge",
         "garbled",
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy =
             start_proxy_with(funded_plan(), |config| config.pool.queue_timeout = Duration::from_secs(20))
                 .await;
         proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault(refusal));
         let response = proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await;
-        assert_ne!(response.status(), 200, "{refusal}");
+        assert_ne!(response.status(), 200, "{refusal}: the request must be refused");
         for _ in 0..3 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(
+                proxy.request_speech(10).await.status(),
+                200,
+                "{refusal}: speech with another voice must be served"
+            );
         }
-        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal}");
+        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal}: the proxy must be ready");
         proxy.close_unchecked().await;
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
 #[tokio::test]
@@ -173,16 +189,19 @@ async fn a_rate_limit_affects_only_the_limited_endpoint() {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all(path, fault(refusal));
         let response = proxy.post(path, &json!({"text": "rain"})).await;
-        assert_eq!(response.status(), 429, "{refusal} {path}");
-        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}");
-        assert_eq!(proxy.get("/v1/voices").await.status(), 200, "{refusal} {path}");
-        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal} {path}");
+        assert_eq!(response.status(), 429, "{refusal} {path}: the limit must be relayed");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}: speech must be served");
+        assert_eq!(proxy.get("/v1/voices").await.status(), 200, "{refusal} {path}: the list must be served");
+        assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal} {path}: the proxy must be ready");
         // A similar request gets a final response within a bounded time.
-        let second = proxy.post(path, &json!({"text": "rain"})).await;
-        assert_eq!(second.status(), 429, "{refusal} {path}");
-        if second.headers().contains_key("x-keychoir-error") {
-            let seconds: u64 = second.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-            assert!((1..=300).contains(&seconds), "{refusal} {path}: {seconds}");
+        let second_response = proxy.post(path, &json!({"text": "rain"})).await;
+        assert_eq!(second_response.status(), 429, "{refusal} {path}: a similar request must be refused");
+        if second_response.headers().contains_key("x-keychoir-error") {
+            let seconds: u64 = second_response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!(
+                (1..=300).contains(&seconds),
+                "{refusal} {path}: the wait must be at most five minutes, and it is {seconds} s"
+            );
         }
     }
 }
@@ -196,18 +215,30 @@ async fn reported_credits_that_a_poll_contradicts_exhaust_no_account() {
             r#"answer=401/{{"detail":{{"status":"quota_exceeded","message":"This request exceeds your quota of 1000000. You have {left} credits remaining, while {needed} credits are required for this request."}}}}"#
         )
     };
-    for keys in [1, 3] {
+    for key_count in [1, 3] {
         for (left, needed) in [(0, 43), (5, 17), (100, 900)] {
             let proxy =
-                start_proxy(Plan::with_keys(KEYS.into_iter().take(keys).map(|key| (key, 1_000_000)))).await;
+                start_proxy(Plan::with_keys(KEYS.into_iter().take(key_count).map(|key| (key, 1_000_000))))
+                    .await;
             proxy.simulator.set_route_fault_for_all("/v1/sound-generation", fault(&refusal(left, needed)));
             for _ in 0..2 {
                 let response = proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await;
-                assert_eq!(response.status(), 401, "{left} {keys}");
-                assert!(keys == 1 || !response.headers().contains_key("x-keychoir-error"), "{left} {keys}");
-                assert_eq!(proxy.request_speech(1_000).await.status(), 200, "{left} {keys}");
+                assert_eq!(
+                    response.status(),
+                    401,
+                    "{left} credits left, {key_count} keys: the request must be refused"
+                );
+                assert!(
+                    key_count == 1 || !response.headers().contains_key("x-keychoir-error"),
+                    "{left} credits left, {key_count} keys: the provider must send the response"
+                );
+                assert_eq!(
+                    proxy.request_speech(1_000).await.status(),
+                    200,
+                    "{left} credits left, {key_count} keys: speech must be served"
+                );
             }
-            assert_every_key_serves(&proxy, &format!("{left} {keys}")).await;
+            assert_every_key_serves(&proxy, &format!("{left} credits left, {key_count} keys")).await;
             proxy.close().await;
         }
     }
@@ -242,7 +273,7 @@ async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
 
 /// A served request refutes the restriction. Further refusals of the same request do not restore it.
 #[tokio::test]
-async fn a_refuted_refusal_is_not_derived_again() {
+async fn a_refuted_restriction_is_not_restored_by_the_same_refusal() {
     let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000_000)])).await;
     proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault("unusual_activity"));
     for _ in 0..3 {
@@ -280,12 +311,16 @@ async fn a_missing_path_is_requested_with_one_account() {
 
 #[tokio::test]
 async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all("/v1/convai", fault(refusal));
         for _ in 0..5 {
             let requests_before: usize = proxy.request_counts(&KEYS).iter().sum();
-            assert_eq!(proxy.get("/v1/convai/agents").await.status(), 401, "{refusal}");
+            assert_eq!(
+                proxy.get("/v1/convai/agents").await.status(),
+                401,
+                "{refusal}: the refusal must be relayed"
+            );
             assert_eq!(
                 proxy.request_counts(&KEYS).iter().sum::<usize>() - requests_before,
                 2,
@@ -293,7 +328,7 @@ async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
             );
             assert_every_key_serves(&proxy, refusal).await;
             let speech_attempts = proxy.request_counts(&KEYS).iter().sum::<usize>() - requests_before - 2;
-            assert_eq!(speech_attempts, 1, "{refusal}");
+            assert_eq!(speech_attempts, 1, "{refusal}: speech must be served with one attempt");
         }
         proxy.close().await;
     };
@@ -306,7 +341,7 @@ async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
             "answer=401/",
         ]
         .into_iter()
-        .map(check),
+        .map(check_refusal),
     )
     .await;
 }

@@ -30,26 +30,34 @@ async fn a_third_account_serves_a_request_with_two_unexplained_refusals() {
         "garbled",
         "huge",
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         for key in [FIRST_KEY, SECOND_KEY] {
             proxy.set_fault(key, refusal);
         }
         proxy.request_speech(10).await;
         for _ in 0..5 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}: the request must be served");
         }
-        assert_eq!(proxy.request_counts(&[THIRD_KEY]), [5], "{refusal}");
+        assert_eq!(
+            proxy.request_counts(&[THIRD_KEY]),
+            [5],
+            "{refusal}: the third account must serve every later request"
+        );
         // A request that only those two accounts can serve is still sent to them.
         proxy.simulator.set_fault(FIRST_KEY, None);
         proxy.set_fault(THIRD_KEY, "quota_words");
-        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+        assert_eq!(
+            proxy.request_speech(10).await.status(),
+            200,
+            "{refusal}: a restricted account must serve if no other can"
+        );
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
-/// An account refuses one kind of request with a message about the whole account, and each poll contradicts
-/// the message. The account is tried once more for that kind of request, and then no longer.
+/// An account refuses one kind of request with a message about the whole account, and each poll contradicts the
+/// message. The account is tried exactly once more for that kind of request.
 #[tokio::test]
 async fn a_refusal_that_polls_contradict_is_retried_once() {
     let refusals = [
@@ -59,16 +67,20 @@ async fn a_refusal_that_polls_contradict_is_retried_once() {
         r#"answer=401/{"detail":{"status":"quota_exceeded","message":"You have 90 credits remaining, while 3 credits are required for this request."}}"#,
         r#"answer=401/{"detail":{"code":"invalid_api_key","message":"Invalid API key"}}"#,
     ];
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..4 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}: the request must be served");
             wait_for_key_statuses(&proxy, &["active"; 3], refusal).await;
         }
-        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 4], "{refusal}");
+        assert_eq!(
+            proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+            [2, 4],
+            "{refusal}: each key must be tried the expected number of times"
+        );
     };
-    join_all(refusals.into_iter().map(check)).await;
+    join_all(refusals.into_iter().map(check_refusal)).await;
 }
 
 #[tokio::test]
@@ -77,9 +89,13 @@ async fn an_unreadable_refusal_is_retried_with_the_next_key() {
         let proxy = start_proxy(funded_plan()).await;
         proxy.set_fault(FIRST_KEY, refusal);
         for _ in 0..3 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}: the request must be served");
         }
-        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 3], "{refusal}");
+        assert_eq!(
+            proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+            [1, 3],
+            "{refusal}: each key must be tried the expected number of times"
+        );
     }
 }
 
@@ -93,14 +109,21 @@ async fn a_key_with_too_few_credits_for_one_text_stays_active_over_a_restart() {
     assert_eq!(proxy.request_speech(50).await.status(), 200);
     let remaining = |status: &Value| status["keys"][0]["remainingCharacters"].clone();
     let status = proxy.status_document().await;
-    assert_eq!((&status["activeKeys"], remaining(&status)), (&json!(1), json!(8_900)), "{status}");
+    assert_eq!(
+        (&status["activeKeys"], remaining(&status)),
+        (&json!(1), json!(8_900)),
+        "the key must stay active with its remaining credits: {status}"
+    );
     assert_eq!(status["totalRemainingCharacters"], 8_900);
     assert_eq!(proxy.get("/readyz").await.status(), 200);
     // The proxy refuses the same text without an attempt.
     let response = proxy.request_speech(9_500).await;
     assert_proxy_error(&response, 401, "all_keys_exhausted");
     let message = response.json::<Value>().await.unwrap()["detail"]["message"].to_string();
-    assert!(message.contains("At most 8,900 credits are left on one key"), "{message}");
+    assert!(
+        message.contains("At most 8,900 credits are left on one key"),
+        "the message must report the remaining credits: {message}"
+    );
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [3]);
 
     let workspace = WorkspacePlan { used: 100, ..WorkspacePlan::new("ws", 9_000) };
@@ -131,15 +154,23 @@ async fn a_restriction_is_recorded_for_its_account_and_operation() {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault(FIRST_KEY, "/v1/text-to-speech", fault(refusal));
         for _ in 0..30 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}: the request must be served");
         }
-        assert_eq!(proxy.request_counts(&KEYS), [1, 30, 0], "{refusal}");
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            [1, 30, 0],
+            "{refusal}: each key must be tried the expected number of times"
+        );
         let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
         let cannot = details["keys"][0]["cannot"].as_array().unwrap();
-        assert_eq!(cannot.len(), 1, "{refusal}: {details}");
-        assert_eq!(details["keys"][1]["cannot"], json!([]), "{refusal}");
+        assert_eq!(cannot.len(), 1, "{refusal}: exactly one restriction must be recorded: {details}");
+        assert_eq!(
+            details["keys"][1]["cannot"],
+            json!([]),
+            "{refusal}: the serving account must have no restriction"
+        );
         // The key still serves all other requests.
-        assert_eq!(proxy.get("/v1/models").await.status(), 200, "{refusal}");
+        assert_eq!(proxy.get("/v1/models").await.status(), 200, "{refusal}: another request must be served");
         proxy.close().await;
     }
 }
@@ -178,27 +209,39 @@ async fn an_output_format_is_requested_with_a_plan_that_includes_it() {
         [("mp3_44100_192", [0, 1, 0]), ("pcm_44100", [0, 1, 1]), ("mp3_44100_128", [1, 1, 1])]
     {
         let path = format!("{SPEECH_PATH}?output_format={format}");
-        assert_eq!(proxy.post(&path, &json!({"text": "hello"})).await.status(), 200, "{format}");
-        assert_eq!(proxy.request_counts(&KEYS), counts, "{format}");
+        assert_eq!(
+            proxy.post(&path, &json!({"text": "hello"})).await.status(),
+            200,
+            "{format}: the request must be served"
+        );
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            counts,
+            "{format}: each key must be tried the expected number of times"
+        );
     }
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(plan_with_tiers(&["free", "free", "creator"], 100_000)).await;
         proxy.set_fault(FIRST_KEY, refusal);
         proxy.set_fault(SECOND_KEY, refusal);
         for _ in 0..3 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}: the request must be served");
         }
         let request_counts = proxy.request_counts(&KEYS);
         assert!(
             request_counts[0] == 1 && request_counts[1] <= 1 && request_counts[2] == 3,
-            "{refusal}: {request_counts:?}"
+            "{refusal}: the account that serves must be tried first later: {request_counts:?}"
         );
-        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{refusal}");
+        assert_eq!(
+            proxy.key_statuses().await,
+            ["active"; 3],
+            "{refusal}: the keys must have the expected statuses"
+        );
         proxy.close().await;
     };
     join_all(
@@ -214,7 +257,7 @@ async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
             "text_too_long",
         ]
         .into_iter()
-        .map(check),
+        .map(check_refusal),
     )
     .await;
 }
@@ -240,7 +283,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
         };
         tokio::select! {
             biased;
-            response = busy => panic!("the stalled request got {response:?}"),
+            response = busy => panic!("the stalled request must not receive {response:?}"),
             response = waiting => response,
         }
     };
@@ -254,9 +297,14 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     let rows =
         statement.query_map([Fingerprint::new(SECOND_KEY).to_string()], |row| Ok((row.get(0)?, row.get(1)?)));
     let rows: Vec<(i64, i64)> = rows.unwrap().map(Result::unwrap).collect();
-    let [(refused_at, refused_for), (served_at, _)] = rows[..] else { panic!("{rows:?}") };
+    let [(refused_at, refused_for), (served_at, _)] = rows[..] else {
+        panic!("the second key must have two attempts: {rows:?}")
+    };
     // The wait of a second is between the attempts and does not count as part of the first one.
-    assert!(served_at - (refused_at + refused_for) >= 500, "{rows:?}");
+    assert!(
+        served_at - (refused_at + refused_for) >= 500,
+        "the wait must not count as a part of the first attempt: {rows:?}"
+    );
 }
 
 /// Adding a voice costs no credits, so an account without credits serves the request.
@@ -328,9 +376,15 @@ async fn a_key_of_an_unknown_region_is_explained() {
     .await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
-    assert_eq!(details["keys"][0]["reason"], "wrong_host", "{details}");
+    assert_eq!(
+        details["keys"][0]["reason"], "wrong_host",
+        "the details must report the wrong host: {details}"
+    );
     let advice = details["keys"][0]["advice"].as_str().unwrap();
-    assert!(advice.contains("base_url") && advice.contains("region"), "{advice}");
+    assert!(
+        advice.contains("base_url") && advice.contains("region"),
+        "the advice must name the setting and the region: {advice}"
+    );
     proxy.close().await;
 }
 
@@ -372,11 +426,15 @@ async fn the_credits_reported_by_a_refusal_expire_with_its_cooldown() {
 
 #[tokio::test]
 async fn an_unexplained_429_restricts_an_account_only_if_another_account_serves() {
-    let check = |refusal: &'static str| async move {
+    let check_refusal = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all(SPEECH_PATH, fault(refusal));
-        assert_eq!(proxy.request_speech(10).await.status(), 429, "{refusal}");
-        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{refusal}");
+        assert_eq!(proxy.request_speech(10).await.status(), 429, "{refusal}: the refusal must be relayed");
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            [1, 1, 0],
+            "{refusal}: each key must be tried the expected number of times"
+        );
         proxy.simulator.set_route_fault_for_all(SPEECH_PATH, None);
         assert_every_key_serves(&proxy, refusal).await;
         proxy.close().await;
@@ -384,12 +442,16 @@ async fn an_unexplained_429_restricts_an_account_only_if_another_account_serves(
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..3 {
-            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}: the request must be served");
         }
-        assert_eq!(proxy.request_counts(&KEYS), [1, 3, 0], "{refusal}");
+        assert_eq!(
+            proxy.request_counts(&KEYS),
+            [1, 3, 0],
+            "{refusal}: each key must be tried the expected number of times"
+        );
         proxy.close().await;
     };
-    join_all(["answer=429/", "answer=429/error code: 1015", "page=429"].into_iter().map(check)).await;
+    join_all(["answer=429/", "answer=429/error code: 1015", "page=429"].into_iter().map(check_refusal)).await;
 }
 
 #[tokio::test]
@@ -427,7 +489,7 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_slot_is_released() {
 
 /// A text that is longer than the free plan permits is sent with an account whose plan permits it.
 #[tokio::test]
-async fn a_long_text_is_sent_with_a_plan_that_allows_it() {
+async fn a_long_text_is_sent_with_a_plan_that_permits_it() {
     let proxy = start_proxy(plan_with_tiers(&["free", "creator"], 100_000)).await;
     // The model list reports the limit of free accounts, so the free account is not tried.
     let text = "a".repeat(5_001);
@@ -435,7 +497,7 @@ async fn a_long_text_is_sent_with_a_plan_that_allows_it() {
     let response = proxy.post(&format!("/v1/text-to-speech/{VOICE_ID}"), &body).await;
     assert_eq!(response.status(), 200);
     let request_counts = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
-    assert_eq!(request_counts[1], 1, "{request_counts:?}");
+    assert_eq!(request_counts[1], 1, "the creator account must serve the request: {request_counts:?}");
     response.bytes().await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
     proxy.close().await;

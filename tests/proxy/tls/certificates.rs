@@ -33,14 +33,17 @@ async fn the_local_ca_is_stored_next_to_the_database_with_private_permissions() 
     let directory = ProgramDirectory::new();
     let (mut program, address) = start_program(&mut directory.command("state/keychoir.db"));
     let https = program.wait_for_event("server_https");
-    assert!(https["message"].as_str().unwrap().contains("keychoir env"), "{https}");
+    assert!(
+        https["message"].as_str().unwrap().contains("keychoir env"),
+        "the event must name `keychoir env`: {https}"
+    );
     assert_https(address, &directory.path("state/tls/ca.pem"), "localhost").await;
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&directory.path("state/tls")), 0o700);
     let mut names = Vec::new();
     for entry in fs::read_dir(directory.path("state/tls")).unwrap() {
         let entry = entry.unwrap();
-        assert_eq!(mode(&entry.path()), 0o600, "{entry:?}");
+        assert_eq!(mode(&entry.path()), 0o600, "only the owner may read {entry:?}");
         names.push(entry.file_name().into_string().unwrap());
     }
     names.sort();
@@ -59,7 +62,10 @@ async fn a_malformed_local_ca_is_quarantined_and_reported() {
     fs::write(directory.path("tls/authority.pem"), "not a CA").unwrap();
     let mut program = Program::start(&mut directory.command("keychoir.db"));
     let event = program.wait_for_event("ca_replaced");
-    assert!(event["message"].as_str().unwrap().contains("authority.pem.broken-"), "{event}");
+    assert!(
+        event["message"].as_str().unwrap().contains("authority.pem.broken-"),
+        "the event must name the quarantined file: {event}"
+    );
     let address = program.wait_for_address().parse().unwrap();
     assert_https(address, &directory.path("tls/ca.pem"), "localhost").await;
     let quarantined = fs::read_dir(directory.path("tls"))
@@ -79,7 +85,10 @@ async fn an_uncreatable_tls_directory_disables_https_but_not_the_proxy() {
         Program::start(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", directory.path("file/tls")));
     let event = program.wait_for_event("https_off");
     for expected in ["file/tls", "server.tls_directory", "server.tls = \"off\""] {
-        assert!(event["message"].as_str().unwrap().contains(expected), "{event}");
+        assert!(
+            event["message"].as_str().unwrap().contains(expected),
+            "the event must contain {expected:?}: {event}"
+        );
     }
     let address = program.wait_for_address().parse().unwrap();
     assert_http(address).await;
@@ -88,9 +97,13 @@ async fn an_uncreatable_tls_directory_disables_https_but_not_the_proxy() {
     }
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    assert_eq!(log.matches("https_off").count(), 1, "{log}");
-    assert_eq!(log.matches("a client connected over HTTPS, but there is no certificate").count(), 1, "{log}");
-    assert!(!log.contains("server_https"), "{log}");
+    assert_eq!(log.matches("https_off").count(), 1, "the missing HTTPS must be logged once: {log}");
+    assert_eq!(
+        log.matches("a client connected over HTTPS, but there is no certificate").count(),
+        1,
+        "the refused clients must be logged once: {log}"
+    );
+    assert!(!log.contains("server_https"), "the log must not contain `server_https`: {log}");
 }
 
 #[tokio::test]
@@ -110,7 +123,7 @@ async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     let first_client = Client::with_roots(Some(&directory.path("first.pem")));
     assert!(
         first_client.connect(address, "keys.example").await.is_err(),
-        "the first certificate must not be served any more"
+        "the first certificate must not be served after the reload"
     );
 
     // An invalid file is reported, and the last valid certificate is still served.
@@ -156,7 +169,7 @@ fn an_unusable_certificate_is_reported_before_the_start() {
     for expected in
         ["KEYCHOIR_SERVER__TLS__KEY: ", "belongs to another certificate", "= name the key of the certificate"]
     {
-        assert!(stderr_text.contains(expected), "{stderr_text}");
+        assert!(stderr_text.contains(expected), "the error message must contain {expected:?}: {stderr_text}");
     }
 }
 
@@ -185,7 +198,7 @@ async fn https_is_added_removed_and_changed_by_a_reload() {
     }
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(!log.contains("Only a restart"), "{log}");
+    assert!(!log.contains("Only a restart"), "the log must not contain `Only a restart`: {log}");
 }
 
 #[tokio::test]
@@ -216,6 +229,9 @@ async fn private_keys_are_never_logged() {
         let (_, key) = text.split_once("-----BEGIN PRIVATE KEY-----\n").unwrap();
         let lines: Vec<_> = key.lines().take_while(|line| !line.starts_with('-')).collect();
         assert!(lines.len() >= 2);
-        assert!(lines.iter().all(|line| !log.contains(line)), "{log}");
+        assert!(
+            lines.iter().all(|line| !log.contains(line)),
+            "the log must not contain the private key: {log}"
+        );
     }
 }

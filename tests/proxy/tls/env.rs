@@ -1,4 +1,5 @@
-//! Tests that `keychoir env` prints the variables with which SDKs use the proxy and trust its local CA.
+//! Tests `keychoir env`, which creates the local CA and prints the variables with which SDKs use the proxy and trust
+//! its CA.
 
 use std::fs;
 use std::path::Path;
@@ -14,11 +15,11 @@ fn env_command(home: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command that must succeed and returns its standard output.
+/// Runs a command that must succeed without a message. Returns its standard output.
 #[track_caller]
 fn run_successfully(command: &mut Command) -> String {
     let output = run(command);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(&output));
     assert_eq!(stderr(&output), "");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -86,37 +87,46 @@ fn env_explains_missing_settings() {
         (&[("KEYCHOIR_SERVER__LISTEN", "unix:/run/k.sock")], "# HTTPS is not available", false),
     ] {
         let output = print_env(variables);
-        assert!(output.contains(comment), "{output}");
+        assert!(output.contains(comment), "the output must contain {comment:?}: {output}");
         assert_eq!(
             output.contains("export ELEVENLABS_BASE_URL=http://127.0.0.1:11011\n"),
             has_base_url,
-            "{output}"
+            "the output must name the base URL only if there is a port: {output}"
         );
-        assert!(!output.contains("export SSL_CERT_FILE") && !output.contains("export NODE"), "{output}");
+        assert!(
+            !output.contains("export SSL_CERT_FILE") && !output.contains("export NODE"),
+            "no variable must be set without a trusted CA: {output}"
+        );
     }
     assert!(!home.exists(), "an unneeded directory must not be created");
     let output =
         print_env(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
-    assert!(output.contains("names no fixed port") && !output.contains("BASE_URL"), "{output}");
+    assert!(
+        output.contains("names no fixed port") && !output.contains("BASE_URL"),
+        "the output must explain the missing port: {output}"
+    );
     assert!(
         output.contains(
             "# The variable named /corp.pem before: to trust both files, join them in one file.\nexport NODE"
         ),
-        "{output}"
+        "the output must explain the replaced variable: {output}"
     );
     // The bundle contains the other roots, so both variables may name it.
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
     directory.write("roots.pem", root);
     let roots = directory.path("roots.pem").to_str().unwrap().to_owned();
     let output = print_env(&[("SSL_CERT_FILE", &roots), ("NODE_EXTRA_CA_CERTS", &roots)]);
-    assert!(output.contains("/tls/bundle.pem\n\n# HTTPS with Node: the same file,"), "{output}");
-    assert_eq!(output.matches("/tls/bundle.pem\n").count(), 2, "{output}");
+    assert!(
+        output.contains("/tls/bundle.pem\n\n# HTTPS with Node: the same file,"),
+        "both variables must name the bundle: {output}"
+    );
+    assert_eq!(output.matches("/tls/bundle.pem\n").count(), 2, "the bundle must be named twice: {output}");
     // Without readable roots, the variable that replaces the default roots is not set.
     fs::write(directory.path("roots.pem"), "no certificates").unwrap();
     let output = print_env(&[("SSL_CERT_FILE", directory.path("roots.pem").to_str().unwrap())]);
     assert!(
         output.contains("roots.pem contains no certificates") && !output.contains("export SSL_CERT_FILE"),
-        "{output}"
+        "the output must explain the missing roots: {output}"
     );
 }
 
@@ -127,7 +137,11 @@ fn env_fails_without_a_local_ca() {
     let mut command = env_command(&directory.path("home"), &[]);
     let output = run(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", directory.path("file/tls")));
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("file/tls"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("file/tls"),
+        "the error message must contain `file/tls`: {}",
+        stderr(&output)
+    );
     assert!(String::from_utf8(output.stdout).unwrap().contains("export ELEVENLABS_BASE_URL="));
 }
 
@@ -138,7 +152,11 @@ fn env_reports_a_malformed_local_ca() {
     let mut command = env_command(&program_directory.path("home"), &[]);
     let output = run(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", program_directory.directory.path()));
     assert_eq!(output.status.code(), Some(0));
-    assert!(stderr(&output).contains("is malformed. Its file is kept as"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("is malformed. Its file is kept as"),
+        "the error message must contain `is malformed. Its file is kept as`: {}",
+        stderr(&output)
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Tests that a session that uses a resource is sent to the account that owns the resource.
+//! Tests account affinity of sessions: a session that uses a token, a signed URL or a conversation is sent to the
+//! account that owns it.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ async fn a_token_of_the_provider_is_used_with_the_account_that_issued_it() {
     proxy.simulator.set_fault(FIRST_KEY, None);
     let mut session = open_session(&proxy, &format!("{STREAM_INPUT}?single_use_token={token}")).await;
     let (messages, end) = session.synthesize(&["Hello. "]).await;
-    assert!(has_audio(&messages), "{messages:?} {end:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?} {end:?}");
     let (request, socket) = sessions(&proxy).pop().unwrap();
     assert!(request.path_and_query.contains("single_use_token="));
     assert_eq!((request.key.as_deref(), socket.payer.as_deref()), (Some(SECOND_KEY), Some(SECOND_KEY)));
@@ -53,7 +54,11 @@ async fn a_signed_url_refers_to_the_proxy_if_a_base_is_configured() {
         let response = proxy.get("/v1/convai/conversation/get-signed-url?agent_id=agent_public").await;
         let response: Value = response.json().await.unwrap();
         let url = response["signed_url"].as_str().unwrap();
-        assert_eq!(url.starts_with("wss://localhost:11011/v1/convai/conversation?"), base.is_some(), "{url}");
+        assert_eq!(
+            url.starts_with("wss://localhost:11011/v1/convai/conversation?"),
+            base.is_some(),
+            "the URL must refer to the proxy only if a base is configured: {url}"
+        );
         proxy.simulator.set_fault(FIRST_KEY, None);
         // A session with the signed URL is sent to the account that signed it.
         let path = &url[url.find("/v1/").unwrap()..];
@@ -79,7 +84,7 @@ async fn a_resource_in_the_first_message_pins_the_session_to_its_account() {
     session.send_json(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE_ID}]})).await;
     session.send_json(&json!({"close_socket": true})).await;
     let (messages, end) = session.receive_to_end().await;
-    assert!(has_audio(&messages), "{messages:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     assert_eq!(end, normal_close());
     drop(session);
     let keys: Vec<_> =

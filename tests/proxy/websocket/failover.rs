@@ -29,14 +29,21 @@ async fn a_refused_key_is_replaced_without_an_error_to_the_client() {
         proxy.set_fault(SECOND_KEY, fault);
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         let (messages, end) = session.synthesize(&["Hello there. "]).await;
-        assert!(has_audio(&messages), "{fault}: {messages:?}");
-        assert!(messages.iter().all(|message| message.get("error").is_none()), "{fault}: {messages:?}");
-        assert_eq!(end, normal_close(), "{fault}");
+        assert!(has_audio(&messages), "{fault}: the messages must contain audio: {messages:?}");
+        assert!(
+            messages.iter().all(|message| message.get("error").is_none()),
+            "{fault}: the client must receive no error: {messages:?}"
+        );
+        assert_eq!(end, normal_close(), "{fault}: the session must end normally");
         drop(session);
-        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 1, 1], "{fault}");
+        assert_eq!(
+            proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]),
+            [1, 1, 1],
+            "{fault}: each key must be tried the expected number of times"
+        );
         let verdicts = into_verdicts(proxy).await;
-        assert_eq!(verdicts[2], "served", "{verdicts:?}");
-        assert_ne!(verdicts[0], "served", "{verdicts:?}");
+        assert_eq!(verdicts[2], "served", "the last attempt must be served: {verdicts:?}");
+        assert_ne!(verdicts[0], "served", "the first attempt must be refused: {verdicts:?}");
     }
 }
 
@@ -54,10 +61,16 @@ async fn a_transcription_starts_with_the_first_working_key() {
     .await;
     assert_eq!(session.receive_json().await["message_type"], "session_started");
     let transcript = session.receive_json().await;
-    assert!(transcript["message_type"].as_str().unwrap().contains("transcript"), "{transcript}");
+    assert!(
+        transcript["message_type"].as_str().unwrap().contains("transcript"),
+        "the client must receive a transcript: {transcript}"
+    );
     session.send(Message::Close(None)).await;
     let (_, end) = session.receive_to_end().await;
-    assert!(matches!(end, Received::Close(..) | Received::Disconnected), "{end:?}");
+    assert!(
+        matches!(end, Received::Close(..) | Received::Disconnected),
+        "the session must end after the close frame, not with {end:?}"
+    );
     drop(session);
     proxy.close_unchecked().await;
 }
@@ -79,19 +92,19 @@ async fn a_refusal_of_every_key_is_relayed_unchanged() {
 #[tokio::test]
 async fn a_handshake_refusal_of_every_key_is_relayed() {
     let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
-    // The endpoint does not serve this model with any key.
+    // The endpoint refuses this model for every key.
     let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
     let Err((status, body)) = handshake(&proxy, &path, &[("xi-api-key", CLIENT_TOKEN)]).await else {
-        panic!("the handshake was accepted")
+        panic!("the handshake must be refused")
     };
-    assert_eq!(status, 403, "{body}");
+    assert_eq!(status, 403, "the handshake must be refused: {body}");
     proxy.set_fault(FIRST_KEY, "early:voice_not_found");
     proxy.set_fault(SECOND_KEY, "early:voice_not_found");
     let Err((status, body)) = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await else {
-        panic!("the handshake was accepted")
+        panic!("the handshake must be refused")
     };
     assert_eq!(status, 404);
-    assert!(body.contains("voice_not_found"), "{body}");
+    assert!(body.contains("voice_not_found"), "the refusal must be relayed: {body}");
     proxy.close().await;
 }
 
@@ -106,12 +119,14 @@ async fn a_voice_that_no_account_has_is_requested_once_with_every_account() {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.synthesize(&["Hello. "]).await
     };
-    for (refused, expected) in [(true, [1, 1, 1]), (true, [2, 1, 1]), (false, [3, 1, 1]), (true, [4, 2, 2])] {
+    for (is_refused, expected) in
+        [(true, [1, 1, 1]), (true, [2, 1, 1]), (false, [3, 1, 1]), (true, [4, 2, 2])]
+    {
         for key in [FIRST_KEY, SECOND_KEY, THIRD_KEY] {
-            proxy.set_fault(key, if refused { "voice_not_found" } else { "pass" });
+            proxy.set_fault(key, if is_refused { "voice_not_found" } else { "pass" });
         }
         let (messages, _) = synthesize_once().await;
-        assert_eq!(has_audio(&messages), !refused, "{messages:?}");
+        assert_eq!(has_audio(&messages), !is_refused, "only a known voice must be spoken: {messages:?}");
         assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), expected);
     }
     proxy.close().await;
@@ -124,9 +139,9 @@ async fn a_refusal_after_the_first_audio_is_forwarded_and_recorded() {
     let mut session = open_session(&proxy, STREAM_INPUT).await;
     let (messages, end) =
         session.synthesize(&["Hello there, this is long. ", "And more of it comes now. "]).await;
-    assert!(has_audio(&messages), "{messages:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     assert_eq!(messages.last().unwrap()["error"], "quota_exceeded");
-    assert!(matches!(end, Received::Close(1008, _)), "{end:?}");
+    assert!(matches!(end, Received::Close(1008, _)), "the refusal must be forwarded, not {end:?}");
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 0]);
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active", "active"]);
     drop(session);
@@ -139,7 +154,7 @@ async fn an_exhausted_key_fails_over_during_a_session() {
     let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 5), (SECOND_KEY, 100_000)])).await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
     let (messages, _) = session.synthesize(&["Hello there, this is long. "]).await;
-    assert!(has_audio(&messages), "{messages:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     let spoken_texts: Vec<String> = sessions(&proxy).into_iter().map(|(_, socket)| socket.spoken).collect();
     assert_eq!(spoken_texts, ["", "Hello there, this is long. "]);
     drop(session);
@@ -156,10 +171,14 @@ async fn an_unexplained_refusal_of_a_session_is_retried_with_another_account() {
         for _ in 0..3 {
             let mut session = open_session(&proxy, STREAM_INPUT).await;
             let (messages, end) = session.synthesize(&["Hello there. "]).await;
-            assert!(has_audio(&messages), "{fault}: {messages:?}");
-            assert_eq!(end, normal_close(), "{fault}");
+            assert!(has_audio(&messages), "{fault}: the messages must contain audio: {messages:?}");
+            assert_eq!(end, normal_close(), "{fault}: the session must end normally");
         }
-        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 3, 0], "{fault}");
+        assert_eq!(
+            proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]),
+            [1, 3, 0],
+            "{fault}: each key must be tried the expected number of times"
+        );
     }
 }
 
@@ -171,7 +190,7 @@ async fn a_broken_provider_connection_does_not_end_the_session_cleanly() {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         let (_, end) =
             session.synthesize(&["Hello there, this is long. ", "And more of it comes now. "]).await;
-        assert_eq!(end, Received::Disconnected, "{fault}");
+        assert_eq!(end, Received::Disconnected, "{fault}: the connection must end without a close frame");
         drop(session);
         proxy.close_unchecked().await;
     }
@@ -191,7 +210,7 @@ async fn possibly_spoken_text_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_free_message_is_sent_once_more() {
+async fn a_message_that_costs_nothing_is_sent_again_after_a_disconnect() {
     let proxy = start_proxy(three_keys()).await;
     proxy.simulator.queue_faults(FIRST_KEY, vec!["after=0:cut".parse().unwrap()]);
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -202,7 +221,7 @@ async fn a_free_message_is_sent_once_more() {
     session.send_json(&json!({"text": "Hello there. "})).await;
     session.send_json(&json!({"text": ""})).await;
     let (messages, end) = session.receive_to_end().await;
-    assert!(has_audio(&messages), "{messages:?}");
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     assert_eq!(end, normal_close());
     drop(session);
     proxy.close().await;
@@ -250,7 +269,10 @@ async fn a_refused_context_does_not_end_the_other_contexts() {
     }
     session.send_json(&json!({"close_socket": true})).await;
     let (_, end) = session.receive_to_end().await;
-    assert!(messages.iter().any(|message| message["error"] == "voice_not_found"), "{messages:?}");
+    assert!(
+        messages.iter().any(|message| message["error"] == "voice_not_found"),
+        "the refusal of the context must be forwarded: {messages:?}"
+    );
     assert_eq!(end, normal_close());
     drop(session);
     let records = proxy.into_records().await;

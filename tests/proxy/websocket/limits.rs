@@ -17,7 +17,7 @@ use crate::support::{
     CLIENT_TOKEN, FIRST_KEY, TestProxy, join_all, start_proxy, start_proxy_with, wait_until,
 };
 
-/// Returns one workspace with the concurrency limit `maximum` for each key.
+/// Returns a plan in which each key has a separate workspace with the concurrency limit `maximum`.
 fn plan_with_concurrency(keys: &[&str], maximum: u32) -> Plan {
     keys.iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
@@ -46,7 +46,7 @@ async fn idle_sessions_hold_no_slot_and_sessions_with_text_wait_for_one() {
     }))
     .await;
     for (messages, end) in results {
-        assert!(has_audio(&messages), "{messages:?} {end:?}");
+        assert!(has_audio(&messages), "the messages must contain audio: {messages:?} {end:?}");
         assert_eq!(end, normal_close());
     }
     proxy.close_unchecked().await;
@@ -83,7 +83,10 @@ async fn a_session_that_waits_at_the_drain_timeout_receives_a_close_frame() {
     {
         let (drained, (_, end)) =
             tokio::join!(proxy.app.drain(Duration::from_millis(50)), session.receive_to_end());
-        assert!(matches!(end, Received::Close(received, _) if received == code), "{end:?}");
+        assert!(
+            matches!(end, Received::Close(received, _) if received == code),
+            "the session must be closed with {code}, not with {end:?}"
+        );
         assert_eq!(drained, DrainOutcome::Aborted);
     }
 }
@@ -116,7 +119,7 @@ async fn a_quota_of_credits_ends_a_running_session() {
     session.send_json(&json!({"text": " "})).await;
     for text in ["Sixteen so far. ", "This one takes the rest."] {
         session.send_json(&json!({"text": text, "flush": true})).await;
-        assert!(has_audio(&[session.receive_json().await]), "{text}");
+        assert!(has_audio(&[session.receive_json().await]), "the text must be spoken: {text}");
     }
     session.send_json(&json!({"text": "This is too much. ", "flush": true})).await;
     let (messages, end) = session.receive_to_end().await;
@@ -173,7 +176,7 @@ async fn only_served_sessions_count_towards_the_quota_of_the_client() {
             Ok(_) => panic!("the quota is exhausted, so the handshake must be refused"),
         }
     };
-    assert_eq!(refusal.0, 402, "{}", refusal.1);
+    assert_eq!(refusal.0, 402, "the quota must refuse the session: {}", refusal.1);
     proxy.close().await;
 }
 
@@ -183,7 +186,7 @@ async fn open_when_admitted(proxy: &TestProxy) -> WebSocketClient {
         match handshake(proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await {
             Ok(session) => return session,
             Err((429, _)) => tokio::task::yield_now().await,
-            Err(refusal) => panic!("the handshake was refused: {refusal:?}"),
+            Err(refusal) => panic!("the handshake must be accepted: {refusal:?}"),
         }
     }
 }
@@ -202,16 +205,17 @@ async fn backpressure_of_a_client_that_does_not_read_reaches_the_provider() {
             sent_messages += 1;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(2), flood).await.is_err());
-    let buffered = sent_messages * MESSAGE_BYTES;
+    let is_blocked = tokio::time::timeout(Duration::from_secs(2), flood).await.is_err();
+    assert!(is_blocked, "the proxy must stop reading from the client");
+    let buffered_bytes = sent_messages * MESSAGE_BYTES;
     assert!(
-        buffered < 64 * 1024 * 1024,
-        "{buffered} bytes were accepted although their echoes were not read"
+        buffered_bytes < 64 * 1024 * 1024,
+        "the proxy must not accept {buffered_bytes} bytes while their echoes are not read"
     );
-    // No message is lost.
+    // The proxy has lost none of the messages.
     for _ in 0..sent_messages {
         let Some(Ok(Message::Binary(echo))) = within_timeout(stream.next()).await else {
-            panic!("an echo is missing")
+            panic!("every message must be echoed")
         };
         assert_eq!(echo.len(), MESSAGE_BYTES);
     }

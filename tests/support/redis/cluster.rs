@@ -2,20 +2,21 @@
 
 use super::{PORTS, RedisOptions, RedisServer, wait_for};
 
-/// The number of hash slots of every cluster.
+/// The number of hash slots of every Redis Cluster.
 const SLOTS: usize = 16_384;
 
-/// A running cluster.
+/// A running Redis Cluster, which stops on drop.
 pub struct RedisCluster {
     pub nodes: Vec<RedisServer>,
 }
 
 impl RedisCluster {
-    /// Starts this number of masters. Waits until each of them knows the owners of all slots.
+    /// Starts `count` masters. Waits until each of them knows the owners of all slots.
     pub async fn start(count: usize) -> Self {
         let mut nodes = Vec::new();
         for _ in 0..count {
-            // By default the port of the cluster's bus is the port plus 10,000, which clients of the system may have.
+            // By default, the port of the cluster's bus is the port plus 10,000, which a client on this machine may
+            // use.
             let bus_port = fastrand::u16(PORTS);
             let config = format!(
                 "cluster-enabled yes\ncluster-port {bus_port}\ncluster-config-file nodes.conf\ncluster-node-timeout 2000"
@@ -28,7 +29,7 @@ impl RedisCluster {
         for (index, (node, _)) in nodes.iter().enumerate() {
             let (first, end) = (index * SLOTS / count, (index + 1) * SLOTS / count);
             node.command::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(end - 1).to_string()]);
-            // Two nodes of the same configuration epoch would have to agree on new ones.
+            // Two nodes with the same configuration epoch would first have to agree on different epochs.
             node.command::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
         }
         for (node, bus_port) in &nodes[1..] {

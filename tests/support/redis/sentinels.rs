@@ -6,9 +6,9 @@ use tempfile::TempDir;
 
 use super::{RedisOptions, RedisServer, ServerProcess, connect, info_field, query, wait_for};
 
-/// The name of the master at the sentinels.
+/// The name under which the sentinels know the master.
 pub const MASTER_NAME: &str = "keychoir";
-const SENTINELS: usize = 3;
+const SENTINEL_COUNT: usize = 3;
 
 /// A master, its replica and the sentinels, which stop on drop.
 pub struct Sentinels {
@@ -27,7 +27,7 @@ impl Sentinels {
     /// Starts the servers. Waits until the sentinels know the replica and each other, which takes about two seconds.
     pub async fn start() -> Self {
         let master = RedisServer::start().await;
-        // By default the transfer of the data starts after five seconds, because further replicas might follow.
+        // By default, the master sends its data to a replica after five seconds, to serve several replicas at once.
         master.command::<()>(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
         let config = format!("replicaof 127.0.0.1 {}\nrepl-diskless-sync-delay 0", master.port());
         let replica = RedisServer::start_with(RedisOptions { config, ..RedisOptions::default() }).await;
@@ -37,12 +37,12 @@ impl Sentinels {
         })
         .await;
         let mut sentinels = Vec::new();
-        for _ in 0..SENTINELS {
+        for _ in 0..SENTINEL_COUNT {
             sentinels.push(Sentinel::start(master.port()).await);
         }
         let is_complete = |sentinel: &Sentinel| {
             sentinel.master_field("num-slaves") == Some("1".to_owned())
-                && sentinel.master_field("num-other-sentinels") == Some((SENTINELS - 1).to_string())
+                && sentinel.master_field("num-other-sentinels") == Some((SENTINEL_COUNT - 1).to_string())
         };
         wait_for("the sentinels to find all servers", || sentinels.iter().all(is_complete)).await;
         Self { servers: [master, replica], master: 0, sentinels }
@@ -59,7 +59,7 @@ impl Sentinels {
         self.sentinels.iter().map(address).collect()
     }
 
-    /// Returns the current master.
+    /// Returns the server that the sentinels call the master.
     pub fn master(&self) -> &RedisServer {
         &self.servers[self.master]
     }
@@ -82,7 +82,7 @@ impl Sentinels {
         let port = self.master().port().to_string();
         let replica = &mut self.servers[1 - self.master];
         replica.restart().await;
-        // The sentinels would do so after eight seconds.
+        // Without this command, the sentinels would make the server a replica after eight seconds.
         replica.command::<()>(&["REPLICAOF", "127.0.0.1", &port]);
         wait_for("the restarted server to become a replica", || {
             replica.info("replication", "master_link_status").as_deref() == Some("up")

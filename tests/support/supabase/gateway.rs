@@ -119,7 +119,7 @@ async fn serve(listener: TcpListener, state: Arc<GatewayState>) {
         let state = Arc::clone(&state);
         tasks.spawn(async move {
             let service = service_fn(|request| respond(request, Arc::clone(&state)));
-            // Faults close the connection.
+            // An injected fault closes the connection, which hyper reports as an error.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -127,7 +127,7 @@ async fn serve(listener: TcpListener, state: Arc<GatewayState>) {
     }
 }
 
-/// The error that makes hyper close the connection without a response.
+/// The error that the gateway returns to make hyper close the connection without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("the test closes the connection")]
 struct ConnectionClosed;

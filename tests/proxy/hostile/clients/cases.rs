@@ -1,5 +1,5 @@
-//! The cases of hostile clients. The cases of malformed heads, ambiguous paths, credentials and origins are
-//! here. The cases of other subjects are in separate files.
+//! The table of hostile clients: malformed heads, ambiguous paths, credentials and origins. The submodules add
+//! framings, other protocols and timings.
 
 mod framings;
 mod protocols;
@@ -17,10 +17,12 @@ fn post_head(headers: &str) -> String {
     format!("POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n{headers}")
 }
 
+/// Returns a GET that is served, with the given further headers.
 fn get_with(headers: &str) -> String {
     valid_request("/v1/voices", headers)
 }
 
+/// The cases that were added so far.
 #[derive(Default)]
 struct CaseTable(Vec<ClientCase>);
 
@@ -82,6 +84,7 @@ impl CaseTable {
     }
 }
 
+/// Returns all cases.
 pub fn cases() -> Vec<ClientCase> {
     let mut table = CaseTable::default();
     framings::add_framings(&mut table);
@@ -94,8 +97,8 @@ pub fn cases() -> Vec<ClientCase> {
 }
 
 fn add_heads(table: &mut CaseTable) {
-    let line = |line: &str| format!("{line}\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n\r\n");
-    for (name, first) in [
+    let request_with_line = |line: &str| format!("{line}\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n\r\n");
+    for (name, first_line) in [
         ("a request line without a version", "GET /v1/voices"),
         ("an unknown version", "GET /v1/voices HTTP/3.0"),
         ("a version without a minor number", "GET /v1/voices HTTP/1"),
@@ -109,9 +112,13 @@ fn add_heads(table: &mut CaseTable) {
         ("a method with a colon", "G:T /v1/voices HTTP/1.1"),
         ("a request line without a method", " /v1/voices HTTP/1.1"),
     ] {
-        table.add_refused(name, line(first), &[400]);
+        table.add_refused(name, request_with_line(first_line), &[400]);
     }
-    table.add_refused_keep_alive("the asterisk form of OPTIONS", line("GET * HTTP/1.1"), &[400, 200]);
+    table.add_refused_keep_alive(
+        "the asterisk form with another method than OPTIONS",
+        request_with_line("GET * HTTP/1.1"),
+        &[400, 200],
+    );
     table.add(
         "TRACE",
         get_with("").replacen("GET", "TRACE", 1),
@@ -121,7 +128,7 @@ fn add_heads(table: &mut CaseTable) {
     );
     table.add(
         "CONNECT",
-        line("CONNECT localhost:443 HTTP/1.1"),
+        request_with_line("CONNECT localhost:443 HTTP/1.1"),
         AfterSending::HalfClose,
         &[405],
         Forwarded::Nothing,

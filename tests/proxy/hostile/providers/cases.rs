@@ -14,21 +14,24 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Returns a response with a content-length.
+/// Returns a response with the content length of `body`. `head` is the rest of the status line and the other headers.
 fn response_with_length(head: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
-/// Returns a chunked response with `chunks` as its chunks.
+/// Returns a response with the encoded `chunks`. `head` is the rest of the status line and the other headers.
 fn chunked_response(head: &str, chunks: &str) -> Vec<u8> {
     format!("HTTP/1.1 {head}\r\ntransfer-encoding: chunked\r\n\r\n{chunks}").into_bytes()
 }
 
+/// The cases that were added so far.
 #[derive(Default)]
 struct CaseTable(Vec<ProviderCase>);
 
 impl CaseTable {
+    /// Adds a GET whose response consists of `bytes` and the end of the connection. Returns the case, so that the
+    /// caller can change it.
     fn add(
         &mut self,
         name: &'static str,
@@ -60,7 +63,10 @@ pub fn cases(key: &str) -> Vec<ProviderCase> {
     add_timings(&mut table);
     add_encodings(&mut table);
     add_keys_in_responses(&mut table, key);
+    add_encoded_keys(&mut table, key);
     add_refusals(&mut table);
+    add_retry_delays(&mut table);
+    add_costs(&mut table);
     table.0
 }
 
@@ -331,8 +337,13 @@ fn add_encodings(table: &mut CaseTable) {
     }
 }
 
+/// Returns a JSON document that contains `key`.
+fn json_with_key(key: &str) -> String {
+    format!("{{\"key\":\"{key}\"}}")
+}
+
 fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
-    let text = format!("{{\"key\":\"{key}\"}}");
+    let text = json_with_key(key);
     table.add(
         "a key in headers",
         response_with_length(
@@ -376,8 +387,8 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
     let (start, end) = text.split_at(20);
     let chunks = format!("{:x}\r\n{start}\r\n{:x}\r\n{end}\r\n0\r\n\r\n", start.len(), end.len());
     table.add("a key across two chunks", chunked_response("200 OK", &chunks), ResponseOutcome::Complete(200));
-    let chunks = table.add("a key byte by byte", "", ResponseOutcome::Complete(200));
-    chunks.script.chunks =
+    let byte_by_byte = table.add("a key byte by byte", "", ResponseOutcome::Complete(200));
+    byte_by_byte.script.chunks =
         response_with_length("200 OK", text.as_bytes()).iter().map(|byte| vec![*byte]).collect();
     let trailers = format!("2\r\nok\r\n0\r\nx-a: {key}\r\n\r\n");
     table.add(
@@ -385,6 +396,10 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
         chunked_response("200 OK\r\ntrailer: x-a", &trailers),
         ResponseOutcome::Body(200, "ok"),
     );
+}
+
+fn add_encoded_keys(table: &mut CaseTable, key: &str) {
+    let text = json_with_key(key);
     let escaped: String = key.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
     table.add(
         "a key in JSON escapes",
@@ -436,8 +451,13 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
     );
 }
 
+/// Returns the name of a case that is described in two parts.
+fn case_name(subject: &str, description: &str) -> &'static str {
+    format!("a {subject} {description}").leak()
+}
+
 fn add_refusals(table: &mut CaseTable) {
-    let refusal = |status: &str, body: &[u8]| {
+    let refusal = |status: u16, body: &[u8]| {
         response_with_length(&format!("{status} X\r\ncontent-type: application/json"), body)
     };
     let brackets = b"[".repeat(60_000);
@@ -445,17 +465,7 @@ fn add_refusals(table: &mut CaseTable) {
     let large =
         [&b"{\"detail\":{\"status\":\"quota_exceeded\",\"message\":\"a\"}}"[..], &vec![b' '; 300_000]]
             .concat();
-    let case_name =
-        |status: &str, description: &str| -> &'static str { format!("a {status} {description}").leak() };
-    for (status, outcome, max_unusable_keys) in [
-        ("400", ResponseOutcome::Complete(400), 0),
-        ("401", ResponseOutcome::Complete(401), 0),
-        ("402", ResponseOutcome::Complete(402), 0),
-        ("403", ResponseOutcome::Complete(403), 0),
-        ("429", ResponseOutcome::Complete(429), 0),
-        ("500", ResponseOutcome::Complete(500), 0),
-        ("503", ResponseOutcome::Complete(503), 0),
-    ] {
+    for status in [400, 401, 402, 403, 429, 500, 503] {
         for (description, body) in [
             ("of nested brackets", &*brackets),
             ("of nested objects", &nested),
@@ -464,11 +474,15 @@ fn add_refusals(table: &mut CaseTable) {
             ("with an empty body", b""),
             ("with unexpected JSON types", b"{\"detail\":[{\"msg\":{\"msg\":[1e999,null]}}],\"error\":1}"),
         ] {
-            let case = table.add(case_name(status, description), refusal(status, body), outcome);
-            (case.request_kind, case.max_unusable_keys, case.script.end, case.changes_key_state) =
-                (RequestKind::Speech, max_unusable_keys, ConnectionEnd::KeepOpen, true);
+            let name = case_name(&status.to_string(), description);
+            let case = table.add(name, refusal(status, body), ResponseOutcome::Complete(status));
+            (case.request_kind, case.script.end, case.changes_key_state) =
+                (RequestKind::Speech, ConnectionEnd::KeepOpen, true);
         }
     }
+}
+
+fn add_retry_delays(table: &mut CaseTable) {
     for (description, headers, outcome) in [
         (
             "with a retry-after above 2^64",
@@ -507,6 +521,9 @@ fn add_refusals(table: &mut CaseTable) {
         (case.request_kind, case.max_unusable_keys, case.script.end, case.changes_key_state) =
             (RequestKind::Speech, 2, ConnectionEnd::KeepOpen, true);
     }
+}
+
+fn add_costs(table: &mut CaseTable) {
     for (description, headers) in [
         ("that is negative", "character-cost: -1"),
         ("above 2^64", "character-cost: 99999999999999999999999"),
@@ -532,7 +549,7 @@ fn add_refusals(table: &mut CaseTable) {
     }
 }
 
-/// Returns responses to polls of the subscription. They are not a reason to stop using the key.
+/// Returns responses to polls of the subscription, by name. None of them makes the key unusable.
 pub fn account_responses() -> Vec<(&'static str, Vec<u8>)> {
     let subscription =
         |body: &str| response_with_length("200 OK\r\ncontent-type: application/json", body.as_bytes());

@@ -15,11 +15,11 @@ use super::{ConnectionEnd, SPEECH_BODY, ScriptedResponse, VALID_REQUEST_MARK, VO
 /// A provider with scripted responses to all requests except valid ones and polls.
 pub struct Provider {
     pub url: String,
-    state: Arc<State>,
+    state: Arc<ProviderState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ProviderState {
     script: Mutex<ScriptedResponse>,
     /// The response to polls of the subscription, if it is not the regular one.
     subscription: Mutex<Option<ScriptedResponse>>,
@@ -33,16 +33,17 @@ impl Provider {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = Arc::new(State::default());
-        let state_of_server = Arc::clone(&state);
+        let state = Arc::new(ProviderState::default());
+        let server_state = Arc::clone(&state);
         Tasks::new().spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                Tasks::new().spawn(serve(stream, Arc::clone(&state_of_server)));
+                Tasks::new().spawn(serve(stream, Arc::clone(&server_state)));
             }
         });
         Self { url, state }
     }
 
+    /// Sets the response to all requests except valid ones and polls.
     pub fn set_script(&self, script: ScriptedResponse) {
         *self.state.script.lock().unwrap() = script;
     }
@@ -60,7 +61,7 @@ impl Provider {
         }
     }
 
-    /// Whether all responses are sent, and the connections that their scripts close are closed.
+    /// Returns whether all responses are sent, and the connections that their scripts close are closed.
     pub fn is_idle(&self) -> bool {
         self.state.responses_in_progress.load(Ordering::SeqCst) == 0
     }
@@ -71,7 +72,7 @@ impl Provider {
     }
 }
 
-async fn serve(stream: TcpStream, state: Arc<State>) {
+async fn serve(stream: TcpStream, state: Arc<ProviderState>) {
     stream.set_nodelay(true).unwrap();
     let (mut reader, writer) = stream.into_split();
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
@@ -83,7 +84,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
 async fn serve_requests(
     reader: &mut (impl AsyncReadExt + Unpin + AsRef<TcpStream>),
     writer: &tokio::sync::Mutex<OwnedWriteHalf>,
-    state: &State,
+    state: &ProviderState,
 ) {
     let early_response = Some(state.script.lock().unwrap().clone()).filter(|script| script.is_early);
     let mut is_answered = early_response.is_some();
@@ -113,7 +114,7 @@ async fn serve_requests(
 }
 
 /// Returns the response to a request.
-fn choose_script(head: &RequestHead, state: &State) -> ScriptedResponse {
+fn choose_script(head: &RequestHead, state: &ProviderState) -> ScriptedResponse {
     let path = head.target.split('?').next().unwrap();
     let key = head.header_values("xi-api-key").next().unwrap_or_default();
     let account = String::from_utf8_lossy(key).chars().last().unwrap_or_default();
@@ -143,7 +144,7 @@ async fn send_scripted(
     reader: &impl AsRef<TcpStream>,
     writer: &tokio::sync::Mutex<OwnedWriteHalf>,
     script: &ScriptedResponse,
-    state: &State,
+    state: &ProviderState,
 ) -> bool {
     state.responses_in_progress.fetch_add(1, Ordering::SeqCst);
     let is_kept_open = write_script(reader, writer, script).await;
@@ -151,6 +152,7 @@ async fn send_scripted(
     is_kept_open
 }
 
+/// Sends the chunks of a script, and ends the connection as the script requires. Returns whether it stays open.
 async fn write_script(
     reader: &impl AsRef<TcpStream>,
     writer: &tokio::sync::Mutex<OwnedWriteHalf>,

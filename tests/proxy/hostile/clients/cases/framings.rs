@@ -1,5 +1,5 @@
-//! Requests whose end servers could read differently: conflicting lengths and transfer codings, malformed
-//! chunks, and requests that are smuggled in a body.
+//! The cases of requests whose end the proxy and its provider could determine differently: conflicting lengths and
+//! transfer codings, malformed chunks, and requests that are smuggled in a body.
 
 use super::{AfterSending, CaseTable, Forwarded, TOKEN, get_with, post_head, valid_request};
 

@@ -1,9 +1,16 @@
-//! Bytes of other protocols on the HTTP port: HTTP/2, TLS, WebSocket handshakes, and protocols that are not
-//! related to HTTP.
+//! The cases of clients that use other protocols on the HTTP port: HTTP/2, TLS, WebSocket handshakes, and protocols
+//! that are not related to HTTP.
 
 use super::{AfterSending, CaseTable, ClientOutcome, Forwarded, TOKEN, get_with, valid_request};
 
 pub(super) fn add_protocols(table: &mut CaseTable) {
+    add_http_2(table);
+    add_tls(table);
+    add_unrelated_protocols(table);
+    add_websocket_handshakes(table);
+}
+
+fn add_http_2(table: &mut CaseTable) {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     table.add_chunks(
         "HTTP/2 with prior knowledge",
@@ -29,6 +36,9 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
         &[200, 200],
         Forwarded::Complete(2),
     );
+}
+
+fn add_tls(table: &mut CaseTable) {
     // A TLS handshake record with invalid content.
     let client_hello = [&b"\x16\x03\x01\x00\x20"[..], &[0xab; 32]].concat();
     table.add_chunks(
@@ -60,6 +70,9 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
         ClientOutcome::Responses(&[400]),
         Forwarded::Nothing,
     );
+}
+
+fn add_unrelated_protocols(table: &mut CaseTable) {
     for (name, bytes) in [
         ("an SSH banner", &b"SSH-2.0-OpenSSH_9.2\r\n"[..]),
         ("SMTP commands", b"EHLO evil.example\r\nMAIL FROM:<a@b>\r\n"),
@@ -69,6 +82,9 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
     ] {
         table.add_refused(name, bytes, &[400]);
     }
+}
+
+fn add_websocket_handshakes(table: &mut CaseTable) {
     let upgrade = |headers: &str| {
         valid_request(
             "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input",

@@ -1,11 +1,27 @@
-//! The timing and the order of requests: pipelined, trickled, incomplete and stalled requests, and clients
-//! that disconnect.
+//! The cases of unusual timings and orders of requests: pipelined, trickled, incomplete and stalled requests, and
+//! clients that disconnect.
 
 use super::{AfterSending, CaseTable, ClientOutcome, Forwarded, TOKEN, get_with, post_head};
 
+/// Returns the bytes of a text as one chunk.
+fn one_chunk(text: String) -> Vec<Vec<u8>> {
+    vec![text.into_bytes()]
+}
+
+/// Returns each byte of a text as a chunk.
+fn byte_by_byte(text: &str) -> Vec<Vec<u8>> {
+    text.bytes().map(|byte| vec![byte]).collect()
+}
+
 pub(super) fn add_timings(table: &mut CaseTable) {
-    let one_chunk = |text: String| vec![text.into_bytes()];
-    let byte_by_byte = |text: String| -> Vec<Vec<u8>> { text.bytes().map(|byte| vec![byte]).collect() };
+    add_pipelined_requests(table);
+    add_trickled_requests(table);
+    add_incomplete_requests(table);
+    add_disconnects(table);
+    add_stalled_requests(table);
+}
+
+fn add_pipelined_requests(table: &mut CaseTable) {
     table.add(
         "three pipelined requests",
         get_with("").repeat(3),
@@ -29,9 +45,12 @@ pub(super) fn add_timings(table: &mut CaseTable) {
     );
     let body = format!("{}hello{}", post_head("content-length: 5\r\n\r\n"), get_with(""));
     table.add("a request after a body", body, AfterSending::HalfClose, &[200, 200], Forwarded::Complete(2));
+}
+
+fn add_trickled_requests(table: &mut CaseTable) {
     table.add_chunks(
         "a request byte by byte",
-        byte_by_byte(get_with("")),
+        byte_by_byte(&get_with("")),
         AfterSending::SendAnotherRequest,
         ClientOutcome::Responses(&[200, 200]),
         Forwarded::Complete(2),
@@ -39,7 +58,7 @@ pub(super) fn add_timings(table: &mut CaseTable) {
     let chunked = format!("{}5\r\nhello\r\n0\r\n\r\n", post_head("transfer-encoding: chunked\r\n\r\n"));
     table.add_chunks(
         "chunks byte by byte",
-        byte_by_byte(chunked),
+        byte_by_byte(&chunked),
         AfterSending::SendAnotherRequest,
         ClientOutcome::Responses(&[200, 200]),
         Forwarded::Complete(2),
@@ -67,6 +86,9 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         &[401],
         Forwarded::Nothing,
     );
+}
+
+fn add_incomplete_requests(table: &mut CaseTable) {
     for (name, incomplete) in [
         ("an incomplete head", get_with("")[..40].to_owned()),
         ("an incomplete body", format!("{}he", post_head("content-length: 5\r\n\r\n"))),
@@ -91,7 +113,9 @@ pub(super) fn add_timings(table: &mut CaseTable) {
             );
         }
     }
-    // Whether the request of a client that disconnects immediately reaches the provider is a race.
+}
+
+fn add_disconnects(table: &mut CaseTable) {
     table.add_chunks(
         "a connection without bytes",
         Vec::new(),
@@ -122,6 +146,9 @@ pub(super) fn add_timings(table: &mut CaseTable) {
             Forwarded::Complete(1),
         );
     }
+}
+
+fn add_stalled_requests(table: &mut CaseTable) {
     table.add_chunks(
         "an incomplete head that stalls",
         one_chunk(get_with("")[..40].to_owned()),
