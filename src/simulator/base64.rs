@@ -1,23 +1,24 @@
-//! Encodes data in base64, even if it arrives in several chunks.
+//! Encodes bytes in base64, also if they arrive in several chunks.
 
 use bytes::Bytes;
 
-/// Encodes data in base64.
+/// Encodes bytes that are all available.
 pub(super) fn base64(bytes: &[u8]) -> String {
     let mut encoder = Base64Encoder::default();
     String::from_utf8([encoder.push(bytes), encoder.finish()].concat()).unwrap_or_default()
 }
 
-/// An encoder of data that arrives in several chunks.
+/// An encoder of bytes that arrive in several chunks.
 #[derive(Debug, Default)]
 pub(super) struct Base64Encoder {
-    /// Less than three bytes, which are encoded together with the next chunk.
+    /// At most two bytes, which are encoded together with the next chunk.
     remainder: Vec<u8>,
 }
 
 impl Base64Encoder {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
+    /// Encodes all complete groups of three bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Bytes {
         self.remainder.extend_from_slice(bytes);
         let length = self.remainder.len() / 3 * 3;

@@ -1,5 +1,5 @@
-//! Searches request heads for forbidden content, and receives request bodies. A body is counted and hashed while it
-//! is received, and is stored up to a limit.
+//! Finds the key and content that a proxy must not forward in request heads, and receives request bodies. A body is
+//! counted and hashed while it is received, and is stored up to a limit.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::provider::{PresentedKey, Provider};
 use super::query::{percent_decode, query_pairs};
 
-/// Maximum number of bytes in a JSON body. Larger bodies are refused.
+/// Maximum number of bytes of a stored body. A larger JSON body is refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
 /// Timeout for reading the rest of a request body after an early response.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String
     violations
 }
 
-/// Describes the location of `text` in a request head. Returns `None` if the head does not contain `text`.
+/// Describes the position of `text` in a request head. Returns `None` if the head does not contain `text`.
 fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
     if target.contains(text) || percent_decode(&target).contains(text) {
@@ -82,14 +82,14 @@ fn find_text(parts: &Parts, text: &str) -> Option<String> {
     })
 }
 
-/// SHA-256 of an empty body.
+/// The SHA-256 of an empty body, in hexadecimal digits.
 pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// A received request body, with its size and hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
     pub(super) length: u64,
-    /// SHA-256 of the body, in hexadecimal digits.
+    /// The SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,
     /// The body, or `None` if the body is larger than [`MAX_JSON_BYTES`].
     pub(super) content: Option<Vec<u8>>,
@@ -199,7 +199,7 @@ mod tests {
         for size in 1..body.len() {
             let mut search = PartSearch::default();
             body.chunks(size).for_each(|chunk| search.push(chunk));
-            assert!(search.is_found, "chunks of {size}");
+            assert!(search.is_found, "the part must be found in chunks of {size} bytes");
         }
         let mut search = PartSearch::default();
         search.push(b"name=\"model_ids\"");

@@ -222,7 +222,7 @@ async fn every_request_of_a_simulated_month_is_served() {
     let (ledger, directory) = proxy.close().await;
     println!("{} credits", ledger.totals.charged);
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
-        assert!(workspace.running == 0 && workspace.running_max <= *concurrency, "{workspace:?}");
+        assert!(workspace.running == 0 && workspace.peak_running <= *concurrency, "{workspace:?}");
         let charged_credits = charged_credits(&ledger, name);
         assert!(
             charged_credits > 0 && (period.is_some() || charged_credits <= *credits),

@@ -43,12 +43,12 @@ async fn a_large_response_is_cut_at_the_exact_byte() {
 async fn a_connection_can_close_without_a_response() {
     let simulator = start_with("sk=100").await;
     simulator.queue_faults("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
-    for body_complete in [true, false] {
+    for is_body_complete in [true, false] {
         let error = speech_call("hello").key("sk").try_send(&simulator).await.unwrap_err();
         assert!(error.is_incomplete_message() || error.to_string().contains("connection"), "{error}");
         let ledger = wait_until(&simulator, |ledger| ledger.totals.in_flight == 0).await;
         let last = ledger.requests.last().unwrap();
-        assert_eq!((last.status, last.body_complete, last.charged), (None, body_complete, 0));
+        assert_eq!((last.status, last.is_body_complete, last.charged), (None, is_body_complete, 0));
     }
     let ledger = simulator.ledger();
     assert_eq!((ledger.totals.unanswered, ledger.key("sk").unwrap().unanswered), (2, 2));
@@ -236,7 +236,7 @@ async fn sequential_requests_never_exceed_the_limit() {
         let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#);
         assert_eq!(stream.key("a").send_to(&simulator).await.status, 200);
     }
-    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].peak_running, 1);
 }
 
 #[tokio::test]
@@ -301,7 +301,7 @@ async fn a_scripted_response_is_sent_exactly_as_specified() {
     assert_eq!((reply.header("retry-after"), reply.header("server")), ("86400", "edge"));
     assert_eq!(reply.headers.get_all("set-cookie").iter().count(), 2);
     let ledger = simulator.ledger();
-    assert_eq!((ledger.totals.charged, ledger.requests[0].body_complete), (0, true));
+    assert_eq!((ledger.totals.charged, ledger.requests[0].is_body_complete), (0, true));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ async fn a_body_is_counted_and_hashed_as_received() {
     let [request] = ledger.requests.as_slice() else { panic!("{ledger:?}") };
     assert_eq!(request.path_and_query, "/v1/simulator/echo?b=1&a=%20&b=2");
     assert_eq!((request.method.as_str(), request.key.as_deref()), ("POST", Some("sk")));
-    assert_eq!((request.status, request.body_bytes, request.body_complete), (Some(200), 3, true));
+    assert_eq!((request.status, request.body_bytes, request.is_body_complete), (Some(200), 3, true));
     assert_eq!(request.body_sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
@@ -164,7 +164,7 @@ async fn a_contradictory_plan_does_not_start() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let error = Simulator::start(listener, Plan::with_keys([("a", 1), ("a", 2)])).await.unwrap_err();
     let source = error.get_ref().and_then(|source| source.downcast_ref::<PlanError>());
-    assert_eq!(source, Some(&PlanError::KeyTwice { position: 2 }));
+    assert_eq!(source, Some(&PlanError::DuplicateKey { position: 2 }));
 }
 
 #[tokio::test]

@@ -248,6 +248,6 @@ async fn a_key_of_another_region_is_refused_as_such() {
 
 #[tokio::test]
 async fn a_key_cannot_belong_to_two_regions() {
-    let error = Plan::with_keys([("sk", 1)]).with_other_region_key("sk").check().unwrap_err();
+    let error = Plan::with_keys([("sk", 1)]).with_other_region_key("sk").validate().unwrap_err();
     assert_eq!(error.to_string(), "key 1 is also a key of another region");
 }

@@ -262,7 +262,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     wait_until(&simulator, |ledger| ledger.workspaces[0].running == 0).await;
     first_client.send_json(flush_message("one")).await;
     first_client.receive_json().await;
-    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].peak_running, 1);
 }
 
 /// The slot must be released with the last segment and not later. Otherwise alternating sessions would be
@@ -280,5 +280,5 @@ async fn alternating_sessions_never_exceed_the_limit() {
         client.send_json(flush_message("x")).await;
         assert!(client.receive_json().await["audio"].is_string(), "turn {turn}");
     }
-    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].peak_running, 1);
 }
