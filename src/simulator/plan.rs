@@ -24,7 +24,7 @@ pub struct Plan {
     pub keys: Vec<KeyPlan>,
     /// Texts that no request head and no WebSocket message may contain, such as client tokens of the tested proxy. A
     /// request that contains one is a violation.
-    pub forbidden: Vec<String>,
+    pub forbidden_texts: Vec<String>,
     /// The real duration of one second of the timeouts on WebSockets. Tests shorten it.
     pub socket_second: Duration,
     /// The voices of the library. A workspace may use them if its tier includes the library.
@@ -160,7 +160,7 @@ impl Plan {
         Self {
             workspaces: Vec::new(),
             keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
-            forbidden: Vec::new(),
+            forbidden_texts: Vec::new(),
             socket_second: Duration::from_secs(1),
             library: vec![LIBRARY_VOICE.to_owned()],
             other_region_keys: Vec::new(),
@@ -206,7 +206,7 @@ impl Plan {
     /// Adds a text that no request may contain.
     #[must_use]
     pub fn with_forbidden_text(mut self, text: &str) -> Self {
-        self.forbidden.push(text.to_owned());
+        self.forbidden_texts.push(text.to_owned());
         self
     }
 

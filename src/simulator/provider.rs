@@ -71,7 +71,7 @@ pub(super) enum FaultTarget<'a> {
 impl Provider {
     pub(super) fn new(mut plan: Plan) -> Self {
         // Every request contains the empty text, so each would be a violation.
-        plan.forbidden.retain(|text| !text.is_empty());
+        plan.forbidden_texts.retain(|text| !text.is_empty());
         let accounts = Accounts::new(&plan, clock::now());
         let key_entries = accounts.keys.iter().map(|key| KeyEntry {
             key: key.plan.key.clone(),

@@ -31,7 +31,7 @@ pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> Presente
 }
 
 /// Describes the forbidden content in a request head. The descriptions do not contain the content itself.
-pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
+pub(super) fn find_violations(parts: &Parts, forbidden_texts: &[String]) -> Vec<String> {
     let mut violations = Vec::new();
     for name in CREDENTIAL_HEADERS {
         if parts.headers.contains_key(name) {
@@ -52,12 +52,12 @@ pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String
             violations.push(format!("the query parameter {parameter} was forwarded"));
         }
     }
-    for (index, text) in forbidden.iter().enumerate() {
+    for (index, text) in forbidden_texts.iter().enumerate() {
         if let Some(location) = find_text(parts, text) {
             violations.push(format!(
                 "forbidden text {} of {} was forwarded in {location}",
                 index + 1,
-                forbidden.len()
+                forbidden_texts.len()
             ));
         }
     }

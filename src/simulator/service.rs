@@ -70,7 +70,7 @@ impl Service {
         let presented_key = find_presented_key(&parts, &self.provider);
         let mut pending =
             self.provider.record_request(presented_key, self.new_summary(&parts, presented_key));
-        let violations = find_violations(&parts, &self.provider.plan.forbidden);
+        let violations = find_violations(&parts, &self.provider.plan.forbidden_texts);
         let mut response = if violations.is_empty() {
             if let Some(upgrade) = upgrade {
                 return socket::open_session(self, parts, upgrade, presented_key, pending).await;

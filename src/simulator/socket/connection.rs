@@ -243,10 +243,18 @@ impl SessionConnection {
             ClientMessage::Text(text) => {
                 let document = serde_json::from_str(text).ok();
                 let is_known = |key: &str| provider.find_key(key) != PresentedKey::Unknown;
-                let forbidden = &provider.plan.forbidden;
-                message_check::check_text(text, document.as_ref(), forbidden, !self.has_key_in_head, is_known)
+                let forbidden_texts = &provider.plan.forbidden_texts;
+                message_check::check_text(
+                    text,
+                    document.as_ref(),
+                    forbidden_texts,
+                    !self.has_key_in_head,
+                    is_known,
+                )
             }
-            ClientMessage::Binary(bytes) => message_check::check_binary(bytes, &provider.plan.forbidden),
+            ClientMessage::Binary(bytes) => {
+                message_check::check_binary(bytes, &provider.plan.forbidden_texts)
+            }
         }
     }
 

@@ -10,7 +10,7 @@ const CREDENTIAL_FIELDS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization
 /// The violations in a message, and whether it contains a credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MessageCheck {
-    /// The violations, described without the forbidden value.
+    /// Descriptions of the violations, without the content itself.
     pub(super) violations: Vec<String>,
     /// Whether the message contains a credential, valid or not.
     pub(super) has_credential: bool,
@@ -32,7 +32,7 @@ fn strip_bearer(credential: &str) -> &str {
 pub(super) fn check_text(
     text: &str,
     message: Option<&Value>,
-    forbidden: &[String],
+    forbidden_texts: &[String],
     may_contain_key: bool,
     is_known: impl Fn(&str) -> bool,
 ) -> MessageCheck {
@@ -49,25 +49,26 @@ pub(super) fn check_text(
             check.violations.push(format!("the member {name} was forwarded in a message"));
         }
     }
-    check.violations.extend(find_forbidden(forbidden, |forbidden_text| {
+    check.violations.extend(find_forbidden_texts(forbidden_texts, |forbidden_text| {
         text.contains(forbidden_text) || message.is_some_and(|message| contains_text(message, forbidden_text))
     }));
     check
 }
 
 /// Checks a binary message, which can contain only a forbidden text.
-pub(super) fn check_binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
-    let violations =
-        find_forbidden(forbidden, |forbidden_text| memmem::find(bytes, forbidden_text.as_bytes()).is_some());
+pub(super) fn check_binary(bytes: &[u8], forbidden_texts: &[String]) -> MessageCheck {
+    let violations = find_forbidden_texts(forbidden_texts, |forbidden_text| {
+        memmem::find(bytes, forbidden_text.as_bytes()).is_some()
+    });
     MessageCheck { violations, has_credential: false }
 }
 
-/// Returns the violations of the forbidden texts that a message contains.
-fn find_forbidden(forbidden: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
-    let found_texts = forbidden.iter().zip(1..).filter(|(text, _)| contains(text));
+/// Describes the forbidden texts that a message contains, by their numbers.
+fn find_forbidden_texts(forbidden_texts: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
+    let found_texts = forbidden_texts.iter().zip(1..).filter(|(text, _)| contains(text));
     found_texts
         .map(|(_, number)| {
-            format!("forbidden text {number} of {} was forwarded in a message", forbidden.len())
+            format!("forbidden text {number} of {} was forwarded in a message", forbidden_texts.len())
         })
         .collect()
 }
@@ -92,8 +93,9 @@ mod tests {
     #[track_caller]
     fn check_violations(message: &str, may_contain_key: bool, expected: &[&str]) {
         let document = serde_json::from_str(message).ok();
-        let forbidden = ["choir_client".to_owned()];
-        let check = check_text(message, document.as_ref(), &forbidden, may_contain_key, |key| key == "sk");
+        let forbidden_texts = ["choir_client".to_owned()];
+        let check =
+            check_text(message, document.as_ref(), &forbidden_texts, may_contain_key, |key| key == "sk");
         assert_eq!(check.violations, expected, "this message must have these violations: {message}");
     }
 
@@ -122,8 +124,8 @@ mod tests {
         ] {
             check_violations(message, true, &expected);
         }
-        let forbidden = ["choir_client".to_owned()];
-        assert_eq!(check_binary(b"\xffchoir_client", &forbidden).violations, expected);
-        assert_eq!(check_binary(b"\xffchoir", &forbidden).violations, [] as [String; 0]);
+        let forbidden_texts = ["choir_client".to_owned()];
+        assert_eq!(check_binary(b"\xffchoir_client", &forbidden_texts).violations, expected);
+        assert_eq!(check_binary(b"\xffchoir", &forbidden_texts).violations, [] as [String; 0]);
     }
 }

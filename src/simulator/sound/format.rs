@@ -12,9 +12,9 @@ pub(in crate::simulator) struct Format {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     /// MPEG Layer III at a constant bit rate.
-    Mp3 { rate: u32, kbps: u32 },
+    Mp3 { sample_rate: u32, kbps: u32 },
     /// One code word per sample.
-    Samples { rate: u32, coding: Coding, container: Container },
+    Samples { sample_rate: u32, coding: Coding, container: Container },
 }
 
 /// The encoding of one sample.
@@ -37,12 +37,12 @@ pub(super) enum Container {
     Wave,
 }
 
-const fn mp3(name: &'static str, rate: u32, kbps: u32) -> Format {
-    Format { name, codec: Codec::Mp3 { rate, kbps } }
+const fn mp3(name: &'static str, sample_rate: u32, kbps: u32) -> Format {
+    Format { name, codec: Codec::Mp3 { sample_rate, kbps } }
 }
 
-const fn samples(name: &'static str, rate: u32, coding: Coding, container: Container) -> Format {
-    Format { name, codec: Codec::Samples { rate, coding, container } }
+const fn samples(name: &'static str, sample_rate: u32, coding: Coding, container: Container) -> Format {
+    Format { name, codec: Codec::Samples { sample_rate, coding, container } }
 }
 
 /// Every format that the simulator can generate.

@@ -39,12 +39,12 @@ impl Sound {
     /// Encodes `melody` in `format`.
     pub(super) fn new(melody: Melody, format: Format) -> Self {
         match format.codec {
-            Codec::Mp3 { rate, kbps } => {
-                let frames = Mp3Frames::new(melody, rate, kbps);
+            Codec::Mp3 { sample_rate, kbps } => {
+                let frames = Mp3Frames::new(melody, sample_rate, kbps);
                 Self { total_bytes: frames.total_bytes(), frames: Box::new(frames) }
             }
-            Codec::Samples { rate, coding, container } => {
-                let blocks = SampleBlocks::new(melody, rate, coding, container);
+            Codec::Samples { sample_rate, coding, container } => {
+                let blocks = SampleBlocks::new(melody, sample_rate, coding, container);
                 Self { total_bytes: blocks.total_bytes(), frames: Box::new(blocks) }
             }
         }

@@ -25,7 +25,7 @@ const GLOBAL_GAIN: u32 = 202;
 pub(super) struct Mp3Frames {
     cursor: NoteCursor,
     version: Version,
-    rate: u64,
+    sample_rate: u64,
     kbps: u32,
     total_frames: u64,
     /// The index of the next frame.
@@ -53,12 +53,20 @@ impl Version {
 }
 
 impl Mp3Frames {
-    pub(super) fn new(melody: Melody, rate: u32, kbps: u32) -> Self {
-        let version = if rate >= 32_000 { Version::Mpeg1 } else { Version::Mpeg2 };
-        let samples = melody.duration_ms.saturating_mul(rate.into()) / 1_000;
+    pub(super) fn new(melody: Melody, sample_rate: u32, kbps: u32) -> Self {
+        let version = if sample_rate >= 32_000 { Version::Mpeg1 } else { Version::Mpeg2 };
+        let samples = melody.duration_ms.saturating_mul(sample_rate.into()) / 1_000;
         let total_frames = samples.div_ceil(version.granules_per_frame() * LINES_PER_GRANULE);
         let cursor = NoteCursor::new(melody);
-        Self { cursor, version, rate: rate.into(), kbps, total_frames, next_frame: 0, next_granule: 0 }
+        Self {
+            cursor,
+            version,
+            sample_rate: sample_rate.into(),
+            kbps,
+            total_frames,
+            next_frame: 0,
+            next_granule: 0,
+        }
     }
 
     /// Returns the size of all frames. Padding keeps the size of the first `n` frames within one byte of the
@@ -71,7 +79,7 @@ impl Mp3Frames {
     fn bytes_before(&self, frame_index: u64) -> u64 {
         let samples_per_frame = self.version.granules_per_frame() * LINES_PER_GRANULE;
         // One kbit/s is 125 bytes per second.
-        frame_index * samples_per_frame * u64::from(self.kbps) * 125 / self.rate
+        frame_index * samples_per_frame * u64::from(self.kbps) * 125 / self.sample_rate
     }
 
     /// Returns the spectral line of the next granule, by the pitch in the middle of the granule. Returns
@@ -79,9 +87,9 @@ impl Mp3Frames {
     fn next_line(&mut self) -> Option<u64> {
         let middle = self.next_granule * LINES_PER_GRANULE + LINES_PER_GRANULE / 2;
         self.next_granule += 1;
-        let hz = self.cursor.note_at(middle * 1_000 / self.rate)?.hz?;
+        let hz = self.cursor.note_at(middle * 1_000 / self.sample_rate)?.hz?;
         let mut line = 0;
-        while (to_f64(line) + 1.0) * to_f64(self.rate) / to_f64(2 * LINES_PER_GRANULE) < hz {
+        while (to_f64(line) + 1.0) * to_f64(self.sample_rate) / to_f64(2 * LINES_PER_GRANULE) < hz {
             line += 1;
         }
         Some(line)
@@ -111,7 +119,7 @@ impl Mp3Frames {
         };
         let bit_rate_index = table.iter().position(|kbps| *kbps == self.kbps).unwrap_or_default();
         // 44.1 and 22.05 kHz have the index 0 of their version, and 24 kHz has the index 1 of MPEG-2.
-        let sample_rate_index = u32::from(self.rate == 24_000);
+        let sample_rate_index = u32::from(self.sample_rate == 24_000);
         bits.push(0x7ff, 11);
         bits.push(version, 2);
         bits.push(0b01, 2); // Layer III
@@ -166,7 +174,7 @@ impl Iterator for Mp3Frames {
         }
         let bytes = self.write_frame();
         self.next_frame += 1;
-        Some(EncodedFrame { bytes, end_ms: self.next_granule * LINES_PER_GRANULE * 1_000 / self.rate })
+        Some(EncodedFrame { bytes, end_ms: self.next_granule * LINES_PER_GRANULE * 1_000 / self.sample_rate })
     }
 }
 

@@ -20,7 +20,7 @@ const FADE_MS: f64 = 8.0;
 #[derive(Debug)]
 pub(super) struct SampleBlocks {
     cursor: NoteCursor,
-    rate: u64,
+    sample_rate: u64,
     coding: Coding,
     container: Container,
     total_samples: u64,
@@ -31,13 +31,13 @@ pub(super) struct SampleBlocks {
 }
 
 impl SampleBlocks {
-    pub(super) fn new(melody: Melody, rate: u32, coding: Coding, container: Container) -> Self {
-        let rate = u64::from(rate);
-        let total_samples = melody.duration_ms.saturating_mul(rate) / 1_000;
+    pub(super) fn new(melody: Melody, sample_rate: u32, coding: Coding, container: Container) -> Self {
+        let sample_rate = u64::from(sample_rate);
+        let total_samples = melody.duration_ms.saturating_mul(sample_rate) / 1_000;
         let cursor = NoteCursor::new(melody);
         Self {
             cursor,
-            rate,
+            sample_rate,
             coding,
             container,
             total_samples,
@@ -65,15 +65,15 @@ impl SampleBlocks {
 
     /// Returns the next sample of the melody.
     fn next_sample(&mut self) -> i16 {
-        let ms = self.next_sample_index * 1_000 / self.rate;
-        let exact_ms = to_f64(self.next_sample_index) * 1_000.0 / to_f64(self.rate);
+        let ms = self.next_sample_index * 1_000 / self.sample_rate;
+        let exact_ms = to_f64(self.next_sample_index) * 1_000.0 / to_f64(self.sample_rate);
         self.next_sample_index += 1;
         let Some(note) = self.cursor.note_at(ms) else { return 0 };
         let Some(hz) = note.hz else {
             self.phase = 0.0;
             return 0;
         };
-        self.phase = (self.phase + TAU * hz / to_f64(self.rate)) % TAU;
+        self.phase = (self.phase + TAU * hz / to_f64(self.sample_rate)) % TAU;
         let distance_ms = (exact_ms - to_f64(note.start_ms)).min(to_f64(note.end_ms) - exact_ms);
         let fade = (distance_ms / FADE_MS).clamp(0.0, 1.0);
         to_sample(self.phase.sin() * AMPLITUDE * fade)
@@ -82,7 +82,7 @@ impl SampleBlocks {
     /// Creates the RIFF header, which contains the size of the samples.
     fn wave_header(&self) -> Vec<u8> {
         let data_bytes = u32::try_from(self.total_samples * self.bytes_per_sample()).unwrap_or(u32::MAX);
-        let rate = u32::try_from(self.rate).unwrap_or(u32::MAX);
+        let sample_rate = u32::try_from(self.sample_rate).unwrap_or(u32::MAX);
         [
             b"RIFF".as_slice(),
             &data_bytes.saturating_add(36).to_le_bytes(),
@@ -91,8 +91,8 @@ impl SampleBlocks {
             // The coding is PCM, and there is one channel.
             &1_u16.to_le_bytes(),
             &1_u16.to_le_bytes(),
-            &rate.to_le_bytes(),
-            &rate.saturating_mul(2).to_le_bytes(),
+            &sample_rate.to_le_bytes(),
+            &sample_rate.saturating_mul(2).to_le_bytes(),
             // A sample has two bytes, which are sixteen bits.
             &2_u16.to_le_bytes(),
             &16_u16.to_le_bytes(),
@@ -114,7 +114,7 @@ impl Iterator for SampleBlocks {
         if self.next_sample_index >= self.total_samples {
             return None;
         }
-        let count = (self.rate * BLOCK_MS / 1_000).min(self.total_samples - self.next_sample_index);
+        let count = (self.sample_rate * BLOCK_MS / 1_000).min(self.total_samples - self.next_sample_index);
         let mut bytes = Vec::new();
         for _ in 0..count {
             let sample = self.next_sample();
@@ -124,7 +124,7 @@ impl Iterator for SampleBlocks {
                 Coding::ALaw => bytes.push(a_law(sample)),
             }
         }
-        Some(EncodedFrame { bytes, end_ms: self.next_sample_index * 1_000 / self.rate })
+        Some(EncodedFrame { bytes, end_ms: self.next_sample_index * 1_000 / self.sample_rate })
     }
 }
 

@@ -33,7 +33,7 @@ fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
         .unwrap();
     let track = reader.default_track(TrackType::Audio).unwrap();
     let parameters = track.codec_params.as_ref().unwrap().audio().unwrap();
-    let rate = parameters.sample_rate.unwrap();
+    let sample_rate = parameters.sample_rate.unwrap();
     let mut decoder = symphonia::default::get_codecs()
         .make_audio_decoder(parameters, &AudioDecoderOptions::default())
         .unwrap();
@@ -51,7 +51,7 @@ fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
         audio.copy_to_vec_interleaved::<f32>(&mut block);
         samples.extend_from_slice(&block);
     }
-    (rate, samples)
+    (sample_rate, samples)
 }
 
 fn peak_level(samples: &[f32]) -> f32 {
@@ -61,11 +61,11 @@ fn peak_level(samples: &[f32]) -> f32 {
 #[test]
 fn every_mp3_format_decodes_to_audible_sound_of_the_expected_length() {
     for format in FORMATS {
-        let Codec::Mp3 { rate, .. } = format.codec else { continue };
+        let Codec::Mp3 { sample_rate, .. } = format.codec else { continue };
         let (decoded_rate, samples) = decode(encode(TEXT, format));
-        assert_eq!(decoded_rate, rate, "the sample rate of {} must be right", format.name);
-        let frame_samples = if rate >= 32_000 { 1_152 } else { 576 };
-        let expected = TEXT.chars().count() * 60 * usize::try_from(rate).unwrap() / 1_000;
+        assert_eq!(decoded_rate, sample_rate, "the sample rate of {} must be right", format.name);
+        let frame_samples = if sample_rate >= 32_000 { 1_152 } else { 576 };
+        let expected = TEXT.chars().count() * 60 * usize::try_from(sample_rate).unwrap() / 1_000;
         assert!(
             samples.len().abs_diff(expected) <= frame_samples,
             "{} must have about {expected} samples: {}",
@@ -79,9 +79,9 @@ fn every_mp3_format_decodes_to_audible_sound_of_the_expected_length() {
 
 /// Returns the frequency of the decoded note of a word.
 fn pitch_of(word: &str, format: &str) -> f64 {
-    let (rate, samples) = decode(encode(word, Format::find(format).unwrap()));
+    let (sample_rate, samples) = decode(encode(word, Format::find(format).unwrap()));
     let crossings = samples.windows(2).filter(|pair| pair[0] < 0.0 && pair[1] >= 0.0).count();
-    crossings as f64 * f64::from(rate) / samples.len() as f64
+    crossings as f64 * f64::from(sample_rate) / samples.len() as f64
 }
 
 #[test]
@@ -108,11 +108,11 @@ fn a_pause_is_silent() {
 #[test]
 fn samples_last_as_long_as_the_text() {
     for format in FORMATS {
-        let Codec::Samples { rate, coding, container } = format.codec else { continue };
+        let Codec::Samples { sample_rate, coding, container } = format.codec else { continue };
         let bytes = encode(TEXT, format);
         let header_bytes = if container == Container::Wave { 44 } else { 0 };
         let bytes_per_sample = if coding == Coding::Linear { 2 } else { 1 };
-        let expected = TEXT.chars().count() * 60 * usize::try_from(rate).unwrap() / 1_000;
+        let expected = TEXT.chars().count() * 60 * usize::try_from(sample_rate).unwrap() / 1_000;
         let sample_count = (bytes.len() - header_bytes) / bytes_per_sample;
         assert_eq!(sample_count, expected, "{} must last as long as the text", format.name);
     }
