@@ -43,7 +43,7 @@ pub(super) struct Workspace {
     pub(super) resources: Resources,
 }
 
-/// The state of a key.
+/// A key of the plan, and the credits that it has used.
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) plan: KeyPlan,
@@ -73,9 +73,9 @@ impl Refusal {
         Self { kind, values: Box::new(values) }
     }
 
-    /// Creates a refusal about the object `id`.
-    pub(super) fn with_object_id(kind: RefusalKind, id: impl Into<String>) -> Self {
-        Self::new(kind, RefusalValues { object_id: id.into(), ..RefusalValues::default() })
+    /// Creates a refusal whose text is about `subject`.
+    pub(super) fn with_subject(kind: RefusalKind, subject: impl Into<String>) -> Self {
+        Self::new(kind, RefusalValues { subject: subject.into(), ..RefusalValues::default() })
     }
 }
 
@@ -290,7 +290,7 @@ impl Accounts {
             (Some((_, false)), Some(_)) => None,
             (Some((_, false)), None) => return Err(RefusalKind::NeedsAuthorization.into()),
         };
-        payer.ok_or_else(|| Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id))
+        payer.ok_or_else(|| Refusal::with_subject(RefusalKind::AgentNotFound, agent_id))
     }
 
     /// Returns the key at an index.

@@ -126,7 +126,7 @@ impl OperationContext<'_> {
         let state = self.provider.state();
         let history = &state.accounts.workspace(key_index)?.history;
         match request.continued_requests.iter().find(|id| !history.has_request(id)) {
-            Some(unknown_id) => Err(Refusal::with_object_id(RefusalKind::UnknownRequest, unknown_id)),
+            Some(unknown_id) => Err(Refusal::with_subject(RefusalKind::UnknownRequest, unknown_id)),
             None => Ok(()),
         }
     }
@@ -134,7 +134,7 @@ impl OperationContext<'_> {
     /// Returns the cost of speech, and refuses a model or a text that the plan does not allow.
     fn speech_cost(&self, key_index: usize, request: &SpeechRequest) -> Result<u64, Refusal> {
         let model = Model::find(&request.model)
-            .ok_or_else(|| Refusal::with_object_id(RefusalKind::ModelNotFound, &request.model))?;
+            .ok_or_else(|| Refusal::with_subject(RefusalKind::ModelNotFound, &request.model))?;
         let state = self.provider.state();
         let plan = &state.accounts.workspace(key_index)?.plan;
         plan.check_model(model)?;

@@ -63,7 +63,7 @@ impl OperationContext<'_> {
             let supported_formats = FORMATS.map(|format| format.name).join(", ");
             let message =
                 format!("Output format '{name}' is not supported. Supported formats: {supported_formats}.");
-            Refusal::with_object_id(RefusalKind::InvalidOutputFormat, message)
+            Refusal::with_subject(RefusalKind::InvalidOutputFormat, message)
         })?;
         self.provider.state().accounts.workspace(key_index)?.plan.check_format(format)?;
         Ok(format)

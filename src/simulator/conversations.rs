@@ -57,7 +57,7 @@ pub(super) fn respond(context: OperationContext<'_>, id: &str) -> Result<Provide
     state.accounts.check_permission(key_index, "convai_read")?;
     let conversation = state.accounts.workspace_mut(key_index)?.conversations.find(id);
     let conversation =
-        conversation.ok_or_else(|| Refusal::with_object_id(RefusalKind::ConversationNotFound, id))?;
+        conversation.ok_or_else(|| Refusal::with_subject(RefusalKind::ConversationNotFound, id))?;
     Ok(ProviderResponse::document(&conversation.document()))
 }
 

@@ -51,7 +51,7 @@ fn issue_for_agent(context: OperationContext<'_>, prefix: &str) -> Result<(Strin
     state.accounts.check_permission(key_index, "convai_write")?;
     // A key grants access only to agents in the workspace of the key.
     if state.accounts.find_agent_payer(&agent_id, Some(key_index))? != key_index {
-        return Err(Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id));
+        return Err(Refusal::with_subject(RefusalKind::AgentNotFound, agent_id));
     }
     let token = format!("{prefix}_{}", new_trace_id());
     state.tokens.add(&token, TokenScope::Agent(agent_id.clone()), key_index, clock::now());

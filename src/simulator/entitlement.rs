@@ -123,7 +123,7 @@ impl WorkspacePlan {
         let values = RefusalValues {
             requested_amount: characters,
             max_count: max_characters,
-            object_id: model.id.to_owned(),
+            subject: model.id.to_owned(),
             ..RefusalValues::default()
         };
         Err(Refusal::new(kind, values))
@@ -218,7 +218,7 @@ impl Accounts {
             return Ok(name);
         }
         if !self.library.iter().any(|voice| voice == id) {
-            return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
+            return Err(Refusal::with_subject(RefusalKind::VoiceNotFound, id));
         }
         workspace.plan.check_library()?;
         Ok("Library voice".to_owned())

@@ -60,9 +60,9 @@ pub(super) fn refuse_by_fault(
     }
     match Route::find(&parts.method, parts.uri.path()) {
         Ok(Route::Speech { voice, .. } | Route::Free(FreeOperation::Voice(voice))) => {
-            values.object_id = voice;
+            values.subject = voice;
         }
-        Ok(Route::Operation(_, ids)) => values.object_id = ids.into_iter().next().unwrap_or_default(),
+        Ok(Route::Operation(_, ids)) => values.subject = ids.into_iter().next().unwrap_or_default(),
         Ok(_) | Err(_) => {}
     }
     Refusal::new(kind.clone(), values).into()

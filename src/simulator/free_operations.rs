@@ -81,7 +81,7 @@ impl FreeOperation {
             FreeOperation::Voices => json!({ "voices": models::voices(own_voices) }),
             FreeOperation::VoicesV2 => voices_v2(own_voices, &workspace.plan.name, context.query)?,
             FreeOperation::Voice(id) => models::voice_document(id, own_voices)
-                .ok_or_else(|| Refusal::with_object_id(RefusalKind::VoiceNotFound, id))?,
+                .ok_or_else(|| Refusal::with_subject(RefusalKind::VoiceNotFound, id))?,
             FreeOperation::AddVoice => {
                 if !context.received.has_form_part("name") {
                     return Err(RefusalKind::FieldMissing("name".into()).into());
@@ -103,7 +103,7 @@ impl FreeOperation {
                 string_field(&context.json_object()?, "new_name")?
                     .ok_or(RefusalKind::FieldMissing("new_name".into()))?;
                 if !state.accounts.library.contains(id) {
-                    return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
+                    return Err(Refusal::with_subject(RefusalKind::VoiceNotFound, id));
                 }
                 state.accounts.workspace_mut(key_index)?.add_copy(id)?;
                 json!({ "voice_id": id })
@@ -111,7 +111,7 @@ impl FreeOperation {
             FreeOperation::Library => models::library(&state.accounts.library),
             FreeOperation::DeleteVoice(id) => {
                 if !state.accounts.workspace_mut(key_index)?.remove_voice(id) {
-                    return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
+                    return Err(Refusal::with_subject(RefusalKind::VoiceNotFound, id));
                 }
                 json!({ "status": "ok" })
             }
@@ -124,7 +124,7 @@ impl FreeOperation {
             }
             FreeOperation::DeleteHistoryItem(id) => {
                 if !state.accounts.workspace_mut(key_index)?.history.delete(id) {
-                    return Err(Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id));
+                    return Err(Refusal::with_subject(RefusalKind::HistoryItemNotFound, id));
                 }
                 json!({ "status": "ok" })
             }

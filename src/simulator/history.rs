@@ -42,7 +42,7 @@ impl History {
 
     pub(super) fn find(&self, id: &str) -> Result<&HistoryItem, Refusal> {
         let item = self.0.iter().find(|item| item.id == id);
-        item.ok_or_else(|| Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id))
+        item.ok_or_else(|| Refusal::with_subject(RefusalKind::HistoryItemNotFound, id))
     }
 
     /// Returns whether the request with the ID `id` created an item.

@@ -335,7 +335,7 @@ fn read_dubbed_audio(
     let mut state = context.provider.state();
     let dubbing = state.accounts.workspace_mut(key_index)?.resources.find(ResourceKind::Dubbing, id)?;
     if dubbing.language != language {
-        return Err(Refusal::with_object_id(fixed_refusal("dubbing_language_not_found"), language));
+        return Err(Refusal::with_subject(fixed_refusal("dubbing_language_not_found"), language));
     }
     if !dubbing.is_dubbed() {
         return Err(fixed_refusal("dubbing_not_dubbed").into());

@@ -345,16 +345,16 @@ impl Drop for PendingRequest {
         let mut state = self.provider.state();
         let summary = std::mem::take(&mut self.summary);
         let status = summary.status;
-        let count = |served: &mut u64, refused: &mut u64, unanswered: &mut u64| match status {
+        let count_outcome = |served: &mut u64, refused: &mut u64, unanswered: &mut u64| match status {
             None => *unanswered += 1,
             Some(..400) => *served += 1,
             Some(400..) => *refused += 1,
         };
         if let Some(entry) = state.key_entry_mut(self.presented_key) {
-            count(&mut entry.served, &mut entry.refused, &mut entry.unanswered);
+            count_outcome(&mut entry.served, &mut entry.refused, &mut entry.unanswered);
         }
         let totals = &mut state.totals;
-        count(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
+        count_outcome(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
         totals.in_flight = totals.in_flight.saturating_sub(1);
         if state.requests.len() == MAX_REQUESTS {
             state.requests.pop_front();

@@ -120,8 +120,8 @@ pub(super) struct RefusalValues {
     pub(super) remaining_cap: u64,
     /// Maximum number of concurrent requests.
     pub(super) max_concurrent: u32,
-    /// The requested voice, model or item, or a complete message about the requested format.
-    pub(super) object_id: String,
+    /// The ID of the requested voice, model or other object, or the whole message about an unknown audio format.
+    pub(super) subject: String,
     /// The maximum number of voices, characters or bytes.
     pub(super) max_count: u64,
     /// The requested model.

@@ -72,7 +72,7 @@ impl ResourceKind {
             ResourceKind::Dubbing => "dubbing_not_found",
             ResourceKind::Project => "project_not_found",
         };
-        Refusal::with_object_id(fixed_refusal(name), id)
+        Refusal::with_subject(fixed_refusal(name), id)
     }
 }
 

@@ -81,7 +81,7 @@ fn fill_placeholders(example: &Example, values: &RefusalValues) -> String {
         ("{plan}", plan),
         ("{model}", &values.model),
         ("{format}", &values.format),
-        ("{subject}", &values.object_id),
+        ("{subject}", &values.subject),
     ];
     let mut message = example.message.to_owned();
     for (placeholder, value) in numbers {

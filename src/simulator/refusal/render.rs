@@ -10,7 +10,7 @@ impl RefusalKind {
     #[rustfmt::skip] // a table with one entry per refusal
     pub(in crate::simulator) fn render(&self, values: &RefusalValues, request_id: &str) -> HttpRefusal {
         let RefusalValues {
-            requested_amount, credit_limit, remaining_credits, key_name, key_cap, remaining_cap, object_id, max_count, ..
+            requested_amount, credit_limit, remaining_credits, key_name, key_cap, remaining_cap, subject, max_count, ..
         } = values;
         let typed_refusal = |status, kind, code, legacy, message: &str| {
             typed_refusal(status, [kind, code, legacy], message, request_id)
@@ -83,30 +83,30 @@ impl RefusalKind {
                 unprocessable_refusal("string_type", Some(field), "Input should be a valid string"),
             RefusalKind::MalformedJson => unprocessable_refusal("json_invalid", None, "JSON decode error"),
             RefusalKind::VoiceNotFound => typed_refusal(404, "not_found", "voice_not_found", "voice_not_found",
-                &format!("A voice with voice ID '{object_id}' was not found.")),
+                &format!("A voice with voice ID '{subject}' was not found.")),
             RefusalKind::HistoryItemNotFound =>
                 typed_refusal(404, "not_found", "history_item_not_found", "history_item_not_found",
-                    &format!("History item with ID '{object_id}' was not found.")),
+                    &format!("History item with ID '{subject}' was not found.")),
             RefusalKind::AgentNotFound => typed_refusal(404, "not_found", "agent_not_found", "agent_not_found",
-                &format!("An agent with ID '{object_id}' was not found.")),
+                &format!("An agent with ID '{subject}' was not found.")),
             RefusalKind::ConversationNotFound =>
                 typed_refusal(404, "not_found", "conversation_not_found", "conversation_not_found",
-                    &format!("A conversation with ID '{object_id}' was not found.")),
+                    &format!("A conversation with ID '{subject}' was not found.")),
             RefusalKind::InvalidCursor => typed_refusal(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
             // The text of the provider is unknown, but a 500 response was observed.
             RefusalKind::UnknownRequest => typed_refusal(400, "validation_error", "invalid_parameters", "invalid_parameters",
-                &format!("A request with ID '{object_id}' cannot be continued.")),
+                &format!("A request with ID '{subject}' cannot be continued.")),
             RefusalKind::AnonymousWorkspace => typed_refusal(404, "not_found", "workspace_not_found", "workspace_not_found",
                 "Workspace 1anonymous1 not found."),
             RefusalKind::ModelNotFound => typed_refusal(400, "not_found", "model_not_found", "model_not_found",
-                &format!("A model with model ID '{object_id}' was not found.")),
+                &format!("A model with model ID '{subject}' was not found.")),
             RefusalKind::TextTooLong => typed_refusal(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
-                &format!("The text is too long for the model '{object_id}': {requested_amount} characters, where {} are allowed.", values.exceeded_limit())),
+                &format!("The text is too long for the model '{subject}': {requested_amount} characters, where {} are allowed.", values.exceeded_limit())),
             RefusalKind::EmptyText => typed_refusal(400, "validation_error", "empty_text", "empty_text",
                 "The text must not be empty."),
             RefusalKind::InvalidOutputFormat =>
-                typed_refusal(400, "validation_error", "invalid_output_format", "invalid_output_format", object_id),
+                typed_refusal(400, "validation_error", "invalid_output_format", "invalid_output_format", subject),
             RefusalKind::RequestTooLarge => typed_refusal(400, "invalid_request", "request_too_large", "request_too_large",
                 &format!("The request body is larger than {max_count} bytes.")),
             RefusalKind::NotFound => plain_refusal(404, "Not Found"),

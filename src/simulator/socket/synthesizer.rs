@@ -61,12 +61,12 @@ impl Synthesizer {
         query: &str,
     ) -> Result<Self, Refusal> {
         let model =
-            Model::find(model).ok_or_else(|| Refusal::with_object_id(RefusalKind::ModelNotFound, model))?;
+            Model::find(model).ok_or_else(|| Refusal::with_subject(RefusalKind::ModelNotFound, model))?;
         let format = match query_value(query, "output_format") {
             None => Format::DEFAULT,
             Some(name) => Format::find(&name).ok_or_else(|| {
                 let message = format!("Output format '{name}' is not supported.");
-                Refusal::with_object_id(RefusalKind::InvalidOutputFormat, message)
+                Refusal::with_subject(RefusalKind::InvalidOutputFormat, message)
             })?,
         };
         let state = provider.state();
