@@ -13,15 +13,15 @@ use crate::admin::control::ControlError;
 use crate::config::{Config, FileError, KEYS_DIRECTORY, Overlay, StateDirectory, StateLock};
 
 impl Controller {
-    /// Writes the new key files and then the overlay, which is formatted as `text`, and deletes the files of removed
-    /// keys. If a file cannot be written, the overlay stays as it was.
+    /// Writes the new key files and then the overlay, which is formatted as `overlay_text`, and deletes the files of
+    /// removed keys. If a file cannot be written, the overlay stays as it was.
     pub(super) fn save_files(
         &self,
         lock: &StateLock<'_>,
         directory: &StateDirectory,
         new_keys: &[KeyFile],
         overlay: &Overlay,
-        text: &str,
+        overlay_text: &str,
     ) -> Result<(), ControlError> {
         let write_all = || {
             new_keys.iter().try_for_each(|KeyFile { name, key }| lock.write_key(name, key))?;
@@ -29,7 +29,7 @@ impl Controller {
             if self.stop_after == Some(ChangeStep::KeyFilesWritten) {
                 return Ok(());
             }
-            lock.save(text)
+            lock.save(overlay_text)
         };
         if let Err(error) = write_all() {
             // The saved overlay does not name the new key files. If a file cannot be deleted, the next change deletes

@@ -64,7 +64,8 @@ enum SealError {
 /// The overlay after a merge, and the configuration that is loaded with it.
 struct NextOverlay {
     overlay: Overlay,
-    text: String,
+    /// The overlay as it is written to its file.
+    overlay_text: String,
     loaded: LoadedConfig,
     app_config: AppConfig,
     left_out: Vec<LeftOutEntry>,
@@ -167,7 +168,7 @@ impl Controller {
         if !current.clients.is_empty() && next.loaded.config.clients.is_empty() {
             return Err(MergeError::LastClient);
         }
-        self.save_files(&lock, &directory, &new_keys, &next.overlay, &next.text)?;
+        self.save_files(&lock, &directory, &new_keys, &next.overlay, &next.overlay_text)?;
         self.apply_merged(next, &previous_overlay, &changed, &lock, &directory, app).await;
         Ok(())
     }
@@ -197,7 +198,7 @@ impl Controller {
             clients: clients.map(|entry| entry.name.clone()).collect(),
         };
         if changed != ChangedNames::default() {
-            self.save_files(lock, directory, &[], &next.overlay, &next.text)?;
+            self.save_files(lock, directory, &[], &next.overlay, &next.overlay_text)?;
             self.apply_merged(next, &previous_overlay, &changed, lock, directory, app).await;
         }
         Ok(())
@@ -213,7 +214,7 @@ impl Controller {
         directory: &StateDirectory,
         app: Option<&RunningApp>,
     ) {
-        let NextOverlay { overlay, text: _, loaded, app_config, left_out } = next;
+        let NextOverlay { overlay, overlay_text: _, loaded, app_config, left_out } = next;
         let generation = overlay.generation;
         let keys = api_keys(&loaded.config);
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
@@ -252,12 +253,12 @@ impl Controller {
         let mut left_out = leave_out_conflicting_clients(&mut overlay, previous, current);
         let kept = self.kept_contents(directory);
         for _ in 0..MAX_LOAD_ATTEMPTS {
-            let text = overlay.format().map_err(ControlError::Invalid)?;
-            let files = next_files(directory, &text, new_keys);
+            let overlay_text = overlay.format().map_err(ControlError::Invalid)?;
+            let files = next_files(directory, &overlay_text, new_keys);
             let problems = match config::load_with_files(&self.overrides, &files, &kept) {
                 Ok(loaded) => {
                     let (loaded, app_config) = self.check_is_applicable(loaded, app)?;
-                    return Ok(NextOverlay { overlay, text, loaded, app_config, left_out });
+                    return Ok(NextOverlay { overlay, overlay_text, loaded, app_config, left_out });
                 }
                 Err(problems) => problems,
             };

@@ -193,9 +193,9 @@ impl Controller {
         if respond.is_closed() {
             return;
         }
-        let result = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
+        let receipt = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
         // Sending fails if the caller has stopped waiting, which does not undo the change.
-        let _ = respond.send(result);
+        let _ = respond.send(receipt);
     }
 
     /// Makes a change and applies it to `app`. If `app` is `None`, the change is only saved.
@@ -248,10 +248,10 @@ impl Controller {
         let Edit { mut overlay, new_keys, summary } = edit;
         overlay.generation = overlay.generation.max(self.generation.load(Ordering::Acquire)) + 1;
         let generation = overlay.generation;
-        let text = overlay.format().map_err(ControlError::Invalid)?;
-        let files = next_files(directory, &text, &new_keys);
+        let overlay_text = overlay.format().map_err(ControlError::Invalid)?;
+        let files = next_files(directory, &overlay_text, &new_keys);
         let (loaded, app_config) = self.load_next(&files, &self.kept_contents(directory), app)?;
-        self.save_files(lock, directory, &new_keys, &overlay, &text)?;
+        self.save_files(lock, directory, &new_keys, &overlay, &overlay_text)?;
 
         let keys: Vec<ApiKey> = loaded.config.keys.iter().map(|key| key.key.clone()).collect();
         let EditSummary { action, target, detail, key_id, token, mut warnings } = summary;
@@ -321,8 +321,8 @@ impl Controller {
             let lock = self.lock(directory).await?;
             let mut overlay = lock.read().map_err(|error| overlay_read_error(&error))?;
             overlay.generation = overlay.generation.max(generation);
-            let text = overlay.format().map_err(ControlError::Invalid)?;
-            lock.save(&text).map_err(|error| state_write_error(directory, error.source.to_string()))
+            let overlay_text = overlay.format().map_err(ControlError::Invalid)?;
+            lock.save(&overlay_text).map_err(|error| state_write_error(directory, error.source.to_string()))
         };
         if let Err(error) = save.await {
             warn!(

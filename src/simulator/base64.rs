@@ -22,9 +22,9 @@ impl Base64Encoder {
     pub(super) fn push(&mut self, bytes: &[u8]) -> Bytes {
         self.remainder.extend_from_slice(bytes);
         let length = self.remainder.len() / 3 * 3;
-        let text: Vec<u8> = self.remainder[..length].chunks_exact(3).flat_map(Self::encode_group).collect();
+        let digits: Vec<u8> = self.remainder[..length].chunks_exact(3).flat_map(Self::encode_group).collect();
         self.remainder.drain(..length);
-        text.into()
+        digits.into()
     }
 
     /// Encodes the remaining bytes with padding.
@@ -35,10 +35,10 @@ impl Base64Encoder {
             _ => return Bytes::new(),
         };
         self.remainder.resize(3, 0);
-        let mut text = Self::encode_group(&self.remainder);
+        let mut digits = Self::encode_group(&self.remainder);
         self.remainder.clear();
-        text[4 - padding..].fill(b'=');
-        Bytes::copy_from_slice(&text)
+        digits[4 - padding..].fill(b'=');
+        Bytes::copy_from_slice(&digits)
     }
 
     /// Encodes three bytes as four digits.

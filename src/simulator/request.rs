@@ -101,8 +101,8 @@ impl ReceivedBody {
     /// Returns the value of a form part. Returns `None` if the part is missing, or if the form was too large
     /// to be stored.
     pub(super) fn form_part(&self, name: &str) -> Option<String> {
-        let text = String::from_utf8_lossy(self.content.as_deref()?);
-        let (_, headers_and_value) = text.split_once(&format!("name=\"{name}\""))?;
+        let form = String::from_utf8_lossy(self.content.as_deref()?);
+        let (_, headers_and_value) = form.split_once(&format!("name=\"{name}\""))?;
         let (_, value) = headers_and_value.split_once("\r\n\r\n")?;
         let (value, _) = value.split_once("\r\n--")?;
         Some(value.to_owned())

@@ -34,6 +34,7 @@ pub(super) struct Resource {
     pub(super) status_requests: u32,
 }
 
+/// The kind of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResourceKind {
     Dubbing,
