@@ -120,7 +120,7 @@ const OPERATIONS: &[OperationRow] = {
     ]
 };
 
-/// Maximum length of audio that is generated from an upload, so that a long upload needs little time.
+/// Maximum length of audio that is generated from an upload, which bounds the size of the response.
 const MAX_GENERATED_MS: u64 = 60_000;
 /// The model in the history of a changed voice.
 const VOICE_CHANGER_MODEL: &str = "eleven_multilingual_sts_v2";
