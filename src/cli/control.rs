@@ -17,7 +17,7 @@ use super::{
 use crate::admin::control::{Actor, Change, ChangeOrigin, ControlError, NewKey, TokenExpiry};
 use crate::clock;
 use crate::config::{Config, KeyRequirement, Overrides};
-use crate::control::{Controller, record_offline};
+use crate::control::{Controller, create_offline_recorder};
 use crate::policy::quantity::duration::{self, DisplayDuration};
 use crate::policy::units::UnixMs;
 use crate::store::{OfflineChanges, OpenError};
@@ -192,7 +192,7 @@ impl Offline {
             }
             fail(error)
         })?;
-        let mut controller = Controller::offline(self.overrides, record_offline(changes));
+        let mut controller = Controller::offline(self.overrides, create_offline_recorder(changes));
         let origin = ChangeOrigin { actor: Actor::CommandLine, address: None };
         let receipt = Box::pin(controller.make(change, None, origin, None)).await.map_err(report_error)?;
         Ok(Receipt {

@@ -27,8 +27,8 @@ use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
 };
 use crate::control::{
-    ConfigReloader, Controller, ControllerEvent, NewAdminToken, delete_leftover_key_files, log_reload_error,
-    record_in, record_unrecorded_changes,
+    ConfigReloader, Controller, ControllerEvent, NewAdminToken, create_recorder, delete_leftover_key_files,
+    log_reload_error, record_unrecorded_changes,
 };
 use crate::platform::service_manager;
 use crate::pool::KeySnapshot;
@@ -155,7 +155,8 @@ async fn serve(
         save_admin_token(new_token, &mut reloader);
     }
     record_unrecorded_changes(&app.history(), generation.load(Ordering::Acquire), clock::now()).await;
-    let controller = Controller::new(overrides, reloader, generation, record_in(app.history(), app.events()));
+    let controller =
+        Controller::new(overrides, reloader, generation, create_recorder(app.history(), app.events()));
     service_manager::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }
@@ -358,7 +359,7 @@ async fn run_until_stopped(
             None => tokio::select! {
                 event = signals.next() => event,
                 Some(request) = requests.recv() => {
-                    match make_change(controller.handle(request, &app), &mut signals).await {
+                    match make_change(controller.answer_request(request, &app), &mut signals).await {
                         Some(event) => event,
                         None => continue,
                     }

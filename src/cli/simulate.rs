@@ -79,7 +79,7 @@ async fn simulate(arguments: Arguments) -> CommandResult {
     let Arguments { listen, keys, faults } = arguments;
     let has_default_keys = keys.is_empty();
     let plan = if has_default_keys { Plan::default() } else { Plan { keys, ..Plan::with_keys([]) } };
-    plan.check().map_err(fail)?;
+    plan.validate().map_err(fail)?;
     let is_known = |key: &str| key == ALL_KEYS || plan.keys.iter().any(|known| known.key == key);
     if !faults.iter().all(|argument| is_known(&argument.key)) {
         return Err(fail("--fault names a key that no --key defines"));

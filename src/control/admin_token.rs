@@ -1,4 +1,5 @@
-//! Generates the admin token at the first startup, if the operator configured none.
+//! Generates the admin token at the first startup if the operator has configured none, and saves it in the state
+//! directory.
 
 use std::path::PathBuf;
 
@@ -30,7 +31,7 @@ impl std::fmt::Debug for NewAdminToken {
 
 impl NewAdminToken {
     /// Generates a token and sets its fingerprint in `config`. Returns `None` if a token is configured or stored, if
-    /// there is no state directory, or if the system has no random numbers.
+    /// there is no state directory, or if the system provides no random numbers.
     pub fn generate_into(config: &mut Config) -> Option<Self> {
         let directory = config.state_directory()?;
         // A token that exists and cannot be read was reported when the configuration was loaded.

@@ -10,18 +10,19 @@ use crate::shared::{OverlayVersion, SecretDocument};
 /// not drop the field.
 const FORMAT_VERSION: u32 = 1;
 
-/// The domain prefix of the hash of the content.
+/// The prefix of the hashed content, which separates these hashes from others of the same bytes.
 const CONTENT_DOMAIN: &[u8] = b"keychoir:overlay:1:";
 
-/// Maximum number of changes. A higher number is a mistake, and would leave no room for further changes.
+/// Maximum generation that is accepted from another replica. A greater one is a mistake, and counting further changes
+/// could overflow it.
 const MAX_GENERATION: u64 = 1 << 53;
 
-/// The overlay of a replica.
+/// The overlay of a replica in the form in which it is encrypted and sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OverlayDocument {
     format: u32,
-    /// The number of changes.
+    /// The number of changes that the overlay contains.
     pub(super) generation: u64,
     pub(super) state: OverlayState,
 }
@@ -30,7 +31,9 @@ pub(super) struct OverlayDocument {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum DocumentError {
     /// Another version of Keychoir has written the document.
-    #[error("they are not in the format of this version of Keychoir: run the same version on all replicas")]
+    #[error(
+        "the changes are not in the format of this version of Keychoir: run the same version on all replicas"
+    )]
     UnknownFormat,
     /// An entry is invalid.
     #[error("{0}")]
@@ -53,18 +56,21 @@ impl OverlayDocument {
         if document.generation > MAX_GENERATION {
             return Err(DocumentError::Invalid("the number of changes is not plausible"));
         }
-        document.state.check().map_err(DocumentError::Invalid)?;
+        document.state.check_entries().map_err(DocumentError::Invalid)?;
         Ok(document)
     }
 
-    /// Formats the document. Returns it with its version.
+    /// Formats the document. Returns it with its version, which contains the first 16 bytes of the hash of the entries.
     pub(super) fn format(&self) -> Result<(OverlayVersion, SecretDocument), serde_json::Error> {
         let document = SecretDocument::new(serde_json::to_vec(self)?);
         let mut hash = Context::new(&SHA256);
         hash.update(CONTENT_DOMAIN);
         hash.update(&serde_json::to_vec(&self.state)?);
         let mut content_hash = [0; 16];
-        content_hash.iter_mut().zip(hash.finish().as_ref()).for_each(|(byte, digest)| *byte = *digest);
+        content_hash
+            .iter_mut()
+            .zip(hash.finish().as_ref())
+            .for_each(|(byte, digest_byte)| *byte = *digest_byte);
         let changed_at = self.state.last_change();
         Ok((OverlayVersion { generation: self.generation, changed_at, content_hash }, document))
     }

@@ -1,11 +1,11 @@
-//! Computes the next overlay from a change, the current overlay and the current configuration. The functions of this
-//! module read and write no files.
+//! Computes the next overlay, the files of new keys and the receipt of a change from the current overlay and the
+//! current configuration. The functions of this module read and write no files.
 
 mod clients;
 
 use serde_json::{Value, json};
 
-use super::overlay_state::{key_file, unused_file_name};
+use super::overlay_state::{key_file_path, unused_file_name};
 use crate::admin::control::{Change, ClientToken, ControlError, MAX_REASON_CHARS, NewKey, is_valid_reason};
 use crate::config::{Config, EntryKind, KeyConfig, ManagedKey, Overlay, PausedKey};
 use crate::policy::key_state::KeyOrigin;
@@ -13,7 +13,7 @@ use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, KEY_ID_DIGITS};
 use clients::ClientEditor;
 
-/// The result of a change: the next overlay and the files of new keys.
+/// The next overlay, the files of new keys, and the summary for the record and the receipt.
 pub(super) struct Edit {
     pub(super) overlay: Overlay,
     pub(super) new_keys: Vec<KeyFile>,
@@ -55,8 +55,9 @@ impl EditSummary {
     }
 }
 
-/// Edits the overlay, without the times of the changes. `token` is the new token of a client, if the change needs one.
-pub(super) fn edit(
+/// Edits the overlay. The caller sets the times of the changed entries. `token` becomes the new token of the client, if
+/// the change needs one.
+pub(super) fn edit_overlay(
     change: Change,
     mut overlay: Overlay,
     config: &Config,
@@ -80,13 +81,13 @@ pub(super) fn edit(
             ClientEditor { overlay: &mut overlay, config, now }.rotate(&name, grace, expires_at, token)?
         }
         Change::RevokeClient { name } => ClientEditor { overlay: &mut overlay, config, now }.revoke(&name)?,
-        Change::Reload => return Err(ControlError::Invalid("a reload edits nothing".to_owned())),
+        Change::Reload => return Err(ControlError::Invalid("a reload does not edit the overlay".to_owned())),
     };
     Ok(Edit { overlay, new_keys, summary })
 }
 
-/// Refuses a change of an entry of another replica that has no effect on this machine: it would apply to another key
-/// or client of the same name.
+/// Refuses a change of an entry that is left out on this machine. The change would apply to another key or client of
+/// the same name.
 fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError> {
     let (kind, name) = match change {
         Change::AddKey(NewKey { name, .. }) | Change::RemoveKey { key: name } => (EntryKind::Key, name),
@@ -105,25 +106,25 @@ fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError
     Ok(())
 }
 
-/// Returns the key name that messages contain.
+/// Returns the name of a key for messages, or its short form if it has no name.
 fn key_label(key: &KeyConfig) -> &str {
     key.name.as_deref().unwrap_or(key.key.short().as_str())
 }
 
-/// Finds a key by its id, name or short form.
-fn find_key<'a>(text: &str, config: &'a Config) -> Result<&'a KeyConfig, ControlError> {
-    let by_id = config.keys.iter().find(|key| key.key.fingerprint().key_id() == text);
-    let by_name = || config.keys.iter().find(|key| key.name.as_deref() == Some(text));
+/// Finds the key whose id, name or short form is `reference`. An id has precedence over a name.
+fn find_key<'a>(reference: &str, config: &'a Config) -> Result<&'a KeyConfig, ControlError> {
+    let by_id = config.keys.iter().find(|key| key.key.fingerprint().key_id() == reference);
+    let by_name = || config.keys.iter().find(|key| key.name.as_deref() == Some(reference));
     if let Some(key) = by_id.or_else(by_name) {
         return Ok(key);
     }
-    let mut by_short_form = config.keys.iter().filter(|key| key.key.short().as_str() == text);
+    let mut by_short_form = config.keys.iter().filter(|key| key.key.short().as_str() == reference);
     match (by_short_form.next(), by_short_form.next()) {
         (Some(key), None) => Ok(key),
         (Some(_), Some(_)) => {
             Err(ControlError::Invalid("several keys have this short form: use the id of the key".to_owned()))
         }
-        // The text is not repeated, because it may be a key that was passed by mistake.
+        // The error does not contain the reference, because it may be a key that was passed by mistake.
         (None, _) => Err(ControlError::NotFound(
             "the pool has no key with this id, name or short form: `keychoir keys list` lists them"
                 .to_owned(),
@@ -161,24 +162,30 @@ fn add_key(
     let summary = EditSummary::for_key("key_added", &key, Some(&name), detail);
     let is_used = |file: &str| overlay.keys.iter().any(|other| other.key_file == file);
     let file_name = unused_file_name(&name, &key.fingerprint().to_string(), is_used);
-    let key_file = key_file(&file_name);
+    let key_file = key_file_path(&file_name);
     overlay.keys.push(ManagedKey { name, key_file, workspace, base_url, weight, ..ManagedKey::default() });
     new_keys.push(KeyFile { name: file_name, key });
     Ok(summary)
 }
 
-fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<EditSummary, ControlError> {
-    let is_used = |key: &KeyConfig| key.origin == KeyOrigin::Managed && key.name.as_deref() == Some(text);
-    if let Some(index) = overlay.keys.iter().position(|managed| managed.name == text)
-        && !config.keys.iter().any(is_used)
+fn remove_key(reference: &str, overlay: &mut Overlay, config: &Config) -> Result<EditSummary, ControlError> {
+    let is_managed_key =
+        |key: &KeyConfig| key.origin == KeyOrigin::Managed && key.name.as_deref() == Some(reference);
+    if let Some(index) = overlay.keys.iter().position(|managed| managed.name == reference)
+        && !config.keys.iter().any(is_managed_key)
     {
         // The entry has no effect, because another source has the same key.
         let ManagedKey { name, .. } = overlay.keys.remove(index);
-        let detail = json!({});
-        let (action, target) = ("key_removed", name);
-        return Ok(EditSummary { action, target, detail, key_id: None, token: None, warnings: Vec::new() });
+        return Ok(EditSummary {
+            action: "key_removed",
+            target: name,
+            detail: json!({}),
+            key_id: None,
+            token: None,
+            warnings: Vec::new(),
+        });
     }
-    let key = find_key(text, config)?;
+    let key = find_key(reference, config)?;
     let configured_in = match key.origin {
         KeyOrigin::Managed => None,
         KeyOrigin::Environment => Some("the environment"),
@@ -198,15 +205,15 @@ fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Edit
 }
 
 fn pause_key(
-    text: &str,
+    reference: &str,
     until: Option<UnixMs>,
     reason: Option<String>,
     overlay: &mut Overlay,
     config: &Config,
     now: UnixMs,
 ) -> Result<EditSummary, ControlError> {
-    let key = find_key(text, config)?;
-    check_future(until, now, "the end of the pause")?;
+    let key = find_key(reference, config)?;
+    check_is_future(until, now, "the end of the pause")?;
     let reason = reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
     if let Some(reason) = &reason
         && !is_valid_reason(reason)
@@ -220,18 +227,19 @@ fn pause_key(
     let since = earlier_entry.filter(|paused| paused.is_active(now)).map_or(now, |paused| paused.since);
     let detail = json!({"until": until.map(UnixMs::rfc3339), "reason": reason});
     let short_key = key.key.short().to_string();
+    // The caller sets the time of the change.
     let changed_at = UnixMs(0);
     overlay.paused_keys.push(PausedKey { fingerprint, short_key, since, until, reason, changed_at });
     Ok(EditSummary::for_key("key_paused", &key.key, key.name.as_deref(), detail))
 }
 
 fn resume_key(
-    text: &str,
+    reference: &str,
     overlay: &mut Overlay,
     config: &Config,
     now: UnixMs,
 ) -> Result<EditSummary, ControlError> {
-    let key = find_key(text, config)?;
+    let key = find_key(reference, config)?;
     let fingerprint = key.key.fingerprint().to_string();
     let is_paused = |paused: &PausedKey| paused.fingerprint == fingerprint && paused.is_active(now);
     let Some(index) = overlay.paused_keys.iter().position(is_paused) else {
@@ -241,7 +249,8 @@ fn resume_key(
     Ok(EditSummary::for_key("key_resumed", &key.key, key.name.as_deref(), json!({})))
 }
 
-fn check_future(time: Option<UnixMs>, now: UnixMs, subject: &str) -> Result<(), ControlError> {
+/// Refuses a time that has passed. `subject` names the time in the error.
+fn check_is_future(time: Option<UnixMs>, now: UnixMs, subject: &str) -> Result<(), ControlError> {
     match time {
         Some(time) if time <= now => Err(ControlError::Invalid(format!("{subject} is not in the future"))),
         Some(_) | None => Ok(()),

@@ -1,4 +1,5 @@
-//! Writes the files of a change.
+//! Writes the key files and the overlay of a change, deletes key files that no entry of the overlay names, and converts
+//! the errors of both into errors of the controller.
 
 use std::path::PathBuf;
 
@@ -12,29 +13,31 @@ use crate::admin::control::ControlError;
 use crate::config::{Config, FileError, KEYS_DIRECTORY, Overlay, StateDirectory, StateLock};
 
 impl Controller {
-    /// Writes the new key files and then the overlay, which is formatted as `text`.
-    pub(super) fn save(
+    /// Writes the new key files and then the overlay, which is formatted as `overlay_text`, and deletes the files of
+    /// removed keys. If a file cannot be written, the overlay stays as it was.
+    pub(super) fn save_files(
         &self,
         lock: &StateLock<'_>,
         directory: &StateDirectory,
         new_keys: &[KeyFile],
         overlay: &Overlay,
-        text: &str,
+        overlay_text: &str,
     ) -> Result<(), ControlError> {
         let write_all = || {
             new_keys.iter().try_for_each(|KeyFile { name, key }| lock.write_key(name, key))?;
             #[cfg(test)]
-            if self.stop_after == Some(ChangeStep::KeyWritten) {
+            if self.stop_after == Some(ChangeStep::KeyFilesWritten) {
                 return Ok(());
             }
-            lock.save(text)
+            lock.save(overlay_text)
         };
         if let Err(error) = write_all() {
-            // The overlay does not name the new key files. If a file cannot be deleted, the next change deletes it.
+            // The saved overlay does not name the new key files. If a file cannot be deleted, the next change deletes
+            // it.
             if let Ok(previous) = lock.read() {
                 let _ = lock.delete_orphaned_key_files(&previous);
             }
-            return Err(unwritable(directory, error.source.to_string()));
+            return Err(state_write_error(directory, error.source.to_string()));
         }
         #[cfg(test)]
         if self.stop_after.is_some() {
@@ -55,16 +58,18 @@ pub(super) fn next_files(
     std::iter::once((directory.overlay_path(), overlay.to_owned())).chain(keys).collect()
 }
 
-pub(super) fn unreadable(error: &FileError) -> ControlError {
+/// Converts the error of a file that cannot be read.
+pub(super) fn overlay_read_error(error: &FileError) -> ControlError {
     let FileError { path, source } = error;
     ControlError::UnreadableOverlay { path: path.display().to_string(), reason: source.to_string() }
 }
 
-pub(super) fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
+/// Returns the error for a state directory in which a file cannot be written.
+pub(super) fn state_write_error(directory: &StateDirectory, reason: String) -> ControlError {
     ControlError::Unwritable { directory: directory.path().display().to_string(), reason }
 }
 
-/// Deletes the key files that an interrupted change left in the state directory. Startup calls it.
+/// Deletes the key files that an interrupted change left in the state directory. `serve` calls it at startup.
 pub fn delete_leftover_key_files(config: &Config) {
     let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_DIRECTORY).exists();
     let Some(directory) = config.state_directory().filter(has_keys) else { return };
@@ -76,8 +81,9 @@ pub fn delete_leftover_key_files(config: &Config) {
     }
 }
 
+/// Deletes the key files that no entry of the overlay names. Logs a file that cannot be deleted.
 fn delete_orphaned_key_files(lock: &StateLock<'_>, overlay: &Overlay) {
     if let Err(error) = lock.delete_orphaned_key_files(overlay) {
-        warn!(event = "key_file_not_deleted", "The file of a removed key cannot be deleted: {error}");
+        warn!(event = "key_file_not_deleted", "A key file that no entry names cannot be deleted: {error}");
     }
 }

@@ -1,9 +1,9 @@
-//! Leaves out entries of other replicas that conflict with the configuration file of this machine. They stay in the
-//! overlay, so that this replica still shares them.
+//! Decides which entries of other replicas are left out, because they conflict with the configuration file of this
+//! machine. Such an entry has no effect here. It stays in the overlay, so that this replica still shares it.
 
 use crate::config::{Config, EntryKind, Overlay, Problems};
 
-/// An entry that is left out.
+/// An entry of another replica that has no effect on this machine, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LeftOutEntry {
     pub(super) kind: EntryKind,
@@ -12,9 +12,9 @@ pub(super) struct LeftOutEntry {
 }
 
 /// Leaves out each client that another replica has added and that the configuration file of this machine defines
-/// with another token: applying the entry would make the token of the file invalid. `previous` is the overlay before
-/// the merge, and `config` is the configuration with it.
-pub(super) fn leave_out_clients_of_file(
+/// with another token, because applying the entry would make the token of the file invalid. `previous` is the overlay
+/// before the merge, and `config` is the configuration with that overlay.
+pub(super) fn leave_out_conflicting_clients(
     overlay: &mut Overlay,
     previous: &Overlay,
     config: &Config,
@@ -28,10 +28,10 @@ pub(super) fn leave_out_clients_of_file(
         else {
             continue;
         };
-        // A rotation names the token of the file that it replaced.
-        let token = client.token.to_string();
-        let is_same_client = entry.replaced_token_sha256.as_ref() == Some(&token)
-            || entry.token_sha256.as_ref().is_none_or(|new| *new == token);
+        let file_token = client.token.to_string();
+        // After a rotation, the entry contains the fingerprint of the token of the file that the rotation replaced.
+        let is_same_client = entry.replaced_token_sha256.as_ref() == Some(&file_token)
+            || entry.token_sha256.as_ref().is_none_or(|entry_token| *entry_token == file_token);
         if !is_same_client {
             entry.left_out = true;
             left_out.push(LeftOutEntry {
@@ -44,13 +44,13 @@ pub(super) fn leave_out_clients_of_file(
     left_out
 }
 
-/// Leaves out each entry of `overlay` with a problem. Returns `None` if a problem has another cause, so that leaving
-/// out entries does not solve it.
+/// Leaves out each entry of `overlay` that causes one of the `problems`. Returns `None` if a problem has another cause,
+/// because leaving out entries does not solve it.
 pub(super) fn leave_out_invalid(overlay: &mut Overlay, problems: &Problems) -> Option<Vec<LeftOutEntry>> {
     let mut left_out = Vec::new();
     for problem in problems.iter() {
         let (kind, index) = problem.overlay_entry()?;
-        let (mark, name) = match kind {
+        let (is_left_out, name) = match kind {
             EntryKind::Key => overlay.keys.get_mut(index).map(|entry| (&mut entry.left_out, &entry.name))?,
             EntryKind::Client => {
                 overlay.clients.get_mut(index).map(|entry| (&mut entry.left_out, &entry.name))?
@@ -58,7 +58,7 @@ pub(super) fn leave_out_invalid(overlay: &mut Overlay, problems: &Problems) -> O
             EntryKind::PausedKey => return None,
         };
         // An entry can have several problems.
-        if !std::mem::replace(mark, true) {
+        if !std::mem::replace(is_left_out, true) {
             left_out.push(LeftOutEntry { kind, name: name.clone(), reason: problem.summary() });
         }
     }

@@ -16,8 +16,8 @@ impl Controller {
         }
     }
 
-    /// Returns the files outside of the state directory as they were when the running configuration was loaded. Edits
-    /// of those files apply with the next reload, and not with a change.
+    /// Returns the contents of the files outside of the state directory as they were when the running configuration was
+    /// loaded. A change does not apply edits of those files. The next reload applies them.
     pub(super) fn kept_contents(&self, directory: &StateDirectory) -> FileContents {
         let mut contents =
             self.reloader.as_ref().map(|reloader| reloader.contents().clone()).unwrap_or_default();
@@ -25,7 +25,8 @@ impl Controller {
         contents
     }
 
-    /// Loads the configuration before the change, which may be the first key or client.
+    /// Loads the configuration before the change. It needs no key and no client, because the change may add the first
+    /// one.
     pub(super) fn load_current(&self) -> Result<LoadedConfig, ControlError> {
         let overrides = Overrides {
             key_requirement: KeyRequirement::Optional,
@@ -33,25 +34,26 @@ impl Controller {
             ..self.overrides.clone()
         };
         let directory = self.reloader.as_ref().and_then(|reloader| reloader.state_directory());
-        let kept_contents = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
-        config::load_with_files(&overrides, &[], &kept_contents)
+        let kept = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
+        config::load_with_files(&overrides, &[], &kept)
             .map_err(|problems| ControlError::Invalid(problems.to_string()))
     }
 
-    /// Loads the configuration as it would be with the given `files`, and checks that it can be applied to `app`. Files
-    /// in `kept` are not read again.
+    /// Loads the configuration as it would be with the given paths and contents of `files`, and checks that it can be
+    /// applied to `app`. Files in `kept` are not read again.
     pub(super) fn load_next(
         &self,
         files: &[(PathBuf, String)],
         kept: &FileContents,
         app: Option<&RunningApp>,
     ) -> Result<(LoadedConfig, AppConfig), ControlError> {
-        let loaded_config = config::load_with_files(&self.overrides, files, kept);
-        self.check_next(loaded_config.map_err(|problems| ControlError::Invalid(problems.to_string()))?, app)
+        let loaded = config::load_with_files(&self.overrides, files, kept)
+            .map_err(|problems| ControlError::Invalid(problems.to_string()))?;
+        self.check_is_applicable(loaded, app)
     }
 
-    /// Checks that a loaded configuration can be applied to `app`.
-    pub(super) fn check_next(
+    /// Checks that a loaded configuration can be applied to `app`, and converts it into the settings of the modules.
+    pub(super) fn check_is_applicable(
         &self,
         loaded: LoadedConfig,
         app: Option<&RunningApp>,

@@ -1,8 +1,9 @@
-//! Shares the overlay with other replicas: publishes it after each change, and merges the overlays of other
-//! replicas.
+//! Shares the overlay with other replicas: encrypts and publishes it after each change, and merges the overlays of
+//! other replicas.
 //!
 //! A merged overlay is saved and applied like a change of an operator, so that it survives a restart without Redis.
-//! An overlay that cannot be merged changes nothing, and the reason is logged once.
+//! An overlay that cannot be merged changes nothing, and the reason is logged once. An entry that conflicts with the
+//! configuration of this machine is saved and shared, but not applied.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use tracing::{info, warn};
 use super::Controller;
 use super::document::{DocumentError, OverlayDocument};
 use super::edit::KeyFile;
-use super::files::{next_files, unreadable};
-use super::left_out::{LeftOutEntry, leave_out_clients_of_file, leave_out_invalid};
+use super::files::{next_files, overlay_read_error};
+use super::left_out::{LeftOutEntry, leave_out_conflicting_clients, leave_out_invalid};
 use super::overlay_state::{ChangedNames, KeySecrets, OverlayState};
 use crate::admin::control::{Actor, ChangeOrigin, ControlError};
 use crate::app::{AppConfig, RunningApp};
@@ -23,14 +24,14 @@ use crate::config::{self, Config, EntryKind, LoadedConfig, Overlay, StateDirecto
 use crate::secret::ApiKey;
 use crate::shared::{OpenEnvelopeError, OverlayExchange, OverlayPort, SealEnvelopeError, SealedOverlay};
 
-/// The action of a merge in the record of changes.
+/// The action that the record of a merge contains.
 const MERGED: &str = "merged";
 
 /// Interval between two attempts to merge an overlay that could not be merged.
 const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Maximum number of attempts to load the configuration with entries that are left out. An entry can become invalid
-/// because another entry is left out, such as a client of a key.
+/// because another entry is left out, such as a client that may only use a key that is left out.
 const MAX_LOAD_ATTEMPTS: usize = 4;
 
 /// The reason that an overlay of another replica is not merged.
@@ -49,28 +50,29 @@ enum MergeError {
     Control(#[from] ControlError),
 }
 
-/// The reason that the overlay is not shared.
+/// The reason that the overlay cannot be encrypted for the other replicas.
 #[derive(Debug, thiserror::Error)]
-enum ShareError {
+enum SealError {
     #[error(transparent)]
     Envelope(#[from] SealEnvelopeError),
-    #[error("it cannot be formatted: {0}")]
+    #[error("the overlay cannot be formatted: {0}")]
     Format(#[from] serde_json::Error),
     #[error(transparent)]
     Control(#[from] ControlError),
 }
 
-/// The overlay after a merge, and the configuration with it.
+/// The overlay after a merge, and the configuration that is loaded with it.
 struct NextOverlay {
     overlay: Overlay,
-    text: String,
+    /// The overlay as it is written to its file.
+    overlay_text: String,
     loaded: LoadedConfig,
     app_config: AppConfig,
     left_out: Vec<LeftOutEntry>,
 }
 
 impl Controller {
-    /// Starts to share the overlay. Returns the channels of the connection to the other replicas.
+    /// Starts to share the overlay. Returns the channels through which [`crate::shared`] sends and receives overlays.
     ///
     /// # Errors
     ///
@@ -79,7 +81,7 @@ impl Controller {
         let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
         if let Err(error) = Box::pin(self.retry_left_out(&lock, &directory, app)).await {
-            self.log_failure(&error);
+            self.log_merge_failure(&error);
         }
         let (overlay, keys) = self.current_overlay(&lock)?;
         let sealed =
@@ -89,10 +91,10 @@ impl Controller {
         Ok(port)
     }
 
-    /// Merges the overlay of another replica with the overlay of this replica. If the merge changes the overlay of
-    /// this replica, saves, applies, records and publishes it. Otherwise, or if the merge fails, changes nothing. The
-    /// last overlay that could not be merged is tried again at intervals, because the disk may have space again or a
-    /// conflict may have ended.
+    /// Merges the overlay of another replica with the overlay of this replica. If the merge changes the overlay of this
+    /// replica, it is saved, applied, published and recorded. If the merge fails, nothing changes. The last overlay
+    /// that could not be merged is tried again at intervals, because the disk may have space again or a conflict may
+    /// have ended.
     ///
     /// # Cancel safety
     ///
@@ -105,14 +107,14 @@ impl Controller {
                 self.unmerged.take_if(|(unmerged, _)| unmerged.version() == sealed.version());
             }
             Err(error) => {
-                self.log_failure(&error);
+                self.log_merge_failure(&error);
                 self.unmerged = Some((sealed, clock::instant() + MERGE_RETRY_INTERVAL));
             }
         }
     }
 
-    /// Logs a failure, unless it is the same as the last failure.
-    fn log_failure(&mut self, error: &MergeError) {
+    /// Logs the reason of a failed merge, unless it is the same as the last one.
+    fn log_merge_failure(&mut self, error: &MergeError) {
         let reason = describe_merge_error(error);
         if self.merge_failure.as_ref() != Some(&reason) {
             warn!(event = "overlay_not_merged", "Changes of other replicas cannot be applied: {reason}");
@@ -120,6 +122,7 @@ impl Controller {
         }
     }
 
+    /// Merges an overlay. Does nothing if the overlay is the published one.
     async fn try_merge(
         &mut self,
         sealed: &SealedOverlay,
@@ -133,8 +136,8 @@ impl Controller {
         let lock = self.lock(&directory).await?;
         let current = self.load_current()?.config;
         let document = OverlayDocument::parse(&sealed.open(&api_keys(&current))?)?;
-        let previous_overlay = lock.read().map_err(|error| unreadable(&error))?;
-        let secrets = lock.read_keys(&previous_overlay).map_err(|error| unreadable(&error))?;
+        let previous_overlay = lock.read().map_err(|error| overlay_read_error(&error))?;
+        let secrets = lock.read_keys(&previous_overlay).map_err(|error| overlay_read_error(&error))?;
 
         let now = clock::now();
         let (mut own, mut other) = (OverlayState::new(&previous_overlay, &secrets), document.state);
@@ -144,12 +147,13 @@ impl Controller {
         merged.resolve_names();
         let own_generation = previous_overlay.generation.max(self.generation.load(Ordering::Acquire));
         let newest = own_generation.max(document.generation);
-        // Different overlays never have the same generation, so that the merged overlay replaces both at Redis.
-        let is_taken =
+        // A merged overlay that differs from the newest one needs a higher generation, so that it replaces both in
+        // Redis.
+        let is_generation_used =
             (merged != own && own_generation == newest) || (merged != other && document.generation == newest);
-        let generation = if is_taken { newest + 1 } else { newest };
+        let generation = if is_generation_used { newest + 1 } else { newest };
         if merged == own {
-            // Nothing changes at this replica, so the generation is kept in memory only.
+            // The entries of this replica do not change, so the generation is kept in memory only.
             if generation != own_generation {
                 self.generation.store(generation, Ordering::Release);
                 self.publish(&lock, &previous_overlay, &api_keys(&current));
@@ -164,19 +168,19 @@ impl Controller {
         if !current.clients.is_empty() && next.loaded.config.clients.is_empty() {
             return Err(MergeError::LastClient);
         }
-        self.save(&lock, &directory, &new_keys, &next.overlay, &next.text)?;
+        self.save_files(&lock, &directory, &new_keys, &next.overlay, &next.overlay_text)?;
         self.apply_merged(next, &previous_overlay, &changed, &lock, &directory, app).await;
         Ok(())
     }
 
-    /// Applies entries that were left out, and that do not conflict with the configuration file any more.
+    /// Applies the entries that were left out before and do not conflict with the current configuration file.
     async fn retry_left_out(
         &mut self,
         lock: &StateLock<'_>,
         directory: &StateDirectory,
         app: Option<&RunningApp>,
     ) -> Result<(), MergeError> {
-        let previous_overlay = lock.read().map_err(|error| unreadable(&error))?;
+        let previous_overlay = lock.read().map_err(|error| overlay_read_error(&error))?;
         let has_left_out = previous_overlay.keys.iter().any(|entry| entry.left_out)
             || previous_overlay.clients.iter().any(|entry| entry.left_out);
         if !has_left_out {
@@ -194,7 +198,7 @@ impl Controller {
             clients: clients.map(|entry| entry.name.clone()).collect(),
         };
         if changed != ChangedNames::default() {
-            self.save(lock, directory, &[], &next.overlay, &next.text)?;
+            self.save_files(lock, directory, &[], &next.overlay, &next.overlay_text)?;
             self.apply_merged(next, &previous_overlay, &changed, lock, directory, app).await;
         }
         Ok(())
@@ -210,11 +214,11 @@ impl Controller {
         directory: &StateDirectory,
         app: Option<&RunningApp>,
     ) {
-        let NextOverlay { overlay, text: _, loaded, app_config, left_out } = next;
+        let NextOverlay { overlay, overlay_text: _, loaded, app_config, left_out } = next;
         let generation = overlay.generation;
         let keys = api_keys(&loaded.config);
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
-            reloader.apply(loaded, app_config, app);
+            reloader.apply_config(loaded, app_config, app);
             reloader.mark_as_loaded(directory.path());
         }
         self.generation.store(generation, Ordering::Release);
@@ -243,30 +247,30 @@ impl Controller {
         directory: &StateDirectory,
         app: Option<&RunningApp>,
     ) -> Result<NextOverlay, MergeError> {
-        // An entry that was left out may be valid now.
+        // An entry that was left out before may be valid with the current configuration file.
         overlay.keys.iter_mut().for_each(|entry| entry.left_out = false);
         overlay.clients.iter_mut().for_each(|entry| entry.left_out = false);
-        let mut left_out = leave_out_clients_of_file(&mut overlay, previous, current);
-        let kept_files = self.kept_contents(directory);
+        let mut left_out = leave_out_conflicting_clients(&mut overlay, previous, current);
+        let kept = self.kept_contents(directory);
         for _ in 0..MAX_LOAD_ATTEMPTS {
-            let text = overlay.format().map_err(ControlError::Invalid)?;
-            let files = next_files(directory, &text, new_keys);
-            let problems = match config::load_with_files(&self.overrides, &files, &kept_files) {
+            let overlay_text = overlay.format().map_err(ControlError::Invalid)?;
+            let files = next_files(directory, &overlay_text, new_keys);
+            let problems = match config::load_with_files(&self.overrides, &files, &kept) {
                 Ok(loaded) => {
-                    let (loaded, app_config) = self.check_next(loaded, app)?;
-                    return Ok(NextOverlay { overlay, text, loaded, app_config, left_out });
+                    let (loaded, app_config) = self.check_is_applicable(loaded, app)?;
+                    return Ok(NextOverlay { overlay, overlay_text, loaded, app_config, left_out });
                 }
                 Err(problems) => problems,
             };
             match leave_out_invalid(&mut overlay, &problems) {
-                Some(mut entries) => left_out.append(&mut entries),
+                Some(mut invalid_entries) => left_out.append(&mut invalid_entries),
                 None => return Err(ControlError::Invalid(problems.to_string()).into()),
             }
         }
         Err(ControlError::Invalid("too many entries are invalid on this machine".to_owned()).into())
     }
 
-    /// Publishes the overlay if it is shared. `keys` are the keys of the pool.
+    /// Publishes the overlay if it is shared. It is encrypted with `keys`, the keys of the pool.
     pub(super) fn publish(&self, lock: &StateLock<'_>, overlay: &Overlay, keys: &[ApiKey]) {
         let Some(exchange) = &self.exchange else { return };
         match self.seal(lock, overlay, keys) {
@@ -280,7 +284,7 @@ impl Controller {
         }
     }
 
-    /// Applies entries that were left out before a reload, and publishes the overlay for the reloaded keys.
+    /// Applies the entries that a reload makes valid, and publishes the overlay, encrypted with the reloaded keys.
     pub(super) async fn share_again(&mut self, app: Option<&RunningApp>) {
         if self.exchange.is_none() {
             return;
@@ -294,23 +298,24 @@ impl Controller {
             Ok::<(), MergeError>(())
         };
         if let Err(error) = share.await {
-            self.log_failure(&error);
+            self.log_merge_failure(&error);
         }
     }
 
     /// Returns the saved overlay and the keys of the pool.
     fn current_overlay(&self, lock: &StateLock<'_>) -> Result<(Overlay, Vec<ApiKey>), ControlError> {
-        let overlay = lock.read().map_err(|error| unreadable(&error))?;
+        let overlay = lock.read().map_err(|error| overlay_read_error(&error))?;
         Ok((overlay, api_keys(&self.load_current()?.config)))
     }
 
+    /// Encrypts the overlay with the keys of the pool, so that each replica with one of these keys can read it.
     fn seal(
         &self,
         lock: &StateLock<'_>,
         overlay: &Overlay,
         keys: &[ApiKey],
-    ) -> Result<SealedOverlay, ShareError> {
-        let secrets: KeySecrets = lock.read_keys(overlay).map_err(|error| unreadable(&error))?;
+    ) -> Result<SealedOverlay, SealError> {
+        let secrets: KeySecrets = lock.read_keys(overlay).map_err(|error| overlay_read_error(&error))?;
         let mut state = OverlayState::new(overlay, &secrets);
         state.forget_old(clock::now());
         let generation = overlay.generation.max(self.generation.load(Ordering::Acquire));
@@ -323,7 +328,7 @@ fn api_keys(config: &Config) -> Vec<ApiKey> {
     config.keys.iter().map(|key| key.key.clone()).collect()
 }
 
-/// Returns the reason of a failure and its remedy, in one line.
+/// Describes the reason of a failed merge and its remedy in one line.
 fn describe_merge_error(error: &MergeError) -> String {
     match error {
         MergeError::Control(ControlError::NoStateDirectory) => {
@@ -337,7 +342,7 @@ fn describe_merge_error(error: &MergeError) -> String {
     }
 }
 
-/// Logs the entries that were not left out before.
+/// Logs the entries that are left out and were not left out in the `previous` overlay.
 fn log_left_out(left_out: &[LeftOutEntry], previous: &Overlay) {
     for LeftOutEntry { kind, name, reason } in left_out {
         let (kind, was_left_out) = match kind {

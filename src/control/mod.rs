@@ -1,10 +1,10 @@
-//! Makes the changes of operators: of keys, of clients and of the configuration.
+//! Makes the changes of operators to keys, clients and the configuration, and merges the changes of other replicas.
 //!
-//! [`Controller`] is the only owner of the overlay and of the running configuration. `serve` runs it in its main
-//! loop, and the command line runs it without a running server. Each change is made in this order: lock the
-//! overlay, compare the generation, edit the overlay, load the whole configuration as it would be, write the
-//! files, apply the configuration to the running server, and record the change. A failure before the files are
-//! written changes nothing.
+//! [`Controller`] is the only type that writes the overlay and applies a configuration to the running server. `serve`
+//! runs it in its main loop, and the command line runs it without a running server. It makes each change in this
+//! order: lock the overlay, compare the generation, edit the overlay, load the whole configuration as it would be,
+//! write the files, apply the configuration to the running server, publish the overlay to the other replicas, and
+//! record the change. A failure before the last file is written changes nothing.
 
 mod admin_token;
 mod document;
@@ -31,11 +31,13 @@ use tracing::{info, warn};
 
 pub use admin_token::{NewAdminToken, SaveTokenError};
 pub use files::delete_leftover_key_files;
-pub use recorder::{ChangeRecorder, RecordFuture, record_in, record_offline, record_unrecorded_changes};
+pub use recorder::{
+    ChangeRecorder, RecordFuture, create_offline_recorder, create_recorder, record_unrecorded_changes,
+};
 pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, EditSummary};
-use files::{next_files, unreadable, unwritable};
+use files::{next_files, overlay_read_error, state_write_error};
 use overlay_state::OverlayState;
 
 use crate::admin::control::{Actor, Change, ChangeOrigin, ChangeReceipt, ControlError, ControlRequest};
@@ -46,16 +48,16 @@ use crate::secret::{ApiKey, generate_token};
 use crate::shared::{OverlayExchange, SealedOverlay};
 use crate::store::StoredChange;
 
-/// The action of a reload in the record of changes.
+/// The action that the record of a reload contains.
 const RELOADED: &str = "reloaded";
 
-/// Maximum wait for another process that is changing the overlay, which takes milliseconds.
+/// Maximum wait for the lock while another process changes the overlay. A change takes milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Interval between two attempts to lock the overlay.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Makes the changes of operators.
+/// Writes the overlay, applies configurations to the running server, and records each change.
 pub struct Controller {
     overrides: Overrides,
     /// Applies configurations to the running server. `None` if no server runs.
@@ -63,7 +65,7 @@ pub struct Controller {
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
     recorder: ChangeRecorder,
-    /// Publishes the overlay and receives the overlays of other replicas. `None` if no overlay is shared.
+    /// Publishes the overlay and receives the overlays of other replicas. `None` if the overlay is not shared.
     exchange: Option<OverlayExchange>,
     /// The reason that was logged when the last overlay of another replica was not merged.
     merge_failure: Option<String>,
@@ -83,11 +85,11 @@ pub enum ControllerEvent {
     OverlayReceived(SealedOverlay),
 }
 
-/// The steps of a change that write files.
+/// The steps of a change after which a test can stop it.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChangeStep {
-    KeyWritten,
+    KeyFilesWritten,
     OverlaySaved,
 }
 
@@ -137,7 +139,8 @@ impl Controller {
         }
     }
 
-    /// Waits until a configuration file has changed, or an overlay of another replica arrives or is tried again.
+    /// Waits until a configuration file has changed, an overlay of another replica arrives, or the next attempt to
+    /// merge such an overlay is due.
     ///
     /// # Cancel safety
     ///
@@ -156,10 +159,10 @@ impl Controller {
                 None => pending().await,
             }
         };
-        let retry = async {
+        let retry_due = async {
             match unmerged {
-                Some((overlay, at)) => {
-                    sleep_until((*at).into()).await;
+                Some((overlay, next_attempt)) => {
+                    sleep_until((*next_attempt).into()).await;
                     overlay.clone()
                 }
                 None => pending().await,
@@ -168,38 +171,38 @@ impl Controller {
         tokio::select! {
             () = files_changed => ControllerEvent::FilesChanged,
             Some(overlay) = overlay_received => ControllerEvent::OverlayReceived(overlay),
-            overlay = retry => ControllerEvent::OverlayReceived(overlay),
+            overlay = retry_due => ControllerEvent::OverlayReceived(overlay),
         }
     }
 
-    /// Returns the timeout for running requests to finish at shutdown.
+    /// Returns the maximum time that running requests have to finish at shutdown.
     #[must_use]
     pub fn drain_timeout(&self) -> Duration {
         self.reloader.as_ref().map_or(Duration::ZERO, |reloader| reloader.drain_timeout())
     }
 
-    /// Makes the change of a request and sends the result. A change whose caller has stopped waiting is not made,
-    /// because its new token would be lost.
+    /// Makes the change that a request contains, and sends the receipt or the error to the caller. A change whose
+    /// caller has stopped waiting is not made, because its new token would be lost.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future before the files are written cancels the change. Afterwards it only drops the response,
     /// and possibly the record of the change.
-    pub async fn handle(&mut self, request: ControlRequest, app: &RunningApp) {
+    pub async fn answer_request(&mut self, request: ControlRequest, app: &RunningApp) {
         let ControlRequest { change, expected_generation, origin, respond } = request;
         if respond.is_closed() {
             return;
         }
-        let result = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
-        // Fails if the caller has stopped waiting, which does not undo the change.
-        let _ = respond.send(result);
+        let receipt = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
+        // Sending fails if the caller has stopped waiting, which does not undo the change.
+        let _ = respond.send(receipt);
     }
 
-    /// Makes a change and applies it to `app`, or only saves it without a running server.
+    /// Makes a change and applies it to `app`. If `app` is `None`, the change is only saved.
     ///
     /// # Errors
     ///
-    /// Fails when the change is not made. The state is then unchanged.
+    /// Fails when the change is not made. The overlay and the running configuration are then unchanged.
     pub async fn make(
         &mut self,
         change: Change,
@@ -212,21 +215,23 @@ impl Controller {
         }
         let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
-        // The configuration is loaded under the lock, because another process may have changed the overlay before.
+        // The configuration is loaded under the lock, because another process may have changed the overlay since the
+        // last load.
         let current = self.load_current()?.config;
-        let overlay = lock.read().map_err(|error| unreadable(&error))?;
+        let overlay = lock.read().map_err(|error| overlay_read_error(&error))?;
         self.check_generation(overlay.generation, expected_generation)?;
         let token = generate_token("kc_").ok_or(ControlError::NoRandomNumbers)?;
-        let mut secrets = lock.read_keys(&overlay).map_err(|error| unreadable(&error))?;
+        let mut secrets = lock.read_keys(&overlay).map_err(|error| overlay_read_error(&error))?;
         let previous_state = OverlayState::new(&overlay, &secrets);
         let now = clock::now();
-        let mut edit = edit::edit(change, overlay, &current, now, token)?;
-        secrets
-            .extend(edit.new_keys.iter().map(|file| (overlay_state::key_file(&file.name), file.key.clone())));
+        let mut edit = edit::edit_overlay(change, overlay, &current, now, token)?;
+        secrets.extend(
+            edit.new_keys.iter().map(|file| (overlay_state::key_file_path(&file.name), file.key.clone())),
+        );
         let mut state = OverlayState::new(&edit.overlay, &secrets);
         state.stamp_changes(&previous_state, now);
         state.forget_old(now);
-        // The new keys have entries in the edited overlay.
+        // No key file is added here, because the edited overlay has an entry for each new key.
         state.write_to(&mut edit.overlay, &secrets);
         self.commit(edit, &lock, &directory, origin, app).await
     }
@@ -243,15 +248,15 @@ impl Controller {
         let Edit { mut overlay, new_keys, summary } = edit;
         overlay.generation = overlay.generation.max(self.generation.load(Ordering::Acquire)) + 1;
         let generation = overlay.generation;
-        let text = overlay.format().map_err(ControlError::Invalid)?;
-        let files = next_files(directory, &text, &new_keys);
+        let overlay_text = overlay.format().map_err(ControlError::Invalid)?;
+        let files = next_files(directory, &overlay_text, &new_keys);
         let (loaded, app_config) = self.load_next(&files, &self.kept_contents(directory), app)?;
-        self.save(lock, directory, &new_keys, &overlay, &text)?;
+        self.save_files(lock, directory, &new_keys, &overlay, &overlay_text)?;
 
         let keys: Vec<ApiKey> = loaded.config.keys.iter().map(|key| key.key.clone()).collect();
         let EditSummary { action, target, detail, key_id, token, mut warnings } = summary;
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
-            reloader.apply(loaded, app_config, app);
+            reloader.apply_config(loaded, app_config, app);
             reloader.mark_as_loaded(directory.path());
         } else {
             let path = directory.overlay_path();
@@ -284,7 +289,7 @@ impl Controller {
         let current = self.generation.load(Ordering::Acquire);
         self.check_generation(saved_generation, expected_generation)?;
         let is_changed = self.reloader.as_ref().is_some_and(|reloader| !reloader.is_applied(&loaded.config));
-        // A higher saved generation includes this change, which another process made.
+        // If the saved generation is higher, another process has made this change and counted it.
         let generation = if is_changed && saved_generation <= current {
             current + 1
         } else {
@@ -293,7 +298,7 @@ impl Controller {
         let directory = self.state_directory()?;
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
-            warnings.extend(reloader.apply(loaded, app_config, app));
+            warnings.extend(reloader.apply_config(loaded, app_config, app));
         }
         self.generation.store(generation, Ordering::Release);
         if is_changed || actor != Actor::Reload {
@@ -303,30 +308,34 @@ impl Controller {
             self.save_generation(&directory, generation).await;
         }
         if is_changed {
-            // The keys that can open the published overlay, or the overlay itself, may have changed.
+            // The reload may have changed the overlay, or the keys with which the published overlay is encrypted.
             Box::pin(self.share_again(app)).await;
         }
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
 
-    /// Saves the generation of a reload. If the overlay cannot be written, the generation is only in memory.
+    /// Saves the generation of a reload in the overlay. If the overlay cannot be written, only the memory contains the
+    /// generation.
     async fn save_generation(&mut self, directory: &StateDirectory, generation: u64) {
         let save = async {
             let lock = self.lock(directory).await?;
-            let mut overlay = lock.read().map_err(|error| unreadable(&error))?;
+            let mut overlay = lock.read().map_err(|error| overlay_read_error(&error))?;
             overlay.generation = overlay.generation.max(generation);
-            let text = overlay.format().map_err(ControlError::Invalid)?;
-            lock.save(&text).map_err(|error| unwritable(directory, error.source.to_string()))
+            let overlay_text = overlay.format().map_err(ControlError::Invalid)?;
+            lock.save(&overlay_text).map_err(|error| state_write_error(directory, error.source.to_string()))
         };
         if let Err(error) = save.await {
-            warn!(event = "generation_not_saved", "The generation {generation} cannot be saved: {error}");
+            warn!(
+                event = "generation_not_saved",
+                "The generation {generation} cannot be saved in the overlay: {error}"
+            );
         }
         if let Some(reloader) = &mut self.reloader {
             reloader.mark_as_loaded(directory.path());
         }
     }
 
-    /// Compares the generation that the caller has read with the current one.
+    /// Refuses a change if the generation that its caller has read is not the current one.
     fn check_generation(&self, saved: u64, expected: Option<u64>) -> Result<(), ControlError> {
         let current = saved.max(self.generation.load(Ordering::Acquire));
         match expected {
@@ -343,17 +352,18 @@ impl Controller {
                     Ok(lock) => return Ok(lock),
                     Err(LockError::Held) => tokio::time::sleep(LOCK_RETRY_INTERVAL).await,
                     Err(LockError::File(error)) => {
-                        return Err(unwritable(directory, error.source.to_string()));
+                        return Err(state_write_error(directory, error.source.to_string()));
                     }
                 }
             }
         };
         match tokio::time::timeout(LOCK_TIMEOUT, acquire_lock).await {
-            Ok(result) => result,
-            Err(_) => Err(unwritable(directory, LockError::Held.to_string())),
+            Ok(lock_result) => lock_result,
+            Err(_) => Err(state_write_error(directory, LockError::Held.to_string())),
         }
     }
 
+    /// Logs a change, unless it is a reload, and records it.
     async fn record(
         &self,
         origin: ChangeOrigin,
@@ -363,12 +373,12 @@ impl Controller {
         generation: u64,
     ) {
         let ChangeOrigin { actor, address } = origin;
-        // A reload is logged separately.
+        // A reload has no target, and the reloader logs it.
         if let Some(target) = &target {
             let actor_name = actor.as_str();
             info!(
                 event = "changed",
-                action, target, actor_name, generation, "Changed actor_name {actor_name}: {action} {target}"
+                action, target, actor_name, generation, "{actor_name} made the change {action} to {target}"
             );
         }
         let at = clock::now();

@@ -1,5 +1,6 @@
-//! Merges the overlays of replicas: the newest version of each entry wins, and removed entries are remembered. The
-//! functions of this module are pure.
+//! Merges the overlays of replicas: the latest version of each entry is kept, and removed entries are remembered.
+//! Converts overlays to the mergeable [`OverlayState`] and back, and checks the states of other replicas. The functions
+//! of this module are pure.
 //!
 //! An entry is identified by the fingerprint of its key or the name of its client, and has the time of its last
 //! change. Of two versions of an entry, the later one is kept. Versions of the same millisecond are ordered by their
@@ -25,8 +26,9 @@ use crate::secret::{ApiKey, Fingerprint};
 /// adds and revokes 100 clients a day fills a quarter of the overlay's maximum size in this time.
 const REMOVAL_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// 2100-01-01. A later time of a change is a mistake, and would leave no room for the times of later changes.
-const LAST_TIME: UnixMs = UnixMs(4_102_444_800_000);
+/// Latest accepted time of a change, 2100-01-01. A later time is a mistake of a clock, and each further change would
+/// have to be later still.
+const MAX_CHANGE_TIME: UnixMs = UnixMs(4_102_444_800_000);
 
 /// Number of fingerprint digits that make a key name unique.
 const SUFFIX_DIGITS: usize = 6;
@@ -34,7 +36,7 @@ const SUFFIX_DIGITS: usize = 6;
 /// Maximum number of bytes in a name before the suffix, so that the complete name has at most 64 bytes.
 const MAX_SUFFIXED_BYTES: usize = 64 - 1 - SUFFIX_DIGITS;
 
-/// The keys in the files that the overlay names, by the `key_file` of their entries.
+/// The keys that are stored in files, by the `key_file` of their entries in the overlay.
 pub(super) type KeySecrets = HashMap<String, ApiKey>;
 
 /// A key that was added at runtime, with its secret.
@@ -57,7 +59,7 @@ impl fmt::Debug for SharedKey {
     }
 }
 
-/// The content of an entry. The order decides between contents of the same time.
+/// The content of a version. Of two versions with the same time, the one with the greater content is kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum EntryContent<T> {
@@ -77,28 +79,28 @@ impl<T> EntryContent<T> {
 /// A version of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Stamped<T> {
+pub(super) struct EntryVersion<T> {
     /// The time of the change in milliseconds, which can be ahead of the clock.
     pub(super) changed_at: UnixMs,
     pub(super) content: EntryContent<T>,
 }
 
-impl<T> Stamped<T> {
+impl<T> EntryVersion<T> {
     fn present(changed_at: UnixMs, content: T) -> Self {
         Self { changed_at, content: EntryContent::Present(content) }
     }
 }
 
-/// Entries by their identifiers.
-pub(super) type Entries<T> = BTreeMap<String, Stamped<T>>;
+/// The latest version of each entry, by its identifier.
+pub(super) type Entries<T> = BTreeMap<String, EntryVersion<T>>;
 
 /// All entries of an overlay. The entries themselves contain neither `changed_at` nor `left_out`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OverlayState {
-    /// By the fingerprint of the key.
+    /// The keys, by fingerprint.
     pub(super) keys: Entries<SharedKey>,
-    /// By the fingerprint of the key.
+    /// The pauses, by the fingerprint of the paused key.
     pub(super) paused_keys: Entries<PausedKey>,
     /// The clients, by name.
     pub(super) clients: Entries<ManagedClient>,
@@ -124,28 +126,28 @@ impl OverlayState {
                 EntryKind::Client => insert_removed(&mut state.clients, id, changed_at),
             }
         }
-        // An entry that an operator has added again replaces its removal. Its time is set later.
+        // An entry that an operator has added again replaces its removal. `stamp_changes` sets its time.
         for entry in &overlay.keys {
             let Some(key) = secrets.get(&entry.key_file) else { continue };
             let ManagedKey { name, key_file: _, workspace, base_url, weight, changed_at, left_out: _ } =
                 entry.clone();
             let shared_key = SharedKey { key: key.expose().to_owned(), name, workspace, base_url, weight };
-            state.keys.insert(key.fingerprint().to_string(), Stamped::present(changed_at, shared_key));
+            state.keys.insert(key.fingerprint().to_string(), EntryVersion::present(changed_at, shared_key));
         }
         for entry in overlay.paused_keys.iter().cloned() {
             let (id, changed_at) = (entry.fingerprint.clone(), entry.changed_at);
             let entry = PausedKey { changed_at: UnixMs(0), ..entry };
-            state.paused_keys.insert(id, Stamped::present(changed_at, entry));
+            state.paused_keys.insert(id, EntryVersion::present(changed_at, entry));
         }
         for entry in overlay.clients.iter().cloned() {
             let (id, changed_at) = (entry.name.clone(), entry.changed_at);
             let entry = ManagedClient { changed_at: UnixMs(0), left_out: false, ..entry };
-            state.clients.insert(id, Stamped::present(changed_at, entry));
+            state.clients.insert(id, EntryVersion::present(changed_at, entry));
         }
         state
     }
 
-    /// Adds the entries of another replica. The later version of each entry is kept.
+    /// Merges the entries of another replica into this state. The later version of each entry is kept.
     #[must_use]
     pub(super) fn merge(mut self, other: Self) -> Self {
         let Self { keys, paused_keys, clients } = other;
@@ -185,23 +187,24 @@ impl OverlayState {
         });
     }
 
-    /// Gives keys with the same name different names. Two replicas can add such keys at the same time. The key that
-    /// was added first keeps its name. All replicas make the same change with the same time.
+    /// Gives different names to keys with the same name, which two replicas can add at the same time. The key with the
+    /// earliest change keeps its name. All replicas give the same names with the same times.
     pub(super) fn resolve_names(&mut self) {
         let mut by_age: Vec<(UnixMs, String)> =
             self.keys.iter().map(|(id, entry)| (entry.changed_at, id.clone())).collect();
         by_age.sort();
         let mut names = HashSet::new();
         for (_, id) in by_age {
-            let Some(Stamped { changed_at, content: EntryContent::Present(key) }) = self.keys.get_mut(&id)
+            let Some(EntryVersion { changed_at, content: EntryContent::Present(key) }) =
+                self.keys.get_mut(&id)
             else {
                 continue;
             };
             if names.insert(key.name.clone()) {
                 continue;
             }
-            let (start, suffix) = (key.name.get(..MAX_SUFFIXED_BYTES), id.get(..SUFFIX_DIGITS));
-            key.name = format!("{}-{}", start.unwrap_or(&key.name), suffix.unwrap_or(&id));
+            let (prefix, suffix) = (key.name.get(..MAX_SUFFIXED_BYTES), id.get(..SUFFIX_DIGITS));
+            key.name = format!("{}-{}", prefix.unwrap_or(&key.name), suffix.unwrap_or(&id));
             names.insert(key.name.clone());
             *changed_at = UnixMs(changed_at.0.saturating_add(1));
         }
@@ -236,24 +239,27 @@ impl OverlayState {
         new_files
     }
 
+    /// Replaces the key entries of `overlay` and returns the new key files.
     fn write_keys(&self, overlay: &mut Overlay, secrets: &KeySecrets) -> Vec<KeyFile> {
         let mut used_files: HashSet<String> =
             overlay.keys.iter().map(|entry| entry.key_file.clone()).collect();
-        let mut missing: BTreeMap<&str, (&SharedKey, UnixMs)> = present_entries(&self.keys).collect();
+        let mut unwritten: BTreeMap<&str, (&SharedKey, UnixMs)> = present_entries(&self.keys).collect();
         overlay.keys.retain_mut(|entry| {
             let id = secrets.get(&entry.key_file).map(|key| key.fingerprint().to_string());
-            let Some((key, changed_at)) = id.and_then(|id| missing.remove(id.as_str())) else { return false };
+            let Some((key, changed_at)) = id.and_then(|id| unwritten.remove(id.as_str())) else {
+                return false;
+            };
             let (key_file, left_out) = (std::mem::take(&mut entry.key_file), entry.left_out);
             *entry = ManagedKey { left_out, ..key_entry(key, key_file, changed_at) };
             true
         });
         let mut new_files = Vec::new();
-        for (id, (key, changed_at)) in missing {
-            // A key that is invalid in a header was refused when the document was parsed.
+        for (id, (key, changed_at)) in unwritten {
+            // `check_entries` has refused a document with an invalid key.
             let Ok(secret) = ApiKey::new(&key.key) else { continue };
             let name = unused_file_name(&key.name, id, |file| used_files.contains(file));
-            used_files.insert(key_file(&name));
-            overlay.keys.push(key_entry(key, key_file(&name), changed_at));
+            used_files.insert(key_file_path(&name));
+            overlay.keys.push(key_entry(key, key_file_path(&name), changed_at));
             new_files.push(KeyFile { name, key: secret });
         }
         new_files
@@ -268,36 +274,37 @@ impl OverlayState {
         }
     }
 
-    /// Checks the entries of another replica, because their names become names of files.
+    /// Checks the entries of another replica. A valid name is a safe file name, and a valid key is safe in a header.
     ///
     /// # Errors
     ///
     /// Returns the reason, which contains no value of an entry.
-    pub(super) fn check(&self) -> Result<(), &'static str> {
-        if self.last_change() > LAST_TIME {
+    pub(super) fn check_entries(&self) -> Result<(), &'static str> {
+        if self.last_change() > MAX_CHANGE_TIME {
             return Err("a time of a change is not plausible: check the clocks of the replicas");
         }
-        for (id, key, _) in entries(&self.keys) {
-            let Some(key) = key else { continue };
-            if ApiKey::new(&key.key).is_err() || Fingerprint::new(&key.key).to_string() != *id {
+        for (id, (key, _)) in present_entries(&self.keys) {
+            if ApiKey::new(&key.key).is_err() || Fingerprint::new(&key.key).to_string() != id {
                 return Err("a key is invalid");
             }
             if !is_valid_name(&key.name) {
                 return Err("the name of a key is invalid");
             }
         }
-        for (id, paused, _) in entries(&self.paused_keys) {
-            let Some(paused) = paused else { continue };
-            let is_same = paused.fingerprint == *id && Fingerprint::parse(id).is_some();
+        for (id, (paused, _)) in present_entries(&self.paused_keys) {
+            let has_valid_id = paused.fingerprint == id && Fingerprint::parse(id).is_some();
             let is_stamped = paused.changed_at != UnixMs(0);
-            let is_valid_reason = paused.reason.as_deref().is_none_or(is_valid_reason);
-            if !is_same || is_stamped || !is_valid_reason || paused.short_key.chars().any(char::is_control) {
+            let has_valid_reason = paused.reason.as_deref().is_none_or(is_valid_reason);
+            if !has_valid_id
+                || is_stamped
+                || !has_valid_reason
+                || paused.short_key.chars().any(char::is_control)
+            {
                 return Err("a pause is invalid");
             }
         }
-        for (id, client, _) in entries(&self.clients) {
-            let Some(client) = client else { continue };
-            if client.name != *id || !is_valid_name(id) || client.left_out || client.changed_at != UnixMs(0) {
+        for (id, (client, _)) in present_entries(&self.clients) {
+            if client.name != id || !is_valid_name(id) || client.left_out || client.changed_at != UnixMs(0) {
                 return Err("a client is invalid");
             }
         }
@@ -306,14 +313,15 @@ impl OverlayState {
 }
 
 /// Returns the path of a key file relative to the state directory.
-pub(super) fn key_file(name: &str) -> String {
+pub(super) fn key_file_path(name: &str) -> String {
     format!("{KEYS_DIRECTORY}/{name}")
 }
 
-/// Returns the file name of a new key: the key name, followed by the key's fingerprint if another key has that
-/// file. The file of a removed key is deleted only after the overlay is written, and must not be overwritten.
+/// Returns the file name of a new key: the key name, followed by the key's fingerprint if `is_used` returns true for
+/// that file. The file of a removed key is deleted only after the overlay is written, and must not be overwritten
+/// before.
 pub(super) fn unused_file_name(name: &str, fingerprint: &str, is_used: impl Fn(&str) -> bool) -> String {
-    if is_used(&key_file(name)) { format!("{name}-{fingerprint}") } else { name.to_owned() }
+    if is_used(&key_file_path(name)) { format!("{name}-{fingerprint}") } else { name.to_owned() }
 }
 
 fn key_entry(key: &SharedKey, key_file: String, changed_at: UnixMs) -> ManagedKey {
@@ -322,7 +330,7 @@ fn key_entry(key: &SharedKey, key_file: String, changed_at: UnixMs) -> ManagedKe
 }
 
 fn insert_removed<T>(entries: &mut Entries<T>, id: String, changed_at: UnixMs) {
-    entries.insert(id, Stamped { changed_at, content: EntryContent::Removed });
+    entries.insert(id, EntryVersion { changed_at, content: EntryContent::Removed });
 }
 
 fn merge_entries<T: Ord>(own: &mut Entries<T>, other: Entries<T>) {
@@ -333,47 +341,49 @@ fn merge_entries<T: Ord>(own: &mut Entries<T>, other: Entries<T>) {
     }
 }
 
+/// Sets the time of each entry that differs from `previous` to `changed_at`, and adds a removal for each entry that is
+/// missing.
 fn stamp_entries<T: Clone + PartialEq>(entries: &mut Entries<T>, previous: &Entries<T>, changed_at: UnixMs) {
     for (id, entry) in entries.iter_mut() {
         let unchanged = previous.get(id).filter(|earlier| earlier.content == entry.content);
         entry.changed_at = unchanged.map_or(changed_at, |earlier| earlier.changed_at);
     }
     for id in previous.keys().filter(|id| !entries.contains_key(*id)).cloned().collect::<Vec<_>>() {
-        entries.insert(id, Stamped { changed_at, content: EntryContent::Removed });
+        entries.insert(id, EntryVersion { changed_at, content: EntryContent::Removed });
     }
 }
 
-fn entries<T>(entries: &Entries<T>) -> impl Iterator<Item = (&String, Option<&T>, UnixMs)> {
-    entries.iter().map(|(id, entry)| (id, entry.content.present(), entry.changed_at))
+/// Returns the identifiers of the entries that are not removed, with their contents and the times of their last
+/// changes.
+fn present_entries<T>(entries: &Entries<T>) -> impl Iterator<Item = (&str, (&T, UnixMs))> {
+    entries.iter().filter_map(|(id, entry)| Some((id.as_str(), (entry.content.present()?, entry.changed_at))))
 }
 
-fn present_entries<T>(all: &Entries<T>) -> impl Iterator<Item = (&str, (&T, UnixMs))> {
-    entries(all).filter_map(|(id, content, changed_at)| Some((id.as_str(), (content?, changed_at))))
+fn removed_entries<T>(entries: &Entries<T>, kind: EntryKind) -> impl Iterator<Item = RemovedEntry> {
+    let removed = entries.iter().filter(|(_, entry)| entry.content.present().is_none());
+    removed.map(move |(id, entry)| RemovedEntry { kind, id: id.clone(), changed_at: entry.changed_at })
 }
 
-fn removed_entries<T>(all: &Entries<T>, kind: EntryKind) -> impl Iterator<Item = RemovedEntry> {
-    let removed_entries_of_kind = entries(all).filter(|(_, content, _)| content.is_none());
-    removed_entries_of_kind.map(move |(id, _, changed_at)| RemovedEntry { kind, id: id.clone(), changed_at })
-}
-
-/// Replaces the entries of a list in place, removes those that are missing in `all`, and appends new ones.
+/// Replaces the entries of a list of the overlay in place, removes those that `entries` does not contain, and appends
+/// new ones.
 fn write_entries<T>(
-    all: &Entries<T>,
+    entries: &Entries<T>,
     list: &mut Vec<T>,
     id_of: impl Fn(&T) -> &str,
     with_time: impl Fn(&T, UnixMs) -> T,
 ) {
-    let mut missing: BTreeMap<&str, (&T, UnixMs)> = present_entries(all).collect();
-    list.retain_mut(|entry| match missing.remove(id_of(entry)) {
+    let mut unwritten: BTreeMap<&str, (&T, UnixMs)> = present_entries(entries).collect();
+    list.retain_mut(|entry| match unwritten.remove(id_of(entry)) {
         Some((content, changed_at)) => {
             *entry = with_time(content, changed_at);
             true
         }
         None => false,
     });
-    list.extend(missing.into_values().map(|(content, changed_at)| with_time(content, changed_at)));
+    list.extend(unwritten.into_values().map(|(content, changed_at)| with_time(content, changed_at)));
 }
 
+/// Returns the names of the entries that differ from `previous`. The name of a removed entry is the name that it had.
 fn changed_names<T: PartialEq>(
     next: &Entries<T>,
     previous: &Entries<T>,
@@ -388,7 +398,7 @@ fn changed_names<T: PartialEq>(
         .collect()
 }
 
-/// Returns the first digits of a fingerprint, or a short name.
+/// Shortens an identifier to the length of a key id, so that the record contains no whole fingerprint.
 fn short_id(id: &str) -> String {
     id.chars().take(crate::secret::KEY_ID_DIGITS).collect()
 }

@@ -1,5 +1,5 @@
-//! Records changes in the usage database: through the writer of the running server, or by opening the database
-//! if no server runs.
+//! Records changes in the usage database. A running server records through the writer of its database, and the command
+//! line opens the database if no server runs.
 
 use std::pin::Pin;
 
@@ -11,16 +11,19 @@ use crate::policy::units::UnixMs;
 use crate::store::{History, OfflineChanges, StoredChange};
 use crate::telemetry::EventRing;
 
-/// Records a change that was made. The future completes when readers find the record.
+/// The action of the record that replaces the missing records of earlier changes.
+const UNRECORDED: &str = "unrecorded_changes";
+
+/// Records a change that was made. The future completes when the record can be read or the attempt has failed.
 pub type ChangeRecorder = Box<dyn Fn(StoredChange) -> RecordFuture + Send>;
 
-/// The future that records a change.
+/// The future that a [`ChangeRecorder`] returns.
 pub type RecordFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Creates a recorder that writes changes to the database of the running server, and reports them as events to the
-/// listeners of the admin API.
+/// Creates a recorder that writes changes to the database of the running server, and adds them to the events of the
+/// admin API.
 #[must_use]
-pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
+pub fn create_recorder(history: History, events: EventRing) -> ChangeRecorder {
     Box::new(move |change: StoredChange| {
         let history = history.clone();
         record_change_event(&events, &change);
@@ -35,11 +38,8 @@ pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
     })
 }
 
-/// The action of the record that replaces the missing records of earlier changes.
-const UNRECORDED: &str = "unrecorded_changes";
-
-/// Records at startup that changes up to `generation` are in force although they have no record: Keychoir was
-/// killed before it wrote them, or the database could not be written.
+/// Records at startup that changes up to `generation` are in force although they have no record, because Keychoir was
+/// killed before it wrote the records or the database could not be written.
 pub async fn record_unrecorded_changes(history: &History, generation: u64, now: UnixMs) {
     let Ok(latest) = history.changes(None, 1).await else { return };
     let recorded_generation = latest.first().map_or(0, |change| change.generation);
@@ -58,13 +58,16 @@ pub async fn record_unrecorded_changes(history: &History, generation: u64, now: 
         generation,
     };
     if let Err(error) = history.record_change(change).await {
-        warn!(event = "change_not_recorded", "Changes without a record are in force: {error}");
+        warn!(
+            event = "change_not_recorded",
+            "Earlier changes are in force without a record, which cannot be written: {error}"
+        );
     }
 }
 
-/// Creates a recorder that writes changes to a database that no program uses.
+/// Creates a recorder that writes changes to the database while no server uses it.
 #[must_use]
-pub fn record_offline(changes: OfflineChanges) -> ChangeRecorder {
+pub fn create_offline_recorder(changes: OfflineChanges) -> ChangeRecorder {
     Box::new(move |change: StoredChange| {
         if !changes.record(&change) {
             warn!(

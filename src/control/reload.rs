@@ -11,44 +11,44 @@ use crate::app::{AppConfig, RunningApp};
 use crate::config::{Config, FileContents, FileStamps, LoadedConfig, StateDirectory};
 use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 
-/// Detects changes of the configuration files and applies them.
+/// Remembers the applied configuration and its files, to detect edits of the files and to apply them.
 #[derive(Debug)]
 pub struct ConfigReloader {
-    /// Sets the level of the log. `None` if the caller did not start the log.
-    level: Option<LogLevelHandle>,
+    /// Sets the minimum level of log lines. `None` if the caller did not start the log.
+    log_level: Option<LogLevelHandle>,
     /// The configuration at startup. Settings that need a restart keep its values.
     start_config: Config,
     /// The configuration that was applied last.
     applied_config: Config,
-    /// The content of the files at the last load.
+    /// The contents of the files at the last load.
     contents: FileContents,
     /// The metadata of the files at the last load.
     loaded_files: FileStamps,
     /// The metadata of the files at the last check.
     checked_files: FileStamps,
-    interval: Duration,
+    check_interval: Duration,
     drain_timeout: Duration,
 }
 
 impl ConfigReloader {
     /// Creates the reloader of a server that was started with the configuration `loaded`.
     #[must_use]
-    pub fn new(level: Option<LogLevelHandle>, loaded: &LoadedConfig) -> Self {
+    pub fn new(log_level: Option<LogLevelHandle>, loaded: &LoadedConfig) -> Self {
         let LoadedConfig { config, contents, .. } = loaded;
         let files = contents.stamps();
         Self {
-            level,
+            log_level,
             contents: contents.clone(),
             start_config: config.clone(),
             applied_config: config.clone(),
             loaded_files: files.clone(),
             checked_files: files,
-            interval: config.server.reload_interval,
+            check_interval: config.server.reload_interval,
             drain_timeout: config.server.drain_timeout,
         }
     }
 
-    /// Returns the content of the files from which the running configuration was loaded.
+    /// Returns the contents of the files from which the running configuration was loaded.
     pub(super) fn contents(&self) -> &FileContents {
         &self.contents
     }
@@ -58,23 +58,23 @@ impl ConfigReloader {
         self.start_config.state_directory()
     }
 
-    /// Returns the timeout for running requests to finish at shutdown.
+    /// Returns the maximum time that running requests have to finish at shutdown.
     pub(super) fn drain_timeout(&self) -> Duration {
         self.drain_timeout
     }
 
-    /// Waits until a file has changed and then stayed unchanged between two checks, so that a
-    /// half-written file is not read.
+    /// Waits until a file has changed since the last load and stayed the same between two checks, so that a
+    /// half-written file is not read. Waits forever if the check interval is zero.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future only delays the next check.
     pub(super) async fn wait_for_change(&mut self) {
-        if self.interval.is_zero() {
+        if self.check_interval.is_zero() {
             return pending().await;
         }
         loop {
-            tokio::time::sleep(self.interval).await;
+            tokio::time::sleep(self.check_interval).await;
             let files = self.checked_files.read_again();
             if files == self.checked_files && files != self.loaded_files {
                 return;
@@ -106,8 +106,9 @@ impl ConfigReloader {
         self.checked_files = self.loaded_files.clone();
     }
 
-    /// Applies a configuration that [`RunningApp::check_reload`] has accepted. Returns warnings about it.
-    pub(super) fn apply(
+    /// Applies a configuration that [`RunningApp::check_reload`] has accepted. Returns warnings about settings that
+    /// need a restart, or the error if the configuration cannot be applied.
+    pub(super) fn apply_config(
         &mut self,
         loaded: LoadedConfig,
         app_config: AppConfig,
@@ -123,41 +124,42 @@ impl ConfigReloader {
         let summary = match app.reload(app_config) {
             Ok(summary) => summary,
             Err(error) => {
-                log_failure(&error);
+                log_reload_failure(&error);
                 return vec![error.to_string()];
             }
         };
-        (self.interval, self.drain_timeout) = (config.server.reload_interval, config.server.drain_timeout);
-        if let Some(level) = &self.level
-            && let Err(error) = level.set(&config.log.level.to_string())
+        (self.check_interval, self.drain_timeout) =
+            (config.server.reload_interval, config.server.drain_timeout);
+        if let Some(log_level) = &self.log_level
+            && let Err(error) = log_level.set(&config.log.level.to_string())
         {
             warn!("{error}");
         }
         let restart_settings = self.start_config.settings_needing_restart(&config);
-        let mut advice = Vec::new();
+        let mut restart_warnings = Vec::new();
         if !restart_settings.is_empty() {
             let names = restart_settings.join(", ");
             let message = format!("These settings change only with a restart: {names}");
             warn!(event = "reload_incomplete", settings = names, "{message}");
-            advice.push(message);
+            restart_warnings.push(message);
         }
         let clients = config.clients.len();
         let (count, added, removed) = (summary.keys, summary.added, summary.removed);
-        let text = keys_loaded_message(count, &config.describe_key_sources());
+        let keys_message = keys_loaded_message(count, &config.describe_key_sources());
         info!(
             event = "reloaded",
             keys = count,
             added,
             removed,
             clients,
-            "Reloaded: {text}, {added} added, {removed} removed; {clients} client tokens"
+            "Reloaded: {keys_message}, {added} added, {removed} removed; {clients} client tokens"
         );
         self.applied_config = config;
-        advice
+        restart_warnings
     }
 }
 
-/// Logs the reason that a configuration is not applied, with each mistake on a line.
+/// Logs the reason that a configuration is not applied. Each mistake of the configuration gets a line of its own.
 pub fn log_reload_error(error: &ControlError) {
     match error {
         // Mistakes of the configuration, each with its position.
@@ -165,7 +167,7 @@ pub fn log_reload_error(error: &ControlError) {
             for line in problems.lines() {
                 warn!(event = "reload_problem", "{line}");
             }
-            log_failure(&"it has mistakes");
+            log_reload_failure(&"it has mistakes");
         }
         ControlError::Stale { .. }
         | ControlError::Invalid(_)
@@ -179,11 +181,11 @@ pub fn log_reload_error(error: &ControlError) {
         | ControlError::NotManaged(_)
         | ControlError::Unwritable { .. }
         | ControlError::NoStateDirectory
-        | ControlError::Unavailable => log_failure(error),
+        | ControlError::Unavailable => log_reload_failure(error),
     }
 }
 
-fn log_failure(reason: &dyn std::fmt::Display) {
+fn log_reload_failure(reason: &dyn std::fmt::Display) {
     error!(
         event = "reload_failed",
         "The configuration is not reloaded and the previous one stays in use: {reason}"

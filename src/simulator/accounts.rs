@@ -14,7 +14,7 @@ use super::plan::{Billing, KeyPlan, Plan, ReportedLimit, WorkspacePlan};
 use super::refusal::{RefusalKind, RefusalValues};
 use super::resources::Resources;
 
-/// All workspaces and keys.
+/// The state of all workspaces and keys.
 #[derive(Debug)]
 pub(super) struct Accounts {
     pub(super) workspaces: Vec<Workspace>,
@@ -23,6 +23,7 @@ pub(super) struct Accounts {
     pub(super) library: Vec<String>,
 }
 
+/// The state of a workspace, which starts as its plan describes.
 #[derive(Debug)]
 pub(super) struct Workspace {
     pub(super) plan: WorkspacePlan,
@@ -32,7 +33,7 @@ pub(super) struct Workspace {
     /// Number of running operations.
     pub(super) running: u32,
     /// Highest number of operations that ran at the same time.
-    pub(super) running_max: u32,
+    pub(super) peak_running: u32,
     /// The voices of the workspace that are professional clones.
     pub(super) professional_voices: Vec<String>,
     /// Number of voices added so far.
@@ -42,6 +43,7 @@ pub(super) struct Workspace {
     pub(super) resources: Resources,
 }
 
+/// A key of the plan, and the credits that it has used.
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) plan: KeyPlan,
@@ -71,9 +73,9 @@ impl Refusal {
         Self { kind, values: Box::new(values) }
     }
 
-    /// Creates a refusal about the object `id`.
-    pub(super) fn with_object_id(kind: RefusalKind, id: impl Into<String>) -> Self {
-        Self::new(kind, RefusalValues { object_id: id.into(), ..RefusalValues::default() })
+    /// Creates a refusal whose text is about `subject`.
+    pub(super) fn with_subject(kind: RefusalKind, subject: impl Into<String>) -> Self {
+        Self::new(kind, RefusalValues { subject: subject.into(), ..RefusalValues::default() })
     }
 }
 
@@ -101,19 +103,20 @@ pub(super) struct Admission {
 
 impl Accounts {
     /// Creates the state that `plan` describes, at the time `now`.
-    pub(super) fn open(plan: &Plan, now: UnixMs) -> Self {
-        let workspaces = plan.workspaces.iter().map(|workspace| Workspace::open(workspace.clone(), now));
+    pub(super) fn new(plan: &Plan, now: UnixMs) -> Self {
+        let workspaces = plan.workspaces.iter().map(|workspace| Workspace::new(workspace.clone(), now));
         let mut accounts =
             Self { workspaces: workspaces.collect(), keys: Vec::new(), library: plan.library.clone() };
         for (index, key) in plan.keys.iter().enumerate() {
-            let workspace_index = accounts.find_or_open_workspace(key, index, now);
+            let workspace_index = accounts.find_or_add_workspace(key, index, now);
             let name = key.name.clone().unwrap_or_else(|| format!("key {}", index + 1));
             accounts.keys.push(Key { plan: key.clone(), name, workspace_index, used: 0 });
         }
         accounts
     }
 
-    fn find_or_open_workspace(&mut self, key: &KeyPlan, index: usize, now: UnixMs) -> usize {
+    /// Returns the index of the key's workspace. Adds the workspace if the plan does not describe it.
+    fn find_or_add_workspace(&mut self, key: &KeyPlan, index: usize, now: UnixMs) -> usize {
         let name = key.workspace.clone().unwrap_or_else(|| format!("workspace-of-key-{}", index + 1));
         if let Some(existing) = self.workspaces.iter().position(|workspace| workspace.plan.name == name) {
             return existing;
@@ -123,7 +126,7 @@ impl Accounts {
             Some("payg") => WorkspacePlan::pay_as_you_go(&name, key.credits, ReportedLimit::Zero),
             Some(tier) => WorkspacePlan::of_tier(&name, key.credits, tier),
         };
-        self.workspaces.push(Workspace::open(plan, now));
+        self.workspaces.push(Workspace::new(plan, now));
         self.workspaces.len() - 1
     }
 
@@ -141,7 +144,7 @@ impl Accounts {
         }
     }
 
-    /// Checks whether the key has the permission.
+    /// Refuses a key without the permission.
     pub(super) fn check_permission(
         &self,
         key_index: usize,
@@ -155,7 +158,7 @@ impl Accounts {
         }
     }
 
-    /// Checks whether the bill of the key's workspace allows operations.
+    /// Refuses operations that the unpaid bill of the key's workspace does not allow.
     pub(super) fn check_billing(&self, key_index: usize) -> Result<(), RefusalKind> {
         match self.workspace(key_index)?.plan.billing {
             Billing::Active => Ok(()),
@@ -164,8 +167,8 @@ impl Accounts {
         }
     }
 
-    /// Checks credits, cap and concurrency in the provider's order, and then charges the operation.
-    /// A refused operation changes nothing.
+    /// Checks credits, cap and concurrency in the provider's order, and then charges the operation and counts it as
+    /// running. A refused operation changes nothing.
     pub(super) fn admit(
         &mut self,
         key_index: usize,
@@ -181,7 +184,7 @@ impl Accounts {
         let workspace_index = self.key(key_index)?.workspace_index;
         let workspace = self.workspace_mut(key_index)?;
         workspace.running = workspace.running.saturating_add(1);
-        workspace.running_max = workspace.running_max.max(workspace.running);
+        workspace.peak_running = workspace.peak_running.max(workspace.running);
         Ok(Admission {
             cost,
             used_before,
@@ -214,7 +217,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Checks whether credits and cap suffice.
+    /// Refuses a cost above the remaining credits or the remaining cap.
     pub(super) fn check_credits(
         &self,
         key_index: usize,
@@ -248,7 +251,7 @@ impl Accounts {
         RefusalValues {
             requested_amount: cost,
             credit_limit: workspace.plan.credits,
-            remaining_credits: workspace.remaining(),
+            remaining_credits: workspace.remaining_credits(),
             key_name: key.name.clone(),
             key_cap: cap,
             remaining_cap: cap.saturating_sub(key.used),
@@ -257,21 +260,21 @@ impl Accounts {
         }
     }
 
-    /// Returns the index of the key that pays for a conversation with an agent. It is the caller's key if the
-    /// agent is in the caller's workspace, or else a key of the agent's workspace. An unknown agent is paid by
-    /// the caller's key, or without one by the first key. A private agent is refused to other workspaces, and to
-    /// callers without a key.
+    /// Returns the index of the key that pays for a conversation with an agent. It is the caller's key if the agent is
+    /// in the caller's workspace, or else a key of the agent's workspace. For an agent that no workspace lists, it is
+    /// the caller's key, or the first key if the caller has none. A private agent is refused to other workspaces, and
+    /// to callers without a key.
     pub(super) fn find_agent_payer(
         &self,
         agent_id: &str,
         key_index: Option<usize>,
     ) -> Result<usize, Refusal> {
-        let find_visibility = |workspace: &Workspace| {
+        let is_public_agent = |workspace: &Workspace| {
             workspace.plan.agents.iter().find(|agent| agent.id == agent_id).map(|agent| agent.is_public)
         };
         let agent_workspace =
             self.workspaces.iter().enumerate().find_map(|(workspace_index, workspace)| {
-                Some((workspace_index, find_visibility(workspace)?))
+                Some((workspace_index, is_public_agent(workspace)?))
             });
         let caller_workspace =
             key_index.and_then(|key_index| self.keys.get(key_index)).map(|key| key.workspace_index);
@@ -287,7 +290,7 @@ impl Accounts {
             (Some((_, false)), Some(_)) => None,
             (Some((_, false)), None) => return Err(RefusalKind::NeedsAuthorization.into()),
         };
-        payer.ok_or_else(|| Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id))
+        payer.ok_or_else(|| Refusal::with_subject(RefusalKind::AgentNotFound, agent_id))
     }
 
     /// Returns the key at an index.
@@ -315,7 +318,7 @@ impl Accounts {
 }
 
 impl Workspace {
-    fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
+    fn new(plan: WorkspacePlan, now: UnixMs) -> Self {
         let used_credits = plan.used;
         let resets_at = plan.reset.unwrap_or_else(|| match plan.reported_limit {
             ReportedLimit::Credits => first_of_next_month(now),
@@ -326,7 +329,7 @@ impl Workspace {
             used: used_credits,
             resets_at,
             running: 0,
-            running_max: 0,
+            peak_running: 0,
             professional_voices: Vec::new(),
             added_voices: 0,
             history: History::default(),
@@ -335,7 +338,8 @@ impl Workspace {
         }
     }
 
-    pub(super) fn remaining(&self) -> u64 {
+    /// Returns the remaining credits of the current period.
+    pub(super) fn remaining_credits(&self) -> u64 {
         self.plan.credits.saturating_sub(self.used)
     }
 }
@@ -344,9 +348,9 @@ impl Workspace {
 fn next_reset(previous_reset: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
         None | Some(0) => first_of_next_month(now),
-        Some(ms) => {
-            let periods = (now.0.saturating_sub(previous_reset.0) / ms).saturating_add(1);
-            UnixMs(previous_reset.0.saturating_add(periods.saturating_mul(ms)))
+        Some(period_ms) => {
+            let periods = (now.0.saturating_sub(previous_reset.0) / period_ms).saturating_add(1);
+            UnixMs(previous_reset.0.saturating_add(periods.saturating_mul(period_ms)))
         }
     }
 }
@@ -367,23 +371,23 @@ fn first_of_next_month(now: UnixMs) -> UnixMs {
 mod tests {
     use super::*;
 
-    /// 2026-11-24T09:00:00Z.
+    /// The time 2026-11-24T09:00:00Z.
     const NOW: UnixMs = UnixMs(1_795_510_800_000);
-    /// 2026-12-01T00:00:00Z.
+    /// The time 2026-12-01T00:00:00Z.
     const DECEMBER: UnixMs = UnixMs(1_796_083_200_000);
 
-    fn open(keys: &str) -> Accounts {
-        Accounts::open(&Plan::parse(keys).unwrap(), NOW)
+    fn accounts_of(keys: &str) -> Accounts {
+        Accounts::new(&Plan::parse(keys).unwrap(), NOW)
     }
 
     fn admit(accounts: &mut Accounts, key_index: usize, cost: u64) -> Result<u64, RefusalKind> {
-        let result = accounts.admit(key_index, cost, CreditLimits::KeyAndWorkspace);
-        result.map(|admission| admission.cost).map_err(|refusal| refusal.kind)
+        let admission = accounts.admit(key_index, cost, CreditLimits::KeyAndWorkspace);
+        admission.map(|admission| admission.cost).map_err(|refusal| refusal.kind)
     }
 
     #[test]
     fn a_cost_above_the_remaining_credits_is_refused() {
-        let mut accounts = open("a=10");
+        let mut accounts = accounts_of("a=10");
         assert_eq!(admit(&mut accounts, 0, 11), Err(RefusalKind::Quota));
         assert_eq!(admit(&mut accounts, 0, 10), Ok(10));
         assert_eq!(admit(&mut accounts, 0, 1), Err(RefusalKind::Quota));
@@ -392,7 +396,7 @@ mod tests {
 
     #[test]
     fn keys_of_a_workspace_share_its_credits() {
-        let mut accounts = open("a=10@w b=10@w c=10");
+        let mut accounts = accounts_of("a=10@w b=10@w c=10");
         assert_eq!(admit(&mut accounts, 0, 6), Ok(6));
         let refusal = accounts.admit(1, 5, CreditLimits::KeyAndWorkspace).unwrap_err();
         let values = &refusal.values;
@@ -402,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_cap_limits_only_its_key() {
-        let mut accounts = open("a=10@w:cap=3 b=10@w");
+        let mut accounts = accounts_of("a=10@w:cap=3 b=10@w");
         assert_eq!(admit(&mut accounts, 0, 3), Ok(3));
         let refusal = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap_err();
         assert_eq!(refusal.kind, RefusalKind::KeyCap);
@@ -417,7 +421,7 @@ mod tests {
             workspaces: vec![WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 10) }],
             ..Plan::with_keys([])
         };
-        let mut accounts = Accounts::open(&plan, NOW);
+        let mut accounts = Accounts::new(&plan, NOW);
         let first = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap();
         assert_eq!((first.running, first.max_concurrent), (1, Some(1)));
         assert_eq!(admit(&mut accounts, 0, 1), Err(RefusalKind::Concurrency));
@@ -428,7 +432,7 @@ mod tests {
 
     #[test]
     fn credits_and_caps_are_restored_when_the_reset_date_passes() {
-        let mut accounts = open("a=10:cap=10");
+        let mut accounts = accounts_of("a=10:cap=10");
         assert_eq!(accounts.workspaces[0].resets_at, DECEMBER);
         accounts.admit(0, 10, CreditLimits::KeyAndWorkspace).unwrap();
         accounts.reset_ended_periods(UnixMs(DECEMBER.0 - 1));

@@ -1,4 +1,4 @@
-//! Serves speech, dialogue, sound effects and transcription over HTTP. Their checks have the provider's order: the
+//! Executes speech, dialogue, sound effects and transcription over HTTP. Their checks have the provider's order: the
 //! body's schema, the key, its permission, the bill, the requested object, credits and concurrency.
 
 use serde_json::{Map, Value, json};
@@ -15,11 +15,11 @@ use super::response::{ProviderResponse, new_trace_id};
 use super::response_body::ResponseBody;
 use super::route::SpeechOutput;
 use super::sound::melody::Melody;
-use super::sound::{Sound, seconds};
+use super::sound::{Sound, to_seconds};
 use super::speech::{character_count, content_type, speech_body, whole_body};
 use super::tokens::TokenScope;
 
-/// Credits of a sound effect without a requested length (the provider's documentation, 2026).
+/// Credits for a sound effect without a requested length (the provider's documentation, 2026).
 const EFFECT_AUTO_CREDITS: u64 = 100;
 /// Credits per second of a sound effect with a requested length.
 const EFFECT_CREDITS_PER_SECOND: u64 = 20;
@@ -29,7 +29,7 @@ const EFFECT_AUTO_MS: u64 = 5_000;
 /// A parsed request for speech.
 #[derive(Debug)]
 struct SpeechRequest {
-    /// The text. For a dialogue, all its inputs in order.
+    /// The text, which is the text of all inputs in order for a dialogue.
     text: String,
     voices: Vec<String>,
     model: String,
@@ -68,7 +68,7 @@ impl SpeechRequest {
 impl OperationContext<'_> {
     /// Estimates the cost of the request for refusals that contain it. Returns 1 if the body is invalid.
     pub(super) fn estimate_cost(&self) -> u64 {
-        let request = self.object().and_then(|body| {
+        let request = self.json_object().and_then(|body| {
             SpeechRequest::parse(&body, "").or_else(|_| SpeechRequest::parse_dialogue(&body))
         });
         let Ok(request) = request else { return 1 };
@@ -76,14 +76,18 @@ impl OperationContext<'_> {
         Model::find(&request.model).map_or(characters, |model| model.cost(characters)).max(1)
     }
 
-    /// Handles `POST /v1/text-to-speech/{voice_id}` and its variants.
-    pub(super) fn speech(&self, voice: &str, output: SpeechOutput) -> Result<ProviderResponse, Refusal> {
-        self.generate_speech(SpeechRequest::parse(&self.object()?, voice)?, output)
+    /// Responds to `POST /v1/text-to-speech/{voice_id}` and its variants.
+    pub(super) fn serve_speech(
+        &self,
+        voice: &str,
+        output: SpeechOutput,
+    ) -> Result<ProviderResponse, Refusal> {
+        self.generate_speech(SpeechRequest::parse(&self.json_object()?, voice)?, output)
     }
 
-    /// Handles `POST /v1/text-to-dialogue` and its variants.
-    pub(super) fn dialogue(&self, output: SpeechOutput) -> Result<ProviderResponse, Refusal> {
-        self.generate_speech(SpeechRequest::parse_dialogue(&self.object()?)?, output)
+    /// Responds to `POST /v1/text-to-dialogue` and its variants.
+    pub(super) fn serve_dialogue(&self, output: SpeechOutput) -> Result<ProviderResponse, Refusal> {
+        self.generate_speech(SpeechRequest::parse_dialogue(&self.json_object()?)?, output)
     }
 
     fn generate_speech(
@@ -92,7 +96,7 @@ impl OperationContext<'_> {
         output: SpeechOutput,
     ) -> Result<ProviderResponse, Refusal> {
         let key_index = self.require_payer("text_to_speech")?;
-        let format = self.format(key_index)?;
+        let format = self.requested_format(key_index)?;
         let voice_name = self.find_voices(key_index, &request)?;
         self.check_continued_requests(key_index, &request)?;
         let cost = self.speech_cost(key_index, &request)?;
@@ -110,26 +114,27 @@ impl OperationContext<'_> {
         Ok(response.with_body(body))
     }
 
-    /// Returns the names of the requested voices, which the workspace must be allowed to use.
+    /// Returns the names of the requested voices, and refuses a voice that the workspace may not use.
     fn find_voices(&self, key_index: usize, request: &SpeechRequest) -> Result<String, Refusal> {
         let state = self.provider.state();
         let names = request.voices.iter().map(|voice| state.accounts.find_voice(key_index, voice));
         Ok(names.collect::<Result<Vec<_>, _>>()?.join(", "))
     }
 
-    /// Checks the continued requests. They must be requests of the same workspace.
+    /// Refuses to continue a request that is not in the history of the same workspace.
     fn check_continued_requests(&self, key_index: usize, request: &SpeechRequest) -> Result<(), Refusal> {
         let state = self.provider.state();
         let history = &state.accounts.workspace(key_index)?.history;
         match request.continued_requests.iter().find(|id| !history.has_request(id)) {
-            Some(unknown_id) => Err(Refusal::with_object_id(RefusalKind::UnknownRequest, unknown_id)),
+            Some(unknown_id) => Err(Refusal::with_subject(RefusalKind::UnknownRequest, unknown_id)),
             None => Ok(()),
         }
     }
 
+    /// Returns the cost of speech, and refuses a model or a text that the plan does not allow.
     fn speech_cost(&self, key_index: usize, request: &SpeechRequest) -> Result<u64, Refusal> {
         let model = Model::find(&request.model)
-            .ok_or_else(|| Refusal::with_object_id(RefusalKind::ModelNotFound, &request.model))?;
+            .ok_or_else(|| Refusal::with_subject(RefusalKind::ModelNotFound, &request.model))?;
         let state = self.provider.state();
         let plan = &state.accounts.workspace(key_index)?.plan;
         plan.check_model(model)?;
@@ -141,15 +146,15 @@ impl OperationContext<'_> {
         Ok(model.cost(characters))
     }
 
-    /// Handles `POST /v1/sound-generation`.
-    pub(super) fn sound_effect(&self) -> Result<ProviderResponse, Refusal> {
-        let body = self.object()?;
+    /// Responds to `POST /v1/sound-generation`.
+    pub(super) fn serve_sound_effect(&self) -> Result<ProviderResponse, Refusal> {
+        let body = self.json_object()?;
         let text = required_string(&body, "text")?;
         let requested_seconds = body.get("duration_seconds").and_then(Value::as_f64);
         let key_index = self.require_payer("sound_generation")?;
-        let format = self.format(key_index)?;
+        let format = self.requested_format(key_index)?;
         // The provider allows 0.5 to 30 seconds (OpenAPI document).
-        let requested_ms = requested_seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
+        let requested_ms = requested_seconds.map(|seconds| to_milliseconds(seconds.clamp(0.5, 30.0)));
         let cost =
             requested_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
         let (_, slot) = self.provider.admit(key_index, cost)?;
@@ -158,21 +163,21 @@ impl OperationContext<'_> {
         Ok(ProviderResponse::empty(format.content_type()).with_cost(cost).with_body(body))
     }
 
-    /// Returns the key that pays for a transcription. A token takes precedence over the key of the head
+    /// Returns the index of the key that pays for a transcription. A token takes precedence over the key of the head
     /// (the Python SDK 2.78), and is consumed.
     fn require_transcription_payer(&self) -> Result<usize, RefusalKind> {
-        let mut payer = *self;
+        let mut payer_context = *self;
         if let Some(token) = query_value(self.query, "token") {
             let mut state = self.provider.state();
             let key_index = state.tokens.consume(&token, &TokenScope::BatchScribe, clock::now());
-            payer.presented_key = PresentedKey::Known(key_index.ok_or(RefusalKind::InvalidKey)?);
+            payer_context.presented_key = PresentedKey::Known(key_index.ok_or(RefusalKind::InvalidKey)?);
         }
-        payer.require_payer("speech_to_text")
+        payer_context.require_payer("speech_to_text")
     }
 
-    /// Handles `POST /v1/speech-to-text`. The transcript depends on the length of the upload, not on its
-    /// content. A second costs one credit.
-    pub(super) fn transcription(&self) -> Result<ProviderResponse, Refusal> {
+    /// Responds to `POST /v1/speech-to-text`. The transcript depends on the length of the upload, not on its content. A
+    /// second costs one credit.
+    pub(super) fn serve_transcription(&self) -> Result<ProviderResponse, Refusal> {
         if !self.received.has_model_id_part {
             return Err(RefusalKind::FieldMissing("model_id".into()).into());
         }
@@ -184,8 +189,9 @@ impl OperationContext<'_> {
     }
 }
 
+/// Converts seconds, which the caller has limited to half a minute.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to half a minute")]
-fn milliseconds(seconds: f64) -> u64 {
+fn to_milliseconds(seconds: f64) -> u64 {
     (seconds * 1_000.0).round() as u64
 }
 
@@ -194,7 +200,7 @@ fn milliseconds(seconds: f64) -> u64 {
 fn transcript_document(duration_secs: u64) -> Value {
     const WORDS: [&str; 9] = ["The", " ", "simulator", " ", "hears", " ", "you", " ", "well."];
     let total_ms = duration_secs.saturating_mul(1_000);
-    let time = |index: u64| seconds(total_ms.saturating_mul(index) / 9);
+    let time = |index: u64| to_seconds(total_ms.saturating_mul(index) / WORDS.len() as u64);
     let words = WORDS.iter().zip(0..).map(|(text, index)| {
         json!({
             "text": text,
@@ -211,6 +217,6 @@ fn transcript_document(duration_secs: u64) -> Value {
         "text": WORDS.concat(),
         "words": words.collect::<Vec<_>>(),
         "transcription_id": new_trace_id(),
-        "audio_duration_secs": seconds(total_ms),
+        "audio_duration_secs": to_seconds(total_ms),
     })
 }

@@ -1,29 +1,30 @@
-//! Encodes data in base64, even if it arrives in several chunks.
+//! Encodes bytes in base64, also if they arrive in several chunks.
 
 use bytes::Bytes;
 
-/// Encodes data in base64.
+/// Encodes bytes that are all available.
 pub(super) fn base64(bytes: &[u8]) -> String {
     let mut encoder = Base64Encoder::default();
     String::from_utf8([encoder.push(bytes), encoder.finish()].concat()).unwrap_or_default()
 }
 
-/// An encoder of data that arrives in several chunks.
+/// An encoder of bytes that arrive in several chunks.
 #[derive(Debug, Default)]
 pub(super) struct Base64Encoder {
-    /// Less than three bytes, which are encoded together with the next chunk.
+    /// At most two bytes, which are encoded together with the next chunk.
     remainder: Vec<u8>,
 }
 
 impl Base64Encoder {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
+    /// Encodes all complete groups of three bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Bytes {
         self.remainder.extend_from_slice(bytes);
         let length = self.remainder.len() / 3 * 3;
-        let text: Vec<u8> = self.remainder[..length].chunks_exact(3).flat_map(Self::encode_group).collect();
+        let digits: Vec<u8> = self.remainder[..length].chunks_exact(3).flat_map(Self::encode_group).collect();
         self.remainder.drain(..length);
-        text.into()
+        digits.into()
     }
 
     /// Encodes the remaining bytes with padding.
@@ -34,10 +35,10 @@ impl Base64Encoder {
             _ => return Bytes::new(),
         };
         self.remainder.resize(3, 0);
-        let mut text = Self::encode_group(&self.remainder);
+        let mut digits = Self::encode_group(&self.remainder);
         self.remainder.clear();
-        text[4 - padding..].fill(b'=');
-        Bytes::copy_from_slice(&text)
+        digits[4 - padding..].fill(b'=');
+        Bytes::copy_from_slice(&digits)
     }
 
     /// Encodes three bytes as four digits.

@@ -1,5 +1,5 @@
-//! Holds the context of one operation, and performs the checks that all operations share: the key, its permission,
-//! the bill, the audio format and the schema of a JSON body.
+//! Holds the context of one operation, performs the checks that all operations share (the key, its permission, the
+//! bill, the audio format and the schema of a JSON body), and adds generated audio to the history.
 
 use serde_json::{Map, Value};
 
@@ -17,8 +17,7 @@ use super::sound::format::{FORMATS, Format};
 /// Bytes of an upload that count as one second (128 kbit/s). The simulator does not decode audio, whereas the
 /// provider bills the length of the decoded audio.
 const UPLOAD_BYTES_PER_SECOND: u64 = 16_000;
-/// The value of the concurrency header for a workspace without a limit. The provider always sends
-/// this header.
+/// The value of `maximum-concurrent-requests` for a workspace without a limit. The provider always sends this header.
 const UNLIMITED_CONCURRENCY: u32 = 1_000_000;
 
 /// The generated audio, as the history stores it.
@@ -41,15 +40,16 @@ pub(super) struct OperationContext<'a> {
 }
 
 impl OperationContext<'_> {
-    /// Returns the paying key. The key must have the permission, and its workspace must have paid the bill.
+    /// Returns the index of the paying key. The key must have the permission, and its workspace must have paid the
+    /// bill.
     pub(super) fn require_payer(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key_index = self.require_permission(permission)?;
         self.provider.state().accounts.check_billing(key_index)?;
         Ok(key_index)
     }
 
-    /// Returns the key of an operation that costs no credits. The key must have the permission, but the bill may be
-    /// unpaid.
+    /// Returns the index of the key of an operation that costs no credits. The key must have the permission, but the
+    /// bill may be unpaid.
     pub(super) fn require_permission(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key_index = require_key(self.presented_key)?;
         self.provider.state().accounts.check_permission(key_index, permission)?;
@@ -57,19 +57,20 @@ impl OperationContext<'_> {
     }
 
     /// Returns the requested audio format. The plan of the key's workspace must include it.
-    pub(super) fn format(&self, key_index: usize) -> Result<Format, Refusal> {
+    pub(super) fn requested_format(&self, key_index: usize) -> Result<Format, Refusal> {
         let Some(name) = query_value(self.query, "output_format") else { return Ok(Format::DEFAULT) };
         let format = Format::find(&name).ok_or_else(|| {
-            let supported = FORMATS.map(|format| format.name).join(", ");
-            let message = format!("Output format '{name}' is not supported. Supported formats: {supported}.");
-            Refusal::with_object_id(RefusalKind::InvalidOutputFormat, message)
+            let supported_formats = FORMATS.map(|format| format.name).join(", ");
+            let message =
+                format!("Output format '{name}' is not supported. Supported formats: {supported_formats}.");
+            Refusal::with_subject(RefusalKind::InvalidOutputFormat, message)
         })?;
         self.provider.state().accounts.workspace(key_index)?.plan.check_format(format)?;
         Ok(format)
     }
 
-    /// Parses the body as a JSON object.
-    pub(super) fn object(&self) -> Result<Map<String, Value>, Refusal> {
+    /// Parses the body as a JSON object. An empty body is an empty object.
+    pub(super) fn json_object(&self) -> Result<Map<String, Value>, Refusal> {
         let Some(content) = &self.received.content else {
             let max_count = u64::try_from(MAX_JSON_BYTES).unwrap_or(u64::MAX);
             let values = RefusalValues { max_count, ..RefusalValues::default() };

@@ -12,32 +12,45 @@ use super::provider::{FaultTarget, Provider};
 use super::request::ReceivedBody;
 use super::response::ProviderResponse;
 
-/// The key that stands for all requests, with any key or none.
+/// The key in a fault request that stands for all requests, with any key or none.
 const ALL_REQUESTS: &str = "*";
 /// The path prefix of the control endpoints.
 pub(super) const PREFIX: &str = "/_simulator/";
 
-/// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
-/// Without `route`, the faults apply to all routes of the key. The key `*` matches every request and
-/// requires a route.
+/// The body of a request that sets faults, for example:
+///
+/// `{"key": "sk_one", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`
+///
+/// Without `route`, the faults apply to all routes of the key. The key `*` stands for all requests and requires a
+/// route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FaultRequest {
     key: String,
     #[serde(default)]
     route: Option<String>,
-    /// The permanent fault. An absent field changes nothing, and null removes the fault.
-    #[serde(default, deserialize_with = "deserialize_present")]
-    always: Option<Option<String>>,
+    #[serde(default, deserialize_with = "deserialize_change")]
+    always: PermanentFaultChange,
+    /// Faults that are appended to the queue.
     #[serde(default)]
     next: Vec<String>,
 }
 
-/// Distinguishes null from an absent field.
-fn deserialize_present<'de, D: serde::Deserializer<'de>>(
-    value: D,
-) -> Result<Option<Option<String>>, D::Error> {
-    Deserialize::deserialize(value).map(Some)
+/// The change of a permanent fault.
+#[derive(Default)]
+enum PermanentFaultChange {
+    /// The field is absent, and the fault stays.
+    #[default]
+    Keep,
+    /// The field contains a fault, or null to remove the fault.
+    Replace(Option<String>),
+}
+
+/// Deserializes a field that is present.
+fn deserialize_change<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<PermanentFaultChange, D::Error> {
+    Option::<String>::deserialize(deserializer).map(PermanentFaultChange::Replace)
 }
 
 /// Responds to a request to a control endpoint.
@@ -59,13 +72,16 @@ pub(super) fn respond(provider: &Provider, parts: &Parts, received: &ReceivedBod
     }
 }
 
-/// Sets the faults of the body. If any part of it is invalid, nothing changes.
+/// Sets the faults that the body contains. If any part of it is invalid, nothing changes.
 fn set_faults(provider: &Provider, received: &ReceivedBody) -> Result<(), String> {
     let body = received.content.as_deref().unwrap_or_default();
     let request: FaultRequest = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let parse = |text: &String| text.parse::<Fault>().map_err(|error| error.to_string());
-    let next = request.next.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    let always = request.always.map(|always| always.as_ref().map(parse).transpose()).transpose()?;
+    let queued_faults = request.next.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let new_permanent_fault = match &request.always {
+        PermanentFaultChange::Keep => None,
+        PermanentFaultChange::Replace(text) => Some(text.as_ref().map(parse).transpose()?),
+    };
     let route = request.route.as_deref();
     let target = match request.key.as_str() {
         ALL_REQUESTS if route.is_none() => return Err("the key `*` needs a route".to_owned()),
@@ -73,9 +89,9 @@ fn set_faults(provider: &Provider, received: &ReceivedBody) -> Result<(), String
         key => FaultTarget::Key(key),
     };
     let is_key_known = provider.update_script(target, |script| {
-        script.queue(route, next);
-        if let Some(always) = always {
-            script.set_permanent(route, always);
+        script.queue(route, queued_faults);
+        if let Some(fault) = new_permanent_fault {
+            script.set_permanent(route, fault);
         }
     });
     if is_key_known { Ok(()) } else { Err("the plan has no such key".to_owned()) }

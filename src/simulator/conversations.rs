@@ -1,5 +1,5 @@
-//! Stores conversations with agents. WebSocket messages never contain the cost of a conversation, so
-//! clients request the cost later over HTTP.
+//! Stores the conversations with agents, and serves their documents over HTTP. WebSocket messages never contain the
+//! cost of a conversation, so clients request it later from the document.
 
 use std::collections::VecDeque;
 
@@ -19,6 +19,7 @@ const MAX_CONVERSATIONS: usize = 200;
 #[derive(Debug, Default)]
 pub(super) struct Conversations(VecDeque<Conversation>);
 
+/// A conversation with an agent, as its document reports it.
 #[derive(Clone, Debug)]
 pub(super) struct Conversation {
     pub(super) id: String,
@@ -36,6 +37,7 @@ pub(super) struct Conversation {
 }
 
 impl Conversations {
+    /// Adds a conversation, and drops the oldest one if the store is full.
     pub(super) fn add(&mut self, conversation: Conversation) {
         if self.0.len() == MAX_CONVERSATIONS {
             self.0.pop_front();
@@ -48,14 +50,14 @@ impl Conversations {
     }
 }
 
-/// Handles `GET /v1/convai/conversations/{conversation_id}`, for the workspace that paid.
+/// Responds to `GET /v1/convai/conversations/{conversation_id}` for the workspace that paid.
 pub(super) fn respond(context: OperationContext<'_>, id: &str) -> Result<ProviderResponse, Refusal> {
     let key_index = require_key(context.presented_key)?;
     let mut state = context.provider.state();
     state.accounts.check_permission(key_index, "convai_read")?;
     let conversation = state.accounts.workspace_mut(key_index)?.conversations.find(id);
     let conversation =
-        conversation.ok_or_else(|| Refusal::with_object_id(RefusalKind::ConversationNotFound, id))?;
+        conversation.ok_or_else(|| Refusal::with_subject(RefusalKind::ConversationNotFound, id))?;
     Ok(ProviderResponse::document(&conversation.document()))
 }
 
@@ -63,7 +65,7 @@ impl Conversation {
     /// Creates the `GetConversationResponseModel` of the OpenAPI document. It contains the cost only after
     /// the end of the conversation.
     fn document(&self) -> Value {
-        let seconds = self.ended_at.map_or(0, |ended_at| ended_at.since(self.started_at).as_secs());
+        let duration_seconds = self.ended_at.map_or(0, |ended_at| ended_at.since(self.started_at).as_secs());
         let transcript = self.transcript.iter().map(|(role, text)| {
             json!({ "role": role, "message": text, "time_in_call_secs": 0, "tool_calls": [], "tool_results": [] })
         });
@@ -75,7 +77,7 @@ impl Conversation {
             "user_id": null,
             "metadata": {
                 "start_time_unix_secs": self.started_at.0 / 1_000,
-                "call_duration_secs": seconds,
+                "call_duration_secs": duration_seconds,
                 "cost": self.ended_at.map(|_| self.call_charge + self.llm_charge),
                 "cost_fiat": null,
                 "authorization_method": self.authorization_method,

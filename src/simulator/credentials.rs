@@ -1,5 +1,5 @@
-//! Issues the provider's credentials other than keys: single-use tokens, and signed URLs and
-//! conversation tokens for agents. A credential belongs to the key that requested it.
+//! Responds to requests for the provider's credentials other than keys: single-use tokens, and signed URLs and
+//! conversation tokens for agents. A credential belongs to the key that requested it. `tokens` stores them.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use super::refusal::RefusalKind;
 use super::response::{ProviderResponse, new_trace_id};
 use super::tokens::TokenScope;
 
-/// Handles `POST /v1/single-use-token/{token_type}`.
+/// Responds to `POST /v1/single-use-token/{token_type}`.
 pub(super) fn issue_token(
     context: OperationContext<'_>,
     token_type: &str,
@@ -24,8 +24,8 @@ pub(super) fn issue_token(
     Ok(ProviderResponse::document(&json!({ "token": token })))
 }
 
-/// Handles `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host in the URL is always the
-/// provider's host (OpenAPI document). A client connects to this host unless the proxy changes the URL.
+/// Responds to `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host in the URL is always the provider's
+/// host (OpenAPI document). A client connects to this host unless the proxy changes the URL.
 pub(super) fn issue_signed_url(context: OperationContext<'_>) -> Result<ProviderResponse, Refusal> {
     let (agent_id, signature) = issue_for_agent(context, "cvsig")?;
     let url = format!(
@@ -34,7 +34,7 @@ pub(super) fn issue_signed_url(context: OperationContext<'_>) -> Result<Provider
     Ok(ProviderResponse::document(&json!({ "signed_url": url })))
 }
 
-/// Handles `GET /v1/convai/conversation/token?agent_id=…`.
+/// Responds to `GET /v1/convai/conversation/token?agent_id=…`.
 pub(super) fn issue_conversation_token(context: OperationContext<'_>) -> Result<ProviderResponse, Refusal> {
     let (_, token) = issue_for_agent(context, "cvtkn")?;
     Ok(ProviderResponse::document(
@@ -44,14 +44,14 @@ pub(super) fn issue_conversation_token(context: OperationContext<'_>) -> Result<
 
 /// Issues a token for the agent in the query. Returns the agent's ID and the token.
 fn issue_for_agent(context: OperationContext<'_>, prefix: &str) -> Result<(String, String), Refusal> {
-    let agent_id = query_value(context.query, "agent_id");
-    let agent_id = agent_id.ok_or(RefusalKind::FieldMissing("agent_id".into()))?;
+    let agent_id =
+        query_value(context.query, "agent_id").ok_or(RefusalKind::FieldMissing("agent_id".into()))?;
     let key_index = require_key(context.presented_key)?;
     let mut state = context.provider.state();
     state.accounts.check_permission(key_index, "convai_write")?;
     // A key grants access only to agents in the workspace of the key.
     if state.accounts.find_agent_payer(&agent_id, Some(key_index))? != key_index {
-        return Err(Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id));
+        return Err(Refusal::with_subject(RefusalKind::AgentNotFound, agent_id));
     }
     let token = format!("{prefix}_{}", new_trace_id());
     state.tokens.add(&token, TokenScope::Agent(agent_id.clone()), key_index, clock::now());

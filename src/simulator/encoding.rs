@@ -1,5 +1,5 @@
-//! Encodes response bodies. Brotli and Zstandard bodies consist of uncompressed blocks, because tests
-//! check only whether a proxy can decode a body.
+//! Encodes response bodies, and parses the names of encodings in faults. Brotli and Zstandard bodies consist of
+//! uncompressed blocks, because tests only check whether a proxy can decode a body.
 //!
 //! Sources: RFC 7932 (Brotli, 9.2), RFC 8878 (Zstandard, 3.1.1), RFC 9110 (8.4.1, `deflate` is zlib).
 
@@ -13,20 +13,21 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 /// A value of `Content-Encoding`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// `gzip`
+    /// The encoding `gzip`.
     Gzip,
-    /// `deflate`, which is zlib.
+    /// The encoding `deflate`, which is zlib.
     Deflate,
-    /// `br`
+    /// The encoding `br`.
     Brotli,
-    /// `zstd`
+    /// The encoding `zstd`.
     Zstandard,
 }
 
-/// Maximum number of bytes of a block. It is the limit of Brotli with a length of four digits. The limit of
-/// Zstandard is twice as large.
+/// Maximum number of bytes of a block. It is the maximum that Brotli can write as a length of four hexadecimal digits.
+/// The maximum of Zstandard is twice as large.
 const MAX_BLOCK_BYTES: usize = 65_536;
 
+/// The names of the encodings in `Content-Encoding` and in faults.
 const NAMES: [(&str, Encoding); 4] = [
     ("gzip", Encoding::Gzip),
     ("deflate", Encoding::Deflate),
@@ -47,44 +48,45 @@ impl Encoding {
                 let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
                 encoder.write_all(plain).and_then(|()| encoder.finish()).unwrap_or_default()
             }
-            Encoding::Brotli => compress_brotli(plain),
-            Encoding::Zstandard => compress_zstandard(plain),
+            Encoding::Brotli => encode_brotli(plain),
+            Encoding::Zstandard => encode_zstandard(plain),
         }
     }
 }
 
-fn compress_brotli(plain: &[u8]) -> Vec<u8> {
+fn encode_brotli(plain: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(plain.len() + 8);
-    // A window of 64 KiB is encoded as the single bit 0, which shares a byte with the first block.
+    // The stream begins with the window of 64 KiB, a single bit 0, which shares a byte with the first block.
     let mut window_bits = 1;
     for block in plain.chunks(MAX_BLOCK_BYTES) {
         let length = u32::try_from(block.len() - 1).unwrap_or(0);
-        // The header contains: not the last block (1 bit), four digits (2 bits), the length, uncompressed
-        // (1 bit), padding to the next byte.
-        let head = (length << 3 | 1 << 19) << window_bits;
-        bytes.extend_from_slice(&head.to_le_bytes()[..3]);
+        // The block header contains: not the last block (1 bit), a length of four digits (2 bits), the length,
+        // uncompressed (1 bit), padding to the next byte.
+        let block_header = (length << 3 | 1 << 19) << window_bits;
+        bytes.extend_from_slice(&block_header.to_le_bytes()[..3]);
         bytes.extend_from_slice(block);
         window_bits = 0;
     }
-    // The last block, which is empty.
+    // The stream ends with an empty last block.
     bytes.push(0b11 << window_bits);
     bytes
 }
 
-fn compress_zstandard(plain: &[u8]) -> Vec<u8> {
-    // The magic number, and a single segment whose length has four bytes.
+fn encode_zstandard(plain: &[u8]) -> Vec<u8> {
+    // The frame begins with the magic number, and declares a single segment whose length has four bytes.
     let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
     bytes.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());
     let mut blocks = plain.chunks(MAX_BLOCK_BYTES).peekable();
     if blocks.peek().is_none() {
+        // An empty body consists of an empty last block.
         bytes.extend_from_slice(&[1, 0, 0]);
     }
     while let Some(block) = blocks.next() {
-        // The header contains whether the block is the last (1 bit), the type (2 bits, 0 for uncompressed), and
+        // The block header contains whether the block is the last (1 bit), the type (2 bits, 0 for uncompressed), and
         // the length.
         let is_last = u32::from(blocks.peek().is_none());
-        let head = is_last | u32::try_from(block.len()).unwrap_or(0) << 3;
-        bytes.extend_from_slice(&head.to_le_bytes()[..3]);
+        let block_header = is_last | u32::try_from(block.len()).unwrap_or(0) << 3;
+        bytes.extend_from_slice(&block_header.to_le_bytes()[..3]);
         bytes.extend_from_slice(block);
     }
     bytes

@@ -1,8 +1,8 @@
-//! Checks what the plan of a workspace includes: voices of the library, formats, models, clones and
-//! their slots. Each check returns the provider's refusal.
+//! Decides which features the plan of a workspace includes: voices of the library, formats, models, clones and their
+//! slots. Each check returns the provider's refusal. Adds and removes the voices of a workspace within these limits.
 //!
-//! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see
-//! the table of refusals), the price page of 2026 (slots).
+//! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see the table of
+//! refusals), the price page of 2026 (slots).
 
 use super::accounts::{Accounts, Refusal, Workspace};
 use super::models::{Model, voice_name};
@@ -18,12 +18,13 @@ pub(super) enum Tier {
     Starter,
     Creator,
     Pro,
-    /// Scale, business, enterprise, and unknown names.
+    /// The plans Scale, Business and Enterprise, and plans with unknown names.
     Scale,
 }
 
 impl Tier {
-    /// Parses the name of a plan. The provider has plans that are not listed here.
+    /// Parses the name of a plan. An unknown name counts as a large plan, because the provider has more plans than
+    /// these.
     fn parse(name: &str) -> Self {
         match name {
             "free" => Tier::Free,
@@ -62,11 +63,13 @@ impl WorkspacePlan {
         }
     }
 
+    /// Returns whether the plan includes instant clones.
     pub(super) fn can_clone(&self) -> bool {
         self.tier() > Tier::Free
     }
 
-    /// Returns the refusal of a feature. Its name depends on the wording of this workspace.
+    /// Creates the refusal of a feature. The three names are those of the wordings, and the workspace's wording selects
+    /// one.
     fn refuse_feature(&self, [current, old_400, old_402]: [&'static str; 3]) -> Refusal {
         let name = match self.wording {
             RefusalWording::Current => current,
@@ -76,7 +79,7 @@ impl WorkspacePlan {
         fixed_refusal(name).into()
     }
 
-    /// Checks whether the plan allows voices of the library without a copy. The free plan does not.
+    /// Refuses voices of the library on the free plan.
     fn check_library(&self) -> Result<(), Refusal> {
         if self.tier() > Tier::Free {
             return Ok(());
@@ -84,7 +87,7 @@ impl WorkspacePlan {
         Err(self.refuse_feature(["library_voice", "free_users_not_allowed", "payment_required_plan"]))
     }
 
-    /// Checks whether the plan includes an audio format.
+    /// Refuses an audio format that the plan does not include.
     pub(super) fn check_format(&self, format: Format) -> Result<(), Refusal> {
         let required_tier = match format.name {
             "mp3_44100_192" => Tier::Creator,
@@ -98,7 +101,7 @@ impl WorkspacePlan {
         Err(Refusal::new(fixed_refusal("output_format_not_allowed"), values))
     }
 
-    /// Checks whether the workspace may use a model.
+    /// Refuses a model that the workspace may not use.
     pub(super) fn check_model(&self, model: Model) -> Result<(), Refusal> {
         if !self.denied_models.iter().any(|denied_model| denied_model == model.id) {
             return Ok(());
@@ -107,7 +110,7 @@ impl WorkspacePlan {
         Err(Refusal::new(fixed_refusal("model_access_denied"), values))
     }
 
-    /// Checks the number of characters against the limit of `model` on the workspace's plan.
+    /// Refuses a text that is longer than the maximum of `model` on the workspace's plan.
     pub(super) fn check_length(&self, model: Model, characters: u64) -> Result<(), Refusal> {
         let max_characters = model.max_characters(self.tier() == Tier::Free);
         if characters <= max_characters {
@@ -120,14 +123,14 @@ impl WorkspacePlan {
         let values = RefusalValues {
             requested_amount: characters,
             max_count: max_characters,
-            object_id: model.id.to_owned(),
+            subject: model.id.to_owned(),
             ..RefusalValues::default()
         };
         Err(Refusal::new(kind, values))
     }
 }
 
-/// Checks whether one of `max_slots` voice slots is available.
+/// Refuses another voice if all of `max_slots` voice slots are used.
 fn check_voice_slots(used: u64, max_slots: u64) -> Result<(), Refusal> {
     if used < max_slots {
         return Ok(());
@@ -137,7 +140,7 @@ fn check_voice_slots(used: u64, max_slots: u64) -> Result<(), Refusal> {
 }
 
 impl Workspace {
-    /// Returns the number of used slots. Professional voices do not count.
+    /// Returns the number of used voice slots. Professional voices do not count.
     pub(super) fn voice_slots_used(&self) -> u64 {
         let slots = self.plan.voices.len().saturating_sub(self.professional_voices.len());
         u64::try_from(slots).unwrap_or(u64::MAX)
@@ -169,6 +172,7 @@ impl Workspace {
         self.add_voice(id)
     }
 
+    /// Adds a voice if a slot is available.
     fn add_voice(&mut self, id: &str) -> Result<(), Refusal> {
         check_voice_slots(self.voice_slots_used(), self.plan.max_voices())?;
         self.added_voices += 1;
@@ -182,12 +186,12 @@ impl Workspace {
     ///
     /// Fails when the plan includes no professional clones, or no slot is available.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refusal> {
-        let limit = self.plan.max_professional_voices();
-        if limit == 0 {
+        let max_slots = self.plan.max_professional_voices();
+        if max_slots == 0 {
             return Err(fixed_refusal("professional_cloning_not_allowed").into());
         }
         let used_slots = u64::try_from(self.professional_voices.len()).unwrap_or(u64::MAX);
-        check_voice_slots(used_slots, limit)?;
+        check_voice_slots(used_slots, max_slots)?;
         self.plan.voices.push(id.to_owned());
         self.professional_voices.push(id.to_owned());
         Ok(())
@@ -214,7 +218,7 @@ impl Accounts {
             return Ok(name);
         }
         if !self.library.iter().any(|voice| voice == id) {
-            return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
+            return Err(Refusal::with_subject(RefusalKind::VoiceNotFound, id));
         }
         workspace.plan.check_library()?;
         Ok("Library voice".to_owned())
@@ -230,7 +234,7 @@ mod tests {
         let order = ["free", "starter", "creator", "pro", "scale"].map(Tier::parse);
         assert!(order.is_sorted_by(|earlier, later| earlier < later));
         for name in ["scale_2024_08_10", "growing_business", "enterprise", "grant_tier_2", ""] {
-            assert_eq!(Tier::parse(name), Tier::Scale, "{name}");
+            assert_eq!(Tier::parse(name), Tier::Scale, "{name:?} must have all features");
         }
         assert_eq!(["go", "trial", "payg"].map(Tier::parse), [Tier::Starter, Tier::Starter, Tier::Creator]);
     }
@@ -239,12 +243,13 @@ mod tests {
     fn each_wording_has_a_refusal() {
         for wording in [RefusalWording::Current, RefusalWording::Old400, RefusalWording::Old402] {
             let plan = WorkspacePlan { tier: "free".into(), wording, ..WorkspacePlan::default() };
-            let refusal = [
+            let refusals = [
                 plan.check_library().unwrap_err(),
                 plan.check_format(Format::find("pcm_44100").unwrap()).unwrap_err(),
             ];
-            for refusal in refusal {
-                assert!(matches!(refusal.kind, RefusalKind::Fixed(_)), "{refusal:?}");
+            for refusal in refusals {
+                let is_fixed = matches!(refusal.kind, RefusalKind::Fixed(_));
+                assert!(is_fixed, "the refusal must be in the table: {refusal:?}");
             }
         }
     }

@@ -12,10 +12,10 @@ use super::refusal::{RefusalKind, UnknownRefusal};
 
 /// The fault of one request, or of one WebSocket session.
 ///
-/// On a WebSocket, faults of the response body (`EarlyRefuse`, `Gzip`, `Encoded`, `Respond`,
-/// `HugeError`, `EndlessError`, `GarbledError`) replace the 101 of the handshake. The effect of the
-/// other faults on a WebSocket is described with each. On a request without a handshake, `After` is
-/// the same as `Pass`.
+/// On a WebSocket, faults of the response body (`EarlyRefuse`, `Gzip`, `Encoded`, `Respond`, `HugeError`,
+/// `EndlessError`, `GarbledError`) replace the 101 of the handshake. Each of the other faults describes its effect on a
+/// WebSocket if it differs from the effect on a request. On a request without a handshake, `After` is the same as
+/// `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// No fault: the request is served normally. `Pass` fills a gap in a queue of faults.
@@ -23,10 +23,10 @@ pub enum Fault {
     /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
     /// session, in its own format: before the server's first message, or after the client's first message.
     Refuse(RefusalKind),
-    /// Refuses immediately after the head was read. The body is drained afterwards.
+    /// Refuses immediately after the head was read. The body is read and dropped afterwards.
     EarlyRefuse(RefusalKind),
-    /// Refuses after `bytes` bytes of the body. The rest is drained afterwards. On a WebSocket the
-    /// bytes of the client's messages count.
+    /// Refuses after `bytes` bytes of the body. The rest is read and dropped afterwards. On a WebSocket the bytes of
+    /// the client's messages count.
     MidRefuse {
         /// Bytes to read before the refusal.
         bytes: u64,
@@ -47,8 +47,8 @@ pub enum Fault {
     Respond {
         /// The status, 200 to 599.
         status: u16,
-        /// Headers that replace common headers of the same name. An empty value removes the header.
-        /// If `content-type` is missing, it is derived from the first character of the body.
+        /// Headers that replace common headers of the same name. A header with an empty value is removed. If
+        /// `content-type` is missing, it is derived from the first character of the body.
         headers: Vec<(String, String)>,
         /// The body as sent. With a `content-encoding` it must already be encoded.
         body: Bytes,
@@ -59,8 +59,8 @@ pub enum Fault {
         /// The delay in milliseconds.
         ms: u64,
     },
-    /// Executes and charges the request, and sends the head after a delay. A client that
-    /// disconnects during the delay has been charged.
+    /// Executes and charges the request, and sends the head after a delay. A client that disconnects during the delay
+    /// has been charged. On a WebSocket the handshake is delayed.
     SlowHead {
         /// The delay in milliseconds.
         ms: u64,
@@ -81,7 +81,7 @@ pub enum Fault {
     CloseBeforeHead,
     /// Closes the connection immediately after the head was read.
     CloseUnread,
-    /// The provider's 500 without details.
+    /// Refuses with the provider's 500 without details. On a WebSocket it has the effect of `Refuse`.
     ServerError,
     /// A quota refusal whose body is larger than 64 KiB.
     HugeError,
@@ -138,8 +138,8 @@ impl FromStr for Fault {
         if let Some(refusal) = text.strip_prefix("gzip:") {
             return Ok(Fault::Gzip(refusal.parse()?));
         }
-        if let Some((name, value)) = text.split_once('=') {
-            match (name, value.split_once(':')) {
+        if let Some((name, argument)) = text.split_once('=') {
+            match (name, argument.split_once(':')) {
                 ("mid", Some((bytes, refusal))) => {
                     return Ok(Fault::MidRefuse { bytes: parse_bytes(bytes)?, refusal: refusal.parse()? });
                 }
@@ -153,12 +153,12 @@ impl FromStr for Fault {
                     return Ok(Fault::Encoded { encodings, refusal: refusal.parse()? });
                 }
                 ("answer", _) => {
-                    return parse_response(value).ok_or_else(|| FaultError::Response(value.to_owned()));
+                    return parse_response(argument).ok_or_else(|| FaultError::Response(argument.to_owned()));
                 }
-                ("stall", _) => return Ok(Fault::Stall { ms: parse_milliseconds(value)? }),
-                ("slow_head", _) => return Ok(Fault::SlowHead { ms: parse_milliseconds(value)? }),
-                ("slow_body", _) => return Ok(Fault::SlowBody { ms: parse_milliseconds(value)? }),
-                ("cut", _) => return Ok(Fault::CutAfter { bytes: parse_bytes(value)? }),
+                ("stall", _) => return Ok(Fault::Stall { ms: parse_milliseconds(argument)? }),
+                ("slow_head", _) => return Ok(Fault::SlowHead { ms: parse_milliseconds(argument)? }),
+                ("slow_body", _) => return Ok(Fault::SlowBody { ms: parse_milliseconds(argument)? }),
+                ("cut", _) => return Ok(Fault::CutAfter { bytes: parse_bytes(argument)? }),
                 ("close" | "say" | "last", _) => {
                     return Ok(Fault::After { messages: 0, fault: text.parse()? });
                 }
@@ -189,13 +189,13 @@ impl FromStr for SessionFault {
             (_, Some(("say", text))) => Ok(SessionFault::Send(text.to_owned())),
             (_, Some(("last", text))) => {
                 let (code, message) = text.split_once('/').unwrap_or((text, ""));
-                let code = close_code(code).ok_or_else(|| FaultError::Close(text.to_owned()))?;
+                let code = parse_close_code(code).ok_or_else(|| FaultError::Close(text.to_owned()))?;
                 Ok(SessionFault::SendAndClose { code, text: message.to_owned() })
             }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
                 // A control frame has at most 125 bytes, and the close code takes two of them.
-                match close_code(code).filter(|_| reason.len() <= 123) {
+                match parse_close_code(code).filter(|_| reason.len() <= 123) {
                     Some(code) => Ok(SessionFault::Close { code, reason: reason.to_owned() }),
                     None => Err(FaultError::Close(text.to_owned())),
                 }
@@ -206,7 +206,7 @@ impl FromStr for SessionFault {
 }
 
 /// Parses a close code that an endpoint may send (RFC 6455, 7.4).
-fn close_code(text: &str) -> Option<u16> {
+fn parse_close_code(text: &str) -> Option<u16> {
     let is_sendable = |code: &u16| (1_000..5_000).contains(code) && ![1_004, 1_005, 1_006].contains(code);
     text.parse().ok().filter(is_sendable)
 }
@@ -251,13 +251,14 @@ fn parse_bytes(text: &str) -> Result<u64, FaultError> {
 
 /// Parses `5s`, `250ms`, or a plain number of milliseconds.
 fn parse_milliseconds(text: &str) -> Result<u64, FaultError> {
-    let number = |digits: &str| digits.parse::<u64>().map_err(|_| FaultError::Duration(text.to_owned()));
+    let parse_number =
+        |digits: &str| digits.parse::<u64>().map_err(|_| FaultError::Duration(text.to_owned()));
     if let Some(digits) = text.strip_suffix("ms") {
-        number(digits)
+        parse_number(digits)
     } else if let Some(digits) = text.strip_suffix('s') {
-        Ok(number(digits)?.saturating_mul(1_000))
+        Ok(parse_number(digits)?.saturating_mul(1_000))
     } else {
-        number(text)
+        parse_number(text)
     }
 }
 
@@ -300,7 +301,10 @@ impl fmt::Display for Fault {
 pub enum FaultError {
     /// The name is not the name of a fault or a refusal.
     #[error(
-        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on WebSockets after=MESSAGES:FAULT, where FAULT is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
+        "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, \
+         huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and \
+         answer=STATUS[NAME: VALUE]/BODY, and on WebSockets after=MESSAGES:FAULT, where FAULT is a REFUSAL, \
+         close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
     Unknown(#[from] UnknownRefusal),
     /// An invalid duration.
@@ -317,12 +321,14 @@ pub enum FaultError {
     Encoding(#[from] UnknownEncoding),
     /// A response that cannot be parsed.
     #[error(
-        "`{0}` is not a response: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with a status of 200 to 599 and any number of headers"
+        "`{0}` is not a response: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with a status of 200 to 599 and any \
+         number of headers"
     )]
     Response(String),
     /// A close code or a close reason that cannot be sent.
     #[error(
-        "`{0}` is not a close: write CODE or CODE/REASON, with a code of 1000 to 4999 and a reason of at most 123 bytes"
+        "`{0}` is not a close: write CODE or CODE/REASON, with a code of 1000 to 4999 and a reason of at most 123 \
+         bytes"
     )]
     Close(String),
 }
@@ -331,7 +337,7 @@ pub enum FaultError {
 mod tests {
     use super::*;
     use crate::elevenlabs::refusal::examples;
-    use crate::simulator::refusal::NAMED;
+    use crate::simulator::refusal::NAMED_REFUSALS;
 
     #[test]
     fn a_printed_fault_is_parsed_unchanged() {
@@ -372,7 +378,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
-        for (name, refusal) in NAMED {
+        for (name, refusal) in NAMED_REFUSALS {
             assert_eq!(name.parse::<RefusalKind>().unwrap(), refusal);
             assert_eq!(refusal.to_string().parse::<RefusalKind>().unwrap(), refusal);
         }
@@ -424,7 +430,7 @@ mod tests {
             ("answer=402 x", "is not a response"),
         ] {
             let message = text.parse::<Fault>().unwrap_err().to_string();
-            assert!(message.contains(part), "{message}");
+            assert!(message.contains(part), "the error must contain {part:?}: {message}");
         }
     }
 }

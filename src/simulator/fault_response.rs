@@ -1,6 +1,5 @@
-//! Creates the responses that scripted faults send instead of the response of an operation: plain, encoded,
-//! oversized or garbled refusals, and custom responses. HTTP requests and WebSocket handshakes share
-//! these responses.
+//! Creates the responses that scripted faults send instead of the response of an operation: plain, encoded, oversized
+//! or garbled refusals, and custom responses. HTTP requests and WebSocket handshakes share these responses.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -18,16 +17,20 @@ use super::route::Route;
 
 /// The size of a huge error body, which a proxy should not buffer.
 const HUGE_BODY_BYTES: usize = 100_000;
-/// A chunk of the endless error body.
+/// The chunk that the endless error body repeats.
 const ENDLESS_CHUNK: &[u8] = &[b' '; 8_192];
-/// The values of a scripted refusal that are not in the request.
+/// The values in the text of a scripted refusal that the request does not contain.
 const DEFAULT_MAX_VOICES: u64 = 10;
 const DEFAULT_MODEL: &str = "eleven_v3";
 const DEFAULT_FORMAT: &str = "pcm_44100";
 
 /// Returns the values of a scripted refusal. The values are consistent: the remaining credits are 0, and the
 /// concurrency limit is at least 1.
-pub(super) fn scripted_values(provider: &Provider, presented_key: PresentedKey, cost: u64) -> RefusalValues {
+pub(super) fn scripted_refusal_values(
+    provider: &Provider,
+    presented_key: PresentedKey,
+    cost: u64,
+) -> RefusalValues {
     let values = match presented_key.index() {
         Some(key) => provider.state().accounts.refusal_values(key, cost),
         None => RefusalValues { requested_amount: cost, ..RefusalValues::default() },
@@ -51,15 +54,15 @@ pub(super) fn refuse_by_fault(
     kind: &RefusalKind,
     cost: u64,
 ) -> ProviderResponse {
-    let mut values = scripted_values(provider, presented_key, cost);
+    let mut values = scripted_refusal_values(provider, presented_key, cost);
     if let Some(format) = query_value(parts.uri.query().unwrap_or_default(), "output_format") {
         values.format = format;
     }
     match Route::find(&parts.method, parts.uri.path()) {
         Ok(Route::Speech { voice, .. } | Route::Free(FreeOperation::Voice(voice))) => {
-            values.object_id = voice;
+            values.subject = voice;
         }
-        Ok(Route::Operation(_, ids)) => values.object_id = ids.into_iter().next().unwrap_or_default(),
+        Ok(Route::Operation(_, ids)) => values.subject = ids.into_iter().next().unwrap_or_default(),
         Ok(_) | Err(_) => {}
     }
     Refusal::new(kind.clone(), values).into()
@@ -67,7 +70,7 @@ pub(super) fn refuse_by_fault(
 
 /// Returns the response that a fault sends instead of the response of an operation or a handshake. Returns
 /// `None` if the fault does not replace the response.
-pub(super) fn replacement(
+pub(super) fn replace_response(
     fault: &Fault,
     refuse: impl Fn(&RefusalKind) -> ProviderResponse,
 ) -> Option<ProviderResponse> {

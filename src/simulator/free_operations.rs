@@ -1,9 +1,9 @@
-//! Serves the operations that cost no credits: they read the account, models, voices and the history, and add and
-//! delete voices.
+//! Executes the operations that cost no credits: they read the account, models, voices and the history, add and delete
+//! voices, and delete items of the history.
 
 use serde_json::{Value, json};
 
-use super::accounts::Refusal;
+use super::accounts::{Accounts, Refusal, Workspace};
 use super::context::{OperationContext, require_key, string_field};
 use super::models;
 use super::provider::PresentedKey;
@@ -14,7 +14,7 @@ use super::route::SpeechOutput;
 use super::speech::speech_body;
 use super::subscription;
 
-/// The page size of the history if the query does not contain one (OpenAPI document).
+/// The page size if the query does not contain one (OpenAPI document).
 const DEFAULT_PAGE_ITEMS: usize = 100;
 /// The maximum page size of the history.
 const MAX_PAGE_ITEMS: usize = 1_000;
@@ -74,14 +74,14 @@ impl FreeOperation {
         let document = match self {
             FreeOperation::User => {
                 let key = state.accounts.keys.get(key_index).ok_or(RefusalKind::InvalidKey)?;
-                subscription::user(key, workspace)
+                subscription::user_document(key, workspace)
             }
             FreeOperation::Subscription => subscription::subscription_with_invoices(workspace),
             FreeOperation::Models => models::models(&workspace.plan.denied_models),
             FreeOperation::Voices => json!({ "voices": models::voices(own_voices) }),
             FreeOperation::VoicesV2 => voices_v2(own_voices, &workspace.plan.name, context.query)?,
             FreeOperation::Voice(id) => models::voice_document(id, own_voices)
-                .ok_or_else(|| Refusal::with_object_id(RefusalKind::VoiceNotFound, id))?,
+                .ok_or_else(|| Refusal::with_subject(RefusalKind::VoiceNotFound, id))?,
             FreeOperation::AddVoice => {
                 if !context.received.has_form_part("name") {
                     return Err(RefusalKind::FieldMissing("name".into()).into());
@@ -91,7 +91,7 @@ impl FreeOperation {
                 json!({ "voice_id": id, "requires_verification": false })
             }
             FreeOperation::AddProfessionalVoice => {
-                let body = context.object()?;
+                let body = context.json_object()?;
                 for field in ["name", "language"] {
                     string_field(&body, field)?.ok_or(RefusalKind::FieldMissing(field.into()))?;
                 }
@@ -100,10 +100,10 @@ impl FreeOperation {
                 json!({ "voice_id": id })
             }
             FreeOperation::AddLibraryVoice(id) => {
-                string_field(&context.object()?, "new_name")?
+                string_field(&context.json_object()?, "new_name")?
                     .ok_or(RefusalKind::FieldMissing("new_name".into()))?;
                 if !state.accounts.library.contains(id) {
-                    return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
+                    return Err(Refusal::with_subject(RefusalKind::VoiceNotFound, id));
                 }
                 state.accounts.workspace_mut(key_index)?.add_copy(id)?;
                 json!({ "voice_id": id })
@@ -111,23 +111,11 @@ impl FreeOperation {
             FreeOperation::Library => models::library(&state.accounts.library),
             FreeOperation::DeleteVoice(id) => {
                 if !state.accounts.workspace_mut(key_index)?.remove_voice(id) {
-                    return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
+                    return Err(Refusal::with_subject(RefusalKind::VoiceNotFound, id));
                 }
                 json!({ "status": "ok" })
             }
-            FreeOperation::HistoryPage => {
-                let size = page_size(context.query).min(MAX_PAGE_ITEMS);
-                let after = query_value(context.query, "start_after_history_item_id");
-                let belongs_to_other_workspace = |id: &String| {
-                    let mut workspaces = state.accounts.workspaces.iter();
-                    workspace.history.find(id).is_err()
-                        && workspaces.any(|other_workspace| other_workspace.history.find(id).is_ok())
-                };
-                if after.as_ref().is_some_and(belongs_to_other_workspace) {
-                    return Err(RefusalKind::InvalidCursor.into());
-                }
-                workspace.history.page(size, after.as_deref())
-            }
+            FreeOperation::HistoryPage => history_page(&state.accounts, workspace, context.query)?,
             FreeOperation::HistoryItem(id) => workspace.history.find(id)?.document(),
             FreeOperation::HistoryAudio(id) => {
                 let item = workspace.history.find(id)?;
@@ -136,7 +124,7 @@ impl FreeOperation {
             }
             FreeOperation::DeleteHistoryItem(id) => {
                 if !state.accounts.workspace_mut(key_index)?.history.delete(id) {
-                    return Err(Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id));
+                    return Err(Refusal::with_subject(RefusalKind::HistoryItemNotFound, id));
                 }
                 json!({ "status": "ok" })
             }
@@ -170,12 +158,26 @@ impl FreeOperation {
     }
 }
 
+/// Creates the requested page of a workspace's history. An item of another workspace is refused as a cursor.
+fn history_page(accounts: &Accounts, workspace: &Workspace, query: &str) -> Result<Value, Refusal> {
+    let cursor = query_value(query, "start_after_history_item_id");
+    let belongs_to_other_workspace = |id: &String| {
+        let mut workspaces = accounts.workspaces.iter();
+        workspace.history.find(id).is_err()
+            && workspaces.any(|other_workspace| other_workspace.history.find(id).is_ok())
+    };
+    if cursor.as_ref().is_some_and(belongs_to_other_workspace) {
+        return Err(RefusalKind::InvalidCursor.into());
+    }
+    Ok(workspace.history.page(page_size(query).min(MAX_PAGE_ITEMS), cursor.as_deref()))
+}
+
 /// Returns the requested page size.
 fn page_size(query: &str) -> usize {
     query_value(query, "page_size").and_then(|size| size.parse().ok()).unwrap_or(DEFAULT_PAGE_ITEMS)
 }
 
-/// Creates a voice ID with the length of the provider's IDs. Its last characters are random.
+/// Creates a voice ID with the length of the provider's IDs, 20 characters. Its last characters are random.
 fn new_voice_id() -> String {
     let id = new_trace_id();
     id.get(id.len() - 20..).unwrap_or(&id).to_owned()

@@ -16,6 +16,7 @@ const MAX_ITEMS: usize = 200;
 #[derive(Debug, Default)]
 pub(super) struct History(VecDeque<HistoryItem>);
 
+/// One generated speech.
 #[derive(Clone, Debug)]
 pub(super) struct HistoryItem {
     pub(super) id: String,
@@ -26,11 +27,14 @@ pub(super) struct HistoryItem {
     pub(super) text: String,
     pub(super) format: Format,
     pub(super) date_unix: u64,
+    /// Used credits of the workspace before the speech.
     pub(super) used_before: u64,
+    /// Used credits of the workspace after the speech.
     pub(super) used_after: u64,
 }
 
 impl History {
+    /// Adds an item, and drops the oldest item if the history is full.
     pub(super) fn add(&mut self, item: HistoryItem) {
         self.0.truncate(MAX_ITEMS - 1);
         self.0.push_front(item);
@@ -38,7 +42,7 @@ impl History {
 
     pub(super) fn find(&self, id: &str) -> Result<&HistoryItem, Refusal> {
         let item = self.0.iter().find(|item| item.id == id);
-        item.ok_or_else(|| Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id))
+        item.ok_or_else(|| Refusal::with_subject(RefusalKind::HistoryItemNotFound, id))
     }
 
     /// Returns whether the request with the ID `id` created an item.
@@ -53,8 +57,8 @@ impl History {
         self.0.len() < count_before
     }
 
-    /// Creates a page, the `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after`
-    /// does not exist, the result is the first page.
+    /// Creates the `GetSpeechHistoryResponseModel` of the OpenAPI document with at most `size` items that follow the
+    /// item `after`. If this item does not exist, the page begins with the newest item.
     pub(super) fn page(&self, size: usize, after: Option<&str>) -> Value {
         let start =
             after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |index| index + 1);

@@ -12,7 +12,7 @@ pub struct Ledger {
     pub workspaces: Vec<WorkspaceEntry>,
     /// The sums over all requests, including requests without a known key.
     pub totals: Totals,
-    /// Descriptions of forbidden content in requests, without the content. When the list is full, later
+    /// Descriptions of content that a proxy must not forward, without the content itself. When the list is full, later
     /// violations are only counted.
     pub violations: Vec<String>,
     /// The most recent requests that were answered or whose connection closed, oldest first. A WebSocket
@@ -53,7 +53,7 @@ pub struct WorkspaceEntry {
     /// The number of requests in progress.
     pub running: u32,
     /// The highest number of concurrent requests so far.
-    pub running_max: u32,
+    pub peak_running: u32,
 }
 
 /// The sums over all requests.
@@ -67,7 +67,7 @@ pub struct Totals {
     pub refused: u64,
     /// The number of requests without a response.
     pub unanswered: u64,
-    /// Requests that have neither been answered nor disconnected.
+    /// The number of requests that have no response yet and whose connection is open.
     pub in_flight: u64,
     /// The credits charged.
     pub charged: u64,
@@ -83,10 +83,10 @@ pub struct Totals {
 pub struct RequestSummary {
     /// The method as it was sent.
     pub method: String,
-    /// The path and query as they were received, or `withheld` for a violation, which may contain a
-    /// credential.
+    /// The path and query as they were received, or `withheld` for a violation, because they may contain a credential.
     pub path_and_query: String,
-    /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request contains no key.
+    /// The key as it was configured, `elsewhere` if it belongs to another region, `unknown` if it is not in the plan,
+    /// or `None` if the request contains no key.
     pub key: Option<String>,
     /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
@@ -95,7 +95,7 @@ pub struct RequestSummary {
     /// The SHA-256 of the bytes that were read, in hexadecimal.
     pub body_sha256: String,
     /// Whether the bytes that were read are the whole body.
-    pub body_complete: bool,
+    pub is_body_complete: bool,
     /// The credits charged for this request.
     pub charged: u64,
     /// The WebSocket session, if the status is 101.
@@ -136,7 +136,7 @@ pub struct SocketSummary {
     pub refused: Option<String>,
     /// The close frame that was received.
     pub close_received: Option<SocketClose>,
-    /// The close frame that was sent, including a frame that answers a received frame.
+    /// The close frame that was sent, also if it is the reply to a received close frame.
     pub close_sent: Option<SocketClose>,
 }
 

@@ -1,9 +1,9 @@
-//! Simulates the ElevenLabs API offline: quotas, workspaces, all known refusals, valid audio, scripted
-//! faults, and a ledger of requests and charges. `keychoir simulate` and `keychoir demo` run the
-//! simulator, and tests use it as the upstream.
+//! Simulates the ElevenLabs API offline: quotas, workspaces, all known refusals, valid audio, scripted faults, and a
+//! ledger of requests and charges. `keychoir simulate` and `keychoir demo` run the simulator, and tests use it as the
+//! upstream.
 //!
-//! The simulator does not depend on the proxy. It records a client's credential as a violation,
-//! because a proxy must never forward one. Read `service` first, then `refusal`.
+//! The simulator does not depend on the proxy. If it receives a credential of a client, it records a violation, because
+//! a proxy must never forward one. Read `service` first, then `refusal`.
 
 mod plan;
 
@@ -80,7 +80,7 @@ use self::tracked_stream::TrackedStream;
 
 /// Timeout for receiving a request head.
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Delay after an accept that failed for lack of file descriptors.
+/// Delay after a connection could not be accepted, for example for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// A running simulator. It serves until it is stopped or dropped.
@@ -89,8 +89,8 @@ pub struct Simulator {
     address: SocketAddr,
     provider: Provider,
     tasks: Tasks,
-    /// The sender is dropped with the simulator, which ends all connections.
-    alive: watch::Sender<()>,
+    /// Dropping the sender ends all connections.
+    shutdown_sender: watch::Sender<()>,
 }
 
 impl Simulator {
@@ -98,15 +98,15 @@ impl Simulator {
     ///
     /// # Errors
     ///
-    /// Fails when the plan contradicts itself (see [`Plan::check`]), or the listener has no address.
+    /// Fails when the plan contradicts itself (see [`Plan::validate`]), or the listener has no address.
     pub async fn start(listener: TcpListener, plan: Plan) -> io::Result<Simulator> {
-        plan.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        plan.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let address = listener.local_addr()?;
         let (provider, tasks) = (Provider::new(plan), Tasks::new());
-        let (alive, shutdown) = watch::channel(());
+        let (shutdown_sender, shutdown) = watch::channel(());
         let accept_loop = accept_connections(listener, provider.clone(), tasks.clone(), shutdown.clone());
         spawn_until(shutdown, &tasks, accept_loop);
-        Ok(Self { address, provider, tasks, alive })
+        Ok(Self { address, provider, tasks, shutdown_sender })
     }
 
     /// Returns the address of the listener.
@@ -115,7 +115,7 @@ impl Simulator {
         self.address
     }
 
-    /// Returns `http://127.0.0.1:PORT`, which replaces the provider's base URL.
+    /// Returns `http://ADDRESS:PORT`, which a client uses instead of the provider's base URL.
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
@@ -140,13 +140,13 @@ impl Simulator {
             if condition(&ledger) {
                 return ledger;
             }
-            // The sender lives as long as `self`, so this cannot fail.
+            // Waiting cannot fail, because the sender lives as long as `self`.
             let _changed = changes.changed().await;
         }
     }
 
-    /// Appends `faults` to the queue of a key. Each of its next requests takes one. A key that is
-    /// not in the plan is a violation, so that a typo is reported.
+    /// Appends `faults` to the queue of a key. Each of its next requests takes one. If the key is not in the plan, a
+    /// violation is recorded, so that a test with a typo fails.
     pub fn queue_faults(&self, key: &str, faults: Vec<Fault>) {
         self.update_script(FaultTarget::Key(key), |script| script.queue(None, faults));
     }
@@ -156,8 +156,8 @@ impl Simulator {
         self.update_script(FaultTarget::Key(key), |script| script.queue(Some(route), faults));
     }
 
-    /// Sets the permanent fault of a key, which applies while its queue of faults is empty. `None`
-    /// removes the fault. A key that is not in the plan is a violation.
+    /// Sets the permanent fault of a key, which applies while its queue of faults is empty. `None` removes the fault.
+    /// If the key is not in the plan, a violation is recorded.
     pub fn set_fault(&self, key: &str, fault: Option<Fault>) {
         self.update_script(FaultTarget::Key(key), |script| script.set_permanent(None, fault));
     }
@@ -184,11 +184,12 @@ impl Simulator {
 
     /// Closes all connections, even in the middle of a response, and waits until they are closed.
     pub async fn stop(self) {
-        drop(self.alive);
+        drop(self.shutdown_sender);
         self.tasks.wait_until_ended().await;
     }
 }
 
+/// Accepts connections until the simulator ends, and serves each in a separate task.
 async fn accept_connections(
     listener: TcpListener,
     provider: Provider,
@@ -214,7 +215,7 @@ fn spawn_until(
     tasks.spawn(async move {
         tokio::select! {
             () = future => {}
-            // Resolves when the sender is dropped.
+            // The receiver reports a change when the sender is dropped.
             _ = shutdown.changed() => {}
         }
     });
@@ -226,7 +227,7 @@ async fn serve_connection(
     tasks: Tasks,
     shutdown: watch::Receiver<()>,
 ) {
-    // Responses are streamed in small chunks. If the option cannot be set, they are only delayed.
+    // Responses are streamed in small chunks. If the option cannot be set, the chunks are only delayed.
     let _set = stream.set_nodelay(true);
     let (stream, flushes) = TrackedStream::new(stream);
     let service = Service { provider, tasks, flushes, shutdown };

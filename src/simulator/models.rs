@@ -1,5 +1,5 @@
-//! Lists the models and the public voices, and renders their documents. They have the provider's identifiers, so that
-//! examples of its documentation work.
+//! Lists the models and the public voices, and renders their documents and those of custom voices and of the library.
+//! Models and public voices have the provider's identifiers, so that the examples of its documentation work.
 
 use serde_json::{Value, json};
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 pub(super) struct Model {
     pub(super) id: &'static str,
     name: &'static str,
-    /// Thousandths of a credit per character (`character_cost_multiplier`).
-    credits_per_mille: u64,
+    /// Credits per 1,000 characters, which is a thousand times the `character_cost_multiplier`.
+    credits_per_1000_characters: u64,
     /// Maximum number of characters of a request on a paid plan.
     max_characters: u64,
     /// Maximum number of characters of a request on the free plan.
     max_free_characters: u64,
 }
 
-/// The rates are from the model list of 2026, and the limits are from the documentation. The older Turbo models are
-/// aliases of Flash models.
+/// The models for speech. Their rates are from the model list of 2026, and their limits are from the documentation. The
+/// older Turbo models are aliases of Flash models.
 const MODELS: [Model; 8] = [
     model("eleven_multilingual_v2", "Eleven Multilingual v2", 1_000, 10_000),
     model("eleven_v3", "Eleven v3", 1_000, 5_000),
@@ -29,8 +29,13 @@ const MODELS: [Model; 8] = [
     model("eleven_turbo_v2", "Eleven Turbo v2", 500, 30_000),
 ];
 
-const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, max_characters: u64) -> Model {
-    Model { id, name, credits_per_mille, max_characters, max_free_characters: 2_500 }
+const fn model(
+    id: &'static str,
+    name: &'static str,
+    credits_per_1000_characters: u64,
+    max_characters: u64,
+) -> Model {
+    Model { id, name, credits_per_1000_characters, max_characters, max_free_characters: 2_500 }
 }
 
 impl Model {
@@ -41,7 +46,7 @@ impl Model {
 
     /// Returns the cost of a number of characters in credits, rounded up.
     pub(super) fn cost(self, characters: u64) -> u64 {
-        characters.saturating_mul(self.credits_per_mille).div_ceil(1_000)
+        characters.saturating_mul(self.credits_per_1000_characters).div_ceil(1_000)
     }
 
     /// Returns the maximum number of characters of a request on a free or a paid plan.
@@ -68,7 +73,7 @@ impl Model {
             "maximum_text_length_per_request": self.max_characters,
             "languages": [{ "language_id": "en", "name": "English" }, { "language_id": "de", "name": "German" }],
             "model_rates": {
-                "character_cost_multiplier": if self.credits_per_mille == 500 { 0.5 } else { 1.0 },
+                "character_cost_multiplier": if self.credits_per_1000_characters == 500 { 0.5 } else { 1.0 },
                 "cost_discount_multiplier": 1.0,
             },
             "concurrency_group": format!("standard_{}", self.id),
@@ -81,11 +86,11 @@ pub(super) fn models(denied_models: &[String]) -> Value {
     MODELS.iter().map(|model| model.document(denied_models)).collect()
 }
 
-/// The voice of operations whose request does not name one.
-pub(super) const DEFAULT_VOICE: &str = PREMADE[0].0;
+/// The voice of a studio project whose request does not name one.
+pub(super) const DEFAULT_VOICE: &str = PREMADE_VOICES[0].0;
 
 /// The voices that every account has.
-const PREMADE: [(&str, &str); 3] = [
+const PREMADE_VOICES: [(&str, &str); 3] = [
     ("21m00Tcm4TlvDq8ikWAM", "Rachel"),
     ("JBFqnCBsd6RMkjVDRZzb", "George"),
     ("EXAVITQu4vr4xnSDxMaL", "Sarah"),
@@ -94,14 +99,14 @@ const PREMADE: [(&str, &str); 3] = [
 /// Returns the name of a voice that a workspace with `own_voices` can use.
 pub(super) fn voice_name(id: &str, own_voices: &[String]) -> Option<String> {
     let premade =
-        PREMADE.iter().find(|(premade_id, _)| *premade_id == id).map(|(_, name)| (*name).to_owned());
+        PREMADE_VOICES.iter().find(|(premade_id, _)| *premade_id == id).map(|(_, name)| (*name).to_owned());
     premade.or_else(|| own_voices.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
 }
 
-/// Returns every voice that a workspace with `own_voices` can use.
+/// Returns the documents of all voices that a workspace with `own_voices` can use.
 pub(super) fn voices(own_voices: &[String]) -> Vec<Value> {
-    let premade = PREMADE.iter().map(|(id, name)| voice(id, name, "premade"));
-    premade.chain(own_voices.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
+    let premade = PREMADE_VOICES.iter().map(|(id, name)| render_voice(id, name, "premade"));
+    premade.chain(own_voices.iter().map(|id| render_voice(id, "Own voice", "cloned"))).collect()
 }
 
 /// Returns the document of the voice with the ID `id`.
@@ -136,7 +141,7 @@ pub(super) fn library(ids: &[String]) -> Value {
 }
 
 /// Creates the `VoiceResponseModel` of the OpenAPI document.
-fn voice(id: &str, name: &str, category: &str) -> Value {
+fn render_voice(id: &str, name: &str, category: &str) -> Value {
     json!({
         "voice_id": id,
         "name": name,
@@ -146,7 +151,13 @@ fn voice(id: &str, name: &str, category: &str) -> Value {
         "preview_url": null,
         "samples": null,
         "available_for_tiers": [],
-        "settings": { "stability": 0.5, "similarity_boost": 0.75, "style": 0.0, "use_speaker_boost": true, "speed": 1.0 },
+        "settings": {
+            "stability": 0.5,
+            "similarity_boost": 0.75,
+            "style": 0.0,
+            "use_speaker_boost": true,
+            "speed": 1.0,
+        },
         "sharing": null,
         "high_quality_base_model_ids": ["eleven_multilingual_v2", "eleven_v3"],
         "verified_languages": [],

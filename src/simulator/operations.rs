@@ -1,5 +1,5 @@
-//! Operations that are defined by a table: changed voices, cleaned audio, dubbing, music, alignment and
-//! the studio. The table lists the permission, the form parts, the price and the output of each operation.
+//! Executes the operations that a table defines: changed voices, cleaned audio, dubbing, music, alignment and the
+//! studio. The table lists the path, the permission, the form parts, the price and the output of each operation.
 //!
 //! Sources: the OpenAPI document (paths, parts, responses), the documentation and price lists of
 //! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `context`.
@@ -18,22 +18,23 @@ use super::response::{ProviderResponse, new_trace_id};
 use super::response_body::ResponseBody;
 use super::sound::format::Format;
 use super::sound::melody::Melody;
-use super::sound::{Sound, seconds};
+use super::sound::{Sound, to_seconds};
 use super::speech::{streamed_body, whole_body};
 
-/// A row of the table.
+/// A row of the table: one operation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OperationRow {
     method: &'static str,
     /// The path segments, in which `{}` stands for an identifier.
     path: &'static str,
     permission: &'static str,
-    /// Required form parts.
-    parts: &'static [&'static str],
+    /// The form parts that a request must have.
+    required_parts: &'static [&'static str],
     price: Price,
     output: Output,
 }
 
+/// The price of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Price {
     Free,
@@ -62,11 +63,12 @@ enum Output {
     DubbedAudio,
 }
 
+/// The transfer of the audio in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AudioTransfer {
-    /// The request declares the length of its body.
+    /// The response declares the length of its body.
     Whole,
-    /// The body is chunked.
+    /// The body of the response is chunked.
     Streamed,
 }
 
@@ -74,15 +76,15 @@ const fn operation(
     method: &'static str,
     path: &'static str,
     permission: &'static str,
-    parts: &'static [&'static str],
+    required_parts: &'static [&'static str],
     price: Price,
     output: Output,
 ) -> OperationRow {
-    OperationRow { method, path, permission, parts, price, output }
+    OperationRow { method, path, permission, required_parts, price, output }
 }
 
-/// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
-/// documentation). The costs of the other operations are converted from the price lists.
+/// The table of operations. Changed voices and cleaned audio cost 1,000 credits per minute (the documentation). The
+/// costs of the other operations are converted from the price lists.
 #[rustfmt::skip] // a table with one operation per line
 const OPERATIONS: &[OperationRow] = {
     use AudioTransfer::{Streamed, Whole};
@@ -118,8 +120,10 @@ const OPERATIONS: &[OperationRow] = {
     ]
 };
 
-/// Maximum length of audio that is generated from an upload.
+/// Maximum length of audio that is generated from an upload, which bounds the size of the response.
 const MAX_GENERATED_MS: u64 = 60_000;
+/// The model in the history of a changed voice.
+const VOICE_CHANGER_MODEL: &str = "eleven_multilingual_sts_v2";
 
 impl OperationRow {
     /// Finds the operation of a path. Returns it with the identifiers in the path.
@@ -164,7 +168,7 @@ impl OperationRow {
             Price::Free => 0,
             Price::UploadedMinute(credits) => context.uploaded_seconds().saturating_mul(credits).div_ceil(60),
             Price::MusicMinute(credits) => {
-                let body = context.object().unwrap_or_default();
+                let body = context.json_object().unwrap_or_default();
                 music::duration_ms(&body).saturating_mul(credits).div_ceil(60_000)
             }
         }
@@ -176,7 +180,7 @@ impl OperationRow {
         context: OperationContext<'_>,
         ids: &[String],
     ) -> Result<ProviderResponse, Refusal> {
-        if let Some(missing) = self.parts.iter().find(|part| !context.received.has_form_part(part)) {
+        if let Some(missing) = self.required_parts.iter().find(|part| !context.received.has_form_part(part)) {
             return Err(RefusalKind::FieldMissing((*missing).into()).into());
         }
         let body = match self.output {
@@ -207,33 +211,33 @@ impl OperationRow {
         let sound = |format| Sound::new(Melody::with_duration(self.path, duration_ms), format);
         match self.output {
             Output::Voice(transfer) => {
-                let format = context.format(key_index)?;
+                let format = context.requested_format(key_index)?;
                 let voice_name = context.provider.state().accounts.find_voice(key_index, id)?;
                 let (admission, slot) = context.provider.admit(key_index, cost)?;
                 let audio = GeneratedAudio {
                     voice_id: id.to_owned(),
                     voice_name,
-                    model_id: "eleven_multilingual_sts_v2".to_owned(),
+                    model_id: VOICE_CHANGER_MODEL.to_owned(),
                     text: String::new(),
                     format,
                 };
                 let response = context.record_audio(key_index, &admission, audio, format.content_type())?;
-                Ok(response.with_body(transfer.body(sound(format)).with_slot(slot)))
+                Ok(response.with_body(transfer.create_body(sound(format)).with_slot(slot)))
             }
             Output::Audio(transfer) => {
                 let (_, slot) = context.provider.admit(key_index, cost)?;
-                let body = transfer.body(sound(Format::DEFAULT)).with_slot(slot);
+                let body = transfer.create_body(sound(Format::DEFAULT)).with_slot(slot);
                 Ok(ProviderResponse::empty("audio/mpeg").with_cost(cost).with_body(body))
             }
             Output::Music(transfer) => {
-                let format = context.format(key_index)?;
+                let format = context.requested_format(key_index)?;
                 let (_, slot) = context.provider.admit(key_index, cost)?;
                 let response =
                     music::with_song_id_and_cost(ProviderResponse::empty(format.content_type()), cost);
-                Ok(response.with_body(transfer.body(sound(format)).with_slot(slot)))
+                Ok(response.with_body(transfer.create_body(sound(format)).with_slot(slot)))
             }
             Output::DetailedMusic => {
-                let format = context.format(key_index)?;
+                let format = context.requested_format(key_index)?;
                 let (_, slot) = context.provider.admit(key_index, cost)?;
                 let content_type = format!("multipart/mixed; boundary={}", music::BOUNDARY);
                 let response = music::with_song_id_and_cost(ProviderResponse::empty(&content_type), cost);
@@ -248,16 +252,7 @@ impl OperationRow {
                 Ok(ProviderResponse::empty("application/json").with_cost(cost).with_body(body))
             }
             Output::CreatedResource(kind) => create_resource(context, key_index, kind, cost),
-            Output::ResourceList(kind) => {
-                let state = context.provider.state();
-                let resources = state.accounts.workspace(key_index)?.resources.documents(kind);
-                Ok(ProviderResponse::document(&match kind {
-                    ResourceKind::Dubbing => {
-                        json!({ "dubs": resources, "next_cursor": null, "has_more": false })
-                    }
-                    ResourceKind::Project => json!({ "projects": resources }),
-                }))
-            }
+            Output::ResourceList(kind) => list_resources(context, key_index, kind),
             Output::Resource(kind) => {
                 let mut state = context.provider.state();
                 let resource = state.accounts.workspace_mut(key_index)?.resources.find(kind, id)?;
@@ -265,22 +260,7 @@ impl OperationRow {
                 Ok(ProviderResponse::document(&resource.document()))
             }
             Output::DubbedAudio => {
-                let language = ids.get(1).map_or("", String::as_str);
-                let mut state = context.provider.state();
-                let dubbing =
-                    state.accounts.workspace_mut(key_index)?.resources.find(ResourceKind::Dubbing, id)?;
-                if dubbing.language != language {
-                    return Err(Refusal::with_object_id(
-                        fixed_refusal("dubbing_language_not_found"),
-                        language,
-                    ));
-                }
-                if !dubbing.is_dubbed() {
-                    return Err(fixed_refusal("dubbing_not_dubbed").into());
-                }
-                let melody = Melody::with_duration(language, generated_ms(dubbing.seconds));
-                let body = whole_body(Sound::new(melody, Format::DEFAULT));
-                Ok(ProviderResponse::empty("audio/mpeg").with_body(body))
+                read_dubbed_audio(context, key_index, id, ids.get(1).map_or("", String::as_str))
             }
             Output::DeletedResource(kind) => {
                 context.provider.state().accounts.workspace_mut(key_index)?.resources.delete(kind, id)?;
@@ -291,7 +271,7 @@ impl OperationRow {
 }
 
 impl AudioTransfer {
-    fn body(self, sound: Sound) -> ResponseBody {
+    fn create_body(self, sound: Sound) -> ResponseBody {
         match self {
             AudioTransfer::Whole => whole_body(sound),
             AudioTransfer::Streamed => streamed_body(sound),
@@ -304,6 +284,7 @@ fn generated_ms(uploaded_seconds: u64) -> u64 {
     uploaded_seconds.saturating_mul(1_000).min(MAX_GENERATED_MS)
 }
 
+/// Creates a dubbing or a project from the form, and charges its cost.
 fn create_resource(
     context: OperationContext<'_>,
     key_index: usize,
@@ -317,13 +298,13 @@ fn create_resource(
         id: new_trace_id().get(12..).unwrap_or_default().to_owned(),
         name: context.received.form_part("name").unwrap_or_else(|| "Untitled".to_owned()),
         language: context.received.form_part("target_lang").unwrap_or_default(),
-        seconds: context.uploaded_seconds(),
+        upload_seconds: context.uploaded_seconds(),
         created_unix: clock::now().0 / 1_000,
         status_requests: 0,
     };
     let document = match kind {
         ResourceKind::Dubbing => {
-            json!({ "dubbing_id": resource.id, "expected_duration_sec": resource.seconds })
+            json!({ "dubbing_id": resource.id, "expected_duration_sec": resource.upload_seconds })
         }
         ResourceKind::Project => json!({ "project": resource.document() }),
     };
@@ -331,11 +312,44 @@ fn create_resource(
     Ok(ProviderResponse { charged: cost, ..ProviderResponse::document(&document) })
 }
 
+fn list_resources(
+    context: OperationContext<'_>,
+    key_index: usize,
+    kind: ResourceKind,
+) -> Result<ProviderResponse, Refusal> {
+    let state = context.provider.state();
+    let resources = state.accounts.workspace(key_index)?.resources.documents(kind);
+    Ok(ProviderResponse::document(&match kind {
+        ResourceKind::Dubbing => json!({ "dubs": resources, "next_cursor": null, "has_more": false }),
+        ResourceKind::Project => json!({ "projects": resources }),
+    }))
+}
+
+/// Returns the audio of the dubbing `id` in a language, if the dubbing is done and has this language.
+fn read_dubbed_audio(
+    context: OperationContext<'_>,
+    key_index: usize,
+    id: &str,
+    language: &str,
+) -> Result<ProviderResponse, Refusal> {
+    let mut state = context.provider.state();
+    let dubbing = state.accounts.workspace_mut(key_index)?.resources.find(ResourceKind::Dubbing, id)?;
+    if dubbing.language != language {
+        return Err(Refusal::with_subject(fixed_refusal("dubbing_language_not_found"), language));
+    }
+    if !dubbing.is_dubbed() {
+        return Err(fixed_refusal("dubbing_not_dubbed").into());
+    }
+    let melody = Melody::with_duration(language, generated_ms(dubbing.upload_seconds));
+    let body = whole_body(Sound::new(melody, Format::DEFAULT));
+    Ok(ProviderResponse::empty("audio/mpeg").with_body(body))
+}
+
 /// Creates the `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
 fn alignment_document(text: &str, duration_ms: u64) -> Value {
     let characters: Vec<char> = text.chars().collect();
-    let total = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);
-    let time = |index: u64| seconds(duration_ms.saturating_mul(index) / total);
+    let character_count = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);
+    let time = |index: u64| to_seconds(duration_ms.saturating_mul(index) / character_count);
     let timed_characters = (0..).zip(&characters).map(|(index, character)| {
         json!({ "text": character.to_string(), "start": time(index), "end": time(index + 1) })
     });
@@ -372,7 +386,11 @@ mod tests {
         assert_eq!(find(Method::PUT, "v1/dubbing/d"), Err(RefusalKind::MethodNotAllowed("GET")));
         assert_eq!(find(Method::GET, "v1/music"), Err(RefusalKind::MethodNotAllowed("POST")));
         for path in ["v1/dubbing/d/audio", "v1/musics", "v1", ""] {
-            assert_eq!(find(Method::GET, path), Err(RefusalKind::NotFound), "{path}");
+            assert_eq!(
+                find(Method::GET, path),
+                Err(RefusalKind::NotFound),
+                "no operation must have the path {path:?}"
+            );
         }
     }
 

@@ -1,5 +1,6 @@
-//! Defines the configuration of a simulator: workspaces with credits, their keys, and texts that must not be
-//! received. The mutable state is in [`super::accounts`].
+//! Defines the configuration of a simulator: workspaces with their credits, features and agents, the keys, and texts
+//! that a proxy must not forward. Parses the notation of keys on the command line, and refuses contradictory plans. The
+//! mutable state is in [`super::accounts`].
 
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use crate::secret::{ApiKey, InvalidApiKey};
 
 use super::fault::Fault;
 
-/// The default voice of the library.
+/// The only voice of the library in a plan that lists no other voices.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
-/// The default region of the responses (captured, 2026).
+/// The region that responses report unless the plan contains another one (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
 
 /// The configuration of a simulator.
@@ -23,10 +24,10 @@ pub struct Plan {
     pub keys: Vec<KeyPlan>,
     /// Texts that no request head and no WebSocket message may contain, such as client tokens of the tested proxy. A
     /// request that contains one is a violation.
-    pub forbidden: Vec<String>,
-    /// The duration of a second of a WebSocket's `inactivity_timeout`. Tests shorten it.
+    pub forbidden_texts: Vec<String>,
+    /// The real duration of one second of the timeouts on WebSockets. Tests shorten it.
     pub socket_second: Duration,
-    /// Voices of the library. A workspace may use them if its plan includes the library.
+    /// The voices of the library. A workspace may use them if its tier includes the library.
     pub library: Vec<String>,
     /// Keys that are valid at the host of another region and are refused here with `wrong_host`.
     pub other_region_keys: Vec<String>,
@@ -43,8 +44,8 @@ pub struct WorkspacePlan {
     pub credits: u64,
     /// Used credits of the current period.
     pub used: u64,
-    /// The plan name of the workspace, such as `free` or `creator`. The plan limits the text length, voices
-    /// of the library, formats, clones and slots.
+    /// The provider's plan of the workspace, such as `free` or `creator`. It limits the text length, voices of the
+    /// library, formats, clones and slots.
     pub tier: String,
     /// The wording of refusals of features that the plan lacks.
     pub wording: RefusalWording,
@@ -54,7 +55,7 @@ pub struct WorkspacePlan {
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
     pub reported_limit: ReportedLimit,
-    /// The state of the bill.
+    /// The state of the workspace's bill.
     pub billing: Billing,
     /// Time of the next reset of the credits, or `None` for the first of next month.
     pub reset: Option<UnixMs>,
@@ -67,8 +68,8 @@ pub struct WorkspacePlan {
     pub queues_callers: bool,
     /// The custom voices of the workspace, in addition to the public voices.
     pub voices: Vec<String>,
-    /// The agents of the workspace. An agent of no workspace is public: its caller pays, or the first key of the
-    /// plan if the caller has no key.
+    /// The agents of the workspace. An agent that no workspace lists is public. Its caller pays, or the first key of
+    /// the plan if the caller has no key.
     pub agents: Vec<AgentPlan>,
 }
 
@@ -80,7 +81,7 @@ pub enum RefusalWording {
     Current,
     /// 400 `free_users_not_allowed`, and an older message for clones.
     Old400,
-    /// 402 `payment_required` with a message, including for clones.
+    /// 402 `payment_required` with a message, for clones as well.
     Old402,
 }
 
@@ -93,11 +94,11 @@ pub enum ReportedLimit {
     /// `character_limit` is always 0 (pay as you go). The credits are never reset, and the document
     /// has no reset date.
     Zero,
-    /// `character_limit` is missing. The other fields are the same as for `Zero`.
+    /// `character_limit` is missing. The other fields are the same as with `Zero`.
     Absent,
 }
 
-/// An agent for conversations.
+/// An agent with which clients can have conversations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentPlan {
     /// The `agent_id`.
@@ -106,10 +107,10 @@ pub struct AgentPlan {
     pub is_public: bool,
 }
 
-/// The state of the bill.
+/// The state of a workspace's bill, which decides which operations are allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Billing {
-    /// Paid.
+    /// All invoices are paid.
     #[default]
     Active,
     /// The last invoice is unpaid: reading is allowed, other operations are not.
@@ -123,8 +124,8 @@ pub enum Billing {
 pub struct KeyPlan {
     /// The key, sent as `xi-api-key`.
     pub key: String,
-    /// The key name in the settings of the workspace and in refusals because of the cap. `None` for `key 1` and
-    /// so on, so that no response contains a key.
+    /// The name of the key in the settings of the workspace and in refusals because of the cap. If it is `None`, the
+    /// names are `key 1`, `key 2` and so on, so that no response contains a key.
     pub name: Option<String>,
     /// Credits of the key's workspace, if no earlier key names the workspace.
     pub credits: u64,
@@ -159,7 +160,7 @@ impl Plan {
         Self {
             workspaces: Vec::new(),
             keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
-            forbidden: Vec::new(),
+            forbidden_texts: Vec::new(),
             socket_second: Duration::from_secs(1),
             library: vec![LIBRARY_VOICE.to_owned()],
             other_region_keys: Vec::new(),
@@ -172,16 +173,16 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// Returns the first syntax error, or the contradiction found by [`Plan::check`].
+    /// Returns the first syntax error, or the contradiction found by [`Plan::validate`].
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
         let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
         let plan = Self { keys, ..Self::with_keys([]) };
-        plan.check()?;
+        plan.validate()?;
         Ok(plan)
     }
 
-    /// Adds a workspace, which may have properties beyond its credits.
+    /// Adds a description of a workspace.
     #[must_use]
     pub fn with_workspace(mut self, workspace: WorkspacePlan) -> Self {
         self.workspaces.push(workspace);
@@ -205,7 +206,7 @@ impl Plan {
     /// Adds a text that no request may contain.
     #[must_use]
     pub fn with_forbidden_text(mut self, text: &str) -> Self {
-        self.forbidden.push(text.to_owned());
+        self.forbidden_texts.push(text.to_owned());
         self
     }
 
@@ -214,17 +215,17 @@ impl Plan {
     /// # Errors
     ///
     /// Returns the first contradiction.
-    pub fn check(&self) -> Result<(), PlanError> {
+    pub fn validate(&self) -> Result<(), PlanError> {
         for (index, workspace) in self.workspaces.iter().enumerate() {
             if self.workspaces[..index].iter().any(|earlier| earlier.name == workspace.name) {
-                return Err(PlanError::WorkspaceTwice(workspace.name.clone()));
+                return Err(PlanError::DuplicateWorkspace(workspace.name.clone()));
             }
         }
         for (index, key) in self.keys.iter().enumerate() {
-            let earlier = &self.keys[..index];
+            let earlier_keys = &self.keys[..index];
             ApiKey::new(&key.key).map_err(|source| PlanError::Key { position: index + 1, source })?;
-            if earlier.iter().any(|earlier_key| earlier_key.key == key.key) {
-                return Err(PlanError::KeyTwice { position: index + 1 });
+            if earlier_keys.iter().any(|earlier_key| earlier_key.key == key.key) {
+                return Err(PlanError::DuplicateKey { position: index + 1 });
             }
             if self.other_region_keys.contains(&key.key) {
                 return Err(PlanError::KeyOfOtherRegion { position: index + 1 });
@@ -233,10 +234,10 @@ impl Plan {
             if self.workspaces.iter().any(|workspace| workspace.name == *name) {
                 continue;
             }
-            let differs = |earlier_key: &&KeyPlan| {
+            let has_other_credits = |earlier_key: &&KeyPlan| {
                 earlier_key.workspace == key.workspace && earlier_key.credits != key.credits
             };
-            if let Some(earlier_key) = earlier.iter().find(differs) {
+            if let Some(earlier_key) = earlier_keys.iter().find(has_other_credits) {
                 return Err(PlanError::CreditsDiffer {
                     workspace: name.clone(),
                     first: earlier_key.credits,
@@ -306,17 +307,17 @@ impl KeyPlan {
     /// Fails when a part is missing, unknown or not a number. The error does not contain the key.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
-        let (key, values) = text.split_once('=').ok_or(PlanError::NoCredits)?;
+        let (key, properties) = text.split_once('=').ok_or(PlanError::NoCredits)?;
         ApiKey::new(key).map_err(|source| PlanError::Key { position: 1, source })?;
-        let mut values = values.split(':');
-        let credits = values.next().unwrap_or_default();
-        let (credits, workspace) = match credits.split_once('@') {
+        let mut properties = properties.split(':');
+        let account = properties.next().unwrap_or_default();
+        let (credits, workspace) = match account.split_once('@') {
             Some((_, "")) => return Err(PlanError::EmptyWorkspace),
             Some((credits, workspace)) => (credits, Some(workspace.to_owned())),
-            None => (credits, None),
+            None => (account, None),
         };
         let mut plan = Self { workspace, ..Self::new(key, parse_count("credits", credits)?) };
-        for option in values {
+        for option in properties {
             match option.split_once('=') {
                 Some(("cap", value)) => plan.cap = Some(parse_count("the cap", value)?),
                 Some(("tier", value)) if !value.is_empty() => plan.tier = Some(value.to_owned()),
@@ -335,13 +336,13 @@ fn parse_count(number_name: &'static str, text: &str) -> Result<u64, PlanError> 
 /// The errors of a plan. They do not contain a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The value has no `=`.
+    /// The text of a key has no `=`, so it contains no credits.
     #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500")]
     NoCredits,
-    /// A value is not a whole number.
+    /// The text of a number is not a whole number.
     #[error("{number_name} must be a whole number, not `{text}`")]
     NotACount {
-        /// The name of the number.
+        /// The property that must be a number.
         number_name: &'static str,
         /// The invalid text.
         text: String,
@@ -352,7 +353,7 @@ pub enum PlanError {
     /// An unknown option follows a `:`.
     #[error("`{0}` is not an option of a key; the options are cap=N and tier=NAME")]
     UnknownOption(String),
-    /// A key that is invalid in a header.
+    /// A key that cannot be sent in a header.
     #[error("key {position}: {source}")]
     Key {
         /// The position of the key in the plan, from 1.
@@ -360,9 +361,9 @@ pub enum PlanError {
         /// The reason why the key is invalid.
         source: InvalidApiKey,
     },
-    /// A duplicate key.
+    /// The plan contains a key twice.
     #[error("key {position} is the same as an earlier one")]
-    KeyTwice {
+    DuplicateKey {
         /// The position of the duplicate key in the plan, from 1.
         position: usize,
     },
@@ -372,9 +373,9 @@ pub enum PlanError {
         /// The position of the key in the plan, from 1.
         position: usize,
     },
-    /// A duplicate workspace.
+    /// The plan describes a workspace twice.
     #[error("the workspace `{0}` is described twice")]
-    WorkspaceTwice(String),
+    DuplicateWorkspace(String),
     /// Two keys give one workspace different credits, and the plan does not describe the workspace.
     #[error("workspace `{workspace}` cannot have {first} and {second} credits: its keys must agree")]
     CreditsDiffer {
@@ -392,40 +393,46 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, key: &str, credits: u64, workspace: Option<&str>, cap: Option<u64>) {
+    fn check_key(text: &str, key: &str, credits: u64, workspace: Option<&str>, cap: Option<u64>) {
         let plan = KeyPlan::parse(text).unwrap();
         assert_eq!(plan.key, key);
         assert_eq!((plan.credits, plan.workspace.as_deref(), plan.cap), (credits, workspace, cap));
     }
 
     #[track_caller]
-    fn check_invalid(text: &str, expected: &str) {
+    fn check_invalid_key(text: &str, expected: &str) {
         assert_eq!(KeyPlan::parse(text).unwrap_err().to_string(), expected);
     }
 
     #[test]
     fn a_key_has_credits_and_an_optional_workspace_and_cap() {
-        check("sk_demo_one=500", "sk_demo_one", 500, None, None);
-        check(" sk=1_000@choir ", "sk", 1_000, Some("choir"), None);
-        check("sk=0:cap=20", "sk", 0, None, Some(20));
-        check("sk=1000@choir:cap=20", "sk", 1_000, Some("choir"), Some(20));
+        check_key("sk_demo_one=500", "sk_demo_one", 500, None, None);
+        check_key(" sk=1_000@choir ", "sk", 1_000, Some("choir"), None);
+        check_key("sk=0:cap=20", "sk", 0, None, Some(20));
+        check_key("sk=1000@choir:cap=20", "sk", 1_000, Some("choir"), Some(20));
     }
 
     #[test]
     fn an_error_explains_the_mistake_and_does_not_repeat_the_key() {
-        check_invalid(
+        check_invalid_key(
             "sk",
             "a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500",
         );
-        check_invalid("sk=", "credits must be a whole number, not ``");
-        check_invalid("sk=-5", "credits must be a whole number, not `-5`");
-        check_invalid("sk=many", "credits must be a whole number, not `many`");
-        check_invalid("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
-        check_invalid("sk=5:cap=x", "the cap must be a whole number, not `x`");
-        check_invalid("sk=5:lid=3", "`lid=3` is not an option of a key; the options are cap=N and tier=NAME");
-        check_invalid("sk=5:tier=", "`tier=` is not an option of a key; the options are cap=N and tier=NAME");
-        check_invalid("sk=5:", "`` is not an option of a key; the options are cap=N and tier=NAME");
-        check_invalid("=5", "key 1: the key is empty");
+        check_invalid_key("sk=", "credits must be a whole number, not ``");
+        check_invalid_key("sk=-5", "credits must be a whole number, not `-5`");
+        check_invalid_key("sk=many", "credits must be a whole number, not `many`");
+        check_invalid_key("sk=5@", "a workspace's name follows the `@`, for example sk_demo_one=500@choir");
+        check_invalid_key("sk=5:cap=x", "the cap must be a whole number, not `x`");
+        check_invalid_key(
+            "sk=5:lid=3",
+            "`lid=3` is not an option of a key; the options are cap=N and tier=NAME",
+        );
+        check_invalid_key(
+            "sk=5:tier=",
+            "`tier=` is not an option of a key; the options are cap=N and tier=NAME",
+        );
+        check_invalid_key("sk=5:", "`` is not an option of a key; the options are cap=N and tier=NAME");
+        check_invalid_key("=5", "key 1: the key is empty");
     }
 
     #[test]
@@ -444,23 +451,26 @@ mod tests {
         ] {
             assert_eq!(Plan::parse(text).unwrap_err().to_string(), expected);
         }
-        let twice = Plan::default()
+        let plan_with_duplicate = Plan::default()
             .with_workspace(WorkspacePlan::new("w", 1))
             .with_workspace(WorkspacePlan::new("w", 2));
-        assert_eq!(twice.check().unwrap_err(), PlanError::WorkspaceTwice("w".to_owned()));
+        assert_eq!(
+            plan_with_duplicate.validate().unwrap_err(),
+            PlanError::DuplicateWorkspace("w".to_owned())
+        );
     }
 
     #[test]
-    fn a_described_workspace_decides_on_its_credits() {
+    fn the_credits_of_a_described_workspace_take_precedence() {
         let plan = Plan {
             keys: vec![KeyPlan::parse("a=5@w").unwrap(), KeyPlan::parse("b=6@w").unwrap()],
             ..Plan::default().with_workspace(WorkspacePlan::new("w", 100))
         };
-        assert_eq!(plan.check(), Ok(()));
+        assert_eq!(plan.validate(), Ok(()));
     }
 
     #[test]
     fn the_default_plan_is_valid() {
-        assert_eq!(Plan::default().check(), Ok(()));
+        assert_eq!(Plan::default().validate(), Ok(()));
     }
 }

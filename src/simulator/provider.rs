@@ -21,12 +21,12 @@ const MAX_REQUESTS: usize = 1_000;
 /// Maximum number of violations in the ledger.
 const MAX_VIOLATIONS: usize = 1_000;
 
-/// The state shared by all connections. Cheap to clone.
+/// The state that all connections share. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Provider {
     pub(super) plan: Arc<Plan>,
     state: Arc<Mutex<ProviderState>>,
-    changed: watch::Sender<()>,
+    change_sender: watch::Sender<()>,
 }
 
 /// The state that the lock protects.
@@ -47,13 +47,13 @@ pub(super) struct ProviderState {
     requests: VecDeque<(u64, RequestSummary)>,
 }
 
-/// The key of a request.
+/// The key that a request contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PresentedKey {
     Absent,
     /// A key that is not in the plan.
     Unknown,
-    /// A key of another region.
+    /// A key that is valid only in another region.
     OtherRegion,
     /// The key with the contained index in the plan.
     Known(usize),
@@ -70,9 +70,9 @@ pub(super) enum FaultTarget<'a> {
 
 impl Provider {
     pub(super) fn new(mut plan: Plan) -> Self {
-        // The empty string would match every request.
-        plan.forbidden.retain(|text| !text.is_empty());
-        let accounts = Accounts::open(&plan, clock::now());
+        // Every request contains the empty text, so each would be a violation.
+        plan.forbidden_texts.retain(|text| !text.is_empty());
+        let accounts = Accounts::new(&plan, clock::now());
         let key_entries = accounts.keys.iter().map(|key| KeyEntry {
             key: key.plan.key.clone(),
             workspace: accounts.workspaces[key.workspace_index].plan.name.clone(),
@@ -89,7 +89,11 @@ impl Provider {
             violations: Vec::new(),
             requests: VecDeque::new(),
         };
-        Self { plan: Arc::new(plan), state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
+        Self {
+            plan: Arc::new(plan),
+            state: Arc::new(Mutex::new(state)),
+            change_sender: watch::Sender::new(()),
+        }
     }
 
     /// Locks the state and resets the credits of all ended periods. Other tasks see all changes under one
@@ -101,13 +105,13 @@ impl Provider {
         state
     }
 
-    fn notify(&self) {
-        self.changed.send_replace(());
+    fn notify_of_change(&self) {
+        self.change_sender.send_replace(());
     }
 
     /// Returns a receiver that is notified of each change of the ledger.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+        self.change_sender.subscribe()
     }
 
     pub(super) fn find_key(&self, key: &str) -> PresentedKey {
@@ -131,15 +135,17 @@ impl Provider {
         script.map(update).is_some()
     }
 
-    /// Takes the fault of a request. The order is: a fault of the key on the route, a fault of all
-    /// requests on the route, a fault of the key on all routes.
+    /// Takes the fault of a request from the scripts. A fault of the key on the route takes precedence over a fault of
+    /// all requests on the route, and both over a fault of the key on all routes.
     pub(super) fn take_fault(&self, presented_key: PresentedKey, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
         let ProviderState { scripts, script_of_all_requests, .. } = &mut *state;
         let mut key_script = presented_key.index().and_then(|index| scripts.get_mut(index));
         let route_fault = key_script.as_mut().and_then(|script| script.take_for_route(method, path));
         let route_fault = route_fault.or_else(|| script_of_all_requests.take_for_route(method, path));
-        route_fault.or_else(|| key_script.and_then(|script| script.take())).unwrap_or(Fault::Pass)
+        route_fault
+            .or_else(|| key_script.and_then(|script| script.take_for_all_routes()))
+            .unwrap_or(Fault::Pass)
     }
 
     pub(super) fn record_violation(&self, violation: String) {
@@ -149,7 +155,7 @@ impl Provider {
             state.violations.push(violation);
         }
         drop(state);
-        self.notify();
+        self.notify_of_change();
     }
 
     /// Charges an operation and starts it. Dropping the slot ends the operation.
@@ -158,14 +164,14 @@ impl Provider {
         let admission = state.accounts.admit(key_index, cost, CreditLimits::KeyAndWorkspace)?;
         state.record_charge(key_index, cost);
         drop(state);
-        self.notify();
+        self.notify_of_change();
         Ok((
             admission,
             ConcurrencySlot { provider: self.clone(), workspace_index: admission.workspace_index },
         ))
     }
 
-    /// Counts a received request.
+    /// Counts a received request. The request is in progress until the returned value is dropped.
     pub(super) fn record_request(
         &self,
         presented_key: PresentedKey,
@@ -175,11 +181,11 @@ impl Provider {
         state.totals.requests += 1;
         state.totals.in_flight += 1;
         let number = state.totals.requests;
-        if let Some(entry) = state.entry_of(presented_key) {
+        if let Some(entry) = state.key_entry_mut(presented_key) {
             entry.requests += 1;
         }
         drop(state);
-        self.notify();
+        self.notify_of_change();
         PendingRequest { provider: self.clone(), presented_key, number, summary }
     }
 
@@ -187,7 +193,7 @@ impl Provider {
     pub(super) fn ledger(&self) -> Ledger {
         let state = self.state();
         let keys = state.accounts.keys.iter().zip(&state.key_entries).map(|(key, entry)| KeyEntry {
-            remaining: state.accounts.workspaces[key.workspace_index].remaining(),
+            remaining: state.accounts.workspaces[key.workspace_index].remaining_credits(),
             ..entry.clone()
         });
         let workspaces = state.accounts.workspaces.iter().map(|workspace| WorkspaceEntry {
@@ -195,7 +201,7 @@ impl Provider {
             limit: workspace.plan.credits,
             used: workspace.used,
             running: workspace.running,
-            running_max: workspace.running_max,
+            peak_running: workspace.peak_running,
         });
         Ledger {
             keys: keys.collect(),
@@ -225,12 +231,12 @@ impl ProviderState {
         }
     }
 
-    fn request(&mut self, number: u64) -> Option<&mut RequestSummary> {
+    fn recorded_request(&mut self, number: u64) -> Option<&mut RequestSummary> {
         // Recent requests are searched first, because the session is usually among them.
         self.requests.iter_mut().rev().find(|(recorded, _)| *recorded == number).map(|(_, summary)| summary)
     }
 
-    fn entry_of(&mut self, presented_key: PresentedKey) -> Option<&mut KeyEntry> {
+    fn key_entry_mut(&mut self, presented_key: PresentedKey) -> Option<&mut KeyEntry> {
         self.key_entries.get_mut(presented_key.index()?)
     }
 }
@@ -245,7 +251,7 @@ pub(super) struct ConcurrencySlot {
 impl Drop for ConcurrencySlot {
     fn drop(&mut self) {
         self.provider.state().accounts.release_slot(self.workspace_index);
-        self.provider.notify();
+        self.provider.notify_of_change();
     }
 }
 
@@ -280,9 +286,9 @@ impl Session {
     /// Updates the record of the session.
     pub(super) fn update_summary(&self, update: impl FnOnce(&mut SocketSummary)) {
         let mut state = self.provider.state();
-        state.request(self.number).and_then(|summary| summary.socket.as_mut()).map(update);
+        state.recorded_request(self.number).and_then(|summary| summary.socket.as_mut()).map(update);
         drop(state);
-        self.provider.notify();
+        self.provider.notify_of_change();
     }
 
     /// Charges an operation and starts it. Dropping the slot ends the operation.
@@ -302,6 +308,7 @@ impl Session {
         self.charge_with(key_index, cost, |accounts| accounts.charge(key_index, cost, limits))
     }
 
+    /// Charges credits with `charge`, and records them for the key and for the session.
     fn charge_with<T>(
         &self,
         key_index: usize,
@@ -309,14 +316,14 @@ impl Session {
         charge: impl FnOnce(&mut Accounts) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let mut state = self.provider.state();
-        let charge_value = charge(&mut state.accounts)?;
+        let charged = charge(&mut state.accounts)?;
         state.record_charge(key_index, cost);
-        if let Some(summary) = state.request(self.number) {
+        if let Some(summary) = state.recorded_request(self.number) {
             summary.charged += cost;
         }
         drop(state);
-        self.provider.notify();
-        Ok(charge_value)
+        self.provider.notify_of_change();
+        Ok(charged)
     }
 }
 
@@ -324,11 +331,12 @@ impl Drop for Session {
     fn drop(&mut self) {
         let mut state = self.provider.state();
         state.totals.sockets_open = state.totals.sockets_open.saturating_sub(1);
-        if let Some(socket) = state.request(self.number).and_then(|summary| summary.socket.as_mut()) {
+        if let Some(socket) = state.recorded_request(self.number).and_then(|summary| summary.socket.as_mut())
+        {
             socket.is_open = false;
         }
         drop(state);
-        self.provider.notify();
+        self.provider.notify_of_change();
     }
 }
 
@@ -337,22 +345,22 @@ impl Drop for PendingRequest {
         let mut state = self.provider.state();
         let summary = std::mem::take(&mut self.summary);
         let status = summary.status;
-        let count = |served: &mut u64, refused: &mut u64, unanswered: &mut u64| match status {
+        let count_outcome = |served: &mut u64, refused: &mut u64, unanswered: &mut u64| match status {
             None => *unanswered += 1,
             Some(..400) => *served += 1,
             Some(400..) => *refused += 1,
         };
-        if let Some(entry) = state.entry_of(self.presented_key) {
-            count(&mut entry.served, &mut entry.refused, &mut entry.unanswered);
+        if let Some(entry) = state.key_entry_mut(self.presented_key) {
+            count_outcome(&mut entry.served, &mut entry.refused, &mut entry.unanswered);
         }
         let totals = &mut state.totals;
-        count(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
+        count_outcome(&mut totals.served, &mut totals.refused, &mut totals.unanswered);
         totals.in_flight = totals.in_flight.saturating_sub(1);
         if state.requests.len() == MAX_REQUESTS {
             state.requests.pop_front();
         }
         state.requests.push_back((self.number, summary));
         drop(state);
-        self.provider.notify();
+        self.provider.notify_of_change();
     }
 }

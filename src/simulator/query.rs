@@ -1,4 +1,4 @@
-//! Parses the query of a URL: pairs of names and values, with percent signs and plus signs decoded.
+//! Parses the query of a URL into names and values, and decodes their percent signs and plus signs.
 
 /// Returns the decoded names and values of a query.
 pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
@@ -31,6 +31,7 @@ pub(super) fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Returns the byte that the first two hexadecimal digits encode.
 fn parse_hex_pair(bytes: &[u8]) -> Option<u8> {
     let high = char::from(*bytes.first()?).to_digit(16)?;
     let low = char::from(*bytes.get(1)?).to_digit(16)?;

@@ -1,5 +1,5 @@
-//! Lists the provider's refusals over HTTP. `render` contains the status, body and headers of each, and `fixed` the
-//! refusals with a fixed text.
+//! Lists the provider's refusals, and parses their names in faults. `render` creates the status, body and headers of
+//! each over HTTP, and `fixed` the refusals with a fixed text.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI document
 //! (the 422 list), and captured responses of August and September 2026 (all responses with numbers,
@@ -28,7 +28,7 @@ pub enum RefusalKind {
     KeyCap,
     /// 401: the key does not exist.
     InvalidKey,
-    /// 400: the key does not exist. This is another captured response.
+    /// 400: the key does not exist. The provider sends this response as well (captured).
     InvalidKey400,
     /// 401: the request contains no key.
     NeedsAuthorization,
@@ -77,7 +77,7 @@ pub enum RefusalKind {
     AgentNotFound,
     /// 404: the conversation does not exist in this workspace.
     ConversationNotFound,
-    /// 404: the response of the model list to a request without a key.
+    /// 404: the request for the list of models contains no key.
     AnonymousWorkspace,
     /// 400: the model does not exist.
     ModelNotFound,
@@ -91,7 +91,7 @@ pub enum RefusalKind {
     RequestTooLarge,
     /// 404: the path is unknown.
     NotFound,
-    /// 405: the method is wrong. Contains the allowed method.
+    /// 405: the method is wrong. The value is the allowed method.
     MethodNotAllowed(&'static str),
     /// 500 without details.
     ServerError,
@@ -103,10 +103,10 @@ pub enum RefusalKind {
     Fixed(&'static Example),
 }
 
-/// The values in the text of a refusal.
+/// The values that the texts of refusals contain. A text contains only some of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RefusalValues {
-    /// Credits that the request costs, or the number of characters that exceeds a limit.
+    /// Credits that the request costs, or its number of characters, if this exceeds a limit.
     pub(super) requested_amount: u64,
     /// Credits of the workspace per period.
     pub(super) credit_limit: u64,
@@ -120,8 +120,8 @@ pub(super) struct RefusalValues {
     pub(super) remaining_cap: u64,
     /// Maximum number of concurrent requests.
     pub(super) max_concurrent: u32,
-    /// The requested voice, model or item, or a complete message about the requested format.
-    pub(super) object_id: String,
+    /// The ID of the requested voice, model or other object, or the whole message about an unknown audio format.
+    pub(super) subject: String,
     /// The maximum number of voices, characters or bytes.
     pub(super) max_count: u64,
     /// The requested model.
@@ -146,9 +146,8 @@ pub(super) struct HttpRefusal {
     pub(super) body: String,
 }
 
-/// The names of refusals for faults, in the order of `RefusalKind`. Refusals with a value have a
-/// default here.
-pub(super) const NAMED: [(&str, RefusalKind); 25] = [
+/// The names of refusals in faults, in the order of `RefusalKind`. If a refusal has a value, this is the default value.
+pub(super) const NAMED_REFUSALS: [(&str, RefusalKind); 25] = [
     ("quota", RefusalKind::Quota),
     ("key_cap", RefusalKind::KeyCap),
     ("invalid", RefusalKind::InvalidKey),
@@ -185,7 +184,7 @@ impl FromStr for RefusalKind {
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
         let unknown = || UnknownRefusal(text.to_owned());
         let named_refusal =
-            NAMED.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
+            NAMED_REFUSALS.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
         let kind = named_refusal.or_else(|| find_fixed(name)).ok_or_else(unknown)?;
         Ok(match (kind, value) {
             (kind, None) => kind,
@@ -211,7 +210,8 @@ impl fmt::Display for RefusalKind {
             return f.write_str(fixed.name);
         }
         let is_same = |known: &RefusalKind| std::mem::discriminant(known) == std::mem::discriminant(self);
-        let name = NAMED.iter().find(|(_, known)| is_same(known)).map_or("unnamed", |(name, _)| name);
+        let name =
+            NAMED_REFUSALS.iter().find(|(_, known)| is_same(known)).map_or("unnamed", |(name, _)| name);
         f.write_str(name)?;
         if let RefusalKind::MissingPermissions(value) | RefusalKind::FieldMissing(value) = self {
             write!(f, "={value}")?;
@@ -229,18 +229,19 @@ impl fmt::Display for RefusalKind {
 #[error("`{0}` is not a refusal: the names are {names}", names = refusal_names())]
 pub struct UnknownRefusal(String);
 
-/// Returns the names of all refusals, with their values.
+/// Returns the names of all refusals and of their optional values, for the error message.
 fn refusal_names() -> String {
-    const VALUES: [(&str, &str); 4] = [
+    const VALUE_NAMES: [(&str, &str); 4] = [
         ("missing_permissions", "NAME"),
         ("rate_limit", "SECONDS"),
         ("unprocessable", "FIELD"),
         ("page", "STATUS"),
     ];
-    let named =
-        NAMED.iter().map(|(name, _)| match VALUES.iter().find(|(valued_name, _)| valued_name == name) {
+    let named = NAMED_REFUSALS.iter().map(|(name, _)| {
+        match VALUE_NAMES.iter().find(|(valued_name, _)| valued_name == name) {
             Some((_, value)) => format!("{name}[={value}]"),
             None => (*name).to_owned(),
-        });
+        }
+    });
     named.chain(examples().map(|example| example.name.to_owned())).collect::<Vec<_>>().join(", ")
 }

@@ -1,5 +1,5 @@
-//! Searches request heads for forbidden content, and receives request bodies. A body is counted and hashed while it
-//! is received, and is stored up to a limit.
+//! Finds the key and content that a proxy must not forward in request heads, and receives request bodies. A body is
+//! counted and hashed while it is received, and is stored up to a limit.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::provider::{PresentedKey, Provider};
 use super::query::{percent_decode, query_pairs};
 
-/// Maximum number of bytes in a JSON body. Larger bodies are refused.
+/// Maximum number of bytes of a stored body. A larger JSON body is refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
 /// Timeout for reading the rest of a request body after an early response.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> Presente
 }
 
 /// Describes the forbidden content in a request head. The descriptions do not contain the content itself.
-pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
+pub(super) fn find_violations(parts: &Parts, forbidden_texts: &[String]) -> Vec<String> {
     let mut violations = Vec::new();
     for name in CREDENTIAL_HEADERS {
         if parts.headers.contains_key(name) {
@@ -52,19 +52,19 @@ pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String
             violations.push(format!("the query parameter {parameter} was forwarded"));
         }
     }
-    for (index, text) in forbidden.iter().enumerate() {
+    for (index, text) in forbidden_texts.iter().enumerate() {
         if let Some(location) = find_text(parts, text) {
             violations.push(format!(
                 "forbidden text {} of {} was forwarded in {location}",
                 index + 1,
-                forbidden.len()
+                forbidden_texts.len()
             ));
         }
     }
     violations
 }
 
-/// Describes the location of `text` in a request head. Returns `None` if the head does not contain `text`.
+/// Describes the position of `text` in a request head. Returns `None` if the head does not contain `text`.
 fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
     if target.contains(text) || percent_decode(&target).contains(text) {
@@ -82,14 +82,14 @@ fn find_text(parts: &Parts, text: &str) -> Option<String> {
     })
 }
 
-/// SHA-256 of an empty body.
+/// The SHA-256 of an empty body, in hexadecimal digits.
 pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// A received request body, with its size and hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
     pub(super) length: u64,
-    /// SHA-256 of the body, in hexadecimal digits.
+    /// The SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,
     /// The body, or `None` if the body is larger than [`MAX_JSON_BYTES`].
     pub(super) content: Option<Vec<u8>>,
@@ -101,8 +101,8 @@ impl ReceivedBody {
     /// Returns the value of a form part. Returns `None` if the part is missing, or if the form was too large
     /// to be stored.
     pub(super) fn form_part(&self, name: &str) -> Option<String> {
-        let text = String::from_utf8_lossy(self.content.as_deref()?);
-        let (_, headers_and_value) = text.split_once(&format!("name=\"{name}\""))?;
+        let form = String::from_utf8_lossy(self.content.as_deref()?);
+        let (_, headers_and_value) = form.split_once(&format!("name=\"{name}\""))?;
         let (_, value) = headers_and_value.split_once("\r\n\r\n")?;
         let (value, _) = value.split_once("\r\n--")?;
         Some(value.to_owned())
@@ -199,7 +199,7 @@ mod tests {
         for size in 1..body.len() {
             let mut search = PartSearch::default();
             body.chunks(size).for_each(|chunk| search.push(chunk));
-            assert!(search.is_found, "chunks of {size}");
+            assert!(search.is_found, "the part must be found in chunks of {size} bytes");
         }
         let mut search = PartSearch::default();
         search.push(b"name=\"model_ids\"");

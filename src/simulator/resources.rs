@@ -1,4 +1,4 @@
-//! Stores dubbings and studio projects. They belong to a workspace, and clients request them later by
+//! Stores the dubbings and studio projects of a workspace, and renders their documents. Clients request them later by
 //! ID.
 
 use std::collections::VecDeque;
@@ -18,20 +18,23 @@ const STATUS_REQUESTS_UNTIL_DUBBED: u32 = 2;
 #[derive(Debug, Default)]
 pub(super) struct Resources(VecDeque<Resource>);
 
+/// A dubbing or a studio project.
 #[derive(Clone, Debug)]
 pub(super) struct Resource {
     pub(super) kind: ResourceKind,
     pub(super) id: String,
     pub(super) name: String,
-    /// The language of a dubbing.
+    /// The target language of a dubbing.
     pub(super) language: String,
-    /// The length of the upload.
-    pub(super) seconds: u64,
+    /// The length of the uploaded audio.
+    pub(super) upload_seconds: u64,
+    /// The time of the creation, in seconds since 1970.
     pub(super) created_unix: u64,
     /// Number of status requests so far.
     pub(super) status_requests: u32,
 }
 
+/// The kind of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResourceKind {
     Dubbing,
@@ -39,6 +42,7 @@ pub(super) enum ResourceKind {
 }
 
 impl Resources {
+    /// Adds a resource, and drops the oldest one if the store is full.
     pub(super) fn add(&mut self, resource: Resource) {
         if self.0.len() == MAX_RESOURCES {
             self.0.pop_front();
@@ -48,13 +52,13 @@ impl Resources {
 
     pub(super) fn find(&mut self, kind: ResourceKind, id: &str) -> Result<&mut Resource, Refusal> {
         let resource = self.0.iter_mut().find(|resource| resource.kind == kind && resource.id == id);
-        resource.ok_or_else(|| kind.not_found(id))
+        resource.ok_or_else(|| kind.not_found_refusal(id))
     }
 
     pub(super) fn delete(&mut self, kind: ResourceKind, id: &str) -> Result<(), Refusal> {
         let count_before = self.0.len();
         self.0.retain(|resource| resource.kind != kind || resource.id != id);
-        if self.0.len() < count_before { Ok(()) } else { Err(kind.not_found(id)) }
+        if self.0.len() < count_before { Ok(()) } else { Err(kind.not_found_refusal(id)) }
     }
 
     /// Returns the documents of all resources of a kind, newest first.
@@ -64,12 +68,12 @@ impl Resources {
 }
 
 impl ResourceKind {
-    fn not_found(self, id: &str) -> Refusal {
+    fn not_found_refusal(self, id: &str) -> Refusal {
         let name = match self {
             ResourceKind::Dubbing => "dubbing_not_found",
             ResourceKind::Project => "project_not_found",
         };
-        Refusal::with_object_id(fixed_refusal(name), id)
+        Refusal::with_subject(fixed_refusal(name), id)
     }
 }
 
@@ -79,15 +83,16 @@ impl Resource {
         self.status_requests >= STATUS_REQUESTS_UNTIL_DUBBED
     }
 
+    /// Renders the resource as the provider's JSON document.
     pub(super) fn document(&self) -> Value {
         match self.kind {
-            ResourceKind::Dubbing => self.dubbing(),
-            ResourceKind::Project => self.project(),
+            ResourceKind::Dubbing => self.dubbing_document(),
+            ResourceKind::Project => self.project_document(),
         }
     }
 
     /// Creates the `DubbingMetadataResponse` of the OpenAPI document.
-    fn dubbing(&self) -> Value {
+    fn dubbing_document(&self) -> Value {
         json!({
             "dubbing_id": self.id,
             "name": self.name,
@@ -96,13 +101,13 @@ impl Resource {
             "target_languages": [self.language],
             "editable": false,
             "created_at": "2026-11-24T09:00:00Z",
-            "media_metadata": { "content_type": "audio/mpeg", "duration": self.seconds },
+            "media_metadata": { "content_type": "audio/mpeg", "duration": self.upload_seconds },
             "error": null,
         })
     }
 
     /// Creates the `ProjectResponseModel` of the OpenAPI document.
-    fn project(&self) -> Value {
+    fn project_document(&self) -> Value {
         json!({
             "project_id": self.id,
             "name": self.name,

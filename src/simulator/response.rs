@@ -1,5 +1,5 @@
-//! Builds the head of a simulated response: its status, the headers that the provider always sends, and the headers
-//! of a scripted response.
+//! Builds a simulated response: its status, the headers that the provider always sends, the headers of a scripted
+//! response, the encoding of the body, and the charged credits.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
@@ -11,10 +11,10 @@ use super::plan::REGION;
 use super::refusal::HttpRefusal;
 use super::response_body::ResponseBody;
 
-/// The header with the region that served the request.
+/// The name of the header with the region that served the request.
 const REGION_HEADER: &str = "x-region";
 
-/// A response to be sent.
+/// A response before it is sent.
 pub(super) struct ProviderResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -69,6 +69,7 @@ impl ProviderResponse {
         Self::empty_with_trace_id(&new_trace_id(), content_type)
     }
 
+    /// Creates a 200 response with an empty body, the common headers and the given trace ID.
     pub(super) fn empty_with_trace_id(trace_id: &str, content_type: &str) -> Self {
         let mut headers = common_headers(trace_id);
         set_header(&mut headers, "content-type", content_type);
@@ -86,7 +87,7 @@ impl ProviderResponse {
         response
     }
 
-    /// Creates the response of a fault. Invalid headers are omitted.
+    /// Creates the response that [`super::Fault::Respond`] describes. Invalid headers are omitted.
     pub(super) fn scripted(status: u16, headers: &[(String, String)], body: Bytes) -> Self {
         let content_type = match body.first() {
             None => "",
@@ -131,7 +132,7 @@ impl ProviderResponse {
         Self { charged: cost, ..self.with_header("character-cost", &cost.to_string()) }
     }
 
-    /// Encodes the body with `encodings`, one after the other. The body must not be generated on demand.
+    /// Encodes the body with `encodings`, one after the other. All bytes of the body must be available.
     pub(super) fn encoded(self, encodings: &[Encoding]) -> Self {
         let plain = self.body.into_bytes();
         let body = encodings.iter().fold(plain, |body, encoding| encoding.encode(&body).into());

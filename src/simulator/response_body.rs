@@ -1,4 +1,4 @@
-//! Generates the body of a simulated response while it is sent. A fault can delay or truncate it.
+//! Generates the body of a simulated response while it is sent. A fault can delay its chunks or truncate it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::provider::ConcurrencySlot;
 use super::tracked_stream::Flushes;
 
-/// A chunk that is available, followed by chunks that are generated on demand.
+/// The body of a response: an available chunk, followed by chunks that are generated on demand.
 pub(super) struct ResponseBody {
     /// The next chunk, or `None` at the end of the body.
     next_chunk: Option<Bytes>,
@@ -45,6 +45,7 @@ struct Cut {
 pub(super) struct BodyAborted;
 
 impl ResponseBody {
+    /// Creates a body whose bytes are all available.
     pub(super) fn whole(bytes: Bytes) -> Self {
         let remaining = Some(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         let next_chunk = (!bytes.is_empty()).then_some(bytes);
@@ -98,6 +99,7 @@ impl ResponseBody {
 }
 
 impl ChunkDelay {
+    /// Returns `Ready` when the delay before the next chunk has elapsed.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_first {
             self.is_first = false;

@@ -49,9 +49,9 @@ impl Route {
     /// Returns the provider's 404 refusal for an unknown path, or its 405 refusal for a wrong method.
     pub(super) fn find(method: &Method, path: &str) -> Result<Self, RefusalKind> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let id = |text: &str| text.to_owned();
+        let id = |segment: &str| segment.to_owned();
         let free_route = |operation| ("GET", Route::Free(operation));
-        let (allowed, route) = match segments.as_slice() {
+        let (allowed_method, route) = match segments.as_slice() {
             ["v1", "simulator", "echo"] => return Ok(Route::Echo),
             ["v1", "user"] => free_route(FreeOperation::User),
             ["v1", "user", "subscription"] => free_route(FreeOperation::Subscription),
@@ -94,11 +94,16 @@ impl Route {
                     .map(|(operation, ids)| Route::Operation(operation, ids));
             }
         };
-        if method.as_str() == allowed { Ok(route) } else { Err(RefusalKind::MethodNotAllowed(allowed)) }
+        if method.as_str() == allowed_method {
+            Ok(route)
+        } else {
+            Err(RefusalKind::MethodNotAllowed(allowed_method))
+        }
     }
 }
 
 impl SpeechOutput {
+    /// Parses the segments after the voice.
     fn parse(segments: &[&str]) -> Option<Self> {
         match segments {
             [] => Some(SpeechOutput::Whole),
@@ -139,7 +144,7 @@ mod tests {
             (Method::GET, "/v1/user/", Err(RefusalKind::NotFound)),
             (Method::GET, "", Err(RefusalKind::NotFound)),
         ] {
-            assert_eq!(Route::find(&method, path), expected, "{method} {path}");
+            assert_eq!(Route::find(&method, path), expected, "this route must be found: {method} {path}");
         }
     }
 }

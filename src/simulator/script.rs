@@ -1,5 +1,5 @@
-//! Stores scripted faults: queued faults and a permanent fault, for all routes of a key or for one
-//! route.
+//! Stores the scripted faults of a key or of all requests: queued faults and a permanent fault, for all routes or for a
+//! single route. Selects the fault of each request.
 
 use std::collections::VecDeque;
 
@@ -7,27 +7,29 @@ use http::Method;
 
 use super::fault::Fault;
 
-/// The faults of one key, or of all keys.
+/// The faults of one key, or of all requests.
 #[derive(Debug, Default)]
 pub(super) struct Script {
-    general: Faults,
+    /// The faults of requests to any route.
+    all_routes: Faults,
     /// Faults of single routes.
     by_route: Vec<(RoutePattern, Faults)>,
 }
 
+/// Queued faults and a permanent fault.
 #[derive(Debug, Default)]
 struct Faults {
-    /// Queued faults. Each applies to one request.
+    /// The next faults, each of which applies to one request.
     queue: VecDeque<Fault>,
     /// The permanent fault, which applies while the queue is empty.
     permanent: Option<Fault>,
 }
 
-/// An optional method, and the prefix of a path.
+/// The requests to which the faults of a route apply: those with a method, if it is set, and a prefix of the path.
 #[derive(Debug, PartialEq, Eq)]
 struct RoutePattern {
     method: Option<String>,
-    path: String,
+    path_prefix: String,
 }
 
 impl RoutePattern {
@@ -35,24 +37,25 @@ impl RoutePattern {
     fn parse(text: &str) -> Self {
         match text.trim().split_once(' ') {
             Some((method, path)) => {
-                Self { method: Some(method.to_ascii_uppercase()), path: path.trim().to_owned() }
+                Self { method: Some(method.to_ascii_uppercase()), path_prefix: path.trim().to_owned() }
             }
-            None => Self { method: None, path: text.trim().to_owned() },
+            None => Self { method: None, path_prefix: text.trim().to_owned() },
         }
     }
 
     fn matches(&self, method: &Method, path: &str) -> bool {
         self.method.as_deref().is_none_or(|expected| expected == method.as_str())
-            && path.starts_with(&self.path)
+            && path.starts_with(&self.path_prefix)
     }
 
     /// Returns the sort key of the precedence. A longer path takes precedence, then a route with a method.
     fn specificity(&self) -> (usize, bool) {
-        (self.path.len(), self.method.is_some())
+        (self.path_prefix.len(), self.method.is_some())
     }
 }
 
 impl Faults {
+    /// Takes the next queued fault, or else a copy of the permanent fault.
     fn take(&mut self) -> Option<Fault> {
         self.queue.pop_front().or_else(|| self.permanent.clone())
     }
@@ -67,7 +70,7 @@ impl Script {
     }
 
     fn faults_mut(&mut self, route: Option<&str>) -> &mut Faults {
-        let Some(pattern) = route.map(RoutePattern::parse) else { return &mut self.general };
+        let Some(pattern) = route.map(RoutePattern::parse) else { return &mut self.all_routes };
         let index =
             self.by_route.iter().position(|(existing, _)| *existing == pattern).unwrap_or_else(|| {
                 self.by_route.push((pattern, Faults::default()));
@@ -95,8 +98,8 @@ impl Script {
     }
 
     /// Takes the fault that applies to all routes.
-    pub(super) fn take(&mut self) -> Option<Fault> {
-        self.general.take()
+    pub(super) fn take_for_all_routes(&mut self) -> Option<Fault> {
+        self.all_routes.take()
     }
 }
 
@@ -108,13 +111,16 @@ mod tests {
     const POST: Method = Method::POST;
 
     #[test]
-    fn queued_faults_come_before_the_permanent_one() {
+    fn queued_faults_precede_the_permanent_fault() {
         let mut script = Script::new(vec![Fault::CloseUnread]);
         script.set_permanent(None, Some(Fault::HugeError));
-        assert_eq!(script.take(), Some(Fault::CloseUnread));
-        assert_eq!([script.take(), script.take()], [Some(Fault::HugeError), Some(Fault::HugeError)]);
+        assert_eq!(script.take_for_all_routes(), Some(Fault::CloseUnread));
+        assert_eq!(
+            [script.take_for_all_routes(), script.take_for_all_routes()],
+            [Some(Fault::HugeError), Some(Fault::HugeError)]
+        );
         script.set_permanent(None, None);
-        assert_eq!(script.take(), None);
+        assert_eq!(script.take_for_all_routes(), None);
     }
 
     #[test]
@@ -122,12 +128,16 @@ mod tests {
         let mut script = Script::new(vec![Fault::CloseUnread]);
         script.set_permanent(Some("/v1/dubbing"), Some(Fault::HugeError));
         for path in ["/v1/user/subscription", "/v1/dub", "/", ""] {
-            assert_eq!(script.take_for_route(&GET, path), None, "{path}");
+            assert_eq!(script.take_for_route(&GET, path), None, "{path} must have no fault");
         }
         for path in ["/v1/dubbing", "/v1/dubbing/7/audio/de"] {
-            assert_eq!(script.take_for_route(&POST, path), Some(Fault::HugeError), "{path}");
+            assert_eq!(
+                script.take_for_route(&POST, path),
+                Some(Fault::HugeError),
+                "{path} must have the fault"
+            );
         }
-        assert_eq!(script.take(), Some(Fault::CloseUnread));
+        assert_eq!(script.take_for_all_routes(), Some(Fault::CloseUnread));
         script.set_permanent(Some("/v1/dubbing"), None);
         assert_eq!(script.take_for_route(&POST, "/v1/dubbing"), None);
     }
@@ -138,10 +148,10 @@ mod tests {
         script.set_permanent(Some("/v1/voices"), Some(Fault::HugeError));
         script.queue(Some("post /v1/voices"), vec![Fault::CloseUnread]);
         script.queue(Some("/v1/voices/add"), vec![Fault::Pass]);
-        let mut take = |method, path| script.take_for_route(&method, path);
-        assert_eq!(take(GET, "/v1/voices"), Some(Fault::HugeError));
-        assert_eq!(take(POST, "/v1/voices/add"), Some(Fault::Pass));
-        assert_eq!(take(POST, "/v1/voices/add"), Some(Fault::CloseUnread));
-        assert_eq!(take(POST, "/v1/voices/add"), Some(Fault::HugeError));
+        let mut take_fault = |method, path| script.take_for_route(&method, path);
+        assert_eq!(take_fault(GET, "/v1/voices"), Some(Fault::HugeError));
+        assert_eq!(take_fault(POST, "/v1/voices/add"), Some(Fault::Pass));
+        assert_eq!(take_fault(POST, "/v1/voices/add"), Some(Fault::CloseUnread));
+        assert_eq!(take_fault(POST, "/v1/voices/add"), Some(Fault::HugeError));
     }
 }

@@ -1,5 +1,5 @@
-//! Handles one request to the simulated provider: checks the head, takes the scripted fault, reads the
-//! body unless the fault precedes it, responds, and records the request. Tests rely on this order.
+//! Serves one request to the simulated provider: checks the head, takes the scripted fault, reads the body unless the
+//! fault precedes it, executes the operation or the fault, and records the request. Tests rely on this order.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::control;
 use super::conversations;
 use super::credentials;
 use super::fault::Fault;
-use super::fault_response::{refuse_by_fault, replacement};
+use super::fault_response::{refuse_by_fault, replace_response};
 use super::ledger::RequestSummary;
 use super::provider::{PendingRequest, PresentedKey, Provider};
 use super::refusal::{RefusalKind, violation};
@@ -35,13 +35,14 @@ use super::tracked_stream::Flushes;
 #[error("the simulator closed this connection without a response")]
 pub(super) struct ConnectionClosed;
 
-/// The state that all connections share. Cheap to clone.
+/// The state of one connection: the provider and the tasks, which all connections share, and the connection's flushes.
+/// It is cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
     pub(super) provider: Provider,
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
-    /// Notifies tasks of the simulator's shutdown, including tasks that outlive their connection.
+    /// Notifies tasks of the end of the simulator, also tasks that outlive their connection.
     pub(super) shutdown: watch::Receiver<()>,
 }
 
@@ -69,10 +70,10 @@ impl Service {
         let presented_key = find_presented_key(&parts, &self.provider);
         let mut pending =
             self.provider.record_request(presented_key, self.new_summary(&parts, presented_key));
-        let violations = find_violations(&parts, &self.provider.plan.forbidden);
+        let violations = find_violations(&parts, &self.provider.plan.forbidden_texts);
         let mut response = if violations.is_empty() {
             if let Some(upgrade) = upgrade {
-                return socket::open(self, parts, upgrade, presented_key, pending).await;
+                return socket::open_session(self, parts, upgrade, presented_key, pending).await;
             }
             self.serve(&parts, body, presented_key, &mut pending).await?
         } else {
@@ -86,6 +87,7 @@ impl Service {
         Ok(response.into_response())
     }
 
+    /// Creates the record of a request before it is served.
     fn new_summary(&self, parts: &Parts, presented_key: PresentedKey) -> RequestSummary {
         let key = match presented_key {
             PresentedKey::Absent => None,
@@ -111,8 +113,8 @@ impl Service {
         ProviderResponse::refusal(violation(&violations.join("; ")), &new_trace_id())
     }
 
-    /// Applies each scripted fault at its time: before the body, instead of the operation, or to
-    /// the response of the operation.
+    /// Executes the requested operation and its scripted fault. A fault takes effect before the body is read, instead
+    /// of the operation, or on the response of the operation.
     async fn serve(
         &self,
         parts: &Parts,
@@ -138,7 +140,7 @@ impl Service {
         let received_body = receive_body(body).await.map_err(|_| ConnectionClosed)?;
         pending.summary.body_bytes = received_body.length;
         pending.summary.body_sha256.clone_from(&received_body.sha256);
-        pending.summary.body_complete = true;
+        pending.summary.is_body_complete = true;
         if fault == Fault::CloseBeforeHead {
             return Err(ConnectionClosed);
         }
@@ -160,16 +162,18 @@ impl Service {
         if fault == Fault::ServerError {
             return Ok(refuse(&RefusalKind::ServerError));
         }
-        if let Some(response) = replacement(&fault, refuse) {
+        if let Some(response) = replace_response(&fault, refuse) {
             return Ok(response);
         }
         if let Fault::Stall { ms } = fault {
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
-        let result = route.map_err(Refusal::from).and_then(|route| execute_operation(context, parts, route));
-        let mut response = result.unwrap_or_else(ProviderResponse::from);
+        let mut response = route
+            .map_err(Refusal::from)
+            .and_then(|route| execute_operation(context, parts, route))
+            .unwrap_or_else(ProviderResponse::from);
         if let Fault::SlowHead { ms } = fault {
-            // The client may disconnect during the delay.
+            // The charge is recorded before the delay, because the client may disconnect during it.
             pending.summary.charged = response.charged;
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
@@ -182,24 +186,24 @@ impl Service {
         Ok(response)
     }
 
-    /// Discards the rest of a body in a separate task. When the simulator stops, it closes the
-    /// connection, which ends the body and the task.
+    /// Reads and drops the rest of a body in a separate task. When the simulator stops, it closes the connection, which
+    /// ends the body and the task.
     fn discard_body(&self, body: Incoming) {
         self.tasks.spawn(discard_body(body));
     }
 }
 
-/// Executes the requested operation, if it is allowed.
+/// Executes an operation, or refuses it.
 fn execute_operation(
     context: OperationContext<'_>,
     parts: &Parts,
     route: Route,
 ) -> Result<ProviderResponse, Refusal> {
     match route {
-        Route::Speech { voice, output } => context.speech(&voice, output),
-        Route::Dialogue(output) => context.dialogue(output),
-        Route::SoundEffect => context.sound_effect(),
-        Route::Transcription => context.transcription(),
+        Route::Speech { voice, output } => context.serve_speech(&voice, output),
+        Route::Dialogue(output) => context.serve_dialogue(output),
+        Route::SoundEffect => context.serve_sound_effect(),
+        Route::Transcription => context.serve_transcription(),
         Route::SingleUseToken(token_type) => credentials::issue_token(context, &token_type),
         Route::SignedUrl => credentials::issue_signed_url(context),
         Route::ConversationToken => credentials::issue_conversation_token(context),
@@ -215,17 +219,16 @@ fn echo_request(context: OperationContext<'_>, parts: &Parts) -> ProviderRespons
     let ReceivedBody { length, sha256, .. } = context.received;
     let state = context.provider.state();
     let key = match context.presented_key {
-        PresentedKey::Known(key) => state.accounts.keys.get(key).map_or("", |key| &key.name),
+        PresentedKey::Known(key_index) => state.accounts.keys.get(key_index).map_or("", |key| &key.name),
         PresentedKey::Unknown => "unknown",
         PresentedKey::OtherRegion => "elsewhere",
         PresentedKey::Absent => "",
     };
     let headers = parts.headers.iter().map(|(name, value)| {
         let is_key = name.as_str() == "xi-api-key";
-        // Bytes beyond ASCII are mapped to the characters with the same number, so that no byte is
-        // lost.
-        let text = || value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
-        (name.as_str(), if is_key { key.to_owned() } else { text() })
+        // Bytes beyond ASCII are mapped to the characters with the same number, so that no byte is lost.
+        let decode_value = || value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
+        (name.as_str(), if is_key { key.to_owned() } else { decode_value() })
     });
     ProviderResponse::document(&json!({
         "method": parts.method.as_str(),

@@ -1,5 +1,5 @@
-//! Creates the bodies of speech responses: the audio as a whole, in chunks, or as JSON with the times of
-//! the characters. The bodies are generated while they are sent.
+//! Creates the bodies of speech responses: the audio as a whole, in chunks, or as JSON with the times of the
+//! characters. The bodies are generated while they are sent. Other operations use the bodies with audio only.
 
 use std::iter;
 
@@ -11,14 +11,14 @@ use super::response_body::ResponseBody;
 use super::route::SpeechOutput;
 use super::sound::format::Format;
 use super::sound::melody::Melody;
-use super::sound::{Sound, seconds};
+use super::sound::{Sound, to_seconds};
 
 /// The length of an audio chunk. Even a short text has several chunks.
 const STREAM_CHUNK_MS: u64 = 100;
-/// Characters per object of a stream with timestamps.
+/// Number of characters in an object of a stream with timestamps.
 const TIMED_CHUNK_CHARACTERS: u64 = 10;
 
-/// Returns the media type of a response.
+/// Returns the media type of a speech response.
 pub(super) fn content_type(output: SpeechOutput, format: Format) -> &'static str {
     match output {
         SpeechOutput::Whole | SpeechOutput::Stream => format.content_type(),
@@ -50,6 +50,7 @@ pub(super) fn speech_body(text: &str, format: Format, output: SpeechOutput) -> R
     }
 }
 
+/// Creates a body with one JSON object, whose audio is encoded in base64 while it is sent.
 fn timed_body(text: &str, melody: &Melody, sound: Sound) -> ResponseBody {
     let alignment = alignment_document(text, melody, 0..character_count(text));
     let tail = format!("\",\"alignment\":{alignment},\"normalized_alignment\":{alignment}}}");
@@ -62,6 +63,7 @@ fn timed_body(text: &str, melody: &Melody, sound: Sound) -> ResponseBody {
     ResponseBody::generated(None, head.chain(audio).chain(iter::once(tail.into())))
 }
 
+/// Creates a body with a JSON object for each group of characters.
 fn timed_stream_body(text: String, melody: Melody, mut sound: Sound) -> ResponseBody {
     let total = character_count(&text);
     let mut start = 0;
@@ -85,7 +87,7 @@ fn timed_stream_body(text: String, melody: Melody, mut sound: Sound) -> Response
 /// Creates the `CharacterAlignmentResponseModel` of the OpenAPI document, in seconds from the beginning.
 fn alignment_document(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value {
     let skipped = usize::try_from(range.start).unwrap_or(usize::MAX);
-    let time = |index: u64| seconds(melody.start_ms(index));
+    let time = |index: u64| to_seconds(melody.start_ms(index));
     let characters: Vec<String> =
         text.chars().skip(skipped).zip(range.clone()).map(|(character, _)| character.to_string()).collect();
     json!({

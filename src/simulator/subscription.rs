@@ -8,7 +8,7 @@ use super::accounts::{Key, Workspace};
 use super::plan::{Billing, ReportedLimit};
 
 /// Builds the response to `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current SDKs.
-pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
+pub(super) fn user_document(key: &Key, workspace: &Workspace) -> Value {
     let preview = ApiKey::new(&key.plan.key).map(|key| key.short().to_string()).ok();
     json!({
         "user_id": format!("user-of-{}", workspace.plan.name),

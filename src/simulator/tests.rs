@@ -1,7 +1,7 @@
-//! Tests the simulator over real connections. `refusals` checks every refusal byte for byte, `serving` the
-//! common operations, `operations` the other operations, `ownership` the objects of workspaces, `plans` the
-//! features of plans, `faults` the scripted faults, `ledger` the ledger and its violations, and the modules
-//! `sockets…` the WebSockets of the provider.
+//! Tests the simulator over real connections, and contains the HTTP client of these tests. `refusals` checks every
+//! refusal byte for byte, `serving` the common operations, `operations` the other operations, `ownership` the objects
+//! of workspaces, `plans` the features of plans, `faults` the scripted faults, `ledger` the ledger and its violations,
+//! and the modules `sockets…` the WebSockets of the provider.
 
 mod faults;
 mod ledger;
@@ -30,21 +30,24 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Plan, Simulator};
 use crate::tasks::Tasks;
 
-/// The timeout of a request. It is much longer than any request of the tests.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum wait for a response or a message, which is much longer than any of them needs.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const TTS: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+/// The path for speech with a public voice.
+const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 
+/// Starts a simulator of the plan.
 async fn start(plan: Plan) -> Simulator {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Simulator::start(listener, plan).await.unwrap()
 }
 
-async fn start_with(keys: &str) -> Simulator {
+/// Starts a simulator of keys in the notation of [`Plan::parse`].
+async fn start_with_keys(keys: &str) -> Simulator {
     start(Plan::parse(keys).unwrap()).await
 }
 
-/// A request to be sent.
+/// A request before it is sent.
 struct SimulatorCall {
     method: &'static str,
     path: String,
@@ -52,13 +55,15 @@ struct SimulatorCall {
     body: Bytes,
 }
 
-/// A response, and whether its body was complete.
+/// A received response.
 #[derive(Debug)]
 struct SimulatorReply {
     status: u16,
     headers: HeaderMap,
     body: Bytes,
-    chunks: usize,
+    /// Number of received chunks of the body.
+    chunk_count: usize,
+    /// Whether the connection broke before the end of the body.
     is_broken: bool,
 }
 
@@ -72,7 +77,7 @@ fn post(path: &str, body: impl Into<Bytes>) -> SimulatorCall {
 
 /// Creates a speech request with the given `text`.
 fn speech_call(text: &str) -> SimulatorCall {
-    post(TTS, serde_json::json!({ "text": text }).to_string())
+    post(SPEECH_PATH, serde_json::json!({ "text": text }).to_string())
 }
 
 impl SimulatorCall {
@@ -105,7 +110,7 @@ impl SimulatorCall {
                 status: parts.status.as_u16(),
                 headers: parts.headers,
                 body: Bytes::new(),
-                chunks: 0,
+                chunk_count: 0,
                 is_broken: false,
             };
             let mut bytes = BytesMut::new();
@@ -117,20 +122,22 @@ impl SimulatorCall {
                         break;
                     }
                 }
-                reply.chunks += 1;
+                reply.chunk_count += 1;
             }
             reply.body = bytes.freeze();
             Ok(reply)
         };
-        tokio::time::timeout(TIMEOUT, exchange).await.expect("the response must arrive in time")
+        tokio::time::timeout(RESPONSE_TIMEOUT, exchange).await.expect("the response must arrive in time")
     }
 
+    /// Sends the request on a new connection, and returns its response.
     async fn send_to(self, simulator: &Simulator) -> SimulatorReply {
         self.try_send(simulator).await.expect("the connection must have a response")
     }
 }
 
 impl SimulatorReply {
+    /// Returns the value of a header, or an empty text if the header is missing.
     fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }

@@ -9,7 +9,7 @@ use crate::policy::units::UnixMs;
 
 /// Lifetime of an unused token, according to the provider's documentation. A signed URL must be used within this time.
 const TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
-/// Maximum number of stored tokens, which bounds the memory usage of a long test.
+/// Maximum number of stored tokens, which bounds the memory of a long test.
 const MAX_TOKENS: usize = 10_000;
 
 /// The endpoint for which a token is valid.
@@ -41,6 +41,7 @@ impl TokenScope {
 #[derive(Debug, Default)]
 pub(super) struct UnusedTokens(VecDeque<Token>);
 
+/// An issued token, and the key that requested it.
 #[derive(Debug)]
 struct Token {
     text: String,
@@ -58,6 +59,7 @@ impl UnusedTokens {
         self.0.push_back(Token { text: text.to_owned(), scope, key_index, expires_at: now.plus(TOKEN_TTL) });
     }
 
+    /// Returns the position of a token that is valid for `scope` at `now`.
     fn position(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.expires_at)
     }
@@ -83,13 +85,13 @@ mod tests {
     fn a_token_is_valid_once_for_its_scope_within_fifteen_minutes() {
         let mut tokens = UnusedTokens::default();
         tokens.add("t", TokenScope::RealtimeScribe, 3, NOW);
-        let last_valid = UnixMs(NOW.0 + 15 * 60 * 1_000 - 1);
+        let last_valid_time = UnixMs(NOW.0 + 15 * 60 * 1_000 - 1);
         assert_eq!(tokens.consume("t", &TokenScope::Speech, NOW), None);
         assert_eq!(tokens.consume("u", &TokenScope::RealtimeScribe, NOW), None);
-        assert_eq!(tokens.find_key("t", &TokenScope::RealtimeScribe, UnixMs(last_valid.0 + 1)), None);
-        assert_eq!(tokens.find_key("t", &TokenScope::RealtimeScribe, last_valid), Some(3));
-        assert_eq!(tokens.consume("t", &TokenScope::RealtimeScribe, last_valid), Some(3));
-        assert_eq!(tokens.consume("t", &TokenScope::RealtimeScribe, last_valid), None);
+        assert_eq!(tokens.find_key("t", &TokenScope::RealtimeScribe, UnixMs(last_valid_time.0 + 1)), None);
+        assert_eq!(tokens.find_key("t", &TokenScope::RealtimeScribe, last_valid_time), Some(3));
+        assert_eq!(tokens.consume("t", &TokenScope::RealtimeScribe, last_valid_time), Some(3));
+        assert_eq!(tokens.consume("t", &TokenScope::RealtimeScribe, last_valid_time), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Wraps a TCP stream, and reports its flushes. A fault that breaks the connection after a flush loses no bytes that
-//! were written before.
+//! Wraps the TCP stream of a connection, and reports its flushes. A fault that breaks the connection waits for a flush,
+//! so that the client receives all bytes that were written before.
 
 use std::io;
 use std::pin::Pin;

@@ -224,7 +224,7 @@ async fn every_request_of_a_simulated_month_is_served() {
     println!("{} credits", ledger.totals.charged);
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
         assert!(
-            workspace.running == 0 && workspace.running_max <= *concurrency,
+            workspace.running == 0 && workspace.peak_running <= *concurrency,
             "the workspace must have stayed within its concurrency limit: {workspace:?}"
         );
         let charged_credits = charged_credits(&ledger, name);

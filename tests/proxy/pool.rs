@@ -128,7 +128,7 @@ async fn requests_above_the_concurrency_limit_wait() {
     assert!(responses.iter().all(|response| response.status() == 200));
     let ledger = proxy.simulator.ledger();
     assert_eq!(ledger.totals.refused, 0, "no attempt must be refused");
-    assert!(ledger.workspaces.iter().all(|workspace| workspace.running_max == 5));
+    assert!(ledger.workspaces.iter().all(|workspace| workspace.peak_running == 5));
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ async fn the_slots_the_credits_and_the_leadership_of_a_killed_replica_return() {
     let results = replicas.close_unchecked().await;
     assert_eq!(results.ledger.totals.charged, 1_000);
     assert_eq!(
-        results.ledger.workspaces[0].running_max.max(4),
+        results.ledger.workspaces[0].peak_running.max(4),
         4,
         "no more requests may be served than the plan allows"
     );

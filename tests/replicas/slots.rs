@@ -16,7 +16,7 @@ async fn the_requests_of_all_replicas_stay_within_the_plan() {
     assert_eq!((served, failed), (200, 0));
     let results = replicas.close().await;
     for workspace in &results.ledger.workspaces {
-        assert!(workspace.running_max <= 5, "{workspace:?}");
+        assert!(workspace.peak_running <= 5, "{workspace:?}");
     }
     let refused: Vec<u64> = results.ledger.keys.iter().map(|key| key.refused).collect();
     assert_eq!(refused, warm_up, "no request must be refused for concurrency after the warm-up");

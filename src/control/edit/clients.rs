@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{EditSummary, check_future};
+use super::{EditSummary, check_is_future};
 use crate::admin::control::{ClientRules, ClientToken, ControlError, TokenExpiry};
 use crate::config::{ClientConfig, Config, ManagedClient, ManagedRules, Overlay};
 use crate::policy::client::Rules;
@@ -33,13 +33,13 @@ impl ClientEditor<'_> {
         if config.clients.iter().any(|client| client.name == name) {
             return Err(ControlError::AlreadyExists(format!("a client named `{name}` already exists")));
         }
-        check_future(expires_at, now, "the end of the token")?;
-        let mut new_rules = apply_rules(rules, ManagedRules::default());
+        check_is_future(expires_at, now, "the end of the token")?;
+        let mut new_rules = replace_rules(rules, ManagedRules::default());
         let revoked_entry = overlay.clients.iter().position(|client| client.name == name);
         let revoked_entry = revoked_entry.map(|index| overlay.clients.remove(index));
         if revoked_entry.is_some() {
             // The entry replaces the rules of the revoked client in the configuration file.
-            keep_explicit(&mut new_rules);
+            ensure_one_rule(&mut new_rules);
         }
         overlay.clients.push(ManagedClient {
             name: name.to_owned(),
@@ -80,14 +80,14 @@ impl ClientEditor<'_> {
                 TokenExpiry::Never => None,
                 TokenExpiry::At(time) => Some(time),
             };
-            check_future(expires_at, now, "the end of the token")?;
+            check_is_future(expires_at, now, "the end of the token")?;
             entry.expires_at = expires_at;
             detail["expires_at"] = expires_at.map(UnixMs::rfc3339).into();
         }
         if changes_rules {
-            let mut next = apply_rules(rules, rules_in_notation(&client.rules, &entry.rules));
+            let mut next = replace_rules(rules, format_rules(&client.rules, &entry.rules));
             if client.origin.is_in_file() {
-                keep_explicit(&mut next);
+                ensure_one_rule(&mut next);
             }
             entry.rules = next;
         }
@@ -106,7 +106,7 @@ impl ClientEditor<'_> {
         let client = find_client(name, config)?;
         // A token with an end is not replaced by one that never expires.
         let expires_at = expires_at.or(client.expires_at);
-        check_future(expires_at, now, "the end of the token")?;
+        check_is_future(expires_at, now, "the end of the token")?;
         let has_valid_previous = client.previous_token.is_some_and(|(_, end)| end > now);
         if has_valid_previous && !grace.is_zero() {
             return Err(ControlError::GraceNotEnded);
@@ -129,7 +129,8 @@ impl ClientEditor<'_> {
         Ok(EditSummary { token, ..EditSummary::for_client("client_rotated", name, detail) })
     }
 
-    /// Removes a client with its token.
+    /// Removes a client and its tokens. For a client of the configuration file, the overlay gets an entry that revokes
+    /// it.
     pub(super) fn revoke(self, name: &str) -> Result<EditSummary, ControlError> {
         let Self { overlay, config, now: _ } = self;
         let client = find_client(name, config)?;
@@ -154,7 +155,7 @@ impl ClientEditor<'_> {
 fn find_client<'a>(name: &str, config: &'a Config) -> Result<&'a ClientConfig, ControlError> {
     let client = config.clients.iter().find(|client| client.name == name);
     client.ok_or_else(|| {
-        // The text is not repeated, because it may be a token that was passed by mistake.
+        // The error does not contain the name, because it may be a token that was passed by mistake.
         ControlError::NotFound("no client has this name: `keychoir clients list` lists them".to_owned())
     })
 }
@@ -168,17 +169,17 @@ fn client_entry<'a>(client: &ClientConfig, overlay: &'a mut Overlay) -> &'a mut 
     &mut overlay.clients[index]
 }
 
-/// Writes the rules of a client in the notation of `[[clients]]`. A rule that the entry in the overlay has
-/// already stays as it is written.
-fn rules_in_notation(rules: &Rules, written: &ManagedRules) -> ManagedRules {
+/// Returns the rules of a client in the notation of `[[clients]]`. If the entry in the overlay has rules, they stay as
+/// they are written there.
+fn format_rules(rules: &Rules, written: &ManagedRules) -> ManagedRules {
     if *written != ManagedRules::default() {
         return written.clone();
     }
     ManagedRules::from(rules)
 }
 
-/// Replaces the rules that `change` sets. An empty text or list and a zero remove a rule.
-fn apply_rules(change: &ClientRules, mut rules: ManagedRules) -> ManagedRules {
+/// Replaces the rules that `change` sets. An empty text or list, a zero or `false` removes the rule.
+fn replace_rules(change: &ClientRules, mut rules: ManagedRules) -> ManagedRules {
     let replace_text = |rule: &mut Option<String>, text: &Option<String>| {
         if let Some(text) = text {
             *rule = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
@@ -207,8 +208,9 @@ fn apply_rules(change: &ClientRules, mut rules: ManagedRules) -> ManagedRules {
     rules
 }
 
-/// Writes at least one rule, because an entry without rules keeps the rules of the configuration file.
-fn keep_explicit(rules: &mut ManagedRules) {
+/// Adds a rule without effect if there are no rules, because an entry without rules keeps the rules of the
+/// configuration file.
+fn ensure_one_rule(rules: &mut ManagedRules) {
     if *rules == ManagedRules::default() {
         rules.bring_your_own_key = Some(false);
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Milliseconds of a day.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 fn id(number: u8) -> String {
@@ -23,7 +24,7 @@ fn client(name: &str, quota: u32) -> ManagedClient {
 
 /// Adds a version of an entry, unless there is a later version.
 fn insert<T: Ord>(entries: &mut Entries<T>, id: String, changed_at: UnixMs, content: EntryContent<T>) {
-    merge_entries(entries, Entries::from([(id, Stamped { changed_at, content })]));
+    merge_entries(entries, Entries::from([(id, EntryVersion { changed_at, content })]));
 }
 
 fn paused_key(number: u8, until: Option<u64>) -> PausedKey {
@@ -48,7 +49,7 @@ fn entries<T: Clone + Ord + fmt::Debug>(
                 Some(variant) => EntryContent::Present(content(number, variant)),
                 None => EntryContent::Removed,
             };
-            (id_of(number), Stamped { changed_at: UnixMs(time), content })
+            (id_of(number), EntryVersion { changed_at: UnixMs(time), content })
         });
     proptest::collection::vec(entry, 0..5).prop_map(|entries| entries.into_iter().collect())
 }
@@ -63,7 +64,8 @@ prop_compose! {
     }
 }
 
-/// A change of an operator at one of three replicas, or the arrival of the overlay of another replica.
+/// A change of an operator at one of three replicas, or an overlay that one replica receives from another. The replicas
+/// are numbered, and `at` is the replica that changes.
 #[derive(Clone, Debug)]
 enum Step {
     SetClient { at: usize, client: u8, quota: u32 },
@@ -85,8 +87,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn receive(replica: &mut OverlayState, from: &OverlayState) {
-    *replica = replica.clone().merge(from.clone());
+/// Merges the state of another replica, as the controller does.
+fn receive(replica: &mut OverlayState, other: &OverlayState) {
+    *replica = replica.clone().merge(other.clone());
     replica.resolve_names();
 }
 
@@ -122,7 +125,7 @@ proptest! {
                 edit(state);
                 state.stamp_changes(&previous_state, now(at));
             };
-            let present = |content| Stamped { changed_at: UnixMs(0), content };
+            let present = |content| EntryVersion { changed_at: UnixMs(0), content };
             match step {
                 Step::SetClient { at, client: number, quota } => change(at, &mut replicas[at], &|state| {
                     let entry = client(&format!("c{number}"), quota);
@@ -138,7 +141,7 @@ proptest! {
                     });
                     if !is_used {
                         change(at, &mut replicas[at], &|state| {
-                            let entry = Stamped {
+                            let entry = EntryVersion {
                                 changed_at: UnixMs(0),
                                 content: EntryContent::Present(key(number, &name)),
                             };
@@ -160,11 +163,12 @@ proptest! {
         prop_assert_eq!(&replicas[0], &replicas[2]);
         let names: Vec<_> =
             replicas[0].keys.values().filter_map(|entry| entry.content.present()).map(|key| &key.name).collect();
-        prop_assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "{:?}", names);
+        let distinct_names: HashSet<_> = names.iter().collect();
+        prop_assert_eq!(distinct_names.len(), names.len(), "the names must be different: {:?}", names);
     }
 
     #[test]
-    fn an_overlay_has_the_entries_that_were_written_to_it(state in state()) {
+    fn an_overlay_contains_the_entries_that_were_written_to_it(state in state()) {
         let mut overlay = Overlay::default();
         let state = OverlayState { keys: Entries::new(), ..state };
         state.write_to(&mut overlay, &KeySecrets::new());
@@ -195,7 +199,7 @@ fn of_two_changes_at_the_same_time_a_removal_is_kept() {
 }
 
 #[test]
-fn a_change_is_later_than_every_change_that_was_seen() {
+fn a_change_is_later_than_every_known_change() {
     let mut previous_state = OverlayState::default();
     insert(
         &mut previous_state.clients,
@@ -209,7 +213,7 @@ fn a_change_is_later_than_every_change_that_was_seen() {
     next.stamp_changes(&previous_state, UnixMs(5));
     assert_eq!(
         next.clients["app"],
-        Stamped { changed_at: UnixMs(901), content: EntryContent::Removed },
+        EntryVersion { changed_at: UnixMs(901), content: EntryContent::Removed },
         "a clock that is behind must not make the removal older"
     );
     assert_eq!(next.clients["web"].changed_at, UnixMs(901));
@@ -254,5 +258,8 @@ fn the_key_that_was_added_first_keeps_a_name() {
 #[test]
 fn a_shared_key_is_not_printed() {
     let printed_text = format!("{:?}", key(1, "spare"));
-    assert!(printed_text.contains("spare") && !printed_text.contains("sk_1"), "{printed_text}");
+    assert!(
+        printed_text.contains("spare") && !printed_text.contains("sk_1"),
+        "only the name must be printed: {printed_text}"
+    );
 }

@@ -1,5 +1,6 @@
-//! Renders refusals with a fixed status and text. They are the examples in the table of refusals, so that tests cover
-//! every wording that Keychoir recognizes. Faults use their names.
+//! Renders refusals with a fixed status and text, and decides the family of each refusal. The fixed refusals are the
+//! examples in the table of [`crate::elevenlabs::refusal`], so that tests cover every wording that Keychoir recognizes.
+//! Faults select them by their names.
 //!
 //! Messages contain placeholders for [`RefusalValues`]: `{needed}`, `{limit}`, `{remaining}`,
 //! `{subject}`, `{bound}`, `{model}`, `{format}`. `{more}` is the requested amount, at least two, and
@@ -22,6 +23,7 @@ pub(in crate::simulator) enum RefusalFamily {
 }
 
 impl RefusalFamily {
+    /// Returns the family of a refusal.
     pub(in crate::simulator) fn of(kind: &RefusalKind) -> Self {
         if matches!(
             kind,
@@ -52,7 +54,7 @@ pub(in crate::simulator) fn find_fixed(name: &str) -> Option<RefusalKind> {
     examples().find(|example| example.name == name).map(RefusalKind::Fixed)
 }
 
-/// Renders an example byte for byte.
+/// Renders an example of the table byte for byte.
 pub(super) fn render(example: &Example, values: &RefusalValues, request_id: &str) -> HttpRefusal {
     let message = fill_placeholders(example, values);
     match example.body {
@@ -79,7 +81,7 @@ fn fill_placeholders(example: &Example, values: &RefusalValues) -> String {
         ("{plan}", plan),
         ("{model}", &values.model),
         ("{format}", &values.format),
-        ("{subject}", &values.object_id),
+        ("{subject}", &values.subject),
     ];
     let mut message = example.message.to_owned();
     for (placeholder, value) in numbers {

@@ -1,4 +1,4 @@
-//! Renders the bodies of all refusals byte for byte, and the additional headers of some.
+//! Renders the statuses and bodies of all refusals over HTTP byte for byte, and the additional headers of some.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -10,7 +10,7 @@ impl RefusalKind {
     #[rustfmt::skip] // a table with one entry per refusal
     pub(in crate::simulator) fn render(&self, values: &RefusalValues, request_id: &str) -> HttpRefusal {
         let RefusalValues {
-            requested_amount, credit_limit, remaining_credits, key_name, key_cap, remaining_cap, object_id, max_count, ..
+            requested_amount, credit_limit, remaining_credits, key_name, key_cap, remaining_cap, subject, max_count, ..
         } = values;
         let typed_refusal = |status, kind, code, legacy, message: &str| {
             typed_refusal(status, [kind, code, legacy], message, request_id)
@@ -41,8 +41,8 @@ impl RefusalKind {
                     "You do not have enough credits to complete this request."),
             RefusalKind::PaidPlanRequired => typed_refusal(402, "payment_required", "paid_plan_required", "paid_plan_required",
                 "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
-            // WebSockets have their own format for this refusal (the Python SDK 2.78). The format
-            // over HTTP is unknown.
+            // WebSockets have a format of their own for this refusal (the Python SDK 2.78). The provider's format over
+            // HTTP is unknown.
             RefusalKind::UnacceptedTerms => typed_refusal(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
                 "You must accept the terms of service of this feature to use it."),
             RefusalKind::Forbidden => plain_refusal(403, "Forbidden"),
@@ -83,30 +83,30 @@ impl RefusalKind {
                 unprocessable_refusal("string_type", Some(field), "Input should be a valid string"),
             RefusalKind::MalformedJson => unprocessable_refusal("json_invalid", None, "JSON decode error"),
             RefusalKind::VoiceNotFound => typed_refusal(404, "not_found", "voice_not_found", "voice_not_found",
-                &format!("A voice with voice ID '{object_id}' was not found.")),
+                &format!("A voice with voice ID '{subject}' was not found.")),
             RefusalKind::HistoryItemNotFound =>
                 typed_refusal(404, "not_found", "history_item_not_found", "history_item_not_found",
-                    &format!("History item with ID '{object_id}' was not found.")),
+                    &format!("History item with ID '{subject}' was not found.")),
             RefusalKind::AgentNotFound => typed_refusal(404, "not_found", "agent_not_found", "agent_not_found",
-                &format!("An agent with ID '{object_id}' was not found.")),
+                &format!("An agent with ID '{subject}' was not found.")),
             RefusalKind::ConversationNotFound =>
                 typed_refusal(404, "not_found", "conversation_not_found", "conversation_not_found",
-                    &format!("A conversation with ID '{object_id}' was not found.")),
+                    &format!("A conversation with ID '{subject}' was not found.")),
             RefusalKind::InvalidCursor => typed_refusal(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
             // The text of the provider is unknown, but a 500 response was observed.
             RefusalKind::UnknownRequest => typed_refusal(400, "validation_error", "invalid_parameters", "invalid_parameters",
-                &format!("A request with ID '{object_id}' cannot be continued.")),
+                &format!("A request with ID '{subject}' cannot be continued.")),
             RefusalKind::AnonymousWorkspace => typed_refusal(404, "not_found", "workspace_not_found", "workspace_not_found",
                 "Workspace 1anonymous1 not found."),
             RefusalKind::ModelNotFound => typed_refusal(400, "not_found", "model_not_found", "model_not_found",
-                &format!("A model with model ID '{object_id}' was not found.")),
+                &format!("A model with model ID '{subject}' was not found.")),
             RefusalKind::TextTooLong => typed_refusal(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
-                &format!("The text is too long for the model '{object_id}': {requested_amount} characters, where {} are allowed.", values.exceeded_limit())),
+                &format!("The text is too long for the model '{subject}': {requested_amount} characters, where {} are allowed.", values.exceeded_limit())),
             RefusalKind::EmptyText => typed_refusal(400, "validation_error", "empty_text", "empty_text",
                 "The text must not be empty."),
             RefusalKind::InvalidOutputFormat =>
-                typed_refusal(400, "validation_error", "invalid_output_format", "invalid_output_format", object_id),
+                typed_refusal(400, "validation_error", "invalid_output_format", "invalid_output_format", subject),
             RefusalKind::RequestTooLarge => typed_refusal(400, "invalid_request", "request_too_large", "request_too_large",
                 &format!("The request body is larger than {max_count} bytes.")),
             RefusalKind::NotFound => plain_refusal(404, "Not Found"),
@@ -131,8 +131,8 @@ impl RefusalKind {
     }
 }
 
-/// Creates the simulator's refusal of content that a proxy must not forward. The provider never sends this
-/// status, so a proxy cannot confuse it with an ordinary refusal.
+/// Creates the simulator's refusal of content that a proxy must not forward. The provider never sends the status 599,
+/// so a proxy cannot confuse it with an ordinary refusal.
 pub(in crate::simulator) fn violation(message: &str) -> HttpRefusal {
     legacy_refusal(599, "simulator_violation", message)
 }
@@ -151,6 +151,7 @@ struct Detail<'a> {
     docs_url: Option<&'a str>,
 }
 
+/// A body whose `detail` is the error.
 #[derive(Serialize)]
 struct Wrapped<T> {
     detail: T,
@@ -188,6 +189,7 @@ struct Unprocessable<'a> {
     input: serde_json::Map<String, serde_json::Value>,
 }
 
+/// Creates a refusal whose body is a JSON document.
 pub(super) fn json_refusal(status: u16, body: &impl Serialize) -> HttpRefusal {
     HttpRefusal {
         status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
@@ -204,6 +206,7 @@ pub(super) fn typed_refusal(status: u16, names: [&str; 3], message: &str, reques
     json_refusal(status, &Wrapped { detail })
 }
 
+/// Creates an error in the older format.
 pub(super) fn legacy_refusal(status: u16, name: &str, message: &str) -> HttpRefusal {
     json_refusal(status, &Wrapped { detail: Legacy { status: name, message } })
 }
@@ -213,10 +216,12 @@ pub(super) fn refusal_without_detail(status: u16, error: &str, message: &str) ->
     json_refusal(status, &Unwrapped { error, message })
 }
 
+/// Creates an error whose `detail` is a text.
 pub(super) fn plain_refusal(status: u16, detail: &str) -> HttpRefusal {
     json_refusal(status, &Wrapped { detail })
 }
 
+/// Creates a 422 list with one entry about `field`, or about the whole body.
 fn unprocessable_refusal(kind: &str, field: Option<&str>, msg: &str) -> HttpRefusal {
     let loc = std::iter::once("body").chain(field).collect();
     json_refusal(422, &Wrapped { detail: [Unprocessable { kind, loc, msg, input: serde_json::Map::new() }] })

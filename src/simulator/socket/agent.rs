@@ -23,12 +23,12 @@ use super::super::sound::melody::Melody;
 use super::connection::{SessionConnection, SessionEnded};
 use super::session_auth::SessionAuth;
 
-/// The price of a reply, for the call and for its language model. It is a rule of the simulator,
-/// because the provider charges per minute and a test would have to wait.
+/// Credits for a reply, for the call and for its language model. They are a rule of the simulator, because the provider
+/// charges per minute and a test would have to wait.
 const CALL_CREDITS: u64 = 10;
 const LLM_CREDITS: u64 = 1;
 const REPLY_CREDITS: u64 = CALL_CREDITS + LLM_CREDITS;
-/// Characters of base64 audio that count as one utterance: half a second of `pcm_16000`.
+/// Number of base64 characters of audio that count as one utterance: half a second of `pcm_16000`.
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
 /// Maximum wait of a caller for a slot in seconds (OpenAPI document, `wait_timeout_seconds`).
 const MAX_QUEUE_SECONDS: u32 = 180;
@@ -36,16 +36,18 @@ const MAX_QUEUE_SECONDS: u32 = 180;
 /// test.
 const MAX_TRANSCRIPT_MESSAGES: usize = 100;
 const MAX_MESSAGE_CHARACTERS: usize = 1_000;
+/// The format of the audio in both directions.
 const AUDIO_FORMAT: &str = "pcm_16000";
+/// The text of each reply.
 const REPLY: &str = "The simulator hears you well.";
 
-/// A conversation. It ends when this value is dropped.
+/// A running conversation, which ends when this value is dropped.
 struct AgentConversation {
     provider: Provider,
     key_index: usize,
     id: String,
     last_event_id: u64,
-    /// Characters of audio received after the last reply.
+    /// Number of base64 characters of audio that were received after the last reply.
     audio_characters: usize,
     /// Whether the agent has replied since the last utterance of the user.
     is_speaking: bool,
@@ -58,8 +60,9 @@ pub(super) async fn serve(connection: &mut SessionConnection, auth: SessionAuth)
     let key_index = auth.authorize(connection, None).await?;
     let provider = connection.session.provider.clone();
     // The credits must suffice for at least one reply.
-    let check = provider.state().accounts.check_credits(key_index, REPLY_CREDITS, CreditLimits::Workspace);
-    connection.require(check).await?;
+    let credit_check =
+        provider.state().accounts.check_credits(key_index, REPLY_CREDITS, CreditLimits::Workspace);
+    connection.require(credit_check).await?;
     let _slot = acquire_slot(connection, key_index).await?;
     let mut conversation = AgentConversation::start(provider, key_index, agent_id, authorization_method);
     let metadata = json!({
@@ -76,7 +79,7 @@ pub(super) async fn serve(connection: &mut SessionConnection, auth: SessionAuth)
     conversation.send_ping(connection).await?;
     loop {
         let Some(message) = connection.receive_object(None).await? else { continue };
-        conversation.handle(connection, &message).await?;
+        conversation.process_message(connection, &message).await?;
     }
 }
 
@@ -101,16 +104,16 @@ async fn acquire_slot(
         if !is_queued || waited_seconds == MAX_QUEUE_SECONDS {
             return Err(connection.refuse(&refusal).await);
         }
-        // The name and the interval of the event are known, but not its fields.
+        // The provider documents the name and the interval of the event, but not its fields.
         let event = json!({ "position": 1, "waited_secs": waited_seconds });
         connection.send_json(json!({ "type": "queue_status", "queue_status_event": event })).await?;
         let slot_freed = async {
             while !provider.state().accounts.has_free_slot(key_index) {
-                // The sender lives as long as the provider, so this cannot fail.
+                // Waiting cannot fail, because the sender lives as long as the provider.
                 let _changed = changes.changed().await;
             }
         };
-        // The next event is due after a second.
+        // The next event is due after one second.
         let slot_freed_or_second_elapsed = async {
             let _elapsed = tokio::time::timeout(provider.plan.socket_second, slot_freed).await;
         };
@@ -120,6 +123,7 @@ async fn acquire_slot(
 }
 
 impl AgentConversation {
+    /// Adds the conversation to the conversations of the paying workspace.
     fn start(
         provider: Provider,
         key_index: usize,
@@ -143,6 +147,7 @@ impl AgentConversation {
         Self { provider, key_index, id, last_event_id: 0, audio_characters: 0, is_speaking: false }
     }
 
+    /// Updates the stored conversation.
     fn update_record(&self, update: impl FnOnce(&mut Conversation)) {
         let mut state = self.provider.state();
         let workspace = state.accounts.workspace_mut(self.key_index).ok();
@@ -166,27 +171,28 @@ impl AgentConversation {
         self.send_event(connection, "ping", "ping_event", json!({ "ping_ms": null })).await
     }
 
-    async fn handle(
+    /// Replies to a message, if its type has a reply.
+    async fn process_message(
         &mut self,
         connection: &mut SessionConnection,
         message: &Value,
     ) -> Result<(), SessionEnded> {
         if let Some(chunk) = message.get("user_audio_chunk").and_then(Value::as_str) {
-            return self.handle_audio(connection, chunk).await;
+            return self.process_audio(connection, chunk).await;
         }
         match message.get("type").and_then(Value::as_str) {
             Some("user_message") => {
                 let text = message.get("text").and_then(Value::as_str).unwrap_or_default();
                 self.reply(connection, text).await
             }
-            // Messages without a reply: the configuration of the conversation, pongs, updates and
-            // feedback.
+            // The configuration of the conversation, pongs, updates and feedback have no reply.
             Some(_) => Ok(()),
             None => Err(connection.refuse(&Refusal::from(RefusalKind::FieldMissing("type".into()))).await),
         }
     }
 
-    async fn handle_audio(
+    /// Interrupts the agent, and replies if the audio is long enough.
+    async fn process_audio(
         &mut self,
         connection: &mut SessionConnection,
         chunk: &str,
@@ -205,6 +211,7 @@ impl AgentConversation {
         self.reply(connection, user_text).await
     }
 
+    /// Charges and sends a reply to the user's text.
     async fn reply(
         &mut self,
         connection: &mut SessionConnection,

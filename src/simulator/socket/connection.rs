@@ -1,5 +1,5 @@
-//! Receives, records and sends the messages of a session, and executes scripted faults, so that the modules of the
-//! WebSockets process only the content of messages.
+//! Receives, records and sends the messages of a session, and executes scripted faults and refusals, so that the
+//! modules of the WebSockets only process the content of messages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,13 +25,13 @@ use super::message_check::{self, MessageCheck};
 use super::refusal::{RefusalFormat, SocketRefusal, render};
 use super::session_faults::SessionFaults;
 
-/// Maximum number of bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
+/// Maximum number of bytes of a message, which is the limit of the provider's clients (the Python SDK 2.78).
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024 * 1_024;
 /// The time without a message after which a client counts as disconnected.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Timeout of writing one message.
+/// Maximum time for writing one message.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Timeout of the reply to a close frame.
+/// Maximum wait for the client's reply to a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait until a client closes a cut connection.
 const CUT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -40,40 +40,43 @@ const MAX_BUFFERED_BYTES: usize = 32 * 1_024 * 1_024;
 /// Maximum number of text messages that the ledger stores per session, and their maximum total size.
 const MAX_RECORDED_MESSAGES: usize = 100;
 const MAX_RECORDED_BYTES: usize = 64 * 1_024;
-/// The close code of a violation. The provider never sends it.
+/// The close code of a session with a violation. The provider never sends it.
 const VIOLATION_CLOSE_CODE: u16 = 4_599;
 
 /// The error of a session that ended with a close frame, a broken connection, or a disconnected client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SessionEnded;
 
-/// A client message.
+/// A message from the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
     Text(String),
     Binary(Bytes),
 }
 
-/// The connection of a session, its faults, and its received messages that are not processed yet.
+/// The connection of a session with its faults and buffered messages.
 pub(super) struct SessionConnection {
     stream: WebSocketStream<LimitedStream>,
     pub(super) session: Session,
     pub(super) faults: SessionFaults,
-    /// Whether the head contained a key, valid or not.
+    /// Whether the head of the handshake contained a key, valid or not.
     pub(super) has_key_in_head: bool,
     refusal_format: RefusalFormat,
+    /// The received messages that are not processed yet.
     buffered: VecDeque<ClientMessage>,
     buffered_bytes: usize,
+    /// Bytes of all received messages.
     received_bytes: u64,
+    /// Bytes of the received text messages, as they are recorded.
     recorded_bytes: usize,
     sent_messages: u64,
 }
 
 impl SessionConnection {
-    /// Creates a session on `tcp`. The bytes `read` were already read from it.
+    /// Creates the connection of a session on `tcp`, from which `read_bytes` have been read already.
     pub(super) async fn new(
         tcp: TcpStream,
-        read: Vec<u8>,
+        read_bytes: Vec<u8>,
         session: Session,
         faults: SessionFaults,
         refusal_format: RefusalFormat,
@@ -84,8 +87,13 @@ impl SessionConnection {
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
         let limited_stream = LimitedStream { tcp, remaining: faults.cut_after };
         Self {
-            stream: WebSocketStream::from_partially_read(limited_stream, read, Role::Server, Some(config))
-                .await,
+            stream: WebSocketStream::from_partially_read(
+                limited_stream,
+                read_bytes,
+                Role::Server,
+                Some(config),
+            )
+            .await,
             session,
             faults,
             has_key_in_head: false,
@@ -98,7 +106,7 @@ impl SessionConnection {
         }
     }
 
-    /// Starts the session, which must happen before the first message. A fault may delay or end the session.
+    /// Starts the session before its first message is sent. A fault may delay or end the session.
     pub(super) async fn start(&mut self) -> Result<(), SessionEnded> {
         self.stream.get_mut().remaining = self.faults.cut_after;
         if let Some(delay) = self.faults.initial_delay.take() {
@@ -107,7 +115,7 @@ impl SessionConnection {
         if self.faults.cut_after == Some(0) {
             return Err(self.cut().await);
         }
-        self.apply_due_fault().await
+        self.execute_due_fault().await
     }
 
     /// Receives the next message. Returns `None` if no message arrives within `timeout`.
@@ -164,6 +172,7 @@ impl SessionConnection {
         }
     }
 
+    /// Reads and records the next message. Executes a refusal that is due after it.
     async fn read_message(&mut self) -> Result<ClientMessage, SessionEnded> {
         loop {
             let message = match self.stream.next().await {
@@ -181,19 +190,19 @@ impl SessionConnection {
                         // The reply contains the client's close frame.
                         socket.close_sent = Some(close);
                     });
-                    // Reading continues until the reply is sent.
+                    // The stream sends its reply while it is read.
                     while let Some(Ok(_)) = self.stream.next().await {}
                     return Err(SessionEnded);
                 }
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
             };
-            self.process_message(&client_message).await?;
+            self.record_message(&client_message).await?;
             return Ok(client_message);
         }
     }
 
-    /// Records a message. Ends the session if the message is a violation or a fault is due after it.
-    async fn process_message(&mut self, message: &ClientMessage) -> Result<(), SessionEnded> {
+    /// Records a received message. Ends the session if the message is a violation or a refusal is due after it.
+    async fn record_message(&mut self, message: &ClientMessage) -> Result<(), SessionEnded> {
         let MessageCheck { violations, has_credential } = self.check_message(message);
         let is_withheld = has_credential || !violations.is_empty();
         let bytes = u64::try_from(message_length(message)).unwrap_or(u64::MAX);
@@ -234,15 +243,23 @@ impl SessionConnection {
             ClientMessage::Text(text) => {
                 let document = serde_json::from_str(text).ok();
                 let is_known = |key: &str| provider.find_key(key) != PresentedKey::Unknown;
-                let forbidden = &provider.plan.forbidden;
-                message_check::check_text(text, document.as_ref(), forbidden, !self.has_key_in_head, is_known)
+                let forbidden_texts = &provider.plan.forbidden_texts;
+                message_check::check_text(
+                    text,
+                    document.as_ref(),
+                    forbidden_texts,
+                    !self.has_key_in_head,
+                    is_known,
+                )
             }
-            ClientMessage::Binary(bytes) => message_check::check_binary(bytes, &provider.plan.forbidden),
+            ClientMessage::Binary(bytes) => {
+                message_check::check_binary(bytes, &provider.plan.forbidden_texts)
+            }
         }
     }
 
     /// Waits for the scripted delay between two messages.
-    pub(super) async fn delay(&mut self) -> Result<(), SessionEnded> {
+    pub(super) async fn wait_between_messages(&mut self) -> Result<(), SessionEnded> {
         match self.faults.message_delay {
             Some(delay) if self.sent_messages > 0 => self.buffer_messages_for(delay).await,
             Some(_) | None => Ok(()),
@@ -251,7 +268,7 @@ impl SessionConnection {
 
     /// Sends a message after the scripted delay.
     pub(super) async fn send(&mut self, message: Message) -> Result<(), SessionEnded> {
-        self.delay().await?;
+        self.wait_between_messages().await?;
         self.send_now(message).await
     }
 
@@ -265,9 +282,10 @@ impl SessionConnection {
         self.write(message).await?;
         self.sent_messages += 1;
         self.session.update_summary(|socket| socket.messages_sent += 1);
-        self.apply_due_fault().await
+        self.execute_due_fault().await
     }
 
+    /// Writes a message. Breaks the connection if a fault limits its bytes and the limit is reached.
     async fn write(&mut self, message: Message) -> Result<(), SessionEnded> {
         let write_result = tokio::time::timeout(WRITE_TIMEOUT, self.stream.send(message)).await;
         if self.stream.get_ref().remaining == Some(0) {
@@ -279,9 +297,10 @@ impl SessionConnection {
         }
     }
 
-    async fn apply_due_fault(&mut self) -> Result<(), SessionEnded> {
-        let due = self.faults.after_messages.take_if(|(after, _)| *after <= self.sent_messages);
-        let Some((_, fault)) = due else { return Ok(()) };
+    /// Executes the fault that is due after the sent messages.
+    async fn execute_due_fault(&mut self) -> Result<(), SessionEnded> {
+        let due_fault = self.faults.after_messages.take_if(|(after, _)| *after <= self.sent_messages);
+        let Some((_, fault)) = due_fault else { return Ok(()) };
         Err(match fault {
             SessionFault::Refuse(kind) => self.refuse_by_fault(kind).await,
             SessionFault::Close { code, reason } => self.close(code, &reason).await,
@@ -307,9 +326,9 @@ impl SessionConnection {
         self.refuse(&Refusal::new(kind, self.faults.values.clone())).await
     }
 
-    /// Returns the value of `result`. A refusal is sent, and the session ends.
-    pub(super) async fn require<T>(&mut self, result: Result<T, Refusal>) -> Result<T, SessionEnded> {
-        match result {
+    /// Returns the value of a successful check. A refusal is sent, and the session ends.
+    pub(super) async fn require<T>(&mut self, check: Result<T, Refusal>) -> Result<T, SessionEnded> {
+        match check {
             Ok(value) => Ok(value),
             Err(refusal) => Err(self.refuse(&refusal).await),
         }
@@ -358,7 +377,7 @@ impl SessionConnection {
     async fn refuse_size(&mut self) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::Size, reason: "message too big".into() };
         self.record_sent_close(&frame);
-        // The connection ends without a wait for the client's close frame.
+        // The client's close frame is not awaited, because it would follow the rest of the message.
         let _written = self.write(Message::Close(Some(frame))).await;
         self.cut().await
     }
@@ -368,8 +387,7 @@ impl SessionConnection {
         let tcp = &mut self.stream.get_mut().tcp;
         let shut_down = async {
             tcp.shutdown().await?;
-            // If received data remained unread, the kernel would send a reset, which may overtake the sent
-            // data.
+            // If received data remained unread, the kernel would send a reset, which may overtake the sent data.
             let mut discard_buffer = [0; 4_096];
             while tcp.read(&mut discard_buffer).await? > 0 {}
             Ok::<_, io::Error>(())

@@ -1,5 +1,5 @@
-//! Serves `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, grouped into
-//! turns. The module is separate from `speech`, because all messages without credentials differ.
+//! Serves `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: collects the lines of several voices, and
+//! sends the audio of each turn. The module is separate from `speech`, because all messages except credentials differ.
 //!
 //! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (repeated names
 //! of voices).
@@ -15,27 +15,28 @@ use super::super::speech::character_count;
 use super::connection::{SessionConnection, SessionEnded};
 use super::refusal;
 use super::session_auth::SessionAuth;
-use super::synthesizer::{AudioSegment, Synthesizer};
-use super::{MAX_CONTEXTS, is_set, too_many_contexts};
+use super::synthesizer::{AudioSegment, CharacterTimes, Synthesizer};
+use super::{MAX_CONTEXTS, context_limit_error, is_set};
 
 /// Maximum number of voices of a session or a context.
 const MAX_VOICES: usize = 10;
 /// The inactivity timeout in seconds.
 const INACTIVITY_SECONDS: u32 = 20;
-/// Characters that are collected before audio is generated. The provider's number is unknown. This is the
+/// Number of characters that are collected before audio is generated. The provider's number is unknown, so this is the
 /// number of the speech WebSockets.
 const MIN_SPOKEN_CHARACTERS: u64 = 120;
+/// The model if the query contains none.
 const DEFAULT_MODEL: &str = "eleven_v3";
-/// The model for a single voice. It has the price of the default model.
+/// A model for a single voice, which has the price of the default model.
 const CONVERSATIONAL_MODEL: &str = "eleven_v3_conversational";
 
-/// The collected lines of a context.
+/// The voices of a context, and its collected lines.
 struct DialogueContext {
     voices: Vec<String>,
     text: String,
 }
 
-/// The state of the session.
+/// The contexts of a session. Without contexts, the session has a single one with an empty name.
 struct Dialogue {
     synthesizer: Synthesizer,
     contexts: BTreeMap<String, DialogueContext>,
@@ -66,30 +67,33 @@ pub(super) async fn serve(
     let has_alignment = query_value(query, "sync_alignment").is_some_and(|value| value == "true");
     let contexts = BTreeMap::new();
     let mut dialogue = Dialogue { synthesizer, contexts, has_contexts, has_alignment, max_voices };
-    while !dialogue.handle(connection, &message).await? {
+    while !dialogue.process_message(connection, &message).await? {
         message = receive_message(connection).await?;
     }
     Ok(())
 }
 
+/// Receives the next message, or refuses the session after the inactivity timeout.
 async fn receive_message(connection: &mut SessionConnection) -> Result<Value, SessionEnded> {
     let timeout = connection.session.provider.plan.socket_second.saturating_mul(INACTIVITY_SECONDS);
     if let Some(message) = connection.receive_object(Some(timeout)).await? {
         return Ok(message);
     }
     let message = format!(
-        "Have not received a new text input within the timeout of {INACTIVITY_SECONDS} seconds. Streaming input terminated."
+        "Have not received a new text input within the timeout of {INACTIVITY_SECONDS} seconds. Streaming input \
+         terminated."
     );
     Err(refuse(connection, "input_timeout_exceeded", &message, None).await)
 }
 
+/// Returns a field that contains a text.
 fn text_field<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
     message.get(name).and_then(Value::as_str)
 }
 
 impl Dialogue {
-    /// Handles a message. Returns true after the last message.
-    async fn handle(
+    /// Processes a message. Returns true after the last message.
+    async fn process_message(
         &mut self,
         connection: &mut SessionConnection,
         message: &Value,
@@ -134,6 +138,7 @@ impl Dialogue {
         Ok(is_last)
     }
 
+    /// Opens a context with the voices of its first message.
     async fn open_context(
         &mut self,
         connection: &mut SessionConnection,
@@ -141,7 +146,7 @@ impl Dialogue {
         message: &Value,
     ) -> Result<(), SessionEnded> {
         if self.contexts.len() == MAX_CONTEXTS {
-            let (error, message) = too_many_contexts();
+            let (error, message) = context_limit_error();
             return Err(refuse(connection, error, &message, None).await);
         }
         let voices = message.get("voices").and_then(Value::as_array);
@@ -151,8 +156,8 @@ impl Dialogue {
             let message = format!("The first message must name 1 to {} voices.", self.max_voices);
             return Err(refuse(connection, "missing_required_field", &message, Some("voices")).await);
         }
-        let check = self.synthesizer.check_voices(&connection.session.provider, &voices);
-        connection.require(check).await?;
+        let voice_check = self.synthesizer.check_voices(&connection.session.provider, &voices);
+        connection.require(voice_check).await?;
         self.contexts.insert(id.to_owned(), DialogueContext { voices, text: String::new() });
         Ok(())
     }
@@ -187,20 +192,21 @@ impl Dialogue {
         let text = std::mem::take(&mut context.text);
         let context_id = self.has_contexts.then_some(id);
         let has_alignment = self.has_alignment;
-        let write = |segment: &AudioSegment| {
+        let create_message = |segment: &AudioSegment| {
             let mut message = json!({ "audio": segment.audio });
             if has_alignment {
-                let (characters, starts, lengths) = segment.character_times();
+                let CharacterTimes { characters, starts_ms, durations_ms } = segment.character_times();
                 message["alignment"] = json!({
-                    "chars": characters, "char_start_times_ms": starts, "char_durations_ms": lengths,
+                    "chars": characters, "char_start_times_ms": starts_ms, "char_durations_ms": durations_ms,
                 });
             }
             Message::text(with_context_id(message, context_id).to_string())
         };
-        self.synthesizer.speak(connection, &text, &write).await?;
+        self.synthesizer.speak(connection, &text, &create_message).await?;
         Ok(!text.is_empty())
     }
 
+    /// Speaks the collected lines, and sends the end of the turn.
     async fn end_turn(&mut self, connection: &mut SessionConnection, id: &str) -> Result<(), SessionEnded> {
         if self.speak(connection, id).await? {
             self.send(connection, id, json!({ "is_final_audio_for_turn": true })).await?;
@@ -208,6 +214,7 @@ impl Dialogue {
         Ok(())
     }
 
+    /// Ends the turn of a context, removes the context, and sends its end.
     async fn close_context(
         &mut self,
         connection: &mut SessionConnection,
@@ -218,6 +225,7 @@ impl Dialogue {
         self.send(connection, id, json!({ "is_final": true })).await
     }
 
+    /// Sends a message about a context.
     async fn send(
         &self,
         connection: &mut SessionConnection,
@@ -236,6 +244,7 @@ fn with_context_id(mut message: Value, context_id: Option<&str>) -> Value {
     message
 }
 
+/// Refuses the session. `param` is the wrong field of the message.
 async fn refuse(
     connection: &mut SessionConnection,
     error: &str,

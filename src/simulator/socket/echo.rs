@@ -1,11 +1,11 @@
-//! Serves a WebSocket that echoes its messages. The provider does not have one. Tests use it to check that a proxy
-//! forwards text, binary messages, pings and closes unchanged.
+//! Serves a WebSocket that echoes its messages, which the provider does not have. Tests use it to check that a proxy
+//! forwards text messages, binary messages, pings and close frames unchanged.
 
 use tokio_tungstenite::tungstenite::Message;
 
 use super::connection::{ClientMessage, SessionConnection, SessionEnded};
 
-/// Echoes messages and the close frame until the client closes the session.
+/// Echoes messages until the client closes the session. The connection replies to pings and to the close frame.
 pub(super) async fn serve(connection: &mut SessionConnection) -> Result<(), SessionEnded> {
     connection.start().await?;
     loop {

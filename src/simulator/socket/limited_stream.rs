@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 /// A connection that accepts a limited number of bytes to write.
 pub(super) struct LimitedStream {
     pub(super) tcp: TcpStream,
-    /// The remaining bytes, or `None` for no limit.
+    /// Number of bytes that may still be written, or `None` for no limit.
     pub(super) remaining: Option<u64>,
 }
 

@@ -1,17 +1,16 @@
-//! Checks a message for content that a proxy must not forward: a client's credential in a field
-//! that the provider reads, or a forbidden text in any field.
+//! Searches a message for content that a proxy must not forward: a client's credential in a field that the provider
+//! reads, or a forbidden text in any field.
 
 use memchr::memmem;
 use serde_json::Value;
 
-/// Fields in which clients send credentials (the Python SDK 2.78 and examples of the
-/// documentation).
+/// Fields in which clients send credentials (the Python SDK 2.78 and examples of the documentation).
 const CREDENTIAL_FIELDS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The result of a check.
+/// The violations in a message, and whether it contains a credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MessageCheck {
-    /// The violations, described without the forbidden value.
+    /// Descriptions of the violations, without the content itself.
     pub(super) violations: Vec<String>,
     /// Whether the message contains a credential, valid or not.
     pub(super) has_credential: bool,
@@ -20,19 +19,20 @@ pub(super) struct MessageCheck {
 /// Returns the credential in a message, without the prefix of a bearer token.
 pub(super) fn credential_of(message: &Value) -> Option<&str> {
     let credential = CREDENTIAL_FIELDS.iter().find_map(|name| message.get(name)).and_then(Value::as_str)?;
-    Some(without_bearer(credential))
+    Some(strip_bearer(credential))
 }
 
-fn without_bearer(credential: &str) -> &str {
+/// Removes the prefix of a bearer token.
+fn strip_bearer(credential: &str) -> &str {
     credential.strip_prefix("Bearer ").unwrap_or(credential)
 }
 
-/// Checks a text message. If `may_contain_key` is true, the head had no key, and the message may contain a key
-/// of the plan. `is_known` returns whether a key is in the plan.
+/// Checks a text message, whose parsed document is `message` if it is JSON. If `may_contain_key` is true, the head
+/// contains no key, and the message may contain a key of the plan. `is_known` returns whether a key is in the plan.
 pub(super) fn check_text(
     text: &str,
     message: Option<&Value>,
-    forbidden: &[String],
+    forbidden_texts: &[String],
     may_contain_key: bool,
     is_known: impl Fn(&str) -> bool,
 ) -> MessageCheck {
@@ -44,29 +44,31 @@ pub(super) fn check_text(
             continue;
         }
         check.has_credential = true;
-        let is_known_key = value.as_str().is_some_and(|value| is_known(without_bearer(value)));
+        let is_known_key = value.as_str().is_some_and(|credential| is_known(strip_bearer(credential)));
         if !is_known_key || !may_contain_key {
             check.violations.push(format!("the member {name} was forwarded in a message"));
         }
     }
-    check.violations.extend(find_forbidden(forbidden, |secret| {
-        text.contains(secret) || message.is_some_and(|message| contains_text(message, secret))
+    check.violations.extend(find_forbidden_texts(forbidden_texts, |forbidden_text| {
+        text.contains(forbidden_text) || message.is_some_and(|message| contains_text(message, forbidden_text))
     }));
     check
 }
 
-/// Checks a binary message.
-pub(super) fn check_binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
-    let violations = find_forbidden(forbidden, |secret| memmem::find(bytes, secret.as_bytes()).is_some());
+/// Checks a binary message, which can contain only a forbidden text.
+pub(super) fn check_binary(bytes: &[u8], forbidden_texts: &[String]) -> MessageCheck {
+    let violations = find_forbidden_texts(forbidden_texts, |forbidden_text| {
+        memmem::find(bytes, forbidden_text.as_bytes()).is_some()
+    });
     MessageCheck { violations, has_credential: false }
 }
 
-/// Returns the violations of the forbidden texts that a message contains.
-fn find_forbidden(forbidden: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
-    let found_secrets = forbidden.iter().zip(1..).filter(|(secret, _)| contains(secret));
-    found_secrets
+/// Describes the forbidden texts that a message contains, by their numbers.
+fn find_forbidden_texts(forbidden_texts: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
+    let found_texts = forbidden_texts.iter().zip(1..).filter(|(text, _)| contains(text));
+    found_texts
         .map(|(_, number)| {
-            format!("forbidden text {number} of {} was forwarded in a message", forbidden.len())
+            format!("forbidden text {number} of {} was forwarded in a message", forbidden_texts.len())
         })
         .collect()
 }
@@ -89,24 +91,25 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(message: &str, may_contain_key: bool, expected: &[&str]) {
-        let value = serde_json::from_str(message).ok();
-        let forbidden = ["choir_client".to_owned()];
-        let result = check_text(message, value.as_ref(), &forbidden, may_contain_key, |key| key == "sk");
-        assert_eq!(result.violations, expected, "{message}");
+    fn check_violations(message: &str, may_contain_key: bool, expected: &[&str]) {
+        let document = serde_json::from_str(message).ok();
+        let forbidden_texts = ["choir_client".to_owned()];
+        let check =
+            check_text(message, document.as_ref(), &forbidden_texts, may_contain_key, |key| key == "sk");
+        assert_eq!(check.violations, expected, "this message must have these violations: {message}");
     }
 
     #[test]
     fn a_credential_is_a_violation_unless_it_is_a_known_key_and_the_only_one() {
-        check(r#"{"text":" "}"#, true, &[]);
-        check(r#"{"text":" ","xi_api_key":null}"#, false, &[]);
+        check_violations(r#"{"text":" "}"#, true, &[]);
+        check_violations(r#"{"text":" ","xi_api_key":null}"#, false, &[]);
         for name in CREDENTIAL_FIELDS {
             let expected = format!("the member {name} was forwarded in a message");
-            check(&format!(r#"{{"{name}":"sk"}}"#), true, &[]);
-            check(&format!(r#"{{"{name}":"Bearer sk"}}"#), true, &[]);
-            check(&format!(r#"{{"{name}":"sk"}}"#), false, &[&expected]);
-            check(&format!(r#"{{"{name}":"other"}}"#), true, &[&expected]);
-            check(&format!(r#"{{"{name}":7}}"#), true, &[&expected]);
+            check_violations(&format!(r#"{{"{name}":"sk"}}"#), true, &[]);
+            check_violations(&format!(r#"{{"{name}":"Bearer sk"}}"#), true, &[]);
+            check_violations(&format!(r#"{{"{name}":"sk"}}"#), false, &[&expected]);
+            check_violations(&format!(r#"{{"{name}":"other"}}"#), true, &[&expected]);
+            check_violations(&format!(r#"{{"{name}":7}}"#), true, &[&expected]);
         }
     }
 
@@ -119,10 +122,10 @@ mod tests {
             r#"{"a":"\u0063hoir_client"}"#,
             r#"{"choir\u005fclient":1}"#,
         ] {
-            check(message, true, &expected);
+            check_violations(message, true, &expected);
         }
-        let forbidden = ["choir_client".to_owned()];
-        assert_eq!(check_binary(b"\xffchoir_client", &forbidden).violations, expected);
-        assert_eq!(check_binary(b"\xffchoir", &forbidden).violations, [] as [String; 0]);
+        let forbidden_texts = ["choir_client".to_owned()];
+        assert_eq!(check_binary(b"\xffchoir_client", &forbidden_texts).violations, expected);
+        assert_eq!(check_binary(b"\xffchoir", &forbidden_texts).violations, [] as [String; 0]);
     }
 }

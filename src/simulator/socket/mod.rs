@@ -1,9 +1,9 @@
-//! Serves the provider's WebSockets: their paths, the responses to handshakes, and the start of sessions. The
-//! provider accepts a handshake with an invalid key (captured, 2026), and the session then reports the error in its
+//! Serves the provider's WebSockets: finds the WebSocket of a path, responds to the handshake, and starts the session.
+//! The provider accepts a handshake with an invalid key (captured, 2026), and the session then reports the error in its
 //! own format. Read `connection` next, then the module of a WebSocket.
 //!
-//! A WebSocket at any other path echoes its messages without a key, so that a test can check
-//! whether a proxy forwards them unchanged.
+//! A WebSocket at any other path echoes its messages without a key, so that a test can check whether a proxy forwards
+//! them unchanged.
 
 mod connection;
 mod limited_stream;
@@ -33,7 +33,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::accounts::Refusal;
 use super::fault::Fault;
-use super::fault_response::{replacement, scripted_values};
+use super::fault_response::{replace_response, scripted_refusal_values};
 use super::ledger::SocketSummary;
 use super::provider::{PendingRequest, PresentedKey, Session};
 use super::query::query_value;
@@ -48,7 +48,7 @@ use self::refusal::RefusalFormat;
 use self::session_auth::SessionAuth;
 use self::session_faults::SessionFaults;
 
-/// Maximum number of contexts per connection.
+/// Maximum number of open contexts per connection.
 const MAX_CONTEXTS: usize = 5;
 
 /// A WebSocket of the provider.
@@ -84,6 +84,7 @@ impl Endpoint {
         }
     }
 
+    /// Returns the format in which a session is refused.
     fn refusal_format(&self) -> RefusalFormat {
         match self {
             // The echo uses the format of speech.
@@ -112,7 +113,7 @@ fn list_items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<I
 /// # Errors
 ///
 /// Fails when a fault requires that there is no response.
-pub(super) async fn open(
+pub(super) async fn open_session(
     service: Service,
     parts: Parts,
     upgrade: OnUpgrade,
@@ -130,8 +131,8 @@ pub(super) async fn open(
     if let Fault::SlowHead { ms } = fault {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-    let values = scripted_values(&service.provider, script_key, 1);
-    let response = replacement(&fault, |kind| Refusal::new(kind.clone(), values.clone()).into())
+    let values = scripted_refusal_values(&service.provider, script_key, 1);
+    let response = replace_response(&fault, |kind| Refusal::new(kind.clone(), values.clone()).into())
         .or_else(|| refuse_malformed(&parts))
         .unwrap_or_else(|| switching_protocols(&parts));
     let (Some(endpoint), Some(auth)) = (endpoint, auth) else {
@@ -154,6 +155,7 @@ pub(super) async fn open(
     Ok(response)
 }
 
+/// Serves a session after its handshake, and closes it unless it has ended already.
 async fn run_session(
     upgrade: OnUpgrade,
     session: Session,
@@ -165,10 +167,11 @@ async fn run_session(
     // The upgrade fails if the client disconnected before it received the response.
     let Ok(upgraded) = upgrade.await else { return };
     let Ok(parts) = upgraded.downcast::<TrackedStream>() else { return };
-    let (tcp, read) = (parts.io.into_stream(), parts.read_buf.to_vec());
-    let mut connection = SessionConnection::new(tcp, read, session, faults, endpoint.refusal_format()).await;
+    let (tcp, read_bytes) = (parts.io.into_stream(), parts.read_buf.to_vec());
+    let mut connection =
+        SessionConnection::new(tcp, read_bytes, session, faults, endpoint.refusal_format()).await;
     connection.has_key_in_head = auth.has_key_in_head();
-    let result = match endpoint {
+    let session_end = match endpoint {
         Endpoint::Speech { voice, has_contexts } => {
             Box::pin(speech::serve(&mut connection, auth, voice, has_contexts, &query)).await
         }
@@ -179,15 +182,15 @@ async fn run_session(
         Endpoint::Scribe => Box::pin(scribe::serve(&mut connection, auth, &query)).await,
         Endpoint::Echo => echo::serve(&mut connection).await,
     };
-    if result.is_ok() {
+    if session_end.is_ok() {
         connection.close(1_000, "").await;
     }
 }
 
-/// Records the response to a handshake. Returns the response.
+/// Records the status of the response to a handshake, and converts the response.
 fn finish_response(response: ProviderResponse, pending: &mut PendingRequest) -> Response<ResponseBody> {
     pending.summary.status = Some(response.status.as_u16());
-    pending.summary.body_complete = true;
+    pending.summary.is_body_complete = true;
     response.into_response()
 }
 
@@ -214,6 +217,7 @@ fn refuse_malformed(parts: &Parts) -> Option<ProviderResponse> {
     (!is_valid).then(|| empty_response(StatusCode::BAD_REQUEST))
 }
 
+/// Creates the 101 that accepts a handshake.
 fn switching_protocols(parts: &Parts) -> ProviderResponse {
     let key = parts.headers.get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
     let mut response = empty_response(StatusCode::SWITCHING_PROTOCOLS);
@@ -222,36 +226,38 @@ fn switching_protocols(parts: &Parts) -> ProviderResponse {
         .with_header("connection", "upgrade")
         .with_header("upgrade", "websocket")
         .with_header("sec-websocket-accept", &key.unwrap_or_default());
-    // The only subprotocol of the provider's WebSockets (its JavaScript client 1.25).
+    // This is the only subprotocol of the provider's WebSockets (its JavaScript client 1.25).
     if list_items(&parts.headers, "sec-websocket-protocol").any(|name| name == "convai") {
         return response.with_header("sec-websocket-protocol", "convai");
     }
     response
 }
 
+/// Creates the record of a session from its handshake.
 fn new_summary(parts: &Parts, response: &Response<ResponseBody>) -> SocketSummary {
-    let text = |headers: &HeaderMap, name| {
+    let header_text = |headers: &HeaderMap, name| {
         headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
     let extensions: Vec<_> = list_items(&parts.headers, "sec-websocket-extensions").collect();
     SocketSummary {
-        origin: text(&parts.headers, "origin"),
+        origin: header_text(&parts.headers, "origin"),
         protocols: list_items(&parts.headers, "sec-websocket-protocol").map(str::to_owned).collect(),
-        protocol: text(response.headers(), "sec-websocket-protocol"),
+        protocol: header_text(response.headers(), "sec-websocket-protocol"),
         extensions: (!extensions.is_empty()).then(|| extensions.join(", ")),
         ..SocketSummary::default()
     }
 }
 
-/// Returns whether a message contains a field with the value true.
+/// Returns whether the field `name` of a message is true.
 fn is_set(message: &Value, name: &str) -> bool {
     message.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// Returns the name and the text of the refusal of a context beyond the maximum.
-fn too_many_contexts() -> (&'static str, String) {
+fn context_limit_error() -> (&'static str, String) {
     let message = format!(
-        "Maximum simultaneous contexts per WebSocket connection exceeded ({MAX_CONTEXTS}). Please close an existing context before opening a new one."
+        "Maximum simultaneous contexts per WebSocket connection exceeded ({MAX_CONTEXTS}). Please close an \
+         existing context before opening a new one."
     );
     ("max_active_conversations", message)
 }

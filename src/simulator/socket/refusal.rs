@@ -1,5 +1,4 @@
-//! Renders the refusals of HTTP in the format of each WebSocket, byte for byte, with
-//! the close frame that follows.
+//! Renders the refusals of HTTP in the format of each WebSocket byte for byte, with the close frame that follows.
 //!
 //! Sources: captured responses of 2026 (the key, the timeout and contexts of speech, `auth_error` of the
 //! transcription, the quota of the agent), the Python SDK 2.78 (the fields of each format, the names of the
@@ -28,27 +27,47 @@ pub(super) enum RefusalFormat {
 pub(super) struct SocketRefusal {
     /// The name of the refusal in the ledger.
     pub(super) name: String,
+    /// The message before the close frame.
     pub(super) message: Option<String>,
+    /// The code of the close frame.
     pub(super) code: u16,
+    /// The reason of the close frame.
     pub(super) reason: String,
 }
 
-/// The code with which speech closes after every refusal.
+/// The close code of every refusal of speech and dialogue, and of most refusals of agents.
 const POLICY_VIOLATION: u16 = 1_008;
 /// The provider truncates close reasons to this number of characters, even within a word (captured,
 /// 2024 and 2026).
 const MAX_REASON_CHARACTERS: usize = 120;
 
+/// The message of a refusal on the speech and dialogue WebSockets.
 #[derive(Serialize)]
 struct SpeechError<'a> {
     message: &'a str,
     error: &'a str,
     code: u16,
-    /// The field exists only on the dialogue WebSockets, where it may be null.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    param: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "ParamField::is_absent")]
+    param: ParamField<'a>,
 }
 
+/// The `param` field of a refusal, which names the wrong field of a message.
+#[derive(Clone, Copy, Serialize)]
+#[serde(untagged)]
+enum ParamField<'a> {
+    /// The field is not sent, as on the speech WebSockets.
+    Absent,
+    /// The field is sent, as on the dialogue WebSockets. It may be null.
+    Sent(Option<&'a str>),
+}
+
+impl ParamField<'_> {
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+/// The message of a refusal on the agent WebSocket.
 #[derive(Serialize)]
 struct AgentError<'a> {
     #[serde(rename = "type")]
@@ -56,6 +75,7 @@ struct AgentError<'a> {
     message: &'a str,
 }
 
+/// The message of a refusal on the transcription WebSocket.
 #[derive(Serialize)]
 struct ScribeError<'a> {
     message_type: &'a str,
@@ -88,17 +108,17 @@ pub(super) fn render(format: RefusalFormat, kind: &RefusalKind, values: &Refusal
     SocketRefusal { name: kind.to_string(), ..refusal }
 }
 
-/// Creates a refusal of speech.
+/// Creates a refusal on a speech WebSocket.
 pub(super) fn speech_refusal(error: &str, message: &str) -> SocketRefusal {
-    text_refusal(error, message, None)
+    text_refusal(error, message, ParamField::Absent)
 }
 
-/// Creates a refusal of dialogue.
+/// Creates a refusal on a dialogue WebSocket.
 pub(super) fn dialogue_refusal(error: &str, message: &str, param: Option<&str>) -> SocketRefusal {
-    text_refusal(error, message, Some(param))
+    text_refusal(error, message, ParamField::Sent(param))
 }
 
-fn text_refusal(error: &str, message: &str, param: Option<Option<&str>>) -> SocketRefusal {
+fn text_refusal(error: &str, message: &str, param: ParamField<'_>) -> SocketRefusal {
     let body = to_json(&SpeechError { message, error, code: POLICY_VIOLATION, param });
     SocketRefusal {
         name: error.to_owned(),
@@ -108,12 +128,12 @@ fn text_refusal(error: &str, message: &str, param: Option<Option<&str>>) -> Sock
     }
 }
 
-/// Creates a refusal of a conversation: 1002 for errors that end the session, 1011 for errors of
-/// the provider, 1008 for errors of the client (documentation, and a captured quota refusal of 2026).
+/// Creates a refusal of a conversation. Its close code is 1002 for exceeded limits, 1011 for errors of the provider,
+/// and 1008 for errors of the client (documentation, and a captured quota refusal of 2026).
 fn agent_refusal(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
     if RefusalFamily::of(kind) == RefusalFamily::Quota {
-        // The other captured form has a message before the close frame (2026).
+        // The other captured form of this refusal has a message before the close frame (2026).
         let message = (*kind == RefusalKind::InsufficientCredits).then(|| {
             let message = format!("received 1002 (protocol error) {QUOTA}");
             to_json(&AgentError { error_type: "error", message: &message })
@@ -142,6 +162,7 @@ fn to_json(body: &impl Serialize) -> String {
     serde_json::to_string(body).unwrap_or_default()
 }
 
+/// Truncates a message to the length of a close reason.
 fn close_reason(message: &str) -> String {
     let text: String = message.chars().take(MAX_REASON_CHARACTERS).collect();
     // A control frame has at most 125 bytes, and the close code takes two of them.
@@ -218,7 +239,7 @@ fn scribe_type_and_error(kind: &RefusalKind, values: &RefusalValues) -> (&'stati
         | RefusalKind::MethodNotAllowed(_)
         | RefusalKind::Page(_) => match RefusalFamily::of(kind) {
             RefusalFamily::Quota => return ("quota_exceeded", QUOTA.to_owned()),
-            // The text of HTTP, unless it only reports an unknown key.
+            // The text is the same as over HTTP, because it contains more than that the key is unknown.
             RefusalFamily::Key => "auth_error",
             RefusalFamily::Other => "error",
         },
@@ -228,13 +249,13 @@ fn scribe_type_and_error(kind: &RefusalKind, values: &RefusalValues) -> (&'stati
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::refusal::NAMED;
+    use super::super::super::refusal::NAMED_REFUSALS;
     use super::*;
     use crate::elevenlabs::refusal::{ErrorBody, classify, examples};
     use crate::elevenlabs::socket::{Dialect, MessageKind, SessionStage, classify_close, classify_message};
     use crate::policy::verdict::Verdict;
 
-    /// Returns the verdict on a refusal, by its message or else by its close.
+    /// Returns the verdict on a refusal, by its message or else by its close frame.
     fn verdict_of(dialect: Dialect, refusal: &SocketRefusal) -> Option<Verdict> {
         let Some(message) = &refusal.message else {
             return classify_close(refusal.code, &refusal.reason, false, false);
@@ -257,14 +278,15 @@ mod tests {
             max_concurrent: 4,
             ..RefusalValues::default()
         };
-        let kinds = NAMED.into_iter().map(|(_, kind)| kind).chain(examples().map(RefusalKind::Fixed));
+        let kinds =
+            NAMED_REFUSALS.into_iter().map(|(_, kind)| kind).chain(examples().map(RefusalKind::Fixed));
         let (mut compared, mut differences) = (0, Vec::new());
-        // A page contains no text of the provider.
+        // A page is left out, because it contains no text of the provider.
         for kind in kinds.filter(|kind| !matches!(kind, RefusalKind::Page(_))) {
             let refusal = kind.render(&values, "r");
             let body = ErrorBody::parse(refusal.body.as_bytes());
             let over_http = classify(refusal.status, Some(&body), None);
-            // Some texts are classified with one HTTP status only.
+            // Some texts are a refusal only together with their HTTP status.
             let needs_status =
                 matches!(&kind, RefusalKind::Fixed(example) if example.name.starts_with("pay_"));
             for (dialect, format) in [
@@ -292,7 +314,7 @@ mod tests {
                 }
             }
         }
-        assert!(differences.is_empty(), "{}", differences.join("\n"));
-        assert!(compared > 80, "{compared}");
+        assert!(differences.is_empty(), "the verdicts must be the same:\n{}", differences.join("\n"));
+        assert!(compared > 80, "most refusals must be compared: {compared}");
     }
 }

@@ -1,6 +1,6 @@
 //! Serves `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The server sends the first message.
-//! The transcript depends on the length of the audio, and each started second costs one credit. A session holds a
-//! slot of the workspace's concurrency limit from its first message to its last.
+//! The transcript depends on the length of the audio, and each started second costs one credit. A session holds a slot
+//! of the workspace's concurrency limit from its first message to its last.
 //!
 //! Sources: the Python SDK 2.78 (all messages), captured responses of 2026 (the refusal of a key).
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::accounts::CreditLimits;
 use super::super::query::{query_pairs, query_value};
 use super::super::response::new_trace_id;
-use super::super::sound::seconds;
+use super::super::sound::to_seconds;
 use super::connection::{SessionConnection, SessionEnded};
 use super::is_set;
 use super::refusal;
@@ -17,10 +17,10 @@ use super::session_auth::SessionAuth;
 
 /// The words of a transcript. The transcript of short audio contains only the first words.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
-/// Length of audio after which a session commits automatically, if the client requested this.
+/// Length of the audio after which a session commits automatically, if the client has requested this.
 const PAUSE_MS: u64 = 2_000;
 
-/// The state of a session.
+/// The received audio of a session, and its requested transcripts.
 struct Transcription {
     key_index: usize,
     bytes_per_second: u64,
@@ -47,12 +47,12 @@ pub(super) async fn serve(
         return Err(connection.send_refusal(refusal::scribe_refusal("invalid_request", &message)).await);
     };
     // The credits must suffice for one second.
-    let check = connection.session.provider.state().accounts.check_credits(
+    let credit_check = connection.session.provider.state().accounts.check_credits(
         key_index,
         1,
         CreditLimits::KeyAndWorkspace,
     );
-    connection.require(check).await?;
+    connection.require(credit_check).await?;
     let slot = connection.session.admit(key_index, 0, CreditLimits::KeyAndWorkspace);
     let _slot = connection.require(slot).await?;
     let mut transcription = Transcription {
@@ -83,20 +83,23 @@ pub(super) async fn serve(
         .await?;
     loop {
         let Some(message) = connection.receive_object(None).await? else { continue };
-        transcription.handle(connection, &message).await?;
+        transcription.process_message(connection, &message).await?;
     }
 }
 
+/// Returns whether a query parameter has the expected value.
 fn has_value(query: &str, parameter: &str, expected: &str) -> bool {
     query_value(query, parameter).is_some_and(|value| value == expected)
 }
 
+/// Refuses an invalid message.
 async fn refuse_input(connection: &mut SessionConnection, error: &str) -> SessionEnded {
     connection.send_refusal(refusal::scribe_refusal("input_error", error)).await
 }
 
 impl Transcription {
-    async fn handle(
+    /// Charges the audio of a message, and sends the transcripts that it causes.
+    async fn process_message(
         &mut self,
         connection: &mut SessionConnection,
         message: &Value,
@@ -125,6 +128,7 @@ impl Transcription {
         Ok(())
     }
 
+    /// Returns the length of the audio that is not committed yet.
     fn segment_ms(&self) -> u64 {
         self.segment_bytes.saturating_mul(1_000) / self.bytes_per_second
     }
@@ -140,17 +144,18 @@ impl Transcription {
         let words = self.words();
         let length = self.segment_ms() / u64::try_from(words.len().max(1)).unwrap_or(1);
         let timed_words = words.iter().zip(0_u64..).map(|(word, index)| {
-            let (start, end) = (seconds(index * length), seconds((index + 1) * length));
+            let (start, end) = (to_seconds(index * length), to_seconds((index + 1) * length));
             json!({ "text": word, "start": start, "end": end, "type": "word", "logprob": -0.01 })
         });
         timed_words.collect()
     }
 
+    /// Sends the transcript of the current segment, and begins the next segment.
     async fn commit(&mut self, connection: &mut SessionConnection) -> Result<(), SessionEnded> {
         let text = self.words().join(" ");
         connection.send_json(json!({ "message_type": "committed_transcript", "text": text })).await?;
-        // Times and the language have the same event. If only the language was requested, the event
-        // contains no words (Pipecat 1.14).
+        // One event contains both the times and the language. If only the language is requested, the event contains no
+        // words (Pipecat 1.14).
         if self.has_times || self.has_language {
             let timed_transcript = json!({
                 "message_type": "committed_transcript_with_timestamps",
@@ -193,10 +198,10 @@ mod tests {
     #[test]
     fn only_valid_base64_is_measured() {
         for (text, bytes) in [("", 0), ("Zg==", 1), ("Zm8=", 2), ("Zm9v", 3), ("Zm9vYg==", 4)] {
-            assert_eq!(base64_decoded_length(text), Some(bytes), "{text}");
+            assert_eq!(base64_decoded_length(text), Some(bytes), "{text:?} must have this length");
         }
         for text in ["Zg=", "Zg", "Z===", "Z g=", "Zm9-", "Zg==Zg=="] {
-            assert_eq!(base64_decoded_length(text), None, "{text}");
+            assert_eq!(base64_decoded_length(text), None, "{text:?} must be invalid");
         }
     }
 
@@ -205,7 +210,7 @@ mod tests {
         assert_eq!(parse_rates("pcm_16000"), Some((16_000, 32_000)));
         assert_eq!(parse_rates("ulaw_8000"), Some((8_000, 8_000)));
         for format in ["", "pcm", "pcm_", "pcm_0", "pcm_7999", "pcm_48001", "mp3_44100"] {
-            assert_eq!(parse_rates(format), None, "{format}");
+            assert_eq!(parse_rates(format), None, "{format:?} must be unknown");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Identifies the caller and the paying key of a WebSocket. A token takes precedence over a key,
-//! and the key of the head over the key of the first message. HTTP requests use
+//! Identifies the caller and the paying key of a WebSocket, and checks the key's permission and bill. A token takes
+//! precedence over a key, and the key of the head over the key of the first message. HTTP requests use
 //! `request::find_presented_key` instead, because they have no first message.
 
 use http::Method;
@@ -19,6 +19,7 @@ use super::connection::{SessionConnection, SessionEnded};
 use super::message_check::credential_of;
 use super::session_faults::SessionFaults;
 
+/// The credentials in the head of a handshake, and the permission that the WebSocket requires.
 #[derive(Clone, Debug)]
 pub(super) struct SessionAuth {
     /// The path of the WebSocket, which selects faults of routes.
@@ -34,6 +35,7 @@ pub(super) struct SessionAuth {
 }
 
 impl SessionAuth {
+    /// Collects the credentials from the head of the handshake `parts`.
     pub(super) fn new(endpoint: &Endpoint, presented_key: PresentedKey, parts: &Parts) -> Self {
         let query = parts.uri.query().unwrap_or_default();
         let agent_id =
@@ -67,6 +69,7 @@ impl SessionAuth {
         }
     }
 
+    /// Returns whether the head contains a key, valid or not.
     pub(super) fn has_key_in_head(&self) -> bool {
         self.presented_key != PresentedKey::Absent
     }
@@ -82,13 +85,13 @@ impl SessionAuth {
         token_key.map_or(self.presented_key, PresentedKey::Known)
     }
 
-    /// Returns the key whose workspace pays. It must have the permission, and its bill must be
-    /// paid. A token is consumed. `first_message` is absent on WebSockets where the server sends
+    /// Returns the index of the key whose workspace pays, and starts the session. The key must have the permission, and
+    /// its bill must be paid. A token is consumed. `first_message` is `None` on WebSockets where the server sends
     /// first. A scripted refusal takes precedence over all other refusals, as over HTTP.
     ///
     /// # Errors
     ///
-    /// Fails when the session was refused. The refusal was sent, and the session has ended.
+    /// Fails when the session is refused. The refusal has then been sent, and the session has ended.
     pub(super) async fn authorize(
         self,
         connection: &mut SessionConnection,
@@ -97,13 +100,14 @@ impl SessionAuth {
         let key_index = self.find_payer(connection, first_message);
         connection.start().await?;
         let key_index = connection.require(key_index).await?;
-        let check = self.check_permission(&connection.session.provider, key_index);
-        connection.require(check).await?;
+        let permission_check = self.check_permission(&connection.session.provider, key_index);
+        connection.require(permission_check).await?;
         let payer = connection.session.provider.plan.keys.get(key_index).map(|plan| plan.key.clone());
         connection.session.update_summary(|socket| socket.payer = payer);
         Ok(key_index)
     }
 
+    /// Refuses a key without the required permission, and an unpaid bill.
     fn check_permission(&self, provider: &Provider, key_index: usize) -> Result<(), Refusal> {
         let state = provider.state();
         // The caller of a public agent in another workspace needs no permission there.
@@ -116,6 +120,7 @@ impl SessionAuth {
         Ok(state.accounts.check_billing(key_index)?)
     }
 
+    /// Finds the index of the paying key. If the key comes with the first message, takes the faults of its script.
     fn find_payer(
         &self,
         connection: &mut SessionConnection,
@@ -138,7 +143,7 @@ impl SessionAuth {
         let mut presented_key = self.presented_key;
         if let (PresentedKey::Absent, Some(key)) = (presented_key, first_message.and_then(credential_of)) {
             presented_key = provider.find_key(key);
-            // The head did not identify the key whose script applies.
+            // The script of this key applies now, because the head did not contain the key.
             let fault = provider.take_fault(presented_key, &Method::GET, &self.path);
             connection.faults = SessionFaults::new(fault, &provider, presented_key);
         }

@@ -1,34 +1,34 @@
-//! Translates a fault into its effects on a session, which `connection` executes. The effects on the
-//! handshake precede the session.
+//! Converts a fault into its effects on a session, which `connection` executes. Faults of the handshake have no effect
+//! on the session.
 
 use std::time::Duration;
 
 use super::super::fault::{Fault, SessionFault};
-use super::super::fault_response::scripted_values;
+use super::super::fault_response::scripted_refusal_values;
 use super::super::provider::{PresentedKey, Provider};
 use super::super::refusal::{RefusalKind, RefusalValues};
 
 /// The effects of a fault on a session.
 #[derive(Debug, Default)]
 pub(super) struct SessionFaults {
-    /// Delay before the first message.
+    /// The delay before the first message.
     pub(super) initial_delay: Option<Duration>,
-    /// Delay between two messages.
+    /// The delay between two messages.
     pub(super) message_delay: Option<Duration>,
-    /// Bytes to send before the break.
+    /// Number of bytes to send before the connection is broken.
     pub(super) cut_after: Option<u64>,
-    /// Bytes received from the client before the refusal.
+    /// Number of bytes to receive from the client before the refusal.
     pub(super) refuse_after_bytes: Option<(u64, RefusalKind)>,
-    /// Messages to send before the fault.
+    /// Number of messages to send before the fault.
     pub(super) after_messages: Option<(u64, SessionFault)>,
-    /// The values in the text of a refusal.
+    /// The values that the text of a scripted refusal contains.
     pub(super) values: RefusalValues,
 }
 
 impl SessionFaults {
     /// Creates the effects of `fault`, which was taken from the script of `script_key`.
     pub(super) fn new(fault: Fault, provider: &Provider, script_key: PresentedKey) -> Self {
-        let mut faults = Self { values: scripted_values(provider, script_key, 1), ..Self::default() };
+        let mut faults = Self { values: scripted_refusal_values(provider, script_key, 1), ..Self::default() };
         match fault {
             Fault::Refuse(kind) => faults.after_messages = Some((0, SessionFault::Refuse(kind))),
             Fault::ServerError => {

@@ -16,22 +16,24 @@ use super::connection::{SessionConnection, SessionEnded};
 use super::refusal;
 use super::session_auth::SessionAuth;
 use super::synthesizer::{AudioSegment, SEGMENT_CHARACTERS, Synthesizer};
-use super::{MAX_CONTEXTS, is_set, too_many_contexts};
+use super::{MAX_CONTEXTS, context_limit_error, is_set};
 
-/// Characters that are collected before the first, second, third and each later audio.
+/// Numbers of characters that are collected before the first, the second, the third and each later audio.
 const DEFAULT_SCHEDULE: [u64; 4] = [120, 160, 250, 290];
-/// The minimum and maximum length that a client can request instead.
+/// The minimum and the maximum number of characters that a client can request instead.
 const MIN_SCHEDULE_LENGTH: u64 = 50;
 const MAX_SCHEDULE_LENGTH: u64 = 500;
+/// Maximum number of requested lengths that are used.
+const MAX_SCHEDULE_ENTRIES: usize = 16;
 /// The default inactivity timeout in seconds, and its maximum.
 const DEFAULT_INACTIVITY_SECONDS: u32 = 20;
 const MAX_INACTIVITY_SECONDS: u32 = 180;
-/// The name of a context without a name.
+/// The context of a message that names none.
 const DEFAULT_CONTEXT: &str = "default";
 /// The model if the query contains none (the documentation).
 const DEFAULT_MODEL: &str = "eleven_multilingual_v2";
 
-/// `AudioOutput`, and with contexts `AudioOutputMulti`.
+/// A message with audio, or about the end of the audio: the SDK's `AudioOutput`, and with contexts `AudioOutputMulti`.
 #[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AudioOutput<'a> {
@@ -50,15 +52,15 @@ impl AudioOutput<'_> {
     }
 }
 
-/// The collected text of a context.
+/// The collected text of a context, and the lengths at which it is spoken.
 struct SpeechContext {
     text: String,
-    /// Characters to collect before each audio. The last number repeats.
+    /// Numbers of characters to collect before each audio. The last number repeats.
     schedule: Vec<u64>,
     audio_count: usize,
 }
 
-/// The state of the session.
+/// The contexts of a session. Without contexts, the session has only the default context.
 struct Speech {
     synthesizer: Synthesizer,
     contexts: BTreeMap<String, SpeechContext>,
@@ -87,12 +89,13 @@ pub(super) async fn serve(
     connection.require(synthesizer.check_voices(&provider, &[voice])).await?;
     let is_auto_mode = query_value(query, "auto_mode").is_some_and(|value| value == "true");
     let mut speech = Speech { synthesizer, contexts: BTreeMap::new(), has_contexts, is_auto_mode };
-    while !speech.handle(connection, &message).await? {
+    while !speech.process_message(connection, &message).await? {
         message = receive_message(connection, timeout_seconds).await?;
     }
     Ok(())
 }
 
+/// Receives the next message, or refuses the session after the inactivity timeout.
 async fn receive_message(
     connection: &mut SessionConnection,
     timeout_seconds: u32,
@@ -102,14 +105,16 @@ async fn receive_message(
         return Ok(message);
     }
     let message = format!(
-        "Have not received a new text input within the timeout of {timeout_seconds} seconds. Streaming input terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text (empty string \"\") when done."
+        "Have not received a new text input within the timeout of {timeout_seconds} seconds. Streaming input \
+         terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text \
+         (empty string \"\") when done."
     );
     Err(connection.send_refusal(refusal::speech_refusal("input_timeout_exceeded", &message)).await)
 }
 
 impl Speech {
-    /// Handles a message. Returns true after the last message.
-    async fn handle(
+    /// Processes a message. Returns true after the last message.
+    async fn process_message(
         &mut self,
         connection: &mut SessionConnection,
         message: &Value,
@@ -140,15 +145,16 @@ impl Speech {
             return Ok(true);
         }
         if !self.contexts.contains_key(&id) && self.contexts.len() == MAX_CONTEXTS {
-            let (error, message) = too_many_contexts();
+            let (error, message) = context_limit_error();
             return Err(connection.send_refusal(refusal::speech_refusal(error, &message)).await);
         }
         let context = self.contexts.entry(id.clone()).or_insert_with(|| SpeechContext::new(message));
-        context.add(text.unwrap_or_default());
-        let buffered = character_count(&context.text);
-        let is_triggered = is_set(message, "try_trigger_generation") && buffered >= SEGMENT_CHARACTERS as u64;
+        context.add_text(text.unwrap_or_default());
+        let collected_characters = character_count(&context.text);
+        let is_triggered =
+            is_set(message, "try_trigger_generation") && collected_characters >= SEGMENT_CHARACTERS as u64;
         let is_due = is_set(message, "flush") || self.is_auto_mode || is_triggered;
-        if is_due || buffered >= context.required_characters() {
+        if is_due || collected_characters >= context.required_characters() {
             self.speak(connection, &id).await?;
         }
         Ok(false)
@@ -160,7 +166,7 @@ impl Speech {
         let text = std::mem::take(&mut context.text);
         context.audio_count += 1;
         let context_id = self.has_contexts.then_some(id);
-        let write = |segment: &AudioSegment| {
+        let create_message = |segment: &AudioSegment| {
             let alignment = Some(segment.alignment());
             let output = AudioOutput {
                 audio: Some(&segment.audio),
@@ -171,10 +177,10 @@ impl Speech {
             };
             output.into_message()
         };
-        self.synthesizer.speak(connection, &text, &write).await
+        self.synthesizer.speak(connection, &text, &create_message).await
     }
 
-    /// Removes a context and reports its end.
+    /// Removes a context, and sends its end.
     async fn close_context(
         &mut self,
         connection: &mut SessionConnection,
@@ -188,15 +194,16 @@ impl Speech {
 }
 
 impl SpeechContext {
+    /// Opens a context with the lengths that its first message requests.
     fn new(message: &Value) -> Self {
-        let requested =
+        let requested_schedule =
             message.get("generation_config").and_then(|config| config.get("chunk_length_schedule"));
-        let requested_lengths = requested.and_then(Value::as_array).map(|list| {
+        let requested_lengths = requested_schedule.and_then(Value::as_array).map(|list| {
             let lengths =
-                list.iter().filter_map(|length| length.as_u64().or_else(|| round(length.as_f64()?)));
+                list.iter().filter_map(|length| length.as_u64().or_else(|| round_length(length.as_f64()?)));
             lengths
                 .map(|length| length.clamp(MIN_SCHEDULE_LENGTH, MAX_SCHEDULE_LENGTH))
-                .take(16)
+                .take(MAX_SCHEDULE_ENTRIES)
                 .collect::<Vec<_>>()
         });
         let schedule =
@@ -205,23 +212,25 @@ impl SpeechContext {
     }
 
     /// Adds text. The blank in the first message is not part of the text.
-    fn add(&mut self, text: &str) {
+    fn add_text(&mut self, text: &str) {
         if text != " " || self.audio_count > 0 || !self.text.is_empty() {
             self.text.push_str(text);
         }
     }
 
+    /// Returns the number of characters to collect before the next audio.
     fn required_characters(&self) -> u64 {
         let last = self.schedule.last().copied().unwrap_or(MAX_SCHEDULE_LENGTH);
         self.schedule.get(self.audio_count).copied().unwrap_or(last)
     }
 }
 
+/// Rounds a length that is not a whole number. A greater length than the maximum of the schedule is the maximum.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "clamped to the schedule's bounds"
 )]
-fn round(number: f64) -> Option<u64> {
-    number.is_finite().then(|| number.clamp(0.0, 500.0).round() as u64)
+fn round_length(length: f64) -> Option<u64> {
+    length.is_finite().then(|| length.clamp(0.0, 500.0).round() as u64)
 }

@@ -1,5 +1,5 @@
-//! Parses the audio formats that a request can name in `output_format`, with their codecs and media types. These are
-//! the formats of the OpenAPI document, except Opus, whose encoder would be larger than the simulator.
+//! Lists the audio formats that a request can name in `output_format`, with their codecs and media types. They are the
+//! formats of the OpenAPI document, except Opus, whose encoder would be larger than the simulator.
 
 /// An audio format with its `output_format` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,22 +8,23 @@ pub(in crate::simulator) struct Format {
     pub(super) codec: Codec,
 }
 
+/// The encoder of a format, with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     /// MPEG Layer III at a constant bit rate.
-    Mp3 { rate: u32, kbps: u32 },
+    Mp3 { sample_rate: u32, kbps: u32 },
     /// One code word per sample.
-    Samples { rate: u32, coding: Coding, container: Container },
+    Samples { sample_rate: u32, coding: Coding, container: Container },
 }
 
 /// The encoding of one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
-    /// Sixteen bits, little-endian.
+    /// Linear PCM of sixteen bits, little-endian.
     Linear,
-    /// G.711, North America and Japan.
+    /// G.711 µ-law, the encoding of telephony in North America and Japan.
     MuLaw,
-    /// G.711, the rest of the world.
+    /// G.711 A-law, the encoding of telephony elsewhere.
     ALaw,
 }
 
@@ -36,12 +37,12 @@ pub(super) enum Container {
     Wave,
 }
 
-const fn mp3(name: &'static str, rate: u32, kbps: u32) -> Format {
-    Format { name, codec: Codec::Mp3 { rate, kbps } }
+const fn mp3(name: &'static str, sample_rate: u32, kbps: u32) -> Format {
+    Format { name, codec: Codec::Mp3 { sample_rate, kbps } }
 }
 
-const fn samples(name: &'static str, rate: u32, coding: Coding, container: Container) -> Format {
-    Format { name, codec: Codec::Samples { rate, coding, container } }
+const fn samples(name: &'static str, sample_rate: u32, coding: Coding, container: Container) -> Format {
+    Format { name, codec: Codec::Samples { sample_rate, coding, container } }
 }
 
 /// Every format that the simulator can generate.
@@ -72,7 +73,7 @@ pub(in crate::simulator) const FORMATS: [Format; 23] = [
 ];
 
 impl Format {
-    /// The provider's default (OpenAPI document, `output_format`).
+    /// The format of a request without `output_format` (OpenAPI document).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
     /// Returns the format with the given `name`. Returns `None` if the simulator cannot generate it.

@@ -1,11 +1,12 @@
-//! Converts text to a melody: each word is a note, and each space is a short pause. The same text always
-//! has the same melody, so that a test can compare two responses by their hash.
+//! Converts text to a melody: each word is a note, and the white space between two words is a pause. The same text
+//! always has the same melody, so that a test can compare two responses by their hash.
 
 /// The length of a character, close to the speed of speech.
 const CHARACTER_MS: u64 = 60;
 /// The minimum length of a melody, so that a single letter is audible.
 const MIN_DURATION_MS: u64 = 300;
-/// C major without its semitones, from C4 on. All sequences of these notes are consonant.
+/// The frequencies of the notes: the C major scale from C4 without the notes that form semitones. All sequences of
+/// these notes are consonant.
 const SCALE_HZ: [f64; 8] = [261.63, 293.66, 329.63, 392.00, 440.00, 523.25, 587.33, 659.26];
 
 /// A tone of one pitch, or a pause.
@@ -51,7 +52,7 @@ impl Melody {
     /// Returns the start of the character at `index`, or the end of the melody for the index after the last
     /// character.
     pub(in crate::simulator) fn start_ms(&self, index: u64) -> u64 {
-        // Both factors are limited by the maximum length of a text, so the product cannot overflow.
+        // The multiplication saturates only beyond the maximum length of a text.
         self.duration_ms.saturating_mul(index) / self.characters
     }
 }
@@ -61,7 +62,8 @@ fn split_words(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
     let mut remaining = text;
     std::iter::from_fn(move || {
         let is_gap = remaining.chars().next()?.is_whitespace();
-        let end = remaining.find(|c: char| c.is_whitespace() != is_gap).unwrap_or(remaining.len());
+        let end =
+            remaining.find(|character: char| character.is_whitespace() != is_gap).unwrap_or(remaining.len());
         let (part, after) = remaining.split_at(end);
         remaining = after;
         let length = u64::try_from(part.chars().count()).unwrap_or(u64::MAX);
@@ -69,11 +71,11 @@ fn split_words(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
     })
 }
 
+/// Selects the frequency of a word by its hash.
 fn pitch_of(word: &str) -> f64 {
-    // FNV-1a. Only the high bits are used, because the low bits depend only on the low bits of the
-    // letters.
-    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    let [high, ..] = word.bytes().fold(0x811c_9dc5, mix).to_be_bytes();
+    // The hash is FNV-1a. Only its high bits are used, because its low bits depend only on the low bits of the letters.
+    let mix_byte = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let [high, ..] = word.bytes().fold(0x811c_9dc5, mix_byte).to_be_bytes();
     SCALE_HZ[usize::from(high) % SCALE_HZ.len()]
 }
 

@@ -1,5 +1,5 @@
-//! Generates the simulator's audio: valid sound whose length depends on the text. It is independent
-//! of HTTP. A route combines a [`Format`] and a [`Melody`] and streams the result.
+//! Generates the simulator's audio: valid sound whose length depends on the text. The module is independent of HTTP. An
+//! operation combines a [`Format`] and a [`Melody`] to a [`Sound`], and streams its chunks.
 
 pub(super) mod format;
 pub(super) mod melody;
@@ -17,8 +17,7 @@ use self::melody::Melody;
 use self::mp3::Mp3Frames;
 use self::samples::SampleBlocks;
 
-/// The length of a block: 64 KiB of the default MP3, and less than a megabyte of the largest
-/// format.
+/// The length of a block. It has 64 KiB in the default format, and less than a megabyte in the largest format.
 const BLOCK_MS: u64 = 4_000;
 
 /// Encoded audio. Frames are generated on demand, so that a long text needs little memory.
@@ -40,12 +39,12 @@ impl Sound {
     /// Encodes `melody` in `format`.
     pub(super) fn new(melody: Melody, format: Format) -> Self {
         match format.codec {
-            Codec::Mp3 { rate, kbps } => {
-                let frames = Mp3Frames::new(melody, rate, kbps);
+            Codec::Mp3 { sample_rate, kbps } => {
+                let frames = Mp3Frames::new(melody, sample_rate, kbps);
                 Self { total_bytes: frames.total_bytes(), frames: Box::new(frames) }
             }
-            Codec::Samples { rate, coding, container } => {
-                let blocks = SampleBlocks::new(melody, rate, coding, container);
+            Codec::Samples { sample_rate, coding, container } => {
+                let blocks = SampleBlocks::new(melody, sample_rate, coding, container);
                 Self { total_bytes: blocks.total_bytes(), frames: Box::new(blocks) }
             }
         }
@@ -81,6 +80,6 @@ impl Sound {
 }
 
 /// Converts milliseconds to seconds for a JSON document.
-pub(super) fn seconds(ms: u64) -> f64 {
+pub(super) fn to_seconds(ms: u64) -> f64 {
     samples::to_f64(ms) / 1_000.0
 }

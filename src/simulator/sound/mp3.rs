@@ -1,22 +1,23 @@
-//! Encodes MPEG Layer III with the minimum of ISO/IEC 11172-3 and 13818-3 that gives valid, audible
-//! frames, so that clients can play and measure the response.
+//! Encodes a melody as MPEG Layer III with the minimum of ISO/IEC 11172-3 and 13818-3 that gives valid, audible frames,
+//! so that clients can play and measure the response.
 //!
-//! Mono, constant bit rate, long blocks, no bit reservoir: `main_data_begin` is 0 in each frame, so
-//! that a stream that is cut between frames can be played. A note is one spectral line with the
+//! The stream is mono, has a constant bit rate and long blocks, and uses no bit reservoir: `main_data_begin` is 0 in
+//! each frame, so that a stream that is cut between frames can be played. A note is one spectral line with the
 //! magnitude one, coded with Huffman table 1. The rest of a frame is padding.
 
 use super::EncodedFrame;
 use super::melody::{Melody, NoteCursor};
 use super::samples::to_f64;
 
-/// Bit rates of Layer III by header index, MPEG-1 and MPEG-2, in kbit/s.
+/// The bit rates of Layer III in kbit/s, by their index in the header of a frame of MPEG-1.
 const KBPS_MPEG1: [u32; 15] = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320];
+/// The same bit rates for MPEG-2.
 const KBPS_MPEG2: [u32; 15] = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
 
+/// Samples, and thus spectral lines, of one granule.
 const LINES_PER_GRANULE: u64 = 576;
 
-/// The quantizer step. A line with the magnitude one becomes 2^((gain - 210) / 4), a quarter of
-/// full scale.
+/// The gain of the quantizer. A line with the magnitude one becomes 2^((gain - 210) / 4), a quarter of full scale.
 const GLOBAL_GAIN: u32 = 202;
 
 /// Generates one frame at a time.
@@ -24,23 +25,26 @@ const GLOBAL_GAIN: u32 = 202;
 pub(super) struct Mp3Frames {
     cursor: NoteCursor,
     version: Version,
-    rate: u64,
+    sample_rate: u64,
     kbps: u32,
     total_frames: u64,
-    frame: u64,
-    granule: u64,
+    /// The index of the next frame.
+    next_frame: u64,
+    /// The index of the next granule.
+    next_granule: u64,
 }
 
+/// The version of MPEG, which depends on the sample rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
-    /// 32, 44.1 and 48 kHz, with two granules per frame.
+    /// Sample rates of 32, 44.1 and 48 kHz, with two granules per frame.
     Mpeg1,
-    /// 24 and 22.05 kHz ("low sampling frequencies"), with one granule per frame.
+    /// Sample rates of 24 and 22.05 kHz ("low sampling frequencies"), with one granule per frame.
     Mpeg2,
 }
 
 impl Version {
-    fn granules(self) -> u64 {
+    fn granules_per_frame(self) -> u64 {
         match self {
             Version::Mpeg1 => 2,
             Version::Mpeg2 => 1,
@@ -49,12 +53,20 @@ impl Version {
 }
 
 impl Mp3Frames {
-    pub(super) fn new(melody: Melody, rate: u32, kbps: u32) -> Self {
-        let version = if rate >= 32_000 { Version::Mpeg1 } else { Version::Mpeg2 };
-        let samples = melody.duration_ms.saturating_mul(rate.into()) / 1_000;
-        let total_frames = samples.div_ceil(version.granules() * LINES_PER_GRANULE);
+    pub(super) fn new(melody: Melody, sample_rate: u32, kbps: u32) -> Self {
+        let version = if sample_rate >= 32_000 { Version::Mpeg1 } else { Version::Mpeg2 };
+        let samples = melody.duration_ms.saturating_mul(sample_rate.into()) / 1_000;
+        let total_frames = samples.div_ceil(version.granules_per_frame() * LINES_PER_GRANULE);
         let cursor = NoteCursor::new(melody);
-        Self { cursor, version, rate: rate.into(), kbps, total_frames, frame: 0, granule: 0 }
+        Self {
+            cursor,
+            version,
+            sample_rate: sample_rate.into(),
+            kbps,
+            total_frames,
+            next_frame: 0,
+            next_granule: 0,
+        }
     }
 
     /// Returns the size of all frames. Padding keeps the size of the first `n` frames within one byte of the
@@ -63,28 +75,31 @@ impl Mp3Frames {
         self.bytes_before(self.total_frames)
     }
 
-    fn bytes_before(&self, frame: u64) -> u64 {
-        let samples = self.version.granules() * LINES_PER_GRANULE;
-        frame * samples * u64::from(self.kbps) * 125 / self.rate
+    /// Returns the size of all frames before the frame with the given index.
+    fn bytes_before(&self, frame_index: u64) -> u64 {
+        let samples_per_frame = self.version.granules_per_frame() * LINES_PER_GRANULE;
+        // One kbit/s is 125 bytes per second.
+        frame_index * samples_per_frame * u64::from(self.kbps) * 125 / self.sample_rate
     }
 
     /// Returns the spectral line of the next granule, by the pitch in the middle of the granule. Returns
     /// `None` during a pause.
     fn next_line(&mut self) -> Option<u64> {
-        let middle = self.granule * LINES_PER_GRANULE + LINES_PER_GRANULE / 2;
-        self.granule += 1;
-        let hz = self.cursor.note_at(middle * 1_000 / self.rate)?.hz?;
+        let middle = self.next_granule * LINES_PER_GRANULE + LINES_PER_GRANULE / 2;
+        self.next_granule += 1;
+        let hz = self.cursor.note_at(middle * 1_000 / self.sample_rate)?.hz?;
         let mut line = 0;
-        while (to_f64(line) + 1.0) * to_f64(self.rate) / to_f64(2 * LINES_PER_GRANULE) < hz {
+        while (to_f64(line) + 1.0) * to_f64(self.sample_rate) / to_f64(2 * LINES_PER_GRANULE) < hz {
             line += 1;
         }
         Some(line)
     }
 
+    /// Encodes the next frame.
     fn write_frame(&mut self) -> Vec<u8> {
-        let length = self.bytes_before(self.frame + 1) - self.bytes_before(self.frame);
+        let length = self.bytes_before(self.next_frame + 1) - self.bytes_before(self.next_frame);
         let is_padded = length > self.bytes_before(1);
-        let lines: Vec<_> = (0..self.version.granules()).map(|_| self.next_line()).collect();
+        let lines: Vec<_> = (0..self.version.granules_per_frame()).map(|_| self.next_line()).collect();
 
         let mut bits = BitWriter::default();
         self.write_header(&mut bits, is_padded);
@@ -102,15 +117,15 @@ impl Mp3Frames {
             Version::Mpeg1 => (0b11, KBPS_MPEG1),
             Version::Mpeg2 => (0b10, KBPS_MPEG2),
         };
-        let bit_rate = table.iter().position(|kbps| *kbps == self.kbps).unwrap_or_default();
-        // 44.1 and 22.05 kHz are index 0 of their version, 24 kHz is index 1 of MPEG-2.
-        let rate = u32::from(self.rate == 24_000);
+        let bit_rate_index = table.iter().position(|kbps| *kbps == self.kbps).unwrap_or_default();
+        // 44.1 and 22.05 kHz have the index 0 of their version, and 24 kHz has the index 1 of MPEG-2.
+        let sample_rate_index = u32::from(self.sample_rate == 24_000);
         bits.push(0x7ff, 11);
         bits.push(version, 2);
         bits.push(0b01, 2); // Layer III
         bits.push(1, 1); // no checksum
-        bits.push(u32::try_from(bit_rate).unwrap_or_default(), 4);
-        bits.push(rate, 2);
+        bits.push(u32::try_from(bit_rate_index).unwrap_or_default(), 4);
+        bits.push(sample_rate_index, 2);
         bits.push(is_padded.into(), 1);
         bits.push(0, 1); // private
         bits.push(0b11, 2); // one channel
@@ -122,7 +137,7 @@ impl Mp3Frames {
 
     fn write_side_information(&self, bits: &mut BitWriter, lines: &[Option<u64>]) {
         match self.version {
-            // main_data_begin, private bits, scale factor sharing: all zero.
+            // These fields are zero: main_data_begin, private bits, and the sharing of scale factors.
             Version::Mpeg1 => bits.push(0, 9 + 5 + 4),
             Version::Mpeg2 => bits.push(0, 8 + 1),
         }
@@ -154,20 +169,20 @@ impl Iterator for Mp3Frames {
     type Item = EncodedFrame;
 
     fn next(&mut self) -> Option<EncodedFrame> {
-        if self.frame >= self.total_frames {
+        if self.next_frame >= self.total_frames {
             return None;
         }
         let bytes = self.write_frame();
-        self.frame += 1;
-        Some(EncodedFrame { bytes, end_ms: self.granule * LINES_PER_GRANULE * 1_000 / self.rate })
+        self.next_frame += 1;
+        Some(EncodedFrame { bytes, end_ms: self.next_granule * LINES_PER_GRANULE * 1_000 / self.sample_rate })
     }
 }
 
-/// Writes a spectral line with Huffman table 1, which codes pairs of magnitudes up to one: 00 is
-/// `1`, 01 is `001`, 10 is `01`.
+/// Writes a spectral line with Huffman table 1, which codes pairs of magnitudes up to one: the pair 00 is coded as `1`,
+/// 01 as `001`, and 10 as `01`.
 ///
-/// The line is positive in each granule. A decoder showed that equal signs give a pure tone at
-/// the edge of the line, and alternating signs give a warbling tone.
+/// The line is positive in each granule, because decoders then produce a pure tone at the edge of the line. Alternating
+/// signs would produce a warbling tone.
 fn write_line(bits: &mut BitWriter, line: u64) {
     for _pair in 0..line / 2 {
         bits.push(1, 1);
@@ -189,21 +204,22 @@ fn coded_bits(line: u64) -> u64 {
 #[derive(Debug, Default)]
 struct BitWriter {
     bytes: Vec<u8>,
-    used: u32,
+    bit_count: u32,
 }
 
 impl BitWriter {
+    /// Writes the `count` lowest bits of `value`.
     fn push(&mut self, value: u32, count: u32) {
         for index in (0..count).rev() {
-            if self.used.is_multiple_of(8) {
+            if self.bit_count.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             if let Some(last) = self.bytes.last_mut()
                 && value >> index & 1 == 1
             {
-                *last |= 0x80 >> (self.used % 8);
+                *last |= 0x80 >> (self.bit_count % 8);
             }
-            self.used += 1;
+            self.bit_count += 1;
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Generates a melody as sine waves: linear PCM with or without a RIFF header, and the two G.711
-//! encodings of telephony.
+//! Encodes a melody as samples of sine waves: linear PCM with or without a RIFF header, and the two G.711 encodings of
+//! telephony.
 
 use std::f64::consts::TAU;
 
@@ -7,7 +7,10 @@ use super::EncodedFrame;
 use super::format::{Coding, Container};
 use super::melody::{Melody, NoteCursor};
 
+/// The length of a block of samples.
 const BLOCK_MS: u64 = 20;
+/// The length of a RIFF header in bytes.
+const WAVE_HEADER_BYTES: u64 = 44;
 /// Half of full scale, which is clearly audible and clips in no encoding.
 const AMPLITUDE: f64 = 16_000.0;
 /// Time in which notes fade in and out. A sudden start would cause a click.
@@ -17,71 +20,84 @@ const FADE_MS: f64 = 8.0;
 #[derive(Debug)]
 pub(super) struct SampleBlocks {
     cursor: NoteCursor,
-    rate: u64,
+    sample_rate: u64,
     coding: Coding,
     container: Container,
     total_samples: u64,
-    sample: u64,
+    /// The index of the next sample.
+    next_sample_index: u64,
     phase: f64,
     is_header_sent: bool,
 }
 
 impl SampleBlocks {
-    pub(super) fn new(melody: Melody, rate: u32, coding: Coding, container: Container) -> Self {
-        let rate = u64::from(rate);
-        let total_samples = melody.duration_ms.saturating_mul(rate) / 1_000;
+    pub(super) fn new(melody: Melody, sample_rate: u32, coding: Coding, container: Container) -> Self {
+        let sample_rate = u64::from(sample_rate);
+        let total_samples = melody.duration_ms.saturating_mul(sample_rate) / 1_000;
         let cursor = NoteCursor::new(melody);
-        Self { cursor, rate, coding, container, total_samples, sample: 0, phase: 0.0, is_header_sent: false }
+        Self {
+            cursor,
+            sample_rate,
+            coding,
+            container,
+            total_samples,
+            next_sample_index: 0,
+            phase: 0.0,
+            is_header_sent: false,
+        }
     }
 
+    /// Returns the size of the header and of all samples.
     pub(super) fn total_bytes(&self) -> u64 {
-        let header = match self.container {
+        let header_bytes = match self.container {
             Container::Raw => 0,
-            Container::Wave => 44,
+            Container::Wave => WAVE_HEADER_BYTES,
         };
-        header + self.total_samples * self.sample_bytes()
+        header_bytes + self.total_samples * self.bytes_per_sample()
     }
 
-    fn sample_bytes(&self) -> u64 {
+    fn bytes_per_sample(&self) -> u64 {
         match self.coding {
             Coding::Linear => 2,
             Coding::MuLaw | Coding::ALaw => 1,
         }
     }
 
+    /// Returns the next sample of the melody.
     fn next_sample(&mut self) -> i16 {
-        let ms = self.sample * 1_000 / self.rate;
-        let exact_ms = to_f64(self.sample) * 1_000.0 / to_f64(self.rate);
-        self.sample += 1;
+        let ms = self.next_sample_index * 1_000 / self.sample_rate;
+        let exact_ms = to_f64(self.next_sample_index) * 1_000.0 / to_f64(self.sample_rate);
+        self.next_sample_index += 1;
         let Some(note) = self.cursor.note_at(ms) else { return 0 };
         let Some(hz) = note.hz else {
             self.phase = 0.0;
             return 0;
         };
-        self.phase = (self.phase + TAU * hz / to_f64(self.rate)) % TAU;
+        self.phase = (self.phase + TAU * hz / to_f64(self.sample_rate)) % TAU;
         let distance_ms = (exact_ms - to_f64(note.start_ms)).min(to_f64(note.end_ms) - exact_ms);
         let fade = (distance_ms / FADE_MS).clamp(0.0, 1.0);
         to_sample(self.phase.sin() * AMPLITUDE * fade)
     }
 
-    fn header(&self) -> Vec<u8> {
-        let data = u32::try_from(self.total_samples * self.sample_bytes()).unwrap_or(u32::MAX);
-        let rate = u32::try_from(self.rate).unwrap_or(u32::MAX);
+    /// Creates the RIFF header, which contains the size of the samples.
+    fn wave_header(&self) -> Vec<u8> {
+        let data_bytes = u32::try_from(self.total_samples * self.bytes_per_sample()).unwrap_or(u32::MAX);
+        let sample_rate = u32::try_from(self.sample_rate).unwrap_or(u32::MAX);
         [
             b"RIFF".as_slice(),
-            &data.saturating_add(36).to_le_bytes(),
+            &data_bytes.saturating_add(36).to_le_bytes(),
             b"WAVEfmt ",
             &16_u32.to_le_bytes(),
-            // PCM, one channel.
+            // The coding is PCM, and there is one channel.
             &1_u16.to_le_bytes(),
             &1_u16.to_le_bytes(),
-            &rate.to_le_bytes(),
-            &rate.saturating_mul(2).to_le_bytes(),
-            // Two bytes per sample, sixteen bits per sample.
+            &sample_rate.to_le_bytes(),
+            &sample_rate.saturating_mul(2).to_le_bytes(),
+            // A sample has two bytes, which are sixteen bits.
             &2_u16.to_le_bytes(),
             &16_u16.to_le_bytes(),
             b"data",
-            &data.to_le_bytes(),
+            &data_bytes.to_le_bytes(),
         ]
         .concat()
     }
@@ -93,12 +109,12 @@ impl Iterator for SampleBlocks {
     fn next(&mut self) -> Option<EncodedFrame> {
         if self.container == Container::Wave && !self.is_header_sent {
             self.is_header_sent = true;
-            return Some(EncodedFrame { bytes: self.header(), end_ms: 0 });
+            return Some(EncodedFrame { bytes: self.wave_header(), end_ms: 0 });
         }
-        if self.sample >= self.total_samples {
+        if self.next_sample_index >= self.total_samples {
             return None;
         }
-        let count = (self.rate * BLOCK_MS / 1_000).min(self.total_samples - self.sample);
+        let count = (self.sample_rate * BLOCK_MS / 1_000).min(self.total_samples - self.next_sample_index);
         let mut bytes = Vec::new();
         for _ in 0..count {
             let sample = self.next_sample();
@@ -108,11 +124,11 @@ impl Iterator for SampleBlocks {
                 Coding::ALaw => bytes.push(a_law(sample)),
             }
         }
-        Some(EncodedFrame { bytes, end_ms: self.sample * 1_000 / self.rate })
+        Some(EncodedFrame { bytes, end_ms: self.next_sample_index * 1_000 / self.sample_rate })
     }
 }
 
-/// Encodes a sample in G.711 µ-law: sign, exponent, mantissa, all bits inverted.
+/// Encodes a sample in G.711 µ-law as sign, exponent and mantissa, and inverts all bits.
 pub(super) fn mu_law(sample: i16) -> u8 {
     const BIAS: u16 = 0x84;
     const CLIP: u16 = 32_635;
@@ -124,7 +140,8 @@ pub(super) fn mu_law(sample: i16) -> u8 {
     !(sign | low_byte(exponent << 4) | low_byte(mantissa.into()))
 }
 
-/// Encodes a sample in G.711 A-law: thirteen bits, even bits inverted.
+/// Encodes the thirteen highest bits of a sample in G.711 A-law as sign, exponent and mantissa, and inverts the even
+/// bits.
 pub(super) fn a_law(sample: i16) -> u8 {
     let (sign, magnitude) =
         if sample < 0 { (0, (!sample).unsigned_abs() >> 3) } else { (0x80, sample.unsigned_abs() >> 3) };
@@ -149,6 +166,7 @@ pub(super) fn to_f64(count: u64) -> f64 {
     count as f64
 }
 
+/// Converts a value of the sine wave.
 #[expect(clippy::cast_possible_truncation, reason = "the amplitude is half of full scale")]
 fn to_sample(value: f64) -> i16 {
     value as i16

@@ -1,4 +1,4 @@
-//! Tests the provider's other operations: their cost, response and owner.
+//! Tests the operations of the table in `operations`: their costs, responses and owners.
 
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
 
-/// Creates a form with the given `parts` and an upload of `bytes` bytes.
+/// Creates a request whose form has the given `parts` and an upload of `bytes` bytes.
 fn form_call(path: &str, parts: &[(&str, &str)], bytes: usize) -> SimulatorCall {
     let mut body = String::new();
     for (name, value) in parts {
@@ -18,21 +18,21 @@ fn form_call(path: &str, parts: &[(&str, &str)], bytes: usize) -> SimulatorCall 
     post(path, body).header("content-type", "multipart/form-data; boundary=x")
 }
 
-async fn charged_credits(simulator: &Simulator) -> u64 {
+fn charged_credits(simulator: &Simulator) -> u64 {
     simulator.ledger().totals.charged
 }
 
 #[tokio::test]
 async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
-    let simulator = start_with("sk=1000").await;
+    let simulator = start_with_keys("sk=1000").await;
     for path in ["speech-to-speech", "voice-changer"] {
-        let charged_before = charged_credits(&simulator).await;
+        let charged_before = charged_credits(&simulator);
         // Three seconds of audio and a header, at 1,000 credits per minute.
         let call = form_call(&format!("/v1/{path}/{VOICE}?output_format=pcm_16000"), &[], 50_000);
         let whole_response = call.key("sk").send_to(&simulator).await;
         assert_eq!((whole_response.status, whole_response.header("content-type")), (200, "audio/pcm"));
         assert_eq!(
-            (whole_response.header("character-cost"), charged_credits(&simulator).await - charged_before),
+            (whole_response.header("character-cost"), charged_credits(&simulator) - charged_before),
             ("67", 67)
         );
         assert_eq!(whole_response.body.len(), 4 * 32_000);
@@ -71,27 +71,29 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
         ("forced_alignment", &|| form_call("/v1/forced-alignment", &[("text", "a"), ("file", "b")], 9)),
     ];
     for (permission, call) in calls {
-        let empty =
+        let empty_reply =
             SimulatorCall { body: Bytes::from_static(b"{}"), ..call() }.key("rich").send_to(&simulator).await;
-        assert_eq!(empty.status, 422, "{permission}");
+        assert_eq!(empty_reply.status, 422, "{permission} must require its parts");
         let refused_response = call().key("limited").send_to(&simulator).await.json();
         assert!(
             refused_response["detail"]["message"].as_str().unwrap().contains(permission),
-            "{refused_response}"
+            "the refusal must name {permission}: {refused_response}"
         );
-        let poor = call().key("poor").send_to(&simulator).await;
-        assert_eq!((poor.status, &poor.json()["detail"]["code"]), (401, &json!("quota_exceeded")));
-        let charged_before = charged_credits(&simulator).await;
-        assert_eq!(call().key("rich").send_to(&simulator).await.status, 200, "{permission}");
-        assert!(charged_credits(&simulator).await > charged_before, "{permission}");
+        let poor_reply = call().key("poor").send_to(&simulator).await;
+        assert_eq!(
+            (poor_reply.status, &poor_reply.json()["detail"]["code"]),
+            (401, &json!("quota_exceeded"))
+        );
+        let charged_before = charged_credits(&simulator);
+        assert_eq!(call().key("rich").send_to(&simulator).await.status, 200, "{permission} must suffice");
+        assert!(charged_credits(&simulator) > charged_before, "{permission} must be charged");
         // A scripted refusal also contains the cost.
-        let needed_credits =
-            format!("{} credits are required", charged_credits(&simulator).await - charged_before);
+        let needed_credits = format!("{} credits are required", charged_credits(&simulator) - charged_before);
         simulator.queue_faults("rich", vec!["quota".parse().unwrap()]);
         let refused_response = call().key("rich").send_to(&simulator).await;
         assert!(
             refused_response.text().contains(&needed_credits),
-            "{needed_credits}: {}",
+            "the refusal must contain {needed_credits:?}: {}",
             refused_response.text()
         );
     }
@@ -100,7 +102,7 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
 
 #[tokio::test]
 async fn a_dubbing_is_polled_by_its_own_workspace_until_it_is_done() {
-    let simulator = start_with("one=10000@a two=10000@b").await;
+    let simulator = start_with_keys("one=10000@a two=10000@b").await;
     let created = form_call("/v1/dubbing", &[("name", "A film"), ("target_lang", "de")], 16_000)
         .key("one")
         .send_to(&simulator)
@@ -111,8 +113,8 @@ async fn a_dubbing_is_polled_by_its_own_workspace_until_it_is_done() {
     let read_path = |path: String, key: &'static str| get(&path).key(key).send_to(&simulator);
     let audio = |language: &str| format!("/v1/dubbing/{id}/audio/{language}");
     let dubbing_path = format!("/v1/dubbing/{id}");
-    let early = read_path(audio("de"), "one").await;
-    assert_eq!((early.status, &early.json()["error"]), (425, &json!("dubbing_not_dubbed")));
+    let early_reply = read_path(audio("de"), "one").await;
+    assert_eq!((early_reply.status, &early_reply.json()["error"]), (425, &json!("dubbing_not_dubbed")));
     let mut statuses = Vec::new();
     for _ in 0..2 {
         let document = read_path(dubbing_path.clone(), "one").await.json();
@@ -134,16 +136,16 @@ async fn a_dubbing_is_polled_by_its_own_workspace_until_it_is_done() {
     );
     assert_eq!(read_path(audio("de"), "two").await.status, 404);
     assert_eq!(read_path("/v1/dubbing".into(), "two").await.json()["dubs"], json!([]));
-    let remove = |key: &'static str| {
+    let delete_dubbing = |key: &'static str| {
         SimulatorCall { method: "DELETE", ..get(&dubbing_path) }.key(key).send_to(&simulator)
     };
-    assert_eq!(remove("two").await.status, 404);
-    assert_eq!((remove("one").await.status, remove("one").await.status), (200, 404));
+    assert_eq!(delete_dubbing("two").await.status, 404);
+    assert_eq!((delete_dubbing("one").await.status, delete_dubbing("one").await.status), (200, 404));
 }
 
 #[tokio::test]
 async fn a_project_is_kept_by_its_own_workspace() {
-    let simulator = start_with("one=10@a two=10@b").await;
+    let simulator = start_with_keys("one=10@a two=10@b").await;
     assert_eq!(form_call("/v1/studio/projects", &[], 1).key("one").send_to(&simulator).await.status, 422);
     let created_resource = form_call("/v1/studio/projects", &[("name", "A book")], 1)
         .key("one")
@@ -162,7 +164,7 @@ async fn a_project_is_kept_by_its_own_workspace() {
     );
     // A dubbing with the same identifier does not exist.
     assert_eq!(get(&format!("/v1/dubbing/{id}")).key("one").send_to(&simulator).await.status, 404);
-    assert_eq!(charged_credits(&simulator).await, 0);
+    assert_eq!(charged_credits(&simulator), 0);
 }
 
 #[tokio::test]
@@ -182,11 +184,7 @@ async fn the_headers_of_music_name_the_song_and_not_its_cost() {
         lengths.push(reply.body.len());
     }
     assert_eq!(lengths, [6 * 16_000; 2]);
-    assert_eq!(
-        charged_credits(&simulator).await,
-        600,
-        "two songs of six seconds at fifty credits per second"
-    );
+    assert_eq!(charged_credits(&simulator), 600, "two songs of six seconds at fifty credits per second");
 
     let detailed =
         post("/v1/music/detailed?output_format=pcm_8000", body).key("sk").send_to(&simulator).await;
@@ -202,13 +200,13 @@ async fn the_headers_of_music_name_the_song_and_not_its_cost() {
 
     let plan = post("/v1/music/plan", body).key("sk").send_to(&simulator).await;
     assert_eq!((plan.status, &plan.json()["sections"][0]["duration_ms"]), (200, &json!(6_000)));
-    let planned = json!({ "composition_plan": plan.json() }).to_string();
-    assert_eq!(post("/v1/music", planned).key("sk").send_to(&simulator).await.status, 200);
+    let body_with_plan = json!({ "composition_plan": plan.json() }).to_string();
+    assert_eq!(post("/v1/music", body_with_plan).key("sk").send_to(&simulator).await.status, 200);
 }
 
 #[tokio::test]
-async fn an_alignment_is_of_the_text_that_was_sent() {
-    let simulator = start_with("sk=100").await;
+async fn an_alignment_contains_the_words_of_the_sent_text() {
+    let simulator = start_with_keys("sk=100").await;
     let call = form_call("/v1/forced-alignment", &[("text", "hi you"), ("file", "sound")], 16_000);
     let reply = call.key("sk").send_to(&simulator).await;
     let document = reply.json();

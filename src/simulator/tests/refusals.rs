@@ -3,9 +3,10 @@
 use super::*;
 use crate::simulator::{Billing, KeyPlan, WorkspacePlan};
 
-/// Compares the status and the whole body of a reply, where `$ID` is the trace id.
+/// Compares the status, the headers and the whole body of a refusal. `$ID` in the expected body stands for the trace
+/// ID.
 #[track_caller]
-fn check(reply: &SimulatorReply, status: u16, body: &str) {
+fn check_refusal(reply: &SimulatorReply, status: u16, body: &str) {
     let id = reply.header("x-trace-id");
     assert_eq!(id.len(), 32);
     assert_eq!(reply.text(), body.replace("$ID", id));
@@ -15,13 +16,14 @@ fn check(reply: &SimulatorReply, status: u16, body: &str) {
     assert_eq!(reply.header("character-cost"), "");
 }
 
-/// Creates a body in the current format with the given field values.
+/// Creates the expected body in the current format.
 fn typed_body(kind: &str, code: &str, message: &str, status: &str) -> String {
     format!(
         r#"{{"detail":{{"type":"{kind}","code":"{code}","message":"{message}","status":"{status}","request_id":"$ID","param":null}}}}"#
     )
 }
 
+/// Creates a plan with one workspace and its key `sk`.
 fn plan_with_workspace(plan: WorkspacePlan) -> Plan {
     let key = KeyPlan { workspace: Some(plan.name.clone()), ..KeyPlan::new("sk", 0) };
     Plan { workspaces: vec![plan], keys: vec![key], ..Plan::with_keys([]) }
@@ -29,9 +31,9 @@ fn plan_with_workspace(plan: WorkspacePlan) -> Plan {
 
 #[tokio::test]
 async fn a_quota_refusal_reports_the_remaining_and_the_needed_credits() {
-    let simulator = start_with("sk=10").await;
+    let simulator = start_with_keys("sk=10").await;
     assert_eq!(speech_call("1234567").key("sk").send_to(&simulator).await.status, 200);
-    check(
+    check_refusal(
         &speech_call("1234").key("sk").send_to(&simulator).await,
         401,
         &typed_body(
@@ -46,8 +48,8 @@ async fn a_quota_refusal_reports_the_remaining_and_the_needed_credits() {
 
 #[tokio::test]
 async fn a_cap_names_the_key_and_not_its_value() {
-    let simulator = start_with("sk=1000:cap=5").await;
-    check(
+    let simulator = start_with_keys("sk=1000:cap=5").await;
+    check_refusal(
         &speech_call("123456").key("sk").send_to(&simulator).await,
         401,
         &typed_body(
@@ -65,29 +67,34 @@ async fn a_cap_names_the_key_and_not_its_value() {
 async fn a_wrong_missing_or_limited_key_is_refused() {
     let key = KeyPlan { permissions: Some(vec!["text_to_speech".into()]), ..KeyPlan::new("sk", 100) };
     let simulator = start(Plan { keys: vec![key], ..Plan::default() }).await;
-    let auth = |message, status| typed_body("authentication_error", "unauthorized", message, status);
-    check(
+    let key_refusal = |message, status| typed_body("authentication_error", "unauthorized", message, status);
+    check_refusal(
         &speech_call("a").key("other").send_to(&simulator).await,
         401,
-        &auth("Invalid API key", "invalid_api_key"),
+        &key_refusal("Invalid API key", "invalid_api_key"),
     );
-    let neither = "Neither authorization header nor xi-api-key received, please provide one.";
-    check(&speech_call("a").send_to(&simulator).await, 401, &auth(neither, "needs_authorization"));
-    let missing = "The API key you used is missing the permission user_read to execute this operation.";
-    check(
+    let no_key = "Neither authorization header nor xi-api-key received, please provide one.";
+    check_refusal(
+        &speech_call("a").send_to(&simulator).await,
+        401,
+        &key_refusal(no_key, "needs_authorization"),
+    );
+    let missing_permission =
+        "The API key you used is missing the permission user_read to execute this operation.";
+    check_refusal(
         &get("/v1/user/subscription").key("sk").send_to(&simulator).await,
         401,
-        &auth(missing, "missing_permissions"),
+        &key_refusal(missing_permission, "missing_permissions"),
     );
     assert_eq!(speech_call("a").key("sk").send_to(&simulator).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_request_without_a_key_lists_public_voices_and_no_models() {
-    let simulator = start_with("sk=10").await;
+    let simulator = start_with_keys("sk=10").await;
     let message = "Workspace 1anonymous1 not found.";
     let expected = typed_body("not_found", "workspace_not_found", message, "workspace_not_found");
-    check(&get("/v1/models").send_to(&simulator).await, 404, &expected);
+    check_refusal(&get("/v1/models").send_to(&simulator).await, 404, &expected);
     assert_eq!(get("/v1/voices").send_to(&simulator).await.json()["voices"].as_array().unwrap().len(), 3);
 }
 
@@ -98,7 +105,7 @@ async fn an_unpaid_bill_refuses_operations_and_allows_reading() {
         ..WorkspacePlan::new("w", 10)
     }))
     .await;
-    check(
+    check_refusal(
         &speech_call("a").key("sk").send_to(&simulator).await,
         401,
         &typed_body(
@@ -115,7 +122,7 @@ async fn an_unpaid_bill_refuses_operations_and_allows_reading() {
 #[tokio::test]
 async fn a_closed_free_account_is_refused_in_the_old_format() {
     let plan = WorkspacePlan { billing: Billing::FreeDisabled, ..WorkspacePlan::new("w", 10) };
-    check(
+    check_refusal(
         &speech_call("a").key("sk").send_to(&start(plan_with_workspace(plan)).await).await,
         401,
         r#"{"detail":{"status":"detected_unusual_activity","message":"Unusual activity detected. Free Tier usage disabled. If you are using proxy/VPN you might need to purchase a Paid Plan to not trigger our abuse detectors. Free Tier only works if users do not abuse it, for example by creating multiple free accounts."}}"#,
@@ -124,24 +131,24 @@ async fn a_closed_free_account_is_refused_in_the_old_format() {
 
 #[tokio::test]
 async fn the_schema_is_checked_before_the_key() {
-    let simulator = start_with("sk=10").await;
-    let missing =
+    let simulator = start_with_keys("sk=10").await;
+    let missing_text =
         r#"{"detail":[{"type":"missing","loc":["body","text"],"msg":"Field required","input":{}}]}"#;
     for key in ["sk", "other"] {
-        check(&post(TTS, "{}").key(key).send_to(&simulator).await, 422, missing);
-        check(&post(TTS, "").key(key).send_to(&simulator).await, 422, missing);
+        check_refusal(&post(SPEECH_PATH, "{}").key(key).send_to(&simulator).await, 422, missing_text);
+        check_refusal(&post(SPEECH_PATH, "").key(key).send_to(&simulator).await, 422, missing_text);
     }
-    check(
-        &post(TTS, "{").send_to(&simulator).await,
+    check_refusal(
+        &post(SPEECH_PATH, "{").send_to(&simulator).await,
         422,
         r#"{"detail":[{"type":"json_invalid","loc":["body"],"msg":"JSON decode error","input":{}}]}"#,
     );
-    check(
-        &post(TTS, r#"{"text":5}"#).send_to(&simulator).await,
+    check_refusal(
+        &post(SPEECH_PATH, r#"{"text":5}"#).send_to(&simulator).await,
         422,
         r#"{"detail":[{"type":"string_type","loc":["body","text"],"msg":"Input should be a valid string","input":{}}]}"#,
     );
-    check(
+    check_refusal(
         &post("/v1/speech-to-text", "x").send_to(&simulator).await,
         422,
         r#"{"detail":[{"type":"missing","loc":["body","model_id"],"msg":"Field required","input":{}}]}"#,
@@ -150,25 +157,25 @@ async fn the_schema_is_checked_before_the_key() {
 
 #[tokio::test]
 async fn a_requested_object_must_exist() {
-    let simulator = start_with("sk=100000").await;
+    let simulator = start_with_keys("sk=100000").await;
     let no_voice = "A voice with voice ID 'unknown-voice' was not found.";
-    check(
+    check_refusal(
         &post("/v1/text-to-speech/unknown-voice", r#"{"text":"a"}"#).key("sk").send_to(&simulator).await,
         404,
         &typed_body("not_found", "voice_not_found", no_voice, "voice_not_found"),
     );
     let no_model = "A model with model ID 'm' was not found.";
-    check(
-        &post(TTS, r#"{"text":"a","model_id":"m"}"#).key("sk").send_to(&simulator).await,
+    check_refusal(
+        &post(SPEECH_PATH, r#"{"text":"a","model_id":"m"}"#).key("sk").send_to(&simulator).await,
         400,
         &typed_body("not_found", "model_not_found", no_model, "model_not_found"),
     );
-    check(
+    check_refusal(
         &speech_call("").key("sk").send_to(&simulator).await,
         400,
         &typed_body("validation_error", "empty_text", "The text must not be empty.", "empty_text"),
     );
-    check(
+    check_refusal(
         &speech_call(&"a".repeat(10_001)).key("sk").send_to(&simulator).await,
         400,
         &typed_body(
@@ -178,13 +185,13 @@ async fn a_requested_object_must_exist() {
             "max_character_limit_exceeded",
         ),
     );
-    let opus = post(&format!("{TTS}?output_format=opus_48000_32"), r#"{"text":"a"}"#)
+    let opus = post(&format!("{SPEECH_PATH}?output_format=opus_48000_32"), r#"{"text":"a"}"#)
         .key("sk")
         .send_to(&simulator)
         .await;
     assert_eq!((opus.status, &opus.json()["detail"]["code"]), (400, &Value::from("invalid_output_format")));
     assert!(opus.text().contains("'opus_48000_32' is not supported. Supported formats: mp3_22050_32, "));
-    check(
+    check_refusal(
         &get("/v1/history/none").key("sk").send_to(&simulator).await,
         404,
         &typed_body(
@@ -199,10 +206,10 @@ async fn a_requested_object_must_exist() {
 
 #[tokio::test]
 async fn a_json_body_is_bounded() {
-    let simulator = start_with("sk=10").await;
+    let simulator = start_with_keys("sk=10").await;
     let body = format!(r#"{{"text":"{}"}}"#, "a".repeat(1_048_576));
-    check(
-        &post(TTS, body).key("sk").send_to(&simulator).await,
+    check_refusal(
+        &post(SPEECH_PATH, body).key("sk").send_to(&simulator).await,
         400,
         &typed_body(
             "invalid_request",
@@ -214,75 +221,78 @@ async fn a_json_body_is_bounded() {
 }
 
 #[tokio::test]
-async fn the_refusal_of_an_unknown_path_or_method_is_bare() {
-    let simulator = start_with("sk=10").await;
-    check(&get("/v1/nothing").key("sk").send_to(&simulator).await, 404, r#"{"detail":"Not Found"}"#);
-    let reply = get(TTS).key("sk").send_to(&simulator).await;
-    check(&reply, 405, r#"{"detail":"Method Not Allowed"}"#);
+async fn the_refusal_of_an_unknown_path_or_method_has_only_a_text() {
+    let simulator = start_with_keys("sk=10").await;
+    check_refusal(&get("/v1/nothing").key("sk").send_to(&simulator).await, 404, r#"{"detail":"Not Found"}"#);
+    let reply = get(SPEECH_PATH).key("sk").send_to(&simulator).await;
+    check_refusal(&reply, 405, r#"{"detail":"Method Not Allowed"}"#);
     assert_eq!(reply.header("allow"), "POST");
 }
 
-/// The test checks the refusals that only faults cause, for a key with 100 credits and a text of 4 characters.
+/// The test checks the refusals that only faults cause, with a key of 100 credits and a text of 4 characters.
 #[tokio::test]
 async fn every_other_refusal_can_be_scripted() {
-    let limit = |code, message| typed_body("rate_limit_error", code, message, code);
+    let rate_refusal = |code, message| typed_body("rate_limit_error", code, message, code);
     let authorization_refusal = |code, message| typed_body("authorization_error", code, message, code);
-    let paid = |code, message| typed_body("payment_required", code, message, code);
-    let quota = "This request exceeds your quota of 100. You have 0 credits remaining, while 4 credits are required for this request.";
+    let payment_refusal = |code, message| typed_body("payment_required", code, message, code);
+    let quota = "This request exceeds your quota of 100. You have 0 credits remaining, while 4 credits are required \
+        for this request.";
     let cases = [
         ("quota", 401, typed_body("invalid_request", "quota_exceeded", quota, "quota_exceeded")),
         ("key_cap", 401, typed_body("invalid_request", "quota_exceeded", &quota.replace("your quota", "your API key (key 1) quota"), "quota_exceeded")),
         ("invalid_400", 400, typed_body("authentication_error", "invalid_api_key", "Invalid API key", "invalid_api_key")),
-        ("insufficient_credits", 402, paid("insufficient_credits", "You do not have enough credits to complete this request.")),
-        ("paid_plan_required", 402, paid("paid_plan_required", "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.")),
+        ("insufficient_credits", 402, payment_refusal("insufficient_credits", "You do not have enough credits to complete this request.")),
+        ("paid_plan_required", 402, payment_refusal("paid_plan_required", "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.")),
         ("forbidden", 403, r#"{"detail":"Forbidden"}"#.to_owned()),
         ("workspace_access_denied", 403, authorization_refusal("workspace_access_denied", "You do not have access to this workspace.")),
         ("subscription_required", 403, authorization_refusal("subscription_required", "Your subscription does not include this feature. Please upgrade your subscription.")),
         ("quota_403", 403, format!(r#"{{"detail":{{"status":"quota_exceeded","message":"{quota}"}}}}"#)),
-        ("rate_limit", 429, limit("rate_limit_exceeded", "Rate limit exceeded. Please slow down your requests.")),
-        ("system_busy", 429, limit("system_busy", "Our services are experiencing high levels of traffic and cannot take your request. Please try again later.")),
+        ("rate_limit", 429, rate_refusal("rate_limit_exceeded", "Rate limit exceeded. Please slow down your requests.")),
+        ("system_busy", 429, rate_refusal("system_busy", "Our services are experiencing high levels of traffic and cannot take your request. Please try again later.")),
         ("server_error", 500, r#"{"status":"internal_server_error","message":"Internal Server error. All such crashes are reported to us automatically."}"#.to_owned()),
         ("maintenance", 503, typed_body("service_unavailable", "maintenance", "The service is undergoing maintenance. Please try again later.", "maintenance")),
         ("voice_not_found", 404, typed_body("not_found", "voice_not_found", "A voice with voice ID '21m00Tcm4TlvDq8ikWAM' was not found.", "voice_not_found")),
         ("concurrency", 429, r#"{"detail":{"type":"rate_limit_error","code":"concurrent_limit_exceeded","message":"Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running in parallel). Please upgrade your subscription or contact sales if you'd like to increase this limit.","status":"too_many_concurrent_requests","request_id":"$ID","param":null,"docs_url":"https://elevenlabs.io/docs/overview/models#concurrency-and-priority"}}"#.to_owned()),
     ];
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     for (name, status, body) in cases {
         simulator.queue_faults("sk", vec![name.parse().unwrap()]);
         let reply = speech_call("1234").key("sk").send_to(&simulator).await;
-        check(&reply, status, &body);
-        assert_eq!(reply.header("retry-after"), "", "{name}");
+        check_refusal(&reply, status, &body);
+        assert_eq!(reply.header("retry-after"), "", "{name} must have no retry time");
     }
     simulator.queue_faults("sk", vec!["rate_limit=7".parse().unwrap()]);
     assert_eq!(speech_call("1234").key("sk").send_to(&simulator).await.header("retry-after"), "7");
     assert_eq!(simulator.ledger().totals.charged, 0);
 }
 
-/// The test checks the refusals of the table, for a key with 100 credits and a text of 4 characters in a format
-/// of the plan Pro.
+/// The test checks the refusals of the table, with a key of 100 credits and a text of 4 characters in a format of the
+/// plan Pro.
 #[tokio::test]
 async fn every_refusal_of_the_table_has_its_exact_text() {
     let old_format =
         |status, message: &str| format!(r#"{{"detail":{{"status":"{status}","message":"{message}"}}}}"#);
-    let quota = |left, needed| {
+    let quota_message = |remaining, needed| {
         format!(
-            "This request exceeds your quota of 100. You have {left} credits remaining, while {needed} credits are required for this request."
+            "This request exceeds your quota of 100. You have {remaining} credits remaining, while {needed} credits are required for this request."
         )
     };
     let authorization_refusal =
         |code, status, message: &str| typed_body("authorization_error", code, message, status);
-    let library = "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
+    let library = "Free users cannot use library voices via the API. Please upgrade your subscription to use this \
+        voice.";
     let no_cloning = typed_body(
         "payment_required",
         "paid_plan_required",
         "Your subscription does not include instant voice cloning. Please upgrade your plan.",
         "can_not_use_instant_voice_cloning",
     );
-    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a \
+        global server. Please check you are calling the correct API URL.";
     let cases = [
-        ("quota_short", 401, typed_body("invalid_request", "quota_exceeded", &quota(3, 4), "quota_exceeded")),
+        ("quota_short", 401, typed_body("invalid_request", "quota_exceeded", &quota_message(3, 4), "quota_exceeded")),
         ("quota_words", 401, old_format("quota_exceeded", "This request exceeds your quota.")),
-        ("quota_402", 402, typed_body("payment_required", "quota_exceeded", &quota(0, 4), "quota_exceeded")),
+        ("quota_402", 402, typed_body("payment_required", "quota_exceeded", &quota_message(0, 4), "quota_exceeded")),
         (
             "quota_slots",
             401,
@@ -417,11 +427,11 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
         ("dubbing_language_not_found", 404, r#"{"error":"dubbing_not_found","message":"There is no dubbing for language 21m00Tcm4TlvDq8ikWAM."}"#.to_owned()),
         ("dubbing_not_dubbed", 425, r#"{"error":"dubbing_not_dubbed","message":"Dubbing has not finished yet."}"#.to_owned()),
     ];
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     for (name, status, body) in cases {
         simulator.queue_faults("sk", vec![name.parse().unwrap()]);
-        let call = post(&format!("{TTS}?output_format=wav_44100"), r#"{"text":"1234"}"#);
-        check(&call.key("sk").send_to(&simulator).await, status, &body);
+        let call = post(&format!("{SPEECH_PATH}?output_format=wav_44100"), r#"{"text":"1234"}"#);
+        check_refusal(&call.key("sk").send_to(&simulator).await, status, &body);
     }
     assert_eq!(simulator.ledger().totals.charged, 0);
 }
@@ -429,7 +439,7 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
 /// The numbers must be consistent even if the refusal is sent before the body is read.
 #[tokio::test]
 async fn the_numbers_of_a_scripted_refusal_are_consistent() {
-    let simulator = start_with("sk=20000").await;
+    let simulator = start_with_keys("sk=20000").await;
     for (fault, expected) in [
         ("quota", "of 20000. You have 0 credits remaining, while 400 credits"),
         ("early:quota", "of 20000. You have 0 credits remaining, while 1 credits"),
@@ -440,6 +450,6 @@ async fn the_numbers_of_a_scripted_refusal_are_consistent() {
     ] {
         simulator.queue_faults("sk", vec![fault.parse().unwrap()]);
         let reply = speech_call(&"a".repeat(400)).key("sk").send_to(&simulator).await;
-        assert!(reply.text().contains(expected), "{fault}: {}", reply.text());
+        assert!(reply.text().contains(expected), "{fault} must contain {expected:?}: {}", reply.text());
     }
 }

@@ -1,5 +1,5 @@
-//! A WebSocket client for tests, and tests that apply to all WebSockets: the handshake, the echo, and the
-//! records and violations of a session in the ledger.
+//! Tests of all WebSockets: the handshake, the echo, and the records and violations of a session in the ledger.
+//! Contains the WebSocket client of the other modules `sockets…`.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -9,28 +9,32 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use super::*;
 use crate::simulator::{Ledger, RequestSummary, SocketClose, SocketSummary};
 
+/// A WebSocket client with an open session.
 pub(super) struct SocketClient {
     stream: WebSocketStream<TcpStream>,
+    /// The headers of the response to the handshake.
     pub(super) headers: HeaderMap,
 }
 
-/// The response to a handshake that was not accepted.
+/// The response to a handshake that was not accepted. The status is 0 if there was no response.
 #[derive(Debug)]
-pub(super) struct HandshakeRefused {
+pub(super) struct RefusedHandshake {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
 }
 
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(TIMEOUT, future).await.expect("the response must arrive in time")
+/// Waits for a future, which must complete within the timeout.
+async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(RESPONSE_TIMEOUT, future).await.expect("the response must arrive in time")
 }
 
+/// Opens a session with the given headers.
 pub(super) async fn try_connect(
     simulator: &Simulator,
     path: &str,
     headers: &[(&str, &str)],
-) -> Result<SocketClient, HandshakeRefused> {
+) -> Result<SocketClient, RefusedHandshake> {
     let stream = TcpStream::connect(simulator.address()).await.unwrap();
     let mut request =
         ClientRequestBuilder::new(format!("ws://{}{path}", simulator.address()).parse().unwrap());
@@ -40,17 +44,17 @@ pub(super) async fn try_connect(
             _ => request.with_header(*name, *value),
         };
     }
-    match in_time(client_async(request, stream)).await {
+    match within_timeout(client_async(request, stream)).await {
         Ok((stream, response)) => Ok(SocketClient { stream, headers: response.headers().clone() }),
         Err(Error::Http(response)) => {
             let (parts, body) = response.into_parts();
-            Err(HandshakeRefused {
+            Err(RefusedHandshake {
                 status: parts.status.as_u16(),
                 headers: parts.headers,
                 body: body.unwrap_or_default(),
             })
         }
-        Err(error) => Err(HandshakeRefused {
+        Err(error) => Err(RefusedHandshake {
             status: 0,
             headers: HeaderMap::new(),
             body: error.to_string().into_bytes(),
@@ -58,14 +62,14 @@ pub(super) async fn try_connect(
     }
 }
 
-/// Opens a session with the given `key`.
+/// Opens a session with a key, whose handshake must be accepted.
 pub(super) async fn connect(simulator: &Simulator, path: &str, key: &str) -> SocketClient {
     try_connect(simulator, path, &[("xi-api-key", key)]).await.expect("the handshake must be accepted")
 }
 
 impl SocketClient {
     pub(super) async fn send(&mut self, message: Message) {
-        in_time(self.stream.send(message)).await.unwrap();
+        within_timeout(self.stream.send(message)).await.unwrap();
     }
 
     pub(super) async fn send_json(&mut self, message: Value) {
@@ -73,13 +77,13 @@ impl SocketClient {
     }
 
     pub(super) async fn next(&mut self) -> Option<Result<Message, Error>> {
-        in_time(self.stream.next()).await
+        within_timeout(self.stream.next()).await
     }
 
     pub(super) async fn receive_text(&mut self) -> String {
         match self.next().await {
             Some(Ok(Message::Text(text))) => text.as_str().to_owned(),
-            other => panic!("expected a text message: {other:?}"),
+            other => panic!("a text message must arrive: {other:?}"),
         }
     }
 
@@ -91,7 +95,7 @@ impl SocketClient {
     pub(super) async fn receive_close(&mut self) -> (u16, String) {
         let close = match self.next().await {
             Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.as_str().to_owned()),
-            other => panic!("expected a close frame: {other:?}"),
+            other => panic!("a close frame must arrive: {other:?}"),
         };
         assert!(self.next().await.is_none(), "the connection must end after the close frame");
         close
@@ -99,16 +103,16 @@ impl SocketClient {
 
     /// Receives all messages and the close frame.
     pub(super) async fn receive_all(&mut self) -> (Vec<Value>, (u16, String)) {
-        let mut texts = Vec::new();
+        let mut messages = Vec::new();
         loop {
             match self.next().await {
-                Some(Ok(Message::Text(text))) => texts.push(serde_json::from_str(&text).unwrap()),
+                Some(Ok(Message::Text(text))) => messages.push(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(Some(frame)))) => {
                     // The next read sends the reply to the close frame.
                     assert!(self.next().await.is_none(), "the connection must end after the close frame");
-                    return (texts, (frame.code.into(), frame.reason.as_str().to_owned()));
+                    return (messages, (frame.code.into(), frame.reason.as_str().to_owned()));
                 }
-                other => panic!("expected a text message or a close frame after {texts:?}: {other:?}"),
+                other => panic!("a text message or a close frame must follow {messages:?}: {other:?}"),
             }
         }
     }
@@ -117,19 +121,19 @@ impl SocketClient {
     pub(super) async fn receive_break(&mut self) -> Error {
         match self.next().await {
             Some(Err(error)) => error,
-            other => panic!("expected a broken connection: {other:?}"),
+            other => panic!("the connection must break: {other:?}"),
         }
     }
 
     pub(super) async fn close(mut self, code: u16, reason: &str) {
         let frame = CloseFrame { code: code.into(), reason: reason.into() };
-        in_time(self.stream.close(Some(frame))).await.unwrap();
+        within_timeout(self.stream.close(Some(frame))).await.unwrap();
         while let Some(Ok(_)) = self.next().await {}
     }
 }
 
 pub(super) async fn wait_until(simulator: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    in_time(simulator.wait_for_ledger(condition)).await
+    within_timeout(simulator.wait_for_ledger(condition)).await
 }
 
 /// Returns the record of the last session after its end.
@@ -137,20 +141,23 @@ pub(super) async fn ended_session(simulator: &Simulator) -> (RequestSummary, Soc
     let ledger = wait_until(simulator, |ledger| ledger.totals.sockets_open == 0).await;
     let request = ledger.requests.iter().rev().find(|request| request.socket.is_some()).unwrap().clone();
     let socket = request.socket.clone().unwrap();
-    assert!(!socket.is_open);
+    assert!(!socket.is_open, "the session must have ended");
     (request, socket)
 }
 
+/// Returns the record of a close frame.
 fn close_frame(code: u16, reason: &str) -> Option<SocketClose> {
     Some(SocketClose { code, reason: reason.to_owned() })
 }
 
+/// The path of the echo.
 pub(super) const ECHO: &str = "/v1/simulator/anything?x=1";
+/// The path of a speech session with a public voice.
 pub(super) const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
 
 #[tokio::test]
-async fn any_other_path_echoes_messages_and_the_close() {
-    let simulator = start_with("sk=100").await;
+async fn any_other_path_echoes_messages_and_the_close_frame() {
+    let simulator = start_with_keys("sk=100").await;
     let mut client = try_connect(&simulator, ECHO, &[]).await.unwrap();
     for message in [
         Message::text("a text"),
@@ -178,7 +185,7 @@ async fn any_other_path_echoes_messages_and_the_close() {
 
 #[tokio::test]
 async fn a_running_session_is_in_the_ledger() {
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     let mut client = connect(&simulator, ECHO, "sk").await;
     client.send(Message::text("one")).await;
     client.receive_text().await;
@@ -193,8 +200,8 @@ async fn a_running_session_is_in_the_ledger() {
 }
 
 #[tokio::test]
-async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_accepted() {
-    let simulator = start_with("sk=100").await;
+async fn the_ledger_records_offers_of_clients_and_only_the_protocol_of_agents_is_accepted() {
+    let simulator = start_with_keys("sk=100").await;
     let offered_headers = [
         ("origin", "https://app.example"),
         ("sec-websocket-protocol", "other"),
@@ -221,27 +228,31 @@ async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_a
 
 #[tokio::test]
 async fn a_message_is_limited_to_the_size_that_clients_accept() {
-    let simulator = start_with("sk=100").await;
-    let longest = 16 * 1_024 * 1_024;
+    let simulator = start_with_keys("sk=100").await;
+    let max_bytes = 16 * 1_024 * 1_024;
     let mut client = connect(&simulator, ECHO, "sk").await;
-    client.send(Message::binary(vec![1_u8; longest])).await;
-    assert_eq!(client.next().await.unwrap().unwrap().len(), longest);
-    client.send(Message::binary(vec![1_u8; longest + 1])).await;
+    client.send(Message::binary(vec![1_u8; max_bytes])).await;
+    assert_eq!(client.next().await.unwrap().unwrap().len(), max_bytes);
+    client.send(Message::binary(vec![1_u8; max_bytes + 1])).await;
     assert_eq!(client.receive_close().await.0, 1_009);
 }
 
 #[tokio::test]
 async fn a_malformed_handshake_is_refused() {
-    let simulator = start_with("sk=100").await;
-    let upgrade = |call: SimulatorCall| call.header("upgrade", "websocket").header("connection", "upgrade");
-    let key = "dGhlIHNhbXBsZSBub25jZQ==";
-    let request = upgrade(get(ECHO)).header("sec-websocket-key", key).header("sec-websocket-version", "8");
+    let simulator = start_with_keys("sk=100").await;
+    let with_upgrade =
+        |call: SimulatorCall| call.header("upgrade", "websocket").header("connection", "upgrade");
+    let handshake_key = "dGhlIHNhbXBsZSBub25jZQ==";
+    let request = with_upgrade(get(ECHO))
+        .header("sec-websocket-key", handshake_key)
+        .header("sec-websocket-version", "8");
     let reply = request.send_to(&simulator).await;
     assert_eq!((reply.status, reply.header("sec-websocket-version")), (426, "13"));
-    let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").send_to(&simulator).await;
-    assert_eq!(keyless.status, 400);
+    let reply_without_key =
+        with_upgrade(get(ECHO)).header("sec-websocket-version", "13").send_to(&simulator).await;
+    assert_eq!(reply_without_key.status, 400);
     // A request with a method other than GET is not a handshake, even with all its headers.
-    let post_response = upgrade(post("/v1/simulator/echo", ""))
+    let post_response = with_upgrade(post("/v1/simulator/echo", ""))
         .header("sec-websocket-version", "13")
         .send_to(&simulator)
         .await;
@@ -251,7 +262,7 @@ async fn a_malformed_handshake_is_refused() {
 
 #[tokio::test]
 async fn a_wrong_path_of_the_provider_is_refused_in_the_handshake() {
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     for path in [
         "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/input-stream",
         "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM",
@@ -259,13 +270,13 @@ async fn a_wrong_path_of_the_provider_is_refused_in_the_handshake() {
         &format!("{SPEECH}?model_id=eleven_v3"),
     ] {
         let refusal = try_connect(&simulator, path, &[("xi-api-key", "sk")]).await.err().unwrap();
-        assert_eq!((refusal.status, refusal.body), (403, Vec::new()), "{path}");
+        assert_eq!((refusal.status, refusal.body), (403, Vec::new()), "{path} must be refused");
     }
     assert_eq!((simulator.ledger().totals.refused, simulator.ledger().key("sk").unwrap().refused), (4, 4));
 }
 
 #[tokio::test]
-async fn a_credential_of_a_client_is_a_violation_wherever_it_is_sent() {
+async fn a_credential_of_a_client_is_a_violation_in_the_head_and_in_messages() {
     let simulator = start(Plan::parse("sk=100").unwrap().with_forbidden_text("choir_client")).await;
     let refusal =
         try_connect(&simulator, SPEECH, &[("sec-websocket-protocol", "bearer.x")]).await.err().unwrap();
@@ -298,8 +309,8 @@ async fn a_credential_of_a_client_is_a_violation_wherever_it_is_sent() {
 
 #[tokio::test]
 async fn stopping_the_simulator_ends_its_sessions() {
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     let mut client = connect(&simulator, ECHO, "sk").await;
-    in_time(simulator.stop()).await;
+    within_timeout(simulator.stop()).await;
     client.receive_break().await;
 }

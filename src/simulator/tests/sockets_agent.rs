@@ -5,10 +5,11 @@ use super::*;
 use crate::simulator::{AgentPlan, Fault, KeyPlan, Ledger, RefusalKind, SocketSummary, WorkspacePlan};
 use serde_json::json;
 
+/// The path of a conversation with an agent that no workspace lists.
 const AGENT: &str = "/v1/convai/conversation?agent_id=anyone";
 
-/// Creates two workspaces. The second workspace has a private and a public agent.
-fn plan() -> Plan {
+/// Creates a plan of two workspaces. The second workspace has a private and a public agent.
+fn plan_with_agents() -> Plan {
     let agents = [("private", false), ("public", true)];
     let agents = agents.map(|(id, is_public)| AgentPlan { id: id.to_owned(), is_public }).to_vec();
     let key =
@@ -20,7 +21,7 @@ fn plan() -> Plan {
         .with_key(key("b", "two"))
 }
 
-/// Returns the conversation id in the agent's first message, and receives the ping after it.
+/// Receives the agent's first message and the ping after it. Returns the conversation ID in the first message.
 async fn receive_metadata(client: &mut SocketClient) -> String {
     let metadata = client.receive_json().await;
     assert_eq!(metadata["type"], "conversation_initiation_metadata");
@@ -36,17 +37,18 @@ async fn receive_metadata(client: &mut SocketClient) -> String {
     event["conversation_id"].as_str().unwrap().to_owned()
 }
 
-async fn receive_kinds(client: &mut SocketClient, count: usize) -> Vec<String> {
-    let mut kinds = Vec::new();
+/// Receives a number of messages, and returns their types.
+async fn receive_types(client: &mut SocketClient, count: usize) -> Vec<String> {
+    let mut types = Vec::new();
     for _ in 0..count {
-        kinds.push(client.receive_json().await["type"].as_str().unwrap().to_owned());
+        types.push(client.receive_json().await["type"].as_str().unwrap().to_owned());
     }
-    kinds
+    types
 }
 
 #[tokio::test]
 async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
-    let simulator = start(plan()).await;
+    let simulator = start(plan_with_agents()).await;
     let headers = [("xi-api-key", "a"), ("sec-websocket-protocol", "convai")];
     let mut client = try_connect(&simulator, AGENT, &headers).await.unwrap();
     let id = receive_metadata(&mut client).await;
@@ -57,7 +59,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     assert_eq!(response["agent_response_event"]["agent_response"], "The simulator hears you well.");
     let audio = client.receive_json().await;
     assert!(audio["audio_event"]["audio_base_64"].as_str().unwrap().len() > 1_000);
-    assert_eq!(receive_kinds(&mut client, 1).await, ["ping"]);
+    assert_eq!(receive_types(&mut client, 1).await, ["ping"]);
     let read_conversation =
         async |key: &str| get(&format!("/v1/convai/conversations/{id}")).key(key).send_to(&simulator).await;
     let running = read_conversation("a").await.json();
@@ -65,9 +67,9 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
 
     // The first audio is too short. The second audio is long enough and interrupts the previous reply.
     client.send_json(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
-    assert_eq!(receive_kinds(&mut client, 1).await, ["interruption"]);
+    assert_eq!(receive_types(&mut client, 1).await, ["interruption"]);
     client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;
-    assert_eq!(receive_kinds(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
+    assert_eq!(receive_types(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
     client.close(1_000, "").await;
     let (request, socket) = ended_session(&simulator).await;
     assert_eq!((request.charged, socket.protocol.as_deref()), (22, Some("convai")));
@@ -90,6 +92,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     assert_eq!(simulator.ledger().workspace("one").unwrap().used, 22);
 }
 
+/// Opens a session, and receives the close frame of its refusal.
 async fn receive_refusal(simulator: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let mut client = try_connect(simulator, path, headers).await.unwrap();
     client.receive_close().await
@@ -98,31 +101,31 @@ async fn receive_refusal(simulator: &Simulator, path: &str, headers: &[(&str, &s
 #[tokio::test]
 async fn credits_that_run_out_end_a_conversation() {
     let quota = (1_002, "This request exceeds your quota limit.".to_owned());
-    for (credits, answers) in [("10", None), ("11", Some(1)), ("21", Some(1)), ("22", Some(2))] {
+    for (credits, reply_count) in [("10", None), ("11", Some(1)), ("21", Some(1)), ("22", Some(2))] {
         // A cap does not apply to agents.
-        let simulator = start_with(&format!("sk={credits}:cap=1")).await;
-        let Some(answers) = answers else {
+        let simulator = start_with_keys(&format!("sk={credits}:cap=1")).await;
+        let Some(reply_count) = reply_count else {
             assert_eq!(receive_refusal(&simulator, AGENT, &[("xi-api-key", "sk")]).await, quota);
             continue;
         };
         let mut client = connect(&simulator, AGENT, "sk").await;
         receive_metadata(&mut client).await;
-        for _ in 0..answers {
+        for _ in 0..reply_count {
             client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
-            receive_kinds(&mut client, 3).await;
+            receive_types(&mut client, 3).await;
         }
         client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
         assert_eq!(client.receive_close().await, quota);
-        assert_eq!(ended_session(&simulator).await.0.charged, answers * 11);
+        assert_eq!(ended_session(&simulator).await.0.charged, reply_count * 11);
     }
 }
 
 #[tokio::test]
 async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
-    let simulator = start(plan()).await;
+    let simulator = start(plan_with_agents()).await;
     let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
-    // The payer is the caller for a public agent of no workspace or for an agent of the caller's own
-    // workspace, else the workspace of the agent.
+    // The caller pays for an agent that no workspace lists and for an agent of the caller's workspace. Otherwise, the
+    // workspace of the agent pays.
     for (agent, key, payer) in [
         ("anyone", Some("b"), "b"),
         ("anyone", None, "a"),
@@ -135,23 +138,30 @@ async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
         let mut client = try_connect(&simulator, &path(agent), &headers).await.unwrap();
         receive_metadata(&mut client).await;
         drop(client);
-        assert_eq!(ended_session(&simulator).await.1.payer.as_deref(), Some(payer), "{agent} {key:?}");
+        assert_eq!(
+            ended_session(&simulator).await.1.payer.as_deref(),
+            Some(payer),
+            "{payer} must pay for {agent} if the key is {key:?}"
+        );
     }
-    let none =
+    let no_credential =
         "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.";
-    assert_eq!(receive_refusal(&simulator, &path("private"), &[]).await, (1_008, none.to_owned()));
-    let unknown = "An agent with ID 'private' was not found.".to_owned();
-    assert_eq!(receive_refusal(&simulator, &path("private"), &[("xi-api-key", "a")]).await, (1_008, unknown));
-    let bad = (1_008, "Invalid API key".to_owned());
-    assert_eq!(receive_refusal(&simulator, &path("public"), &[("xi-api-key", "other")]).await, bad);
+    assert_eq!(receive_refusal(&simulator, &path("private"), &[]).await, (1_008, no_credential.to_owned()));
+    let unknown_agent = "An agent with ID 'private' was not found.".to_owned();
+    assert_eq!(
+        receive_refusal(&simulator, &path("private"), &[("xi-api-key", "a")]).await,
+        (1_008, unknown_agent)
+    );
+    let invalid_key = (1_008, "Invalid API key".to_owned());
+    assert_eq!(receive_refusal(&simulator, &path("public"), &[("xi-api-key", "other")]).await, invalid_key);
     assert_eq!(receive_refusal(&simulator, "/v1/convai/conversation", &[("xi-api-key", "a")]).await.0, 1_008);
 }
 
 #[tokio::test]
 async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
-    let simulator = start(plan()).await;
-    let request_credential = async |path_part: &str, agent: &str, key: &str| {
-        get(&format!("/v1/convai/conversation/{path_part}?agent_id={agent}"))
+    let simulator = start(plan_with_agents()).await;
+    let request_credential = async |endpoint: &str, agent: &str, key: &str| {
+        get(&format!("/v1/convai/conversation/{endpoint}?agent_id={agent}"))
             .key(key)
             .send_to(&simulator)
             .await
@@ -188,7 +198,7 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
 
 #[tokio::test]
 async fn a_refusal_closes_with_its_own_code() {
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     for (kind, code) in [
         (RefusalKind::Quota, 1_002),
         (RefusalKind::Concurrency, 1_002),
@@ -198,7 +208,11 @@ async fn a_refusal_closes_with_its_own_code() {
         (RefusalKind::UnusualActivity, 1_008),
     ] {
         simulator.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
-        assert_eq!(receive_refusal(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
+        assert_eq!(
+            receive_refusal(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0,
+            code,
+            "{kind} must have this close code"
+        );
     }
     simulator.queue_faults("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
     let mut client = connect(&simulator, AGENT, "sk").await;
@@ -228,7 +242,7 @@ async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
 }
 
 /// Starts a simulator whose workspace has one slot, so that a second caller waits in the queue.
-async fn one_slot(socket_second: Duration) -> Simulator {
+async fn start_with_one_slot(socket_second: Duration) -> Simulator {
     let workspace =
         WorkspacePlan { max_concurrent: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
     let plan = Plan::with_keys([])
@@ -239,38 +253,43 @@ async fn one_slot(socket_second: Duration) -> Simulator {
 
 #[tokio::test]
 async fn a_caller_receives_the_queue_status_until_a_slot_is_available() {
-    let simulator = one_slot(Duration::from_secs(3_600)).await;
+    let simulator = start_with_one_slot(Duration::from_secs(3_600)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
     receive_metadata(&mut first_client).await;
-    let mut two = connect(&simulator, AGENT, "sk").await;
-    assert_eq!(two.receive_json().await["type"], "queue_status");
+    let mut second_client = connect(&simulator, AGENT, "sk").await;
+    assert_eq!(second_client.receive_json().await["type"], "queue_status");
     // A message that arrives during the wait is processed when the session begins.
-    two.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
+    second_client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
     drop(first_client);
-    receive_metadata(&mut two).await;
-    assert_eq!(receive_kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
+    receive_metadata(&mut second_client).await;
+    assert_eq!(receive_types(&mut second_client, 3).await, ["agent_response", "audio", "ping"]);
     assert_eq!(simulator.ledger().totals.charged, 11, "the wait must not be charged");
 }
 
 #[tokio::test]
 async fn the_queue_status_repeats_and_ends_in_a_refusal() {
-    let simulator = one_slot(Duration::from_millis(1)).await;
+    let simulator = start_with_one_slot(Duration::from_millis(1)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
     receive_metadata(&mut first_client).await;
-    let mut two = connect(&simulator, AGENT, "sk").await;
-    assert!(receive_kinds(&mut two, 180).await.iter().all(|kind| kind == "queue_status"));
-    assert_eq!(two.receive_close().await.0, 1_002);
+    let mut second_client = connect(&simulator, AGENT, "sk").await;
+    assert!(
+        receive_types(&mut second_client, 180)
+            .await
+            .iter()
+            .all(|message_type| message_type == "queue_status")
+    );
+    assert_eq!(second_client.receive_close().await.0, 1_002);
     assert_eq!(simulator.ledger().workspaces[0].running, 1);
 }
 
 #[tokio::test]
 async fn a_caller_that_disconnects_from_the_queue_acquires_no_slot() {
-    let simulator = one_slot(Duration::from_secs(3_600)).await;
+    let simulator = start_with_one_slot(Duration::from_secs(3_600)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
     receive_metadata(&mut first_client).await;
-    let mut two = connect(&simulator, AGENT, "sk").await;
-    assert_eq!(two.receive_json().await["type"], "queue_status");
-    drop(two);
+    let mut second_client = connect(&simulator, AGENT, "sk").await;
+    assert_eq!(second_client.receive_json().await["type"], "queue_status");
+    drop(second_client);
     wait_until(&simulator, |ledger: &Ledger| ledger.totals.sockets_open == 1).await;
     drop(first_client);
     wait_until(&simulator, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
@@ -279,7 +298,8 @@ async fn a_caller_that_disconnects_from_the_queue_acquires_no_slot() {
 #[tokio::test]
 async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
     let simulator = start(Plan::with_keys([("sk", 100)]).with_other_region_key("eu")).await;
-    let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check yo";
+    let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global \
+        server. Please check yo";
     for (key, fault) in [("eu", None), ("sk", Some("wrong_host".parse().unwrap()))] {
         simulator.set_route_fault("sk", "/v1/convai", fault);
         let mut client = connect(&simulator, AGENT, key).await;
@@ -289,8 +309,7 @@ async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
 
 #[tokio::test]
 async fn an_older_ledger_is_parsed() {
-    // The fields of WebSockets are optional, so that readers of other versions can parse the
-    // ledger.
+    // The fields of WebSockets are optional, so that this version can parse the ledger of an older version.
     let mut document = serde_json::to_value(Ledger::default()).unwrap();
     document["totals"].as_object_mut().unwrap().remove("sockets_open");
     assert_eq!(serde_json::from_value::<Ledger>(document).unwrap(), Ledger::default());

@@ -5,12 +5,15 @@ use super::*;
 use crate::simulator::{Fault, KeyPlan, WorkspacePlan};
 use serde_json::json;
 
-const MULTI: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
+/// The path of a speech session with contexts.
+const MULTI_CONTEXT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
 
+/// Creates a message whose text is spoken immediately.
 fn flush_message(text: &str) -> Value {
     json!({ "text": text, "flush": true })
 }
 
+/// Returns the characters in the alignments of messages.
 #[track_caller]
 fn text_of(messages: &[Value]) -> String {
     let chars = messages.iter().filter_map(|message| message["alignment"]["chars"].as_array()).flatten();
@@ -19,7 +22,7 @@ fn text_of(messages: &[Value]) -> String {
 
 #[tokio::test]
 async fn text_becomes_audio_and_costs_its_characters() {
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     let mut client = connect(&simulator, &format!("{SPEECH}?output_format=pcm_16000"), "sk").await;
     client.send_json(json!({ "text": " ", "voice_settings": { "stability": 0.5 } })).await;
     client.send_json(json!({ "text": "Grüße 日本 " })).await;
@@ -44,7 +47,7 @@ async fn text_becomes_audio_and_costs_its_characters() {
     assert_eq!((ledger.key("sk").unwrap().remaining, ledger.workspaces[0].running), (91, 0));
 }
 
-/// Returns whether a new session speaks this message immediately, by the text that remains for a flush.
+/// Returns whether a new session speaks a message immediately, by the text that remains for the end of the session.
 async fn speaks_immediately(simulator: &Simulator, query: &str, message: Value) -> bool {
     let mut client = connect(simulator, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
@@ -59,7 +62,7 @@ async fn speaks_immediately(simulator: &Simulator, query: &str, message: Value) 
 
 #[tokio::test]
 async fn text_is_buffered_until_there_is_enough() {
-    let simulator = start_with("sk=1_000_000").await;
+    let simulator = start_with_keys("sk=1_000_000").await;
     let text = |length: usize| "x".repeat(length);
     for (query, message, expected) in [
         ("", json!({ "text": text(119) }), false),
@@ -76,14 +79,14 @@ async fn text_is_buffered_until_there_is_enough() {
         assert_eq!(
             speaks_immediately(&simulator, query, message.clone()).await,
             expected,
-            "{query} {message}"
+            "this message must be spoken or buffered: {query} {message}"
         );
     }
 }
 
 #[tokio::test]
 async fn a_cheaper_model_is_rounded_over_the_whole_session() {
-    let simulator = start_with("sk=100").await;
+    let simulator = start_with_keys("sk=100").await;
     let mut client = connect(&simulator, &format!("{SPEECH}?model_id=eleven_flash_v2_5"), "sk").await;
     for _ in 0..3 {
         client.send_json(flush_message("x")).await;
@@ -96,9 +99,9 @@ async fn a_cheaper_model_is_rounded_over_the_whole_session() {
 
 #[tokio::test]
 async fn credits_can_run_out_in_the_middle_of_a_sentence() {
-    // A message contains fifty characters: the credits suffice for two messages, and not for the third.
+    // A message contains fifty characters, so 149 credits suffice for two messages and not for the third.
     for (credits, message_count) in [("149", 2), ("150", 3)] {
-        let simulator = start_with(&format!("sk={credits}")).await;
+        let simulator = start_with_keys(&format!("sk={credits}")).await;
         let mut client = connect(&simulator, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
         client.send_json(flush_message(&"x".repeat(150))).await;
         for _ in 0..message_count {
@@ -109,7 +112,8 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
             assert_eq!(client.receive_all().await.1.0, 1_000);
             continue;
         }
-        let message = "This request exceeds your quota of 149. You have 49 credits remaining, while 50 credits are required for this request.";
+        let message = "This request exceeds your quota of 149. You have 49 credits remaining, while 50 credits are \
+            required for this request.";
         assert_eq!(
             client.receive_text().await,
             format!(r#"{{"message":"{message}","error":"quota_exceeded","code":1008}}"#)
@@ -123,8 +127,8 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
 }
 
 #[tokio::test]
-async fn a_cap_applies_to_its_key_on_sockets_too() {
-    let simulator = start_with("a=100@w:cap=5 b=100@w").await;
+async fn a_cap_applies_to_its_key_on_websockets() {
+    let simulator = start_with_keys("a=100@w:cap=5 b=100@w").await;
     let mut client = connect(&simulator, SPEECH, "a").await;
     client.send_json(flush_message("123456")).await;
     let refusal = client.receive_json().await;
@@ -153,7 +157,7 @@ async fn an_idle_session_ends_after_its_timeout() {
         let refusal = client.receive_json().await;
         assert_eq!(refusal, json!({ "message": message, "error": "input_timeout_exceeded", "code": 1_008 }));
         let (code, reason) = client.receive_close().await;
-        // Close reasons are truncated like the captured close reasons.
+        // The close reason is truncated like the captured ones.
         assert_eq!((code, reason.as_str()), (1_008, &message[..120]));
         assert_eq!(ended_session(&simulator).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
     }
@@ -161,30 +165,31 @@ async fn an_idle_session_ends_after_its_timeout() {
 
 #[tokio::test]
 async fn an_invalid_speech_session_is_refused() {
-    let simulator = start_with("sk=100").await;
-    let check = async |path: &str, message: &str, error: &str| {
+    let simulator = start_with_keys("sk=100").await;
+    let check_refusal = async |path: &str, message: &str, error: &str| {
         let mut client = connect(&simulator, path, "sk").await;
         client.send(message.into()).await;
         let refusal = client.receive_json().await;
         assert_eq!(
             (refusal["error"].as_str(), refusal["code"].as_u64()),
             (Some(error), Some(1_008)),
-            "{path}"
+            "the session must be refused: {path}"
         );
         assert_eq!(client.receive_close().await.0, 1_008);
     };
-    check("/v1/text-to-speech/unknown-voice/stream-input", r#"{"text":"a"}"#, "voice_not_found").await;
-    check(&format!("{SPEECH}?model_id=none"), r#"{"text":"a"}"#, "model_not_found").await;
-    check(&format!("{SPEECH}?output_format=none"), r#"{"text":"a"}"#, "invalid_output_format").await;
-    check(SPEECH, "no JSON", "json_invalid").await;
-    check(SPEECH, "[]", "json_invalid").await;
+    check_refusal("/v1/text-to-speech/unknown-voice/stream-input", r#"{"text":"a"}"#, "voice_not_found")
+        .await;
+    check_refusal(&format!("{SPEECH}?model_id=none"), r#"{"text":"a"}"#, "model_not_found").await;
+    check_refusal(&format!("{SPEECH}?output_format=none"), r#"{"text":"a"}"#, "invalid_output_format").await;
+    check_refusal(SPEECH, "no JSON", "json_invalid").await;
+    check_refusal(SPEECH, "[]", "json_invalid").await;
     assert_eq!(simulator.ledger().totals.charged, 0);
 }
 
 #[tokio::test]
-async fn each_context_is_buffered_and_ended_on_its_own() {
-    let simulator = start_with("sk=1000").await;
-    let mut client = connect(&simulator, &format!("{MULTI}?output_format=ulaw_8000"), "sk").await;
+async fn each_context_is_buffered_and_ended_separately() {
+    let simulator = start_with_keys("sk=1000").await;
+    let mut client = connect(&simulator, &format!("{MULTI_CONTEXT}?output_format=ulaw_8000"), "sk").await;
     client.send_json(json!({ "text": "one ", "context_id": "a" })).await;
     client.send_json(json!({ "text": "two ", "contextId": "b", "flush": true })).await;
     let message = client.receive_json().await;
@@ -216,8 +221,8 @@ async fn each_context_is_buffered_and_ended_on_its_own() {
 
 #[tokio::test]
 async fn five_contexts_may_be_open_and_no_sixth() {
-    let simulator = start_with("sk=1000").await;
-    let mut client = connect(&simulator, MULTI, "sk").await;
+    let simulator = start_with_keys("sk=1000").await;
+    let mut client = connect(&simulator, MULTI_CONTEXT, "sk").await;
     for id in ["1", "2", "3", "4", "5"] {
         client.send_json(json!({ "text": " ", "context_id": id })).await;
     }
@@ -243,26 +248,27 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     let mut first_client = connect(&simulator, &path, "sk").await;
     first_client.send_json(flush_message("one")).await;
     first_client.receive_json().await;
-    let mut two = connect(&simulator, &path, "sk").await;
-    two.send_json(flush_message("two")).await;
-    two.receive_json().await;
+    let mut second_client = connect(&simulator, &path, "sk").await;
+    second_client.send_json(flush_message("two")).await;
+    second_client.receive_json().await;
 
     simulator.queue_faults("sk", vec![Fault::SlowBody { ms: 600_000 }]);
-    let mut slow = connect(&simulator, &path, "sk").await;
-    slow.send_json(flush_message(&"x".repeat(51))).await;
-    slow.receive_json().await;
+    let mut slow_client = connect(&simulator, &path, "sk").await;
+    slow_client.send_json(flush_message(&"x".repeat(51))).await;
+    slow_client.receive_json().await;
     assert_eq!(simulator.ledger().workspaces[0].running, 1);
-    two.send_json(flush_message("two")).await;
-    let (messages, close) = two.receive_all().await;
+    second_client.send_json(flush_message("two")).await;
+    let (messages, close) = second_client.receive_all().await;
     assert_eq!(messages, [] as [Value; 0], "no message may precede the close frame of this refusal");
-    let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running i";
+    let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 \
+        concurrent requests (running i";
     assert_eq!(close, (1_008, text.to_owned()));
     // A client that disconnects during speech releases its slot.
-    drop(slow);
+    drop(slow_client);
     wait_until(&simulator, |ledger| ledger.workspaces[0].running == 0).await;
     first_client.send_json(flush_message("one")).await;
     first_client.receive_json().await;
-    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].peak_running, 1);
 }
 
 /// The slot must be released with the last segment and not later. Otherwise alternating sessions would be
@@ -278,7 +284,7 @@ async fn alternating_sessions_never_exceed_the_limit() {
     for turn in 0..200 {
         let client = &mut clients[turn % 2];
         client.send_json(flush_message("x")).await;
-        assert!(client.receive_json().await["audio"].is_string(), "turn {turn}");
+        assert!(client.receive_json().await["audio"].is_string(), "turn {turn} must be spoken");
     }
-    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].peak_running, 1);
 }
