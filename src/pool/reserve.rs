@@ -452,7 +452,7 @@ mod tests {
                     Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
                 let best = find_best_usable(&roster, turn * TURN, NOW, is_unavailable, evaluate);
-                prop_assert_eq!(best, selected, "both searches must find the same key with the strategy {:?}", strategy);
+                prop_assert_eq!(best, selected, "both searches must agree with the strategy {:?}", strategy);
             }
         }
     }

@@ -30,7 +30,7 @@ pub(in crate::pool) struct QuotaCell {
     limit: AtomicU64,
     /// The credits beyond the limit that may be spent, or [`UNKNOWN`] if they are unlimited.
     extension: AtomicU64,
-    /// The maximum of the spent credits, from the limit and the extension, or [`UNKNOWN`] if it is unknown or unlimited.
+    /// The maximum of the spent credits, from the limit and the extension, or [`UNKNOWN`] without a known maximum.
     ceiling: AtomicU64,
     /// The end of the period in Unix milliseconds, or 0 if it is unknown.
     resets_at: AtomicU64,
