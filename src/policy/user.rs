@@ -10,7 +10,7 @@ use crate::secret::UserFingerprint;
 /// Maximum number of bytes in an id. An e-mail address or a URL of an identity provider needs fewer.
 pub const MAX_USER_ID_BYTES: usize = 256;
 
-/// The reason that the end user of a request cannot be identified.
+/// The reason why the end user of a request cannot be identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUser {
     /// The id is empty, too long, or contains a control character or an invalid escape.
@@ -47,7 +47,7 @@ pub fn identify_user(
 
 /// Returns whether an id consists of visible text in ASCII, UTF-8 or Latin-1.
 fn is_valid_id(id: &[u8]) -> bool {
-    // Decoding replaces an invalid escape, and would make ids equal that differ.
+    // Decoding replaces each invalid escape with this character, which would make different ids equal.
     const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
     (1..=MAX_USER_ID_BYTES).contains(&id.len())
         && !id.iter().any(u8::is_ascii_control)
@@ -61,10 +61,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(header: &[&[u8]], query: Option<&str>, expected: Result<Option<&[u8]>, InvalidUser>) {
+    fn check(header_ids: &[&[u8]], query: Option<&str>, expected: Result<Option<&[u8]>, InvalidUser>) {
         let mut headers = HeaderMap::new();
-        for value in header {
-            headers.append("x-keychoir-user", HeaderValue::from_bytes(value).unwrap());
+        for id in header_ids {
+            headers.append("x-keychoir-user", HeaderValue::from_bytes(id).unwrap());
         }
         let expected = expected.map(|id| id.map(|id| UserFingerprint::new("app", id)));
         assert_eq!(identify_user(&ClientName::new("app"), &headers, query), expected);
