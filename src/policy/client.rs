@@ -2,8 +2,8 @@
 //!
 //! A client sends its Keychoir token in any header or parameter in which the provider's SDKs send a key. The token is
 //! compared in constant time and never forwarded. Without configured clients, every request is accepted, and the server
-//! listens on loopback only. A client that may bring its own provider key sends its token in `x-keychoir-token`, and the
-//! key as the SDK does.
+//! listens on loopback only. A client that may bring its own provider key sends its token in `x-keychoir-token`, and
+//! the key as the SDK does.
 
 mod rules;
 

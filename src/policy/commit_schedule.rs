@@ -1,13 +1,13 @@
-//! Schedules the commits of usage records: immediately if the last commit is at least one interval ago, else
-//! when the interval ends or a batch is full. Records that arrive within an interval share a commit, because
-//! a commit of any size costs one fsync.
+//! Computes the delay of the next commit of usage records: none if the last commit started at least one interval ago or
+//! a batch is full, and otherwise the rest of the interval. Records that arrive within an interval share a commit,
+//! because a commit of any size costs one fsync.
 
 use std::time::Duration;
 
 /// The lowest rate, in records per second, at which the interval has its maximum length.
 const MAX_INTERVAL_RATE: u64 = 1_000;
-/// At low rates, the maximum interval is divided by this number. A crash then loses few records, and commits
-/// are still rare.
+/// The divisor of the maximum interval at low rates. With this interval, a crash loses few records, and commits are
+/// still rare.
 const MIN_INTERVAL_DIVISOR: u64 = 5;
 
 /// Returns the time between the starts of two commits if `records` arrived in the last `duration`. The interval
@@ -83,7 +83,7 @@ mod tests {
             assert_eq!(
                 commit_interval(records, duration, max_interval),
                 expected,
-                "{records} in {duration:?}"
+                "{records} records arrive in {duration:?}"
             );
         }
         assert_eq!(commit_interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);

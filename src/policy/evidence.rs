@@ -1,8 +1,8 @@
 //! Computes the state of a key or a workspace from the provider's refusals and its last quota poll.
 //!
 //! A refusal is evidence with a scope (the key, the workspace, or one of its concurrency groups), a strength (with
-//! numbers, or with a message only) and a time. The database stores only the evidence, and the state is computed from it
-//! again after a restart, so that a changed rule also applies to old evidence.
+//! numbers, or with a message only) and a time. The database stores only the evidence, and the state is computed again
+//! after a restart, so that a changed rule also applies to old evidence.
 //!
 //! Refusals about a feature, a permission, an endpoint or a single request are not evidence, because the key can serve
 //! other requests. [`features`](crate::elevenlabs::features) interprets these refusals.
@@ -364,8 +364,8 @@ pub fn longest_cooldown(
 }
 
 /// Whether a poll refutes a claim about credits. Any later poll with remaining credits refutes a refusal without
-/// numbers. The numbers of a refusal are newer than the polled quota until the lag has passed, so that only a poll after
-/// the lag refutes them.
+/// numbers. The numbers of a refusal are newer than the polled quota until the lag has passed, so that only a poll
+/// after the lag refutes them.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { reported, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Quota { spendable, .. } }) = later_poll else { return false };

@@ -1,5 +1,5 @@
-//! Decides how the mirror continues after a response of Supabase: the rows are stored, sent again after a
-//! delay, split because one is rejected, or kept until the operator has fixed a problem.
+//! Decides how the mirror continues after a response of Supabase: the rows count as stored, are sent again after a
+//! delay, are split because one of them is rejected, or are kept until the operator has fixed a problem.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// The `code` of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
+    /// The `code` in the body of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
     pub code: Option<&'a str>,
     /// Whether the body is empty. The request demands an empty body.
     pub is_empty: bool,
@@ -20,8 +20,8 @@ pub struct MirrorResponse<'a> {
 pub enum DeliveryResult {
     /// The rows are stored.
     Stored,
-    /// The result is unknown, or the rows cannot be stored now. They are sent again later; rows that were
-    /// already stored are not duplicated.
+    /// The result is unknown, or the rows cannot be stored now. They are sent again later. Supabase does not duplicate
+    /// rows that it has already stored.
     Retry,
     /// At least one row is rejected for its content.
     RowRejected,
@@ -29,7 +29,7 @@ pub enum DeliveryResult {
     OperatorRequired(MirrorProblem),
 }
 
-/// The problem that the operator must fix.
+/// A problem of the setup that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MirrorProblem {
     /// The key is not accepted.
@@ -115,7 +115,7 @@ pub fn classify(response: MirrorResponse<'_>) -> DeliveryResult {
 
 /// Returns the delay after this number of consecutive failures: exponential backoff from `first` to `max`,
 /// but at least the `retry_after` of the response. Half of the backoff is multiplied by `jitter` (0.0 to
-/// 1.0), so that clients that fail at the same time do not retry at the same time.
+/// 1.0), so that mirrors that fail at the same time do not retry at the same time.
 #[must_use]
 pub fn retry_delay(
     failures: u32,
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(
             classify(MirrorResponse { status, code, is_empty: code.is_none() }),
             expected,
-            "{status} {code:?}"
+            "the status is {status} and the code is {code:?}"
         );
     }
 

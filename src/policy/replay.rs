@@ -1,7 +1,8 @@
-//! Decides after each attempt whether the request is retried, its response relayed, or an error returned.
+//! Decides after each attempt whether the request is retried, its response relayed, or an error returned. When no key
+//! is left for another attempt, decides between the last response and an error of the proxy.
 //!
-//! The decision depends on how far the attempt got, not on the kind of error, so that a request that may
-//! have been charged is never sent twice.
+//! The decision depends on the progress of the attempt, not on the kind of error, so that a request that may have been
+//! charged is never sent twice.
 
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use super::verdict::{Concern, Verdict};
 pub enum Progress {
     /// No byte was written: DNS, connect or TLS failed, or a reused connection returned the request unsent.
     Unsent,
-    /// No byte was written, because the forward proxy refused Keychoir's credentials. It would refuse them for
-    /// every key with this proxy and every retry, until an operator corrects them.
+    /// No byte was written, because the forward proxy refused Keychoir's credentials. The proxy would also refuse them
+    /// for other keys and in a retry, until an operator corrects them.
     ProxyAuthenticationFailed,
     /// Some bytes were written and no complete response head was received. The provider may have processed
     /// the request.
@@ -52,7 +53,7 @@ pub enum ReplayableBody {
     Unavailable,
 }
 
-/// The inputs of [`decide`].
+/// The facts about an attempt and its request on which the decision depends.
 #[derive(Clone, Copy, Debug)]
 pub struct AttemptFacts {
     /// The progress of this attempt.
@@ -77,8 +78,8 @@ pub struct AttemptFacts {
     /// Number of workspaces that returned the same ambiguous verdict for this request, including the workspace of the
     /// latest attempt.
     pub ambiguous_workspaces: u32,
-    /// Number of workspaces of the same plan that were suspected of abuse for this request, including this
-    /// one. The provider also rates the client address, so more attempts would increase the suspicion.
+    /// Number of workspaces of the same plan that were suspected of abuse for this request, including the workspace of
+    /// the latest attempt. The provider also rates the client address, so more attempts would increase the suspicion.
     pub abuse_suspicions: u32,
 }
 
@@ -98,7 +99,7 @@ pub enum Decision {
     Fail,
 }
 
-/// Maximum number of retries per request whose cause is not the key. More would multiply the load on an
+/// Maximum number of retries per request whose cause is not the key. More retries would multiply the load on an
 /// overloaded provider.
 const MAX_NON_KEY_RETRIES: u32 = 1;
 /// If this many workspaces return the same ambiguous verdict, its cause is the request.
@@ -149,7 +150,7 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
     }
 }
 
-/// The source of the response to a request that no further key can serve.
+/// The source of the response that the client receives if no further key can serve its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseSource {
     /// The last response of the provider.
@@ -158,11 +159,11 @@ pub enum ResponseSource {
     Proxy,
 }
 
-/// Selects the response to a request whose last attempt got `verdict` and whose next attempt is prevented by
-/// `unavailable`. The proxy reports an error only if both are about the keys, because the provider's
-/// response describes an error of the request better.
+/// Chooses the response to a request whose last attempt got `verdict` and whose next attempt is prevented by
+/// `unavailable`. The proxy returns an error only if both are about the keys, because the provider's response describes
+/// an error of the request better.
 #[must_use]
-pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> ResponseSource {
+pub fn choose_response_source(verdict: Verdict, unavailable: Unavailable) -> ResponseSource {
     match unavailable {
         Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
@@ -232,7 +233,7 @@ mod tests {
 
     #[track_caller]
     fn check(facts: AttemptFacts, expected: Decision) {
-        assert_eq!(decide(&facts), expected, "{facts:?}");
+        assert_eq!(decide(&facts), expected, "the facts are {facts:?}");
     }
 
     #[test]
@@ -385,13 +386,13 @@ mod tests {
     fn an_error_about_the_pool_is_sent_only_when_the_keys_are_the_cause() {
         let exhausted = Unavailable::Exhausted { resets_at: None, left: None };
         for verdict in KEY_REFUSALS {
-            assert_eq!(final_response_source(verdict, exhausted), ResponseSource::Proxy);
-            assert_eq!(final_response_source(verdict, Unavailable::Invalid), ResponseSource::Proxy);
-            assert_eq!(final_response_source(verdict, Unavailable::Tried), ResponseSource::Upstream);
+            assert_eq!(choose_response_source(verdict, exhausted), ResponseSource::Proxy);
+            assert_eq!(choose_response_source(verdict, Unavailable::Invalid), ResponseSource::Proxy);
+            assert_eq!(choose_response_source(verdict, Unavailable::Tried), ResponseSource::Upstream);
         }
         for verdict in AMBIGUOUS.into_iter().chain(CAPABILITIES).chain([Verdict::Busy, Verdict::ServerError])
         {
-            assert_eq!(final_response_source(verdict, exhausted), ResponseSource::Upstream);
+            assert_eq!(choose_response_source(verdict, exhausted), ResponseSource::Upstream);
         }
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::quantity::duration;
 use super::units::UnixMs;
 
-/// The reason why a value is not a valid start time.
+/// The reason why a text is not a valid start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStartTime {
-    /// The value is not in an accepted format.
+    /// The text is not in an accepted format.
     #[error("write an age as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a time as 2026-11-01T12:00:00Z")]
     Malformed,
     /// The time is in the future.
@@ -49,7 +49,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected_ms: Result<u64, InvalidStartTime>) {
-        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "{text}");
+        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "the start is {text:?}");
     }
 
     #[test]

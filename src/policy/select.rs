@@ -1,5 +1,5 @@
-//! Selects the key that serves a request. If no key can, returns the reason, and whether the request is
-//! worth queuing.
+//! Selects the key that serves a request. If no key can serve it, returns the reason, and whether queuing the request
+//! is worthwhile.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use super::units::UnixMs;
 pub struct Candidate {
     /// Whether the key is usable, or why it is in cooldown.
     pub state: KeyState,
-    /// Whether this request may use the key: it was not tried yet, has the permission, and belongs to an
-    /// account that the request may use.
+    /// Whether this request may use the key: the request has not tried the key, and no restriction excludes the key in
+    /// this round of the selection.
     pub is_eligible: bool,
     /// Whether the credits of the key suffice.
     pub affordability: Affordability,
@@ -22,7 +22,7 @@ pub struct Candidate {
     /// Whether one request may probe the key during its cooldown if no other key can serve. This requires
     /// that the reason of the cooldown is unproven and that the last probe was long enough ago.
     pub may_probe: bool,
-    /// The time at which the key may be able to serve again, if it is in cooldown or saturated.
+    /// The time at which the key may be able to serve again, if a cooldown, a rate limit or missing credits prevent it.
     pub retry_at: Option<UnixMs>,
     /// The inputs of the strategy.
     pub ranking: RankingInputs,
@@ -84,7 +84,7 @@ impl Choice {
 /// The reason why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// Every key is exhausted, locked or invalid, or has fewer credits than this request needs.
+    /// Every key is exhausted, locked, paused or invalid, or has fewer credits than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
         /// The earliest known reset.
@@ -128,14 +128,13 @@ pub struct SelectionFailure {
     pub reason: Unavailable,
     /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
     pub retry_at: Option<UnixMs>,
-    /// Whether every more expensive request fails as well. This need not be the case: a more expensive
-    /// request does not wait for a busy key whose credits do not suffice, so it may probe or overcommit a
-    /// key.
+    /// Whether every more expensive request fails as well. This need not be the case. A more expensive request does not
+    /// wait for a busy key whose credits do not suffice, so it may probe or overcommit a key.
     pub blocks_costlier: bool,
 }
 
-/// Maximum remaining cooldown for which a request is queued. A longer one is reported in `Retry-After`.
-/// Queuing is cheaper for a short one, because an SDK that retries sends the whole request again.
+/// Maximum remaining cooldown for which a request is queued. A longer cooldown is reported in `Retry-After`. For a
+/// short cooldown, queuing is cheaper than a retry, because an SDK that retries sends the whole request again.
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl SelectionFailure {
@@ -196,8 +195,8 @@ pub fn select(
     }
 }
 
-/// Decides what to do if no key is able to serve: wait for a busy key, probe a key whose cooldown is not
-/// proven, or overcommit the key with the most credits. Fails if none of these is possible.
+/// Selects a fallback if no key is able to serve: probes a key whose cooldown is not proven, or overcommits the key with
+/// the most credits. Fails if neither is possible, or if the request must wait for a busy key.
 fn select_fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, SelectionFailure> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
@@ -253,14 +252,15 @@ fn select_fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Resul
     }
 }
 
-/// The estimated cost exceeds the credits, and no request in flight has reserved any of them.
+/// The affordability of a key whose credits do not suffice, although no request in flight has reserved any of them.
 const SHORT: Affordability = Affordability::Short { is_unreserved: true };
 
+/// Returns the earlier of two times, if at least one is known.
 fn earliest(first: Option<UnixMs>, second: Option<UnixMs>) -> Option<UnixMs> {
     first.into_iter().chain(second).min()
 }
 
-/// Returns the reason to report if no candidate can serve the request and none is merely busy.
+/// Returns the reason why no candidate can serve the request, if no candidate is only busy.
 fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooldown_end, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
     let mut max_remaining = None;
