@@ -1,7 +1,7 @@
 //! Computes the amount by which a request counts against its client's quota. The counter in memory and the
 //! usage records share this function, because the counter is restored from the records after a restart.
 
-/// The knowledge about the cost of a request before it is sent.
+/// Whether the provider charges for requests to an endpoint, as far as it is known before a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
     /// The provider charges for the endpoint.

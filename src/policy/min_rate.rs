@@ -1,5 +1,5 @@
-//! Enforces minimum data rates at which a client must send its request and read the response. A slower client would
-//! occupy connections and keys for which other requests wait.
+//! Computes the timeouts that enforce a minimum rate at which a client must send its request and read the response. A
+//! slower client would occupy connections and keys for which other requests wait.
 
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ mod tests {
         check_remaining(&[(0, 20)], 0);
         check_remaining(&[(0, 21)], 0);
         check_remaining(&[(5_000, 20)], 10);
-        // A client at the minimum rate never runs out of time. A slower one does.
+        // A client at the minimum rate never runs out of time. A slower client runs out of time.
         check_remaining(&[(500, 1); 10_000], 20);
         check_remaining(&[(250, 1); 40], 0);
         check_remaining(&[(1_000, 4), (1_000, 4), (1_000, 4)], 14);

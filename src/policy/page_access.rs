@@ -35,7 +35,7 @@ mod tests {
     #[track_caller]
     fn check(is_public: bool, peer: Option<&str>, expected: PageAccess) {
         let peer = peer.map(|address| address.parse().unwrap());
-        assert_eq!(page_access(is_public, peer), expected, "{peer:?}");
+        assert_eq!(page_access(is_public, peer), expected, "the request is sent from {peer:?}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! The rule: *A path is forwarded only if each of its segments, percent-decoded once, is valid UTF-8 that is not empty,
 //! is neither `.` nor `..`, neither starts nor ends with white space, and contains no slash, backslash, semicolon,
-//! question mark, number sign, control character or further percent escape.* A trailing slash is allowed. An escape of a
-//! Unicode character that looks like a dot, a separator or a percent sign is also rejected.
+//! question mark, number sign, control character or further percent escape.* A trailing slash is allowed. An escape of
+//! a Unicode character that looks like a dot, a separator or a percent sign is also rejected.
 //!
 //! Servers interpret other paths in different ways. They decode once or twice, before or after they split the path, and
 //! some servers merge slashes, resolve dots, or ignore text after a semicolon. The path that the proxy checks could

@@ -1,4 +1,5 @@
-//! Decides which usage records are deleted. Records are deleted and summed by whole hours.
+//! Decides which usage records are deleted: all records before a cutoff at the start of an hour, because usage is
+//! summed by the hour. Also computes the prefix of the identifiers of records, by which records of a time are found.
 
 use std::time::Duration;
 
@@ -7,12 +8,12 @@ use super::units::UnixMs;
 /// The interval of usage sums.
 const HOUR_MS: u64 = 3_600_000;
 
-/// The time for which usage records are kept. `None` keeps them forever.
+/// The time for which usage records are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Records of single attempts.
+    /// The time for which the records of single attempts are kept, or `None` to keep them forever.
     pub attempts: Option<Duration>,
-    /// Hourly sums.
+    /// The time for which the hourly sums are kept, or `None` to keep them forever.
     pub hours: Option<Duration>,
 }
 

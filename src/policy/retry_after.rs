@@ -11,25 +11,27 @@ use http::header::RETRY_AFTER;
 
 use super::units::UnixMs;
 
-/// Maximum delay. A longer one is an error of the sender, because no rate limit lasts for more than a day.
+/// Maximum delay. A longer delay is an error of the sender, because no rate limit lasts for more than a day.
 const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Returns the delay from `now` until the retry, if the headers specify one.
 #[must_use]
 pub fn parse_retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let delay = text(RETRY_AFTER.as_str())
-        .and_then(|value| parse_seconds(value).or_else(|| delay_until_date(value, now)));
+    let header_text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let delay = header_text(RETRY_AFTER.as_str())
+        .and_then(|text| parse_seconds(text).or_else(|| delay_until_date(text, now)));
     let reset_delay = || {
-        text("x-ratelimit-reset").and_then(parse_seconds).map(|since_epoch| unix_time(since_epoch).since(now))
+        header_text("x-ratelimit-reset")
+            .and_then(parse_seconds)
+            .map(|since_epoch| unix_time(since_epoch).since(now))
     };
     delay.or_else(reset_delay).map(|delay| delay.min(MAX_DELAY))
 }
 
-/// Parses seconds. RFC 9110 specifies whole seconds; a fraction, which some rate limiters send, is rounded
+/// Parses a number of seconds. RFC 9110 specifies whole seconds. Some rate limiters send a fraction, which is rounded
 /// up.
-fn parse_seconds(value: &str) -> Option<Duration> {
-    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+fn parse_seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) {
         return None;
@@ -40,8 +42,9 @@ fn parse_seconds(value: &str) -> Option<Duration> {
     Some(Duration::from_secs(whole.saturating_add(rounding)))
 }
 
-fn delay_until_date(value: &str, now: UnixMs) -> Option<Duration> {
-    let since_epoch = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+/// Parses an HTTP date, and returns the delay from `now` until it.
+fn delay_until_date(text: &str, now: UnixMs) -> Option<Duration> {
+    let since_epoch = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(unix_time(since_epoch).since(now))
 }
 

@@ -195,8 +195,8 @@ pub fn select(
     }
 }
 
-/// Selects a fallback if no key is able to serve: probes a key whose cooldown is not proven, or overcommits the key with
-/// the most credits. Fails if neither is possible, or if the request must wait for a busy key.
+/// Selects a fallback if no key is able to serve: probes a key whose cooldown is not proven, or overcommits the key
+/// with the most credits. Fails if neither is possible, or if the request must wait for a busy key.
 fn select_fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, SelectionFailure> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
