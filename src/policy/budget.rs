@@ -37,8 +37,8 @@ impl Quota {
         self.limit.unwrap_or(0).saturating_sub(self.count)
     }
 
-    /// Whether no credits remain, including credits beyond the limit. An unknown limit is never exhausted; the
-    /// provider refuses requests instead.
+    /// Whether no credits remain, including credits beyond the limit. An unknown limit is never exhausted: the
+    /// provider decides which requests it refuses.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.spendable() == Some(0)

@@ -306,10 +306,9 @@ pub fn evaluate(
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
         ClaimedFault::RateLimited(group) => {
-            let duration =
-                evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
+            let delay = evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
             let may_probe = evidence.retry_after.is_none() || evidence.is_repeated_elsewhere;
-            EvidenceEffect::GroupCooldown { group, until: at.plus(duration), may_probe }
+            EvidenceEffect::GroupCooldown { group, until: at.plus(delay), may_probe }
         }
         ClaimedFault::Locked => match later_poll.map(|poll| poll.result) {
             Some(PollResult::Quota { is_paid: Some(true), .. }) => return EvidenceEffect::Nothing,
@@ -363,9 +362,8 @@ pub fn longest_cooldown(
     active_cooldowns.reduce(Cooldown::latest)
 }
 
-/// Whether a poll refutes a claim about credits. Any later poll with remaining credits refutes a refusal without
-/// numbers. The numbers of a refusal are newer than the polled quota until the lag has passed, so that only a poll
-/// after the lag refutes them.
+/// Whether a poll refutes a claim about credits. Any later poll with credits refutes a refusal without numbers. Only a
+/// poll after the lag refutes numbers, because they are newer than the polled quota until then.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { reported, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Quota { spendable, .. } }) = later_poll else { return false };

@@ -123,7 +123,7 @@ impl Cooldown {
         now < self.until
     }
 
-    /// Returns the cooldown that ends later, so that a short cooldown never shortens a long one.
+    /// Returns the cooldown that ends later, so that a short cooldown never shortens a long cooldown.
     #[must_use]
     pub fn latest(self, other: Self) -> Self {
         if other.until > self.until { other } else { self }

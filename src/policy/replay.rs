@@ -69,7 +69,7 @@ pub struct AttemptFacts {
     pub body: ReplayableBody,
     /// Whether the retry timeout has passed.
     pub is_past_deadline: bool,
-    /// Number of attempts, including the latest one.
+    /// Number of attempts, including the latest attempt.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
     pub max_attempts: u32,

@@ -80,8 +80,8 @@ struct PolledKey {
     /// Time of the next poll, or `None` if it is due.
     next_poll_at: Option<Instant>,
     last_polled_at: Option<Instant>,
-    /// The host and the forward proxy of the last poll, or `None` for the default ones. If they change, the key is
-    /// polled again, because it may be valid at the new host.
+    /// The host and the forward proxy of the last poll, or `None` for the default host and proxy. If they change, the
+    /// key is polled again, because it may be valid at the new host.
     destination: Option<Arc<Authority>>,
     /// Whether the key was polled at all regional hosts.
     has_tried_regions: bool,
@@ -112,7 +112,7 @@ impl<C: Connect> QuotaPoller<C> {
     }
 
     /// Polls one key at a time and never returns. Increments `rounds` after the first round that follows the start or a
-    /// change of the settings; a follower polls no key in that round. New keys are polled when
+    /// change of the settings. A follower polls no key in that round. New keys are polled when
     /// [`Pool::poll_requested`] completes.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut state = PollerState::default();

@@ -98,9 +98,9 @@ impl Pool {
         }
     }
 
-    /// Completes when a request was queued, because this replica may need a larger share.
-    pub async fn demand(&self) {
-        self.demand.notified().await;
+    /// Completes when a request was queued. This replica may then need a larger share.
+    pub async fn demand_increased(&self) {
+        self.demand_increase.notified().await;
     }
 
     /// Returns the demand of the queued requests.

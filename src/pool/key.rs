@@ -43,7 +43,7 @@ pub struct Key {
     in_flight: AtomicU32,
     /// Whether a poll with this key is requested, because it can confirm or refute a refusal.
     is_poll_requested: AtomicBool,
-    /// The next turn of this key; see [`RankingInputs`](crate::policy::strategy::RankingInputs).
+    /// The next turn of this key, as [`RankingInputs`](crate::policy::strategy::RankingInputs) defines it.
     pub(super) turn: AtomicU64,
     pub(super) last_reported: LastReportedState,
 }

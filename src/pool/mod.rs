@@ -121,15 +121,15 @@ pub struct ReloadSummary {
 #[derive(Debug)]
 pub struct Pool {
     roster: ArcSwap<Roster>,
-    /// Held while a new roster is built from the current one and stored, so that concurrent changes are
-    /// not lost.
+    /// The lock that is held while a new roster is built from the current roster and stored, so that concurrent changes
+    /// are not lost.
     roster_update: Mutex<()>,
     models: ArcSwap<Models>,
     queue: WaitQueue,
     /// The memory address of the key in use, or 0 before the first request. It is not a position, because a reload
     /// may change the position of the key.
     key_in_use_address: AtomicUsize,
-    /// The turn of the last selected key; see [`RankingInputs`](crate::policy::strategy::RankingInputs).
+    /// The turn of the last selected key, as [`RankingInputs`](crate::policy::strategy::RankingInputs) defines it.
     last_turn: AtomicU64,
     restrictions: Restrictions,
     /// Wakes the poller when a poll can confirm or refute a refusal, or when there may be new keys.
@@ -137,7 +137,7 @@ pub struct Pool {
     /// The queue of changes for the other replicas, if the pool is shared.
     changes: OnceLock<mpsc::Sender<PoolChange>>,
     /// Notified when a request is queued, because this replica may need a larger share.
-    demand: Notify,
+    demand_increase: Notify,
 }
 
 impl Pool {
@@ -154,7 +154,7 @@ impl Pool {
             restrictions: Restrictions::default(),
             poll_request: Notify::new(),
             changes: OnceLock::new(),
-            demand: Notify::new(),
+            demand_increase: Notify::new(),
         }
     }
 

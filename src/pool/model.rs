@@ -34,7 +34,7 @@ fn check_interleavings(check: impl Fn() + Sync + Send + 'static) {
     check_interleavings_with(3, check);
 }
 
-/// Runs both closures concurrently, the first one in a new thread.
+/// Runs both closures concurrently, `first` in a new thread.
 fn run_concurrently<A: 'static, B>(
     first: impl FnOnce() -> A + 'static,
     second: impl FnOnce() -> B,

@@ -180,7 +180,7 @@ impl OwnershipIndex {
         Some(stored)
     }
 
-    /// Removes the entry of an identifier that its owner no longer has.
+    /// Removes the entry of an identifier whose resource does not exist in the recorded workspace.
     pub fn remove(&self, identifier: &Identifier) {
         self.shard(&identifier.hash).map_of(identifier.kind.storage_class()).remove(&identifier.hash);
     }

@@ -77,7 +77,7 @@ impl Pool {
             }
             return result;
         };
-        self.demand.notify_one();
+        self.demand_increase.notify_one();
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
             loop {
@@ -197,7 +197,7 @@ impl Pool {
                         let all = roster.keys().iter().enumerate();
                         let candidates: Vec<Candidate> =
                             all.map(|(position, key)| evaluate(position, key)).collect();
-                        // A key that was busy in the first evaluation may have capacity in the second one.
+                        // A key that was busy in the first evaluation may have capacity in the second evaluation.
                         let choice = select(strategy, candidates.iter().copied())?;
                         (choice, candidates[choice.position()].affordability != Affordability::Enough)
                     }

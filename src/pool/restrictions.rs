@@ -288,7 +288,7 @@ impl Restrictions {
     }
 
     /// Inserts a restriction into a table. If the table has a restriction with the same scope and
-    /// feature, the later one of both replaces the earlier one and continues its history. Returns whether
+    /// feature, the later restriction replaces the earlier restriction and continues its history. Returns whether
     /// the inserted restriction is new and has an effect.
     fn insert(&self, table: &mut RestrictionTable, mut restriction: Restriction) -> bool {
         let same_feature = table.entry(restriction.limit.feature.clone()).or_default();

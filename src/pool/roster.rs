@@ -27,8 +27,8 @@ pub struct KeyEntry {
     pub key: ApiKey,
     /// The configured name, for operators.
     pub name: Option<String>,
-    /// The name of the key's workspace; keys of one workspace share its credits. A key without a name is the
-    /// only key of its workspace until the provider reports an identifier.
+    /// The name of the key's workspace. Keys of one workspace share its credits. A key without a name is the only key
+    /// of its workspace until the provider reports an identifier.
     pub workspace: Option<String>,
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
@@ -39,7 +39,7 @@ pub struct KeyEntry {
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
     pub detected_region: Option<Arc<Authority>>,
-    /// The key's share of the requests relative to other keys; 0 counts as 1. Only some strategies use weights.
+    /// The key's share of the requests relative to other keys. 0 counts as 1. Only some strategies use weights.
     pub weight: u32,
     /// Credits of the workspace that this key leaves unspent.
     pub kept_credits: u64,

@@ -25,7 +25,8 @@ use crate::policy::units::UnixMs;
 pub struct KeyRequest {
     /// The name of the client. The queue is fair between clients.
     pub client: ClientName,
-    /// Upper bound of the cost in credits; 0 if the request costs no credits, `None` if the cost cannot be estimated.
+    /// Upper bound of the cost in credits. It is 0 if the request costs no credits, and `None` if the cost cannot be
+    /// estimated.
     pub estimate: Option<u64>,
     /// The concurrency group that limits the request, or `None` for an unlimited request.
     pub group: Option<ConcurrencyGroup>,

@@ -15,8 +15,8 @@ pub struct ForwardedHeaders {
 }
 
 impl ForwardedHeaders {
-    /// Creates the set from the configured names. Headers without a table row are forwarded anyway, and
-    /// `strip` removes credentials and hop-by-hop headers even if they are listed.
+    /// Creates the set from the configured names. Headers without a table row need not be listed, because they are
+    /// always forwarded. `strip` removes credentials and hop-by-hop headers even if they are listed.
     #[must_use]
     pub fn new(listed: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut forwarded = Self::default();

@@ -35,7 +35,7 @@ pub enum Violation {
     LongControl,
     /// A continuation does not follow the start of a message (section 5.4).
     StrayContinuation,
-    /// A message starts before the last one has ended (section 5.4).
+    /// A message starts before the previous message has ended (section 5.4).
     InterruptedMessage,
     /// A close payload has one byte (section 5.5.1).
     ShortClose,

@@ -32,7 +32,7 @@ pub(in crate::pool) struct EvaluationInputs {
 pub(in crate::pool) struct EvaluationStart(u64);
 
 impl StateChangeCache {
-    /// Whether an evaluation now would have the same result as the last one.
+    /// Whether an evaluation at `now` would have the same result as the last evaluation.
     pub(in crate::pool) fn is_current(&self, inputs: EvaluationInputs, now: UnixMs) -> bool {
         let word = self.0.load(Ordering::Acquire);
         now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (INVALIDATION - 1) == inputs.bits()

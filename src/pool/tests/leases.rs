@@ -43,7 +43,7 @@ fn the_key_with_most_credits_serves_one_request_when_no_key_can_pay() {
         full,
         "the request must wait for reserved credits"
     );
-    // The refusal reports the remaining credits: larger requests skip the key, and smaller ones use it.
+    // The refusal reports the remaining credits. Larger requests skip the key, and smaller requests use it.
     let verdict =
         Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() });
     let roster = pool.roster();
