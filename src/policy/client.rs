@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(
+    fn check_client(
         header: Option<(&'static str, &'static str)>,
         query: Option<&str>,
         expected: Result<&str, Unauthenticated>,
@@ -379,27 +379,27 @@ mod tests {
 
     #[test]
     fn a_token_is_accepted_wherever_an_sdk_sends_its_key() {
-        check(Some(("xi-api-key", "token-of-app")), None, Ok("app"));
-        check(Some(("xi_api_key", "token-of-ops")), None, Ok("ops"));
-        check(Some(("x-keychoir-token", "token-of-ops")), None, Ok("ops"));
-        check(Some(("authorization", "Bearer token-of-app")), None, Ok("app"));
-        check(Some(("authorization", "bearer  token-of-app")), None, Ok("app"));
-        check(None, Some("a=b&xi_api_key=token-of-ops"), Ok("ops"));
-        check(None, Some("xi%2Dapi-key=token%2Dof%2Dops"), Ok("ops"));
+        check_client(Some(("xi-api-key", "token-of-app")), None, Ok("app"));
+        check_client(Some(("xi_api_key", "token-of-ops")), None, Ok("ops"));
+        check_client(Some(("x-keychoir-token", "token-of-ops")), None, Ok("ops"));
+        check_client(Some(("authorization", "Bearer token-of-app")), None, Ok("app"));
+        check_client(Some(("authorization", "bearer  token-of-app")), None, Ok("app"));
+        check_client(None, Some("a=b&xi_api_key=token-of-ops"), Ok("ops"));
+        check_client(None, Some("xi%2Dapi-key=token%2Dof%2Dops"), Ok("ops"));
     }
 
     #[test]
     fn a_valid_token_next_to_an_invalid_one_is_accepted() {
-        check(Some(("xi-api-key", "anything")), Some("authorization=token-of-app"), Ok("app"));
+        check_client(Some(("xi-api-key", "anything")), Some("authorization=token-of-app"), Ok("app"));
     }
 
     #[test]
     fn an_unknown_token_is_distinguished_from_a_missing_one() {
-        check(Some(("xi-api-key", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
-        check(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
-        check(Some(("xi-api-key", "")), None, Err(Unauthenticated::MissingToken));
-        check(Some(("accept", "token-of-app")), None, Err(Unauthenticated::MissingToken));
-        check(None, Some("token=token-of-app"), Err(Unauthenticated::MissingToken));
+        check_client(Some(("xi-api-key", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
+        check_client(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
+        check_client(Some(("xi-api-key", "")), None, Err(Unauthenticated::MissingToken));
+        check_client(Some(("accept", "token-of-app")), None, Err(Unauthenticated::MissingToken));
+        check_client(None, Some("token=token-of-app"), Err(Unauthenticated::MissingToken));
     }
 
     #[test]
@@ -508,18 +508,18 @@ mod tests {
         };
         let clients = Clients::new(vec![(client("app", true), tokens)], AnonymousAccess::BringKeys);
         assert_eq!(clients.names_with_token().count(), 1);
-        let check = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
+        let check_token = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
             let caller = authenticate(&clients, &headers(&[("xi-api-key", presented)]), None, UnixMs(now));
             let name = caller.as_ref().map(|caller| caller.client.name.as_str());
             assert_eq!(name, expected.as_ref().copied(), "the token {presented} is sent at {now}");
         };
-        check("old-token", 1_999, Ok("app"));
-        check("new-token", 1_999, Ok("app"));
-        check("old-token", 2_000, Err(Unauthenticated::ExpiredToken));
-        check("new-token", 2_999, Ok("app"));
-        check("new-token", 3_000, Err(Unauthenticated::ExpiredToken));
+        check_token("old-token", 1_999, Ok("app"));
+        check_token("new-token", 1_999, Ok("app"));
+        check_token("old-token", 2_000, Err(Unauthenticated::ExpiredToken));
+        check_token("new-token", 2_999, Ok("app"));
+        check_token("new-token", 3_000, Err(Unauthenticated::ExpiredToken));
         // An unknown credential is the client's own key here, and an expired token is never sent to the provider.
-        check("some-key", 3_000, Ok("own"));
+        check_token("some-key", 3_000, Ok("own"));
         let headers_with_both_tokens = [("x-keychoir-token", "new-token"), ("xi-api-key", "old-token")];
         let caller =
             authenticate(&clients, &headers(&headers_with_both_tokens), None, UnixMs(2_500)).unwrap();

@@ -39,27 +39,27 @@ mod tests {
         RequestedLimits { connections: 10_000, requests: 5_000, idle_connections: 256 };
 
     #[track_caller]
-    fn check(limit: u64, requested: RequestedLimits, expected: usize) {
+    fn check_max_connections(limit: u64, requested: RequestedLimits, expected: usize) {
         assert_eq!(max_connections(limit, requested), expected, "{limit} files for {requested:?}");
     }
 
     #[test]
     fn a_large_limit_allows_the_configured_connections() {
-        check(u64::MAX, DEFAULT, 10_000);
-        check(1_048_576, DEFAULT, 10_000);
-        check(15_384, DEFAULT, 10_000);
-        check(15_383, DEFAULT, 9_999);
-        check(1_024, RequestedLimits { connections: 100, ..DEFAULT }, 100);
+        check_max_connections(u64::MAX, DEFAULT, 10_000);
+        check_max_connections(1_048_576, DEFAULT, 10_000);
+        check_max_connections(15_384, DEFAULT, 10_000);
+        check_max_connections(15_383, DEFAULT, 9_999);
+        check_max_connections(1_024, RequestedLimits { connections: 100, ..DEFAULT }, 100);
     }
 
     #[test]
     fn a_small_limit_allows_fewer_connections() {
-        check(4_096, DEFAULT, 1_856);
-        check(1_024, DEFAULT, 336);
-        check(1_024, RequestedLimits { requests: 10, ..DEFAULT }, 662);
-        check(256, DEFAULT, 48);
-        check(1, DEFAULT, 1);
-        check(0, DEFAULT, 1);
+        check_max_connections(4_096, DEFAULT, 1_856);
+        check_max_connections(1_024, DEFAULT, 336);
+        check_max_connections(1_024, RequestedLimits { requests: 10, ..DEFAULT }, 662);
+        check_max_connections(256, DEFAULT, 48);
+        check_max_connections(1, DEFAULT, 1);
+        check_max_connections(0, DEFAULT, 1);
     }
 
     proptest! {

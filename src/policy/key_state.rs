@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(
+    fn check_state(
         own: Option<Cooldown>,
         workspace: Option<Cooldown>,
         quota: Quota,
@@ -305,18 +305,18 @@ mod tests {
 
     #[test]
     fn a_cooldown_is_active_until_its_end() {
-        check(
+        check_state(
             cooldown(CooldownReason::RateLimited, 1_001),
             None,
             FULL,
             Some((CooldownReason::RateLimited, 1_001)),
         );
-        check(cooldown(CooldownReason::RateLimited, 1_000), None, FULL, None);
+        check_state(cooldown(CooldownReason::RateLimited, 1_000), None, FULL, None);
     }
 
     #[test]
     fn a_cooldown_of_a_workspace_applies_to_its_keys() {
-        check(
+        check_state(
             None,
             cooldown(CooldownReason::Exhausted, 2_000),
             FULL,
@@ -328,20 +328,20 @@ mod tests {
     fn the_cooldown_with_the_later_end_applies() {
         let (short, long) =
             (cooldown(CooldownReason::RateLimited, 1_500), cooldown(CooldownReason::Exhausted, 2_000));
-        check(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));
-        check(long, short, FULL, Some((CooldownReason::Exhausted, 2_000)));
+        check_state(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));
+        check_state(long, short, FULL, Some((CooldownReason::Exhausted, 2_000)));
     }
 
     #[test]
     fn an_exhausted_quota_is_a_cooldown_until_its_reset() {
-        check(None, None, Quota { count: 10, ..FULL }, Some((CooldownReason::Exhausted, 9_000)));
-        check(
+        check_state(None, None, Quota { count: 10, ..FULL }, Some((CooldownReason::Exhausted, 9_000)));
+        check_state(
             cooldown(CooldownReason::RateLimited, 1_500),
             None,
             Quota { count: 10, ..FULL },
             Some((CooldownReason::Exhausted, 9_000)),
         );
-        check(
+        check_state(
             cooldown(CooldownReason::Invalid, 1_500),
             None,
             Quota { count: 10, ..FULL },

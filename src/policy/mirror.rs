@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(status: u16, code: &str, expected: DeliveryResult) {
+    fn check_delivery(status: u16, code: &str, expected: DeliveryResult) {
         let code = (!code.is_empty()).then_some(code);
         assert_eq!(
             classify(MirrorResponse { status, code, is_empty: code.is_none() }),
@@ -154,47 +154,47 @@ mod tests {
     #[test]
     fn a_success_without_a_body_is_accepted_and_a_page_is_not() {
         for status in [200, 201, 204] {
-            check(status, "", DeliveryResult::Stored);
+            check_delivery(status, "", DeliveryResult::Stored);
             let page = MirrorResponse { status, code: None, is_empty: false };
             assert_eq!(classify(page), DeliveryResult::OperatorRequired(MirrorProblem::Address));
         }
-        check(301, "", DeliveryResult::OperatorRequired(MirrorProblem::Address));
+        check_delivery(301, "", DeliveryResult::OperatorRequired(MirrorProblem::Address));
     }
 
     #[test]
     fn an_error_of_the_setup_is_a_problem_for_the_operator() {
-        check(401, "", DeliveryResult::OperatorRequired(MirrorProblem::Key));
-        check(401, "PGRST301", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check_delivery(401, "", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check_delivery(401, "PGRST301", DeliveryResult::OperatorRequired(MirrorProblem::Key));
         // For the role `anon`, Supabase returns 401 where it returns 403 for other roles.
-        check(401, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Key));
-        check(403, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Forbidden));
-        check(404, "", DeliveryResult::OperatorRequired(MirrorProblem::Table));
-        check(404, "42P01", DeliveryResult::OperatorRequired(MirrorProblem::Table));
-        check(404, "PGRST205", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check_delivery(401, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check_delivery(403, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Forbidden));
+        check_delivery(404, "", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check_delivery(404, "42P01", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check_delivery(404, "PGRST205", DeliveryResult::OperatorRequired(MirrorProblem::Table));
         for code in ["42703", "PGRST204", "42P10", "42804", "428C9"] {
-            check(400, code, DeliveryResult::OperatorRequired(MirrorProblem::Column));
+            check_delivery(400, code, DeliveryResult::OperatorRequired(MirrorProblem::Column));
         }
-        check(540, "", DeliveryResult::OperatorRequired(MirrorProblem::Paused));
-        check(402, "", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
-        check(406, "PGRST106", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
+        check_delivery(540, "", DeliveryResult::OperatorRequired(MirrorProblem::Paused));
+        check_delivery(402, "", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
+        check_delivery(406, "PGRST106", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
     }
 
     #[test]
     fn a_temporary_error_is_retried_later() {
         for status in [408, 425, 429, 500, 502, 503, 504, 522, 544] {
-            check(status, "", DeliveryResult::Retry);
+            check_delivery(status, "", DeliveryResult::Retry);
         }
-        check(503, "PGRST000", DeliveryResult::Retry);
-        check(500, "57014", DeliveryResult::Retry);
+        check_delivery(503, "PGRST000", DeliveryResult::Retry);
+        check_delivery(500, "57014", DeliveryResult::Retry);
     }
 
     #[test]
     fn invalid_data_rejects_a_row() {
-        check(400, "22003", DeliveryResult::RowRejected);
-        check(409, "23505", DeliveryResult::RowRejected);
-        check(400, "23514", DeliveryResult::RowRejected);
-        check(400, "P0001", DeliveryResult::RowRejected);
-        check(413, "", DeliveryResult::RowRejected);
+        check_delivery(400, "22003", DeliveryResult::RowRejected);
+        check_delivery(409, "23505", DeliveryResult::RowRejected);
+        check_delivery(400, "23514", DeliveryResult::RowRejected);
+        check_delivery(400, "P0001", DeliveryResult::RowRejected);
+        check_delivery(413, "", DeliveryResult::RowRejected);
     }
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -210,21 +210,24 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(pairs: &[(&'static str, &'static str)], expected: Result<RequestOrigin, OriginRejected>) {
+    fn check_request(
+        pairs: &[(&'static str, &'static str)],
+        expected: Result<RequestOrigin, OriginRejected>,
+    ) {
         assert_eq!(check_origin(&rules(), false, &Method::POST, &headers(pairs)), expected);
     }
 
     #[test]
     fn requests_of_programs_are_accepted() {
-        check(&[("host", "localhost:11011")], Ok(RequestOrigin::Direct));
-        check(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(RequestOrigin::Direct));
-        check(&[], Ok(RequestOrigin::Direct));
+        check_request(&[("host", "localhost:11011")], Ok(RequestOrigin::Direct));
+        check_request(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(RequestOrigin::Direct));
+        check_request(&[], Ok(RequestOrigin::Direct));
     }
 
     #[test]
     fn an_unlisted_host_name_is_rejected() {
         for host in ["localhost", "a.localhost:1", "[::1]:11011", "192.168.1.5", "KEYS.home:80"] {
-            check(&[("host", host)], Ok(RequestOrigin::Direct));
+            check_request(&[("host", host)], Ok(RequestOrigin::Direct));
         }
         for host in [
             "evil.example",
@@ -240,7 +243,7 @@ mod tests {
             "host.docker.internal:11011",
             "keys.home.evil",
         ] {
-            check(&[("host", host)], Err(OriginRejected::Host));
+            check_request(&[("host", host)], Err(OriginRejected::Host));
         }
     }
 
@@ -259,11 +262,11 @@ mod tests {
     #[test]
     fn pages_of_listed_origins_and_of_the_proxy_are_accepted() {
         let page = RequestOrigin::Page("https://app.example".parse().unwrap());
-        check(
+        check_request(
             &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],
             Ok(page),
         );
-        check(
+        check_request(
             &[("host", "localhost:11011"), ("origin", "http://localhost:11011")],
             Ok(RequestOrigin::Direct),
         );
@@ -279,24 +282,24 @@ mod tests {
             "https://app.example.evil",
             "http://localhost:3000",
         ] {
-            check(&[("host", "localhost:11011"), ("origin", origin)], Err(OriginRejected::Origin));
+            check_request(&[("host", "localhost:11011"), ("origin", origin)], Err(OriginRejected::Origin));
         }
         let own = ("origin", "http://localhost:11011");
-        check(
+        check_request(
             &[("host", "localhost:11011"), own, ("origin", "https://evil.example")],
             Err(OriginRejected::Origin),
         );
-        check(&[("host", "localhost:11011"), own, own], Err(OriginRejected::Origin));
+        check_request(&[("host", "localhost:11011"), own, own], Err(OriginRejected::Origin));
         for site in ["cross-site", "same-site", "Same-Site", "what-comes-next", ""] {
             let page = |referer| [("host", "localhost"), ("sec-fetch-site", site), ("referer", referer)];
-            check(&page("")[..2], Err(OriginRejected::Origin));
+            check_request(&page("")[..2], Err(OriginRejected::Origin));
             for other in ["http://localhost:3000/", "https://app.example.evil/", "https://app.examplex", ""] {
-                check(&page(other), Err(OriginRejected::Origin));
+                check_request(&page(other), Err(OriginRejected::Origin));
             }
-            check(&page("https://app.example/player?a=1"), Ok(RequestOrigin::Direct));
-            check(&page("https://App.example"), Ok(RequestOrigin::Direct));
+            check_request(&page("https://app.example/player?a=1"), Ok(RequestOrigin::Direct));
+            check_request(&page("https://App.example"), Ok(RequestOrigin::Direct));
         }
-        check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(RequestOrigin::Direct));
+        check_request(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(RequestOrigin::Direct));
     }
 
     #[test]

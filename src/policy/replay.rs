@@ -232,22 +232,22 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(facts: AttemptFacts, expected: Decision) {
+    fn check_decision(facts: AttemptFacts, expected: Decision) {
         assert_eq!(decide(&facts), expected, "the facts are {facts:?}");
     }
 
     #[test]
     fn an_unsent_request_is_retried_once() {
-        check(FIRST_ATTEMPT, IMMEDIATE_RETRY);
-        check(AttemptFacts { effect: Effect::None, ..FIRST_ATTEMPT }, IMMEDIATE_RETRY);
-        check(AttemptFacts { non_key_retries: 1, ..FIRST_ATTEMPT }, Decision::Fail);
+        check_decision(FIRST_ATTEMPT, IMMEDIATE_RETRY);
+        check_decision(AttemptFacts { effect: Effect::None, ..FIRST_ATTEMPT }, IMMEDIATE_RETRY);
+        check_decision(AttemptFacts { non_key_retries: 1, ..FIRST_ATTEMPT }, Decision::Fail);
     }
 
     #[test]
     fn no_key_is_tried_again_at_a_proxy_that_refuses_the_credentials() {
         let refused = AttemptFacts { progress: Progress::ProxyAuthenticationFailed, ..FIRST_ATTEMPT };
-        check(refused, Decision::Fail);
-        check(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);
+        check_decision(refused, Decision::Fail);
+        check_decision(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);
         assert!(!Progress::ProxyAuthenticationFailed.is_sent() && !Progress::Unsent.is_sent());
         assert!(Progress::NoResponse.is_sent());
     }
@@ -256,13 +256,13 @@ mod tests {
     fn a_key_with_another_route_is_tried_after_a_failure_to_connect() {
         for progress in [Progress::Unsent, Progress::ProxyAuthenticationFailed] {
             let failed = AttemptFacts { progress, has_other_route: true, ..FIRST_ATTEMPT };
-            check(failed, Decision::NextKey);
-            check(AttemptFacts { non_key_retries: 9, ..failed }, Decision::NextKey);
-            check(AttemptFacts { attempts: 16, ..failed }, Decision::Fail);
-            check(AttemptFacts { body: ReplayableBody::Unavailable, ..failed }, Decision::Fail);
-            check(AttemptFacts { is_past_deadline: true, ..failed }, Decision::Fail);
+            check_decision(failed, Decision::NextKey);
+            check_decision(AttemptFacts { non_key_retries: 9, ..failed }, Decision::NextKey);
+            check_decision(AttemptFacts { attempts: 16, ..failed }, Decision::Fail);
+            check_decision(AttemptFacts { body: ReplayableBody::Unavailable, ..failed }, Decision::Fail);
+            check_decision(AttemptFacts { is_past_deadline: true, ..failed }, Decision::Fail);
         }
-        check(
+        check_decision(
             AttemptFacts { progress: Progress::NoResponse, has_other_route: true, ..FIRST_ATTEMPT },
             Decision::Fail,
         );
@@ -271,17 +271,23 @@ mod tests {
     #[test]
     fn a_request_without_a_response_is_retried_only_if_it_has_no_effect() {
         let no_response = AttemptFacts { progress: Progress::NoResponse, ..FIRST_ATTEMPT };
-        check(no_response, Decision::Fail);
-        check(AttemptFacts { effect: Effect::None, ..no_response }, IMMEDIATE_RETRY);
-        check(AttemptFacts { effect: Effect::None, non_key_retries: 1, ..no_response }, Decision::Fail);
+        check_decision(no_response, Decision::Fail);
+        check_decision(AttemptFacts { effect: Effect::None, ..no_response }, IMMEDIATE_RETRY);
+        check_decision(
+            AttemptFacts { effect: Effect::None, non_key_retries: 1, ..no_response },
+            Decision::Fail,
+        );
     }
 
     #[test]
     fn a_refused_key_is_replaced_for_every_method() {
         for verdict in KEY_REFUSALS {
-            check(responded_attempt(verdict), Decision::NextKey);
-            check(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }, Decision::NextKey);
-            check(
+            check_decision(responded_attempt(verdict), Decision::NextKey);
+            check_decision(
+                AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) },
+                Decision::NextKey,
+            );
+            check_decision(
                 AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..responded_attempt(verdict) },
                 Decision::NextKey,
             );
@@ -291,35 +297,50 @@ mod tests {
     #[test]
     fn an_ambiguous_refusal_is_retried_in_one_more_workspace() {
         for verdict in AMBIGUOUS {
-            check(responded_attempt(verdict), Decision::NextKey);
-            check(AttemptFacts { ambiguous_workspaces: 2, ..responded_attempt(verdict) }, Decision::Relay);
+            check_decision(responded_attempt(verdict), Decision::NextKey);
+            check_decision(
+                AttemptFacts { ambiguous_workspaces: 2, ..responded_attempt(verdict) },
+                Decision::Relay,
+            );
         }
     }
 
     #[test]
     fn a_request_that_an_account_cannot_serve_is_retried_with_the_next() {
         for verdict in CAPABILITIES {
-            check(responded_attempt(verdict), Decision::NextKey);
-            check(AttemptFacts { ambiguous_workspaces: 9, ..responded_attempt(verdict) }, Decision::NextKey);
+            check_decision(responded_attempt(verdict), Decision::NextKey);
+            check_decision(
+                AttemptFacts { ambiguous_workspaces: 9, ..responded_attempt(verdict) },
+                Decision::NextKey,
+            );
         }
-        check(AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Abuse) }, Decision::Relay);
-        check(AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Slots) }, Decision::NextKey);
+        check_decision(
+            AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Abuse) },
+            Decision::Relay,
+        );
+        check_decision(
+            AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Slots) },
+            Decision::NextKey,
+        );
     }
 
     #[test]
     fn a_request_to_an_overloaded_provider_is_retried_once_after_a_pause() {
-        check(responded_attempt(Verdict::Busy), RETRY_AFTER_PAUSE);
-        check(AttemptFacts { non_key_retries: 1, ..responded_attempt(Verdict::Busy) }, Decision::Relay);
+        check_decision(responded_attempt(Verdict::Busy), RETRY_AFTER_PAUSE);
+        check_decision(
+            AttemptFacts { non_key_retries: 1, ..responded_attempt(Verdict::Busy) },
+            Decision::Relay,
+        );
     }
 
     #[test]
     fn a_failed_request_is_retried_only_if_it_has_no_effect() {
-        check(responded_attempt(Verdict::ServerError), Decision::Relay);
-        check(
+        check_decision(responded_attempt(Verdict::ServerError), Decision::Relay);
+        check_decision(
             AttemptFacts { effect: Effect::None, ..responded_attempt(Verdict::ServerError) },
             RETRY_AFTER_PAUSE,
         );
-        check(
+        check_decision(
             AttemptFacts {
                 effect: Effect::None,
                 non_key_retries: 1,
@@ -332,19 +353,25 @@ mod tests {
     #[test]
     fn a_response_and_an_error_of_the_request_are_relayed() {
         for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
-            check(responded_attempt(verdict), Decision::Relay);
-            check(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }, Decision::Relay);
+            check_decision(responded_attempt(verdict), Decision::Relay);
+            check_decision(
+                AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) },
+                Decision::Relay,
+            );
         }
     }
 
     #[test]
     fn a_missing_resource_is_looked_up_in_other_accounts() {
         let not_found = AttemptFacts { may_be_elsewhere: true, ..responded_attempt(Verdict::NotFound) };
-        check(not_found, Decision::NextKey);
-        check(AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..not_found }, Decision::NextKey);
-        check(AttemptFacts { body: ReplayableBody::Unavailable, ..not_found }, Decision::Relay);
-        check(AttemptFacts { attempts: 16, ..not_found }, Decision::Relay);
-        check(
+        check_decision(not_found, Decision::NextKey);
+        check_decision(
+            AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..not_found },
+            Decision::NextKey,
+        );
+        check_decision(AttemptFacts { body: ReplayableBody::Unavailable, ..not_found }, Decision::Relay);
+        check_decision(AttemptFacts { attempts: 16, ..not_found }, Decision::Relay);
+        check_decision(
             AttemptFacts { may_be_elsewhere: true, ..responded_attempt(Verdict::RequestError) },
             Decision::Relay,
         );
@@ -358,8 +385,8 @@ mod tests {
             |facts| AttemptFacts { attempts: 16, ..facts },
         ];
         for change in changes {
-            check(change(FIRST_ATTEMPT), Decision::Fail);
-            check(
+            check_decision(change(FIRST_ATTEMPT), Decision::Fail);
+            check_decision(
                 change(AttemptFacts {
                     progress: Progress::NoResponse,
                     effect: Effect::None,
@@ -373,13 +400,16 @@ mod tests {
                 .chain(CAPABILITIES)
                 .chain([Verdict::Busy, Verdict::ServerError])
             {
-                check(
+                check_decision(
                     change(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }),
                     Decision::Relay,
                 );
             }
         }
-        check(AttemptFacts { attempts: 15, ..responded_attempt(Verdict::InvalidKey) }, Decision::NextKey);
+        check_decision(
+            AttemptFacts { attempts: 15, ..responded_attempt(Verdict::InvalidKey) },
+            Decision::NextKey,
+        );
     }
 
     #[test]

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(days: usize, now_ms: u64, expected_ms: Option<u64>) {
+    fn check_cutoff(days: usize, now_ms: u64, expected_ms: Option<u64>) {
         let retention = Retention::from_days(days, 0);
         assert_eq!(deletion_cutoff(retention.attempts, UnixMs(now_ms)), expected_ms.map(UnixMs));
         assert_eq!(retention.hours, None);
@@ -80,15 +80,15 @@ mod tests {
     #[test]
     fn whole_hours_are_deleted() {
         let day = 24 * HOUR_MS;
-        check(1, 3 * day, Some(2 * day));
-        check(1, 3 * day + HOUR_MS - 1, Some(2 * day));
-        check(1, 3 * day + HOUR_MS, Some(2 * day + HOUR_MS));
+        check_cutoff(1, 3 * day, Some(2 * day));
+        check_cutoff(1, 3 * day + HOUR_MS - 1, Some(2 * day));
+        check_cutoff(1, 3 * day + HOUR_MS, Some(2 * day + HOUR_MS));
     }
 
     #[test]
     fn zero_days_and_very_long_retentions_keep_all_records() {
-        check(0, u64::MAX, None);
-        check(30, 5, Some(0));
-        check(usize::MAX / 86_400, u64::MAX - 1, Some(0));
+        check_cutoff(0, u64::MAX, None);
+        check_cutoff(30, 5, Some(0));
+        check_cutoff(usize::MAX / 86_400, u64::MAX - 1, Some(0));
     }
 }

@@ -59,49 +59,49 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
     #[track_caller]
-    fn check(name: &'static str, value: &'static str, expected_secs: Option<u64>) {
+    fn check_delay(name: &'static str, value: &'static str, expected_secs: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
         assert_eq!(parse_retry_after(&headers, NOW), expected_secs.map(Duration::from_secs));
     }
 
     #[test]
     fn a_number_is_a_delay_in_seconds() {
-        check("retry-after", "0", Some(0));
-        check("retry-after", " 60 ", Some(60));
-        check("retry-after", "-1", None);
-        check("retry-after", "", None);
-        check("retry-after", ".", None);
-        check("retry-after", "+5", None);
-        check("retry-after", "1e3", None);
-        check("retry-after", "1.5", Some(2));
-        check("retry-after", "2.0", Some(2));
-        check("retry-after", "0.001", Some(1));
-        check("retry-after", "soon", None);
+        check_delay("retry-after", "0", Some(0));
+        check_delay("retry-after", " 60 ", Some(60));
+        check_delay("retry-after", "-1", None);
+        check_delay("retry-after", "", None);
+        check_delay("retry-after", ".", None);
+        check_delay("retry-after", "+5", None);
+        check_delay("retry-after", "1e3", None);
+        check_delay("retry-after", "1.5", Some(2));
+        check_delay("retry-after", "2.0", Some(2));
+        check_delay("retry-after", "0.001", Some(1));
+        check_delay("retry-after", "soon", None);
     }
 
     #[test]
     fn a_date_is_a_delay_from_now() {
-        check("retry-after", "Tue, 14 Nov 2023 22:13:50 GMT", Some(30));
-        check("retry-after", "Tue, 14 Nov 2023 22:13:19 GMT", Some(0));
+        check_delay("retry-after", "Tue, 14 Nov 2023 22:13:50 GMT", Some(30));
+        check_delay("retry-after", "Tue, 14 Nov 2023 22:13:19 GMT", Some(0));
     }
 
     #[test]
     fn a_reset_time_is_a_delay_from_now() {
-        check("x-ratelimit-reset", "1700000012", Some(12));
-        check("x-ratelimit-reset", "12", Some(0));
+        check_delay("x-ratelimit-reset", "1700000012", Some(12));
+        check_delay("x-ratelimit-reset", "12", Some(0));
     }
 
     #[test]
     fn a_delay_is_at_most_a_day() {
-        check("retry-after", "86400", Some(86_400));
-        check("retry-after", "86401", Some(86_400));
-        check("retry-after", "18446744073709551615", Some(86_400));
-        check("retry-after", "99999999999999999999999", Some(86_400));
-        check("x-ratelimit-reset", "18446744073709551615", Some(86_400));
+        check_delay("retry-after", "86400", Some(86_400));
+        check_delay("retry-after", "86401", Some(86_400));
+        check_delay("retry-after", "18446744073709551615", Some(86_400));
+        check_delay("retry-after", "99999999999999999999999", Some(86_400));
+        check_delay("x-ratelimit-reset", "18446744073709551615", Some(86_400));
     }
 
     #[test]
     fn without_a_header_no_delay_is_returned() {
-        check("x-other", "60", None);
+        check_delay("x-other", "60", None);
     }
 }

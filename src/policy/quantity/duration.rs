@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, milliseconds: u64) {
+    fn check_duration(text: &str, milliseconds: u64) {
         assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "the text is {text:?}");
     }
 
@@ -146,7 +146,7 @@ mod tests {
             ("007s", 7_000),
             ("18446744073709551615ms", u64::MAX),
         ] {
-            check(text, milliseconds);
+            check_duration(text, milliseconds);
         }
     }
 
