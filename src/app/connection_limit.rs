@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::{open_files_limit, raise_open_files_limit};
 use crate::config::Config;
-use crate::policy::files::{self, RequestedLimits};
+use crate::policy::file_limit::{self, RequestedLimits};
 
 /// The maximum number of client connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl ConnectionLimit {
         let (connections, requests) = (config.server.max_connections, config.server.max_requests);
         let idle_connections = config.upstream.max_idle_connections;
         let requested_limits = RequestedLimits { connections, requests, idle_connections };
-        let allowed = files::max_connections(open_files, requested_limits);
+        let allowed = file_limit::max_connections(open_files, requested_limits);
         Self { open_files, configured: connections, allowed }
     }
 

@@ -1,4 +1,4 @@
-//! Limits the wrong credentials that one address may present, so that the admin token cannot be guessed and other
+//! Limits the wrong credentials that one address may send, so that the admin token cannot be guessed and other
 //! addresses are not affected.
 
 use std::collections::{HashMap, VecDeque};
@@ -22,12 +22,12 @@ pub struct AuthFailures {
 }
 
 impl AuthFailures {
-    /// Returns the duration from `now` on for which requests from `address` are refused, or `None` if they are
+    /// Returns the duration for which requests from `address` are refused from `now` on, or `None` if they are
     /// accepted.
     #[must_use]
     pub fn retry_after(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         let failures = self.by_address.get(&client_network(address))?;
-        // If the clock was set back, failures may be dated in the future. Such failures do not count.
+        // If the clock was set back, the times of failures may be in the future. Such failures do not count.
         let is_past = failures.back().is_some_and(|last| *last <= now);
         let oldest = failures.front().filter(|_| is_past && failures.len() >= MAX_FAILURES)?;
         let remaining = oldest.plus(WINDOW).since(now);
@@ -49,6 +49,7 @@ impl AuthFailures {
         failures.push_back(now);
     }
 
+    /// Removes the address whose last failure is the oldest.
     fn remove_least_recent(&mut self) {
         let least_recent = self.by_address.iter().min_by_key(|(_, failures)| failures.back().copied());
         if let Some(address) = least_recent.map(|(address, _)| *address) {
@@ -63,8 +64,9 @@ fn client_network(address: Option<IpAddr>) -> Option<IpAddr> {
     match address?.to_canonical() {
         IpAddr::V4(address) => Some(IpAddr::V4(address)),
         IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Some(IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0)))
+            let mut segments = address.segments();
+            segments[4..].fill(0);
+            Some(IpAddr::V6(Ipv6Addr::from(segments)))
         }
     }
 }
@@ -96,7 +98,7 @@ mod tests {
         failures.record(address("10.0.0.1"), after(60_000));
         assert!(
             failures.retry_after(address("10.0.0.1"), after(60_000)).is_some(),
-            "the second counts still"
+            "the second failure must still count"
         );
     }
 
@@ -127,13 +129,17 @@ mod tests {
         for (text, is_refused) in
             [("2001:db8::2", true), ("2001:db8:0:1::1", false), ("10.0.0.1", true), ("10.0.0.2", false)]
         {
-            assert_eq!(failures.retry_after(address(text), NOW).is_some(), is_refused, "{text}");
+            assert_eq!(
+                failures.retry_after(address(text), NOW).is_some(),
+                is_refused,
+                "the address is {text}"
+            );
         }
         assert_eq!(failures.retry_after(None, NOW), None);
     }
 
     #[test]
-    fn a_full_table_forgets_the_address_that_failed_longest_ago() {
+    fn a_full_table_removes_the_address_that_failed_longest_ago() {
         let mut failures = AuthFailures::default();
         for _ in 0..10 {
             failures.record(address("10.0.0.1"), NOW);

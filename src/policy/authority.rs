@@ -1,5 +1,5 @@
-//! Defines the upstream authority: the only scheme, host and port to which API keys are sent, and the forward proxy
-//! through which they are reached.
+//! Defines an upstream authority: the scheme, host and port to which requests with an API key are sent, and the forward
+//! proxy through which the host is reached.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use super::forward_proxy::ForwardProxy;
 /// The protocol of an authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// Unencrypted, for a simulator or a gateway on the same machine.
+    /// HTTP without encryption, for a simulator or a gateway on the same machine.
     Http,
-    /// Encrypted with TLS.
+    /// HTTP in TLS.
     Https,
 }
 
@@ -27,7 +27,7 @@ impl Scheme {
         }
     }
 
-    /// Returns the port of a URL that does not specify one.
+    /// Returns the port of a URL that contains no port.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -51,15 +51,14 @@ pub struct Authority {
 
 impl Authority {
     /// Creates an authority with direct connections. `host` is a name or an address, without the brackets of an IPv6
-    /// address. `prefix` is empty, or starts with a slash and does not end with one.
+    /// address. `prefix` is empty, or starts with a slash and does not end with a slash.
     ///
     /// # Errors
     ///
     /// Fails if `host` is not valid in a `Host` header.
     pub fn new(scheme: Scheme, host: &str, port: u16, prefix: &str) -> Result<Self, http::Error> {
-        let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let host_header =
-            if port == scheme.default_port() { bracketed } else { format!("{bracketed}:{port}") };
+        let url_host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let host_header = if port == scheme.default_port() { url_host } else { format!("{url_host}:{port}") };
         Ok(Self {
             scheme,
             host: host.to_owned(),
@@ -76,7 +75,7 @@ impl Authority {
         Self { proxy, ..self }
     }
 
-    /// Returns the forward proxy through which connections are opened; `None` for direct connections.
+    /// Returns the forward proxy through which connections are opened, or `None` for direct connections.
     #[must_use]
     pub fn proxy(&self) -> Option<&Arc<ForwardProxy>> {
         self.proxy.as_ref()
@@ -102,7 +101,7 @@ impl Authority {
         host.strip_suffix(DOMAIN).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 
-    /// Returns the port, even if it is the default one.
+    /// Returns the port, even if it is the default port of the scheme.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -135,18 +134,15 @@ mod tests {
     use crate::policy::forward_proxy::ProxyScheme;
 
     #[track_caller]
-    fn check(authority: (Scheme, &str, u16, &str), displayed: &str) {
-        let (scheme, host, port, prefix) = authority;
-        let authority = Authority::new(scheme, host, port, prefix).unwrap();
-        assert_eq!(authority.to_string(), displayed);
-        assert_eq!(authority.prefix(), prefix);
+    fn check_display(scheme: Scheme, host: &str, port: u16, displayed: &str) {
+        assert_eq!(Authority::new(scheme, host, port, "").unwrap().to_string(), displayed);
     }
 
     #[test]
     fn default_ports_are_omitted() {
-        check((Scheme::Https, "api.elevenlabs.io", 443, ""), "https://api.elevenlabs.io");
-        check((Scheme::Http, "127.0.0.1", 8080, ""), "http://127.0.0.1:8080");
-        check((Scheme::Https, "::1", 8443, ""), "https://[::1]:8443");
+        check_display(Scheme::Https, "api.elevenlabs.io", 443, "https://api.elevenlabs.io");
+        check_display(Scheme::Http, "127.0.0.1", 8080, "http://127.0.0.1:8080");
+        check_display(Scheme::Https, "::1", 8443, "https://[::1]:8443");
     }
 
     #[test]
@@ -164,6 +160,7 @@ mod tests {
 
     #[test]
     fn the_prefix_follows_the_host() {
-        check((Scheme::Http, "gate", 80, "/eleven"), "http://gate/eleven");
+        let authority = Authority::new(Scheme::Http, "gate", 80, "/eleven").unwrap();
+        assert_eq!((authority.to_string().as_str(), authority.prefix()), ("http://gate/eleven", "/eleven"));
     }
 }

@@ -1,5 +1,5 @@
-//! Computes the remaining credits of a workspace from its quota, and reconciles the local count with the one that the
-//! provider reports.
+//! Computes the remaining credits of a workspace from its quota, reconciles the local count of spent credits with the
+//! count that the provider reports, and measures the difference between the two counts.
 
 use std::time::Duration;
 
@@ -22,8 +22,7 @@ pub enum Extension {
 pub struct Quota {
     /// Credits spent in this period.
     pub count: u64,
-    /// Credits included in this period. `None` until the provider has reported them, or if the key lacks the
-    /// permission to read them.
+    /// Credits that are included in this period, or `None` if the provider has not reported them.
     pub limit: Option<u64>,
     /// The credits that may be spent beyond the limit.
     pub extension: Extension,
@@ -38,21 +37,21 @@ impl Quota {
         self.limit.unwrap_or(0).saturating_sub(self.count)
     }
 
-    /// Whether no credits remain, including credits beyond the limit. An unknown limit is never exhausted; the
-    /// provider refuses requests instead.
+    /// Whether no credits remain, including credits beyond the limit. An unknown limit is never exhausted: the
+    /// provider decides which requests it refuses.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.spendable() == Some(0)
     }
 
-    /// Returns the credits that may still be spent, including credits beyond the limit. Returns `None` if
+    /// Returns the credits that may still be spent, including credits beyond the limit. Returns `None` if they are
     /// unknown or unlimited.
     #[must_use]
     pub fn spendable(&self) -> Option<u64> {
         self.ceiling().map(|ceiling| ceiling.saturating_sub(self.count))
     }
 
-    /// Returns the maximum of `count`, including the credits beyond the limit. Returns `None` if unknown or
+    /// Returns the maximum of `count`, including the credits beyond the limit. Returns `None` if it is unknown or
     /// unlimited.
     #[must_use]
     pub fn ceiling(&self) -> Option<u64> {
@@ -109,13 +108,13 @@ impl Quota {
         }
     }
 
-    /// Reconciles the local quota with the `reported` one. `idle` is the time since credits were last spent
+    /// Reconciles the local quota with the `reported` quota. `idle` is the time since credits were last spent
     /// locally.
     ///
-    /// Within a period, the larger count wins. The reported count lags behind by up to `lag`, and is larger
-    /// if another program uses the same workspace. After `lag` without spending, the reported count wins even
+    /// Within a period, the larger count is used. The reported count lags behind by up to `lag`, and is larger
+    /// if another program uses the same workspace. After `lag` without spending, the reported count is used even
     /// if it is smaller, because the local count then includes requests that were never charged. A different
-    /// reset date means a new period, whose reported count wins.
+    /// reset date means a new period, for which the reported count is used.
     #[must_use]
     pub fn reconcile(self, reported: Self, idle: Duration, lag: Duration) -> Self {
         let same_period = self.limit.is_some() && self.resets_at == reported.resets_at;
@@ -124,7 +123,7 @@ impl Quota {
     }
 }
 
-/// The difference between the provider's count and the local count.
+/// The difference between the provider's count of spent credits and the local count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BillingDiscrepancy {
     /// The counts are not comparable: no count was known, or the reset date differs.
@@ -138,7 +137,7 @@ pub enum BillingDiscrepancy {
 }
 
 impl Quota {
-    /// Compares this local quota with the `reported` one. `idle` and `lag` are as for
+    /// Compares this local quota with the `reported` quota. `idle` and `lag` are as for
     /// [`reconcile`](Self::reconcile).
     #[must_use]
     pub fn discrepancy(self, reported: Self, idle: Duration, lag: Duration) -> BillingDiscrepancy {
@@ -153,8 +152,8 @@ impl Quota {
         }
     }
 
-    /// Whether two quotas are equal and in use, so that they must belong to one workspace that is configured
-    /// twice. New workspaces have equal quotas without being the same.
+    /// Whether two quotas are equal and in use, so that they probably belong to one workspace that is configured
+    /// twice. Unused quotas do not count, because all new workspaces have equal quotas.
     #[must_use]
     pub fn is_same_workspace(&self, other: &Self) -> bool {
         self == other && self.count > 0 && self.resets_at.is_some()
@@ -164,12 +163,12 @@ impl Quota {
 /// The probable cause of a discrepancy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiscrepancyCause {
-    /// Another key of the pool belongs to the same workspace, but the configuration assigns the key to a
-    /// different one.
+    /// Another key of the pool belongs to the same workspace, but the configuration assigns that key to a different
+    /// workspace.
     SharedWorkspace,
     /// Another program uses the workspace, or the cost of some requests is unknown.
     OtherProgram,
-    /// A recorded charge was never made by the provider.
+    /// The provider has not made a charge that Keychoir has recorded.
     Uncharged,
 }
 
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reported_count_wins_after_the_lag() {
+    fn the_reported_count_is_used_after_the_lag() {
         check_reconciled(50, used(30), 60, 30);
     }
 
@@ -299,7 +298,7 @@ mod tests {
     fn equal_quotas_in_use_belong_to_the_same_workspace() {
         assert!(used(50).is_same_workspace(&used(50)));
         assert!(!used(50).is_same_workspace(&used(51)));
-        assert!(!used(0).is_same_workspace(&used(0)), "all new workspaces have this quota");
+        assert!(!used(0).is_same_workspace(&used(0)), "all new workspaces have equal unused quotas");
         let without_reset_date = Quota { resets_at: None, ..used(50) };
         assert!(!without_reset_date.is_same_workspace(&without_reset_date));
         assert_eq!(DiscrepancyCause::new(5, true), DiscrepancyCause::SharedWorkspace);
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reported_count_wins_in_a_new_period() {
+    fn the_reported_count_is_used_in_a_new_period() {
         check_reconciled(50, Quota { resets_at: Some(UnixMs(9_000)), ..used(3) }, 0, 3);
         check_reconciled(50, Quota { resets_at: None, ..used(3) }, 0, 3);
     }

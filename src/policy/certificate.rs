@@ -1,10 +1,12 @@
-//! Decides the validity period and the renewal of certificates, and the names that the local CA may certify.
+//! Decides the validity period and the renewal of certificates, the names that the local CA may certify, and the names
+//! of a server certificate.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
 use super::units::UnixMs;
 
+/// The length of a day.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Lifetime of a server certificate. It is short, because the renewal is automatic.
@@ -20,7 +22,7 @@ const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
 /// Remaining lifetime at which the CA is renewed, so that its certificates do not outlive it.
 const CA_RENEWAL_THRESHOLD: Duration = SERVER_LIFETIME;
 
-/// The time by which a certificate is valid before its issue, for clients whose clock is slow.
+/// Time before its issue from which a certificate is valid, for clients whose clock is slow.
 const BACKDATING: Duration = DAY;
 
 /// The validity period of a certificate.
@@ -43,7 +45,7 @@ pub enum Validity {
     Expired,
 }
 
-/// Whether a certificate is renewed.
+/// The decision about the renewal of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// The certificate is kept.
@@ -65,7 +67,7 @@ impl ValidityPeriod {
         Self { from: backdate(now), until: now.plus(SERVER_LIFETIME).min(ca.until) }
     }
 
-    /// Whether the certificate is valid at `now`.
+    /// Returns whether the certificate is valid at `now`, and if not, why.
     #[must_use]
     pub fn validity(self, now: UnixMs) -> Validity {
         if now < self.from {
@@ -77,14 +79,14 @@ impl ValidityPeriod {
         }
     }
 
-    /// Whether a CA is renewed. A CA that is not valid yet is kept, so that a wrong clock does not discard
-    /// a CA that users installed by hand.
+    /// Decides whether a CA is renewed. A CA that is not valid yet is kept, because the clock may be wrong and users
+    /// have installed the CA by hand.
     #[must_use]
     pub fn ca_renewal(self, now: UnixMs) -> Renewal {
         self.renewal(now, CA_RENEWAL_THRESHOLD)
     }
 
-    /// Whether a server certificate is renewed. A certificate that is not valid yet is also replaced, because
+    /// Decides whether a server certificate is renewed. A certificate that is not valid yet is also replaced, because
     /// it was issued with a wrong clock.
     #[must_use]
     pub fn server_renewal(self, now: UnixMs) -> Renewal {

@@ -1,7 +1,7 @@
 //! Computes the amount by which a request counts against its client's quota. The counter in memory and the
 //! usage records share this function, because the counter is restored from the records after a restart.
 
-/// The knowledge about the cost of a request before it is sent.
+/// Whether the provider charges for requests to an endpoint, as far as it is known before a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
     /// The provider charges for the endpoint.
@@ -58,24 +58,30 @@ mod tests {
     const RESERVED: u64 = 1_000;
 
     #[track_caller]
-    fn check(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, requests: u64, credits: u64) {
+    fn check_charge(
+        billing: Billing,
+        outcome: ChargeOutcome,
+        reported: Option<u64>,
+        requests: u64,
+        credits: u64,
+    ) {
         assert_eq!(charge(billing, outcome, reported, RESERVED), Charge { requests, credits });
     }
 
     #[test]
     fn a_served_request_costs_the_price_in_its_response() {
         for billing in [Billing::Metered, Billing::Unlisted] {
-            check(billing, ChargeOutcome::Served, Some(250), 1, 250);
-            check(billing, ChargeOutcome::Served, Some(5_000), 1, 5_000);
-            check(billing, ChargeOutcome::Served, Some(0), 1, 0);
+            check_charge(billing, ChargeOutcome::Served, Some(250), 1, 250);
+            check_charge(billing, ChargeOutcome::Served, Some(5_000), 1, 5_000);
+            check_charge(billing, ChargeOutcome::Served, Some(0), 1, 0);
         }
     }
 
     #[test]
     fn a_request_without_a_reported_cost_costs_its_reservation() {
         for billing in [Billing::Metered, Billing::Unlisted] {
-            check(billing, ChargeOutcome::Served, None, 1, RESERVED);
-            check(billing, ChargeOutcome::Unknown, None, 1, RESERVED);
+            check_charge(billing, ChargeOutcome::Served, None, 1, RESERVED);
+            check_charge(billing, ChargeOutcome::Unknown, None, 1, RESERVED);
         }
     }
 
@@ -83,8 +89,8 @@ mod tests {
     fn a_request_that_was_not_served_costs_nothing() {
         for billing in [Billing::Metered, Billing::Unlisted, Billing::Free] {
             for outcome in [ChargeOutcome::Unsent, ChargeOutcome::Refused] {
-                check(billing, outcome, None, 0, 0);
-                check(billing, outcome, Some(0), 0, 0);
+                check_charge(billing, outcome, None, 0, 0);
+                check_charge(billing, outcome, Some(0), 0, 0);
             }
         }
     }
@@ -92,11 +98,11 @@ mod tests {
     #[test]
     fn a_reported_cost_is_charged_for_every_endpoint() {
         for outcome in [ChargeOutcome::Served, ChargeOutcome::Refused, ChargeOutcome::Unknown] {
-            check(Billing::Free, outcome, Some(7), 1, 7);
-            check(Billing::Metered, outcome, Some(7), 1, 7);
+            check_charge(Billing::Free, outcome, Some(7), 1, 7);
+            check_charge(Billing::Metered, outcome, Some(7), 1, 7);
         }
-        check(Billing::Free, ChargeOutcome::Served, Some(0), 0, 0);
-        check(Billing::Free, ChargeOutcome::Served, None, 0, 0);
-        check(Billing::Free, ChargeOutcome::Unknown, None, 0, 0);
+        check_charge(Billing::Free, ChargeOutcome::Served, Some(0), 0, 0);
+        check_charge(Billing::Free, ChargeOutcome::Served, None, 0, 0);
+        check_charge(Billing::Free, ChargeOutcome::Unknown, None, 0, 0);
     }
 }

@@ -1,9 +1,9 @@
 //! Authenticates the clients of requests. The limits of a client are in `rules`.
 //!
-//! A client presents its Keychoir token in any header or parameter in which the provider's SDKs send a key.
-//! The token is compared in constant time and never forwarded. Without configured clients, every request is
-//! accepted and the server listens on loopback only. A client that may bring its own provider key sends its
-//! token in `x-keychoir-token`, and the key as the SDK does.
+//! A client sends its Keychoir token in any header or parameter in which the provider's SDKs send a key. The token is
+//! compared in constant time and never forwarded. Without configured clients, every request is accepted, and the server
+//! listens on loopback only. A client that may bring its own provider key sends its token in `x-keychoir-token`, and
+//! the key as the SDK does.
 
 mod rules;
 
@@ -50,9 +50,9 @@ pub struct Client {
 pub enum ClientOrigin {
     /// The configuration file, or a file that a variable names.
     File,
-    /// The configuration file, and a change at runtime.
+    /// The configuration file, with a change that was made at runtime.
     Changed,
-    /// Added at runtime.
+    /// The state directory: the client was added at runtime.
     Managed,
 }
 
@@ -86,8 +86,8 @@ pub struct ConfiguredClient {
     pub tokens: ClientTokens,
 }
 
-/// The tokens of a client, and where they are configured. During the grace period of a rotation, the client has
-/// two.
+/// The tokens of a client, and the source of its configuration. During the grace period of a rotation, the client has
+/// two tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientTokens {
     /// The kind of source from which the client was configured.
@@ -114,7 +114,7 @@ impl From<TokenFingerprint> for ClientTokens {
 pub struct IssuedToken {
     /// The digest of the token.
     pub fingerprint: TokenFingerprint,
-    /// The time from which the token is refused; `None` if it does not expire.
+    /// The time from which the token is refused, or `None` if it does not expire.
     pub expires_at: Option<UnixMs>,
 }
 
@@ -126,25 +126,25 @@ impl IssuedToken {
     }
 }
 
-/// Whether a client without a token may bring its own provider key.
+/// The treatment of a credential that is not a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnonymousAccess {
-    /// A credential that is not a token is rejected, or ignored if no tokens are configured.
+    /// The credential is rejected, or ignored if no tokens are configured.
     #[default]
     Refused,
-    /// A credential that is not a token is used as the client's own key.
+    /// The credential is used as the client's own key.
     BringKeys,
 }
 
 /// The configured clients.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// Clients with a token, by [`TokenFingerprint::index`]. The fingerprint is a hash, so the duration of a
+    /// The tokens with their clients, by [`TokenFingerprint::index`]. The fingerprint is a hash, so the duration of a
     /// lookup does not reveal how much of a guessed token is correct.
     by_token: HashMap<u64, Vec<(Arc<Client>, IssuedToken)>>,
     /// All clients with a token.
     with_token: Vec<ConfiguredClient>,
-    /// Represents requests without a token.
+    /// The client of requests without a token.
     anonymous_client: Arc<Client>,
     anonymous_access: AnonymousAccess,
 }
@@ -173,8 +173,8 @@ impl Clients {
         !self.by_token.is_empty()
     }
 
-    /// Whether the caller presented a valid token, if tokens are configured. An anonymous client with its own
-    /// key has not presented one.
+    /// Whether the caller has sent a valid token, if tokens are configured. An anonymous client with its own key has
+    /// sent none.
     #[must_use]
     pub fn is_authenticated(&self, caller: &Caller) -> bool {
         !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
@@ -202,7 +202,7 @@ impl Clients {
     }
 
     fn find_by_token(&self, token: &str, now: UnixMs) -> TokenMatch<'_> {
-        // Hashing is skipped when no token can match.
+        // Without configured tokens, the credential need not be hashed.
         if !self.require_token() {
             return TokenMatch::Unknown;
         }
@@ -219,7 +219,7 @@ impl Clients {
     }
 }
 
-/// The result of looking up a token.
+/// The result of looking up a credential among the tokens.
 enum TokenMatch<'a> {
     /// The credential is the token of the contained client.
     Valid(&'a Arc<Client>),
@@ -268,8 +268,8 @@ fn is_generated_token(credential: &str) -> bool {
 /// # Errors
 ///
 /// Fails if tokens are configured and the request contains no valid token. Also fails if a client that may bring its
-/// own key sends a malformed one or a token instead, because serving it from the pool would spend other clients'
-/// credits.
+/// own key sends a malformed key or a token instead of a key, because serving the request with a key of the pool would
+/// spend the credits of other clients.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
@@ -277,31 +277,7 @@ pub fn authenticate(
     now: UnixMs,
 ) -> Result<Caller, Unauthenticated> {
     let credentials = || presented_credentials(headers, query);
-    // A key credential that is not a token is the provider key with which the SDK was configured.
-    let own_key = || {
-        let keys = credentials().filter_map(|credential| match credential {
-            PresentedCredential::Key(key) => Some(key),
-            PresentedCredential::Token(_) | PresentedCredential::Other(_) => None,
-        });
-        let (mut is_malformed, mut is_token) = (has_unreadable_key(headers), false);
-        // An expired token is not sent to the provider as a key.
-        for key in keys.filter(|key| matches!(clients.find_by_token(key, now), TokenMatch::Unknown)) {
-            // The provider must not receive a token, even if it is not valid.
-            if is_generated_token(&key) {
-                is_token = true;
-                continue;
-            }
-            match ApiKey::new(&key) {
-                Ok(key) => return Ok(Some(key)),
-                Err(_) => is_malformed = true,
-            }
-        }
-        match (is_malformed, is_token) {
-            (true, _) => Err(Unauthenticated::MalformedKey),
-            (false, true) => Err(Unauthenticated::UnknownToken),
-            (false, false) => Ok(None),
-        }
-    };
+    let own_key = || find_own_key(clients, headers, query, now);
     let mut has_expired_token = false;
     for credential in credentials() {
         match clients.find_by_token(credential.as_str(), now) {
@@ -316,7 +292,7 @@ pub fn authenticate(
     if has_expired_token {
         return Err(Unauthenticated::ExpiredToken);
     }
-    // A value in `x-keychoir-token` is always a token, so an unknown one must not count as anonymous.
+    // The value of `x-keychoir-token` is always a token, so a client with an unknown token must not count as anonymous.
     let has_token = credentials().any(|credential| matches!(credential, PresentedCredential::Token(_)));
     let own_key = match clients.anonymous_access {
         AnonymousAccess::BringKeys if !has_token => own_key()?,
@@ -330,6 +306,38 @@ pub fn authenticate(
     } else {
         Unauthenticated::UnknownToken
     })
+}
+
+/// Returns the provider key that a client brings, if it brings one. This is the first key credential that is not a
+/// token, because the SDK was configured with it.
+fn find_own_key(
+    clients: &Clients,
+    headers: &HeaderMap,
+    query: Option<&str>,
+    now: UnixMs,
+) -> Result<Option<ApiKey>, Unauthenticated> {
+    let keys = presented_credentials(headers, query).filter_map(|credential| match credential {
+        PresentedCredential::Key(key) => Some(key),
+        PresentedCredential::Token(_) | PresentedCredential::Other(_) => None,
+    });
+    let (mut has_malformed_key, mut has_unknown_token) = (has_unreadable_key(headers), false);
+    // An expired token is not sent to the provider as a key.
+    for key in keys.filter(|key| matches!(clients.find_by_token(key, now), TokenMatch::Unknown)) {
+        // The provider must not receive a token, even if it is not valid.
+        if is_generated_token(&key) {
+            has_unknown_token = true;
+            continue;
+        }
+        match ApiKey::new(&key) {
+            Ok(key) => return Ok(Some(key)),
+            Err(_) => has_malformed_key = true,
+        }
+    }
+    match (has_malformed_key, has_unknown_token) {
+        (true, _) => Err(Unauthenticated::MalformedKey),
+        (false, true) => Err(Unauthenticated::UnknownToken),
+        (false, false) => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -355,7 +363,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(
+    fn check_client(
         header: Option<(&'static str, &'static str)>,
         query: Option<&str>,
         expected: Result<&str, Unauthenticated>,
@@ -363,32 +371,35 @@ mod tests {
         let headers = headers(header.as_slice());
         let caller = authenticate(&configured_clients(AnonymousAccess::Refused), &headers, query, NOW);
         assert_eq!(caller.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
-        assert!(caller.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
+        assert!(
+            caller.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err(),
+            "the token must not be taken for the client's own key"
+        );
     }
 
     #[test]
     fn a_token_is_accepted_wherever_an_sdk_sends_its_key() {
-        check(Some(("xi-api-key", "token-of-app")), None, Ok("app"));
-        check(Some(("xi_api_key", "token-of-ops")), None, Ok("ops"));
-        check(Some(("x-keychoir-token", "token-of-ops")), None, Ok("ops"));
-        check(Some(("authorization", "Bearer token-of-app")), None, Ok("app"));
-        check(Some(("authorization", "bearer  token-of-app")), None, Ok("app"));
-        check(None, Some("a=b&xi_api_key=token-of-ops"), Ok("ops"));
-        check(None, Some("xi%2Dapi-key=token%2Dof%2Dops"), Ok("ops"));
+        check_client(Some(("xi-api-key", "token-of-app")), None, Ok("app"));
+        check_client(Some(("xi_api_key", "token-of-ops")), None, Ok("ops"));
+        check_client(Some(("x-keychoir-token", "token-of-ops")), None, Ok("ops"));
+        check_client(Some(("authorization", "Bearer token-of-app")), None, Ok("app"));
+        check_client(Some(("authorization", "bearer  token-of-app")), None, Ok("app"));
+        check_client(None, Some("a=b&xi_api_key=token-of-ops"), Ok("ops"));
+        check_client(None, Some("xi%2Dapi-key=token%2Dof%2Dops"), Ok("ops"));
     }
 
     #[test]
     fn a_valid_token_next_to_an_invalid_one_is_accepted() {
-        check(Some(("xi-api-key", "anything")), Some("authorization=token-of-app"), Ok("app"));
+        check_client(Some(("xi-api-key", "anything")), Some("authorization=token-of-app"), Ok("app"));
     }
 
     #[test]
     fn an_unknown_token_is_distinguished_from_a_missing_one() {
-        check(Some(("xi-api-key", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
-        check(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
-        check(Some(("xi-api-key", "")), None, Err(Unauthenticated::MissingToken));
-        check(Some(("accept", "token-of-app")), None, Err(Unauthenticated::MissingToken));
-        check(None, Some("token=token-of-app"), Err(Unauthenticated::MissingToken));
+        check_client(Some(("xi-api-key", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
+        check_client(Some(("x-keychoir-token", "token-of-ap")), None, Err(Unauthenticated::UnknownToken));
+        check_client(Some(("xi-api-key", "")), None, Err(Unauthenticated::MissingToken));
+        check_client(Some(("accept", "token-of-app")), None, Err(Unauthenticated::MissingToken));
+        check_client(None, Some("token=token-of-app"), Err(Unauthenticated::MissingToken));
     }
 
     #[test]
@@ -497,18 +508,18 @@ mod tests {
         };
         let clients = Clients::new(vec![(client("app", true), tokens)], AnonymousAccess::BringKeys);
         assert_eq!(clients.names_with_token().count(), 1);
-        let check = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
+        let check_token = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
             let caller = authenticate(&clients, &headers(&[("xi-api-key", presented)]), None, UnixMs(now));
             let name = caller.as_ref().map(|caller| caller.client.name.as_str());
-            assert_eq!(name, expected.as_ref().copied(), "{presented} at {now}");
+            assert_eq!(name, expected.as_ref().copied(), "the token {presented} is sent at {now}");
         };
-        check("old-token", 1_999, Ok("app"));
-        check("new-token", 1_999, Ok("app"));
-        check("old-token", 2_000, Err(Unauthenticated::ExpiredToken));
-        check("new-token", 2_999, Ok("app"));
-        check("new-token", 3_000, Err(Unauthenticated::ExpiredToken));
-        // An unknown token is the client's own key here, and an expired one is never sent to the provider.
-        check("some-key", 3_000, Ok("own"));
+        check_token("old-token", 1_999, Ok("app"));
+        check_token("new-token", 1_999, Ok("app"));
+        check_token("old-token", 2_000, Err(Unauthenticated::ExpiredToken));
+        check_token("new-token", 2_999, Ok("app"));
+        check_token("new-token", 3_000, Err(Unauthenticated::ExpiredToken));
+        // An unknown credential is the client's own key here, and an expired token is never sent to the provider.
+        check_token("some-key", 3_000, Ok("own"));
         let headers_with_both_tokens = [("x-keychoir-token", "new-token"), ("xi-api-key", "old-token")];
         let caller =
             authenticate(&clients, &headers(&headers_with_both_tokens), None, UnixMs(2_500)).unwrap();

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use jiff::tz::Offset;
 
-use super::units::{Grouped, UnixMs, civil_date};
+use super::units::{CivilDate, Grouped, UnixMs};
 
-/// A client quota.
+/// The maximum number of requests or credits of a client in one period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientQuota {
-    /// The maximum in one period.
+    /// The maximum number of requests or credits in one period.
     pub amount: u64,
     /// The unit of `amount`.
     pub unit: QuotaUnit,
@@ -39,7 +39,7 @@ pub enum Period {
     Total,
 }
 
-/// The error for a request that exceeds the quota of its client.
+/// The error of a request that exceeds the quota of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the client has used its {quota}")]
 pub struct QuotaExceeded {
@@ -47,7 +47,7 @@ pub struct QuotaExceeded {
     pub quota: ClientQuota,
     /// The time at which the count is reset, or `None` if it is never reset.
     pub resets_at: Option<UnixMs>,
-    /// Set if some of the quota remains, but less than the request may cost.
+    /// The missing amount, if some of the quota remains, but less than the request may cost.
     pub shortfall: Option<QuotaShortfall>,
 }
 
@@ -78,7 +78,7 @@ impl ClientQuota {
         remaining > 0 && needed <= remaining
     }
 
-    /// Builds the error for a request that needs `needed` in addition to `used`.
+    /// Creates the error of a request that needs `needed` in addition to `used`.
     #[must_use]
     pub fn exceeded(&self, used: u64, needed: u64, now: UnixMs) -> QuotaExceeded {
         let remaining = self.amount.saturating_sub(used);
@@ -103,6 +103,7 @@ impl fmt::Display for ClientQuota {
     }
 }
 
+/// The length of a day in milliseconds.
 const DAY_MS: u64 = 86_400_000;
 
 impl Period {
@@ -144,8 +145,7 @@ impl Period {
 
 /// Returns the first day of the month of `day`. Both are counted from 1970-01-01.
 fn first_day_of_month(day: u64) -> u64 {
-    let (_, _, day_of_month) = civil_date(day);
-    day + 1 - day_of_month
+    day + 1 - CivilDate::from_days(day).day
 }
 
 /// Returns the midnight at which the next month after `now` starts.
@@ -197,7 +197,7 @@ impl Tally {
         }
     }
 
-    /// Identifies the period of the tally, for [`replace_reservation`](Self::replace_reservation).
+    /// Returns the number of the tally's period, for [`replace_reservation`](Self::replace_reservation).
     #[must_use]
     pub fn period_number(self) -> u16 {
         self.period_number
@@ -217,7 +217,7 @@ impl Tally {
 /// A rate limit: a burst of up to `requests`, which become available again evenly over `interval`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Maximum number of requests per interval; at least 1.
+    /// Maximum number of requests per interval, at least 1.
     pub requests: u32,
     /// The interval in which `requests` become available again.
     pub interval: Duration,
@@ -271,7 +271,7 @@ mod tests {
         for day in 0..=65_536 {
             let now = UnixMs(day * DAY_MS + 5);
             let first_day = Period::Month.start(now).0 / DAY_MS;
-            assert_eq!(first_day_of_month(day), first_day, "{day}");
+            assert_eq!(first_day_of_month(day), first_day, "the month of day {day} must start then");
             assert_eq!(Period::Month.number(now), u16::try_from(first_day).unwrap());
         }
     }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn periods_are_those_of_the_calendar() {
+    fn periods_start_and_end_with_calendar_days_and_months() {
         check_period(
             Period::Day,
             "2024-02-29T23:59:59.999Z",
@@ -428,7 +428,7 @@ mod tests {
             (limit(1, 1_000), 3, limit(1, 3_000)),
             (limit(2, 1_000), 3, limit(1, 1_500)),
         ] {
-            assert_eq!(whole.divided(replicas), expected, "{whole} / {replicas}");
+            assert_eq!(whole.divided(replicas), expected, "the limit {whole} is divided by {replicas}");
         }
         let single = limit(1, 1_000).divided(4);
         assert!(single.admit(0, 0).is_ok(), "a single request must stay possible");

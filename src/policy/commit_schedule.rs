@@ -1,13 +1,13 @@
-//! Schedules the commits of usage records: immediately if the last commit is at least one interval ago, else
-//! when the interval ends or a batch is full. Records that arrive within an interval share a commit, because
-//! a commit of any size costs one fsync.
+//! Computes the delay of the next commit of usage records: none if the last commit started at least one interval ago or
+//! a batch is full, and otherwise the rest of the interval. Records that arrive within an interval share a commit,
+//! because a commit of any size costs one fsync.
 
 use std::time::Duration;
 
 /// The lowest rate, in records per second, at which the interval has its maximum length.
 const MAX_INTERVAL_RATE: u64 = 1_000;
-/// At low rates, the maximum interval is divided by this number. A crash then loses few records, and commits
-/// are still rare.
+/// The divisor of the maximum interval at low rates. With this interval, a crash loses few records, and commits are
+/// still rare.
 const MIN_INTERVAL_DIVISOR: u64 = 5;
 
 /// Returns the time between the starts of two commits if `records` arrived in the last `duration`. The interval
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(elapsed_ms: u64, interval_ms: u64, queued: u64, expected_ms: u64) {
+    fn check_delay(elapsed_ms: u64, interval_ms: u64, queued: u64, expected_ms: u64) {
         const BATCH_SIZE: u64 = 512;
         let [elapsed, interval, expected] = [elapsed_ms, interval_ms, expected_ms].map(Duration::from_millis);
         assert_eq!(next_commit_delay(elapsed, interval, queued, BATCH_SIZE), expected);
@@ -43,26 +43,26 @@ mod tests {
 
     #[test]
     fn a_commit_after_a_full_interval_starts_immediately() {
-        check(50, 50, 1, 0);
-        check(60_000, 50, 1, 0);
+        check_delay(50, 50, 1, 0);
+        check_delay(60_000, 50, 1, 0);
     }
 
     #[test]
     fn a_commit_starts_at_the_end_of_the_interval() {
-        check(49, 50, 1, 1);
-        check(0, 50, 0, 50);
-        check(10, 50, 511, 40);
+        check_delay(49, 50, 1, 1);
+        check_delay(0, 50, 0, 50);
+        check_delay(10, 50, 511, 40);
     }
 
     #[test]
     fn a_full_batch_does_not_wait() {
-        check(0, 50, 512, 0);
-        check(0, 50, 8_192, 0);
+        check_delay(0, 50, 512, 0);
+        check_delay(0, 50, 8_192, 0);
     }
 
     #[test]
     fn without_an_interval_a_commit_starts_immediately() {
-        check(0, 0, 1, 0);
+        check_delay(0, 0, 1, 0);
     }
 
     #[test]
@@ -83,7 +83,7 @@ mod tests {
             assert_eq!(
                 commit_interval(records, duration, max_interval),
                 expected,
-                "{records} in {duration:?}"
+                "{records} records arrive in {duration:?}"
             );
         }
         assert_eq!(commit_interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);

@@ -1,8 +1,7 @@
-//! Identifies a concurrency group, whose requests share one limit of concurrent requests at the provider.
+//! Identifies a concurrency group: the requests of a workspace that share one limit of concurrent requests at the
+//! provider. A group is only a number, because the pool has an array with one limiter per group for each workspace.
 //!
-//! A workspace has one limiter per group in an array, so that speech of a slow model does not use the
-//! capacity for transcriptions. [`elevenlabs::concurrency`](crate::elevenlabs::concurrency) assigns models
-//! and operations to groups.
+//! [`elevenlabs::concurrency`](crate::elevenlabs::concurrency) assigns models and operations to groups.
 
 /// A concurrency group, identified by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,11 +1,11 @@
 //! Computes the state of a key or a workspace from the provider's refusals and its last quota poll.
 //!
-//! A refusal is stored as evidence with a scope (the key, the workspace, or one of its concurrency groups),
-//! a strength (with numbers, or with a message only) and a time. The state is computed when it is needed
-//! and never stored, so that an improved rule also applies to old evidence.
+//! A refusal is evidence with a scope (the key, the workspace, or one of its concurrency groups), a strength (with
+//! numbers, or with a message only) and a time. The database stores only the evidence, and the state is computed again
+//! after a restart, so that a changed rule also applies to old evidence.
 //!
-//! Refusals about a feature, a permission, an endpoint or a single request are not evidence, because the
-//! key can serve other requests. [`features`](crate::elevenlabs::features) handles them.
+//! Refusals about a feature, a permission, an endpoint or a single request are not evidence, because the key can serve
+//! other requests. [`features`](crate::elevenlabs::features) interprets these refusals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub enum ClaimedFault {
 
 impl ClaimedFault {
     /// Returns the claim of a verdict, or `None` if the verdict is not about the whole key or workspace.
-    /// `estimate` is the estimated cost of the request, `group` its concurrency group.
+    /// `estimate` is the estimated cost of the request, and `group` is its concurrency group.
     #[must_use]
     pub fn from_verdict(
         verdict: Verdict,
@@ -84,8 +84,8 @@ impl ClaimedFault {
         Self::Credits { reported, scaled_remaining }
     }
 
-    /// Whether the claim is about the key and not about its workspace. `is_key_quota` says whether a claim
-    /// about credits is about the key's own quota.
+    /// Whether the claim is about the key and not about its workspace. `is_key_quota` is true if a claim about
+    /// credits is about the key's own quota.
     #[must_use]
     pub fn is_about_key(self, is_key_quota: bool) -> bool {
         match self {
@@ -205,22 +205,22 @@ pub enum PollResult {
     Invalid,
 }
 
-/// How long evidence is effective if neither a reported time nor a poll decides it.
+/// The durations of the effects of evidence, unless a reported time or a poll determines the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldowns {
-    /// Applies to a refusal with only a message. A poll or a probe may end it earlier.
+    /// Cooldown after a refusal with only a message. A poll or a probe may end it earlier.
     pub unproven: Duration,
-    /// Applies to a rate limit without a `Retry-After`.
+    /// Cooldown after a rate limit without a `Retry-After`.
     pub rate_limited: Duration,
     /// Upper bound of a `Retry-After`.
     pub max_retry_after: Duration,
-    /// Applies to an exhausted account whose reset date is unknown.
+    /// Cooldown of an exhausted account whose reset date is unknown.
     pub exhausted: Duration,
-    /// Applies to a locked account.
+    /// Cooldown of a locked account.
     pub billing: Duration,
-    /// Applies to a key that was refused as invalid, until a poll confirms that.
+    /// Cooldown of a key that was refused as invalid or for its region, until a poll confirms the refusal.
     pub invalid_confirm: Duration,
-    /// Applies to a key that a poll confirmed to be invalid, or that belongs to another region.
+    /// Cooldown of a key whose refusal as invalid or for its region was confirmed by a poll.
     pub invalid: Duration,
     /// Maximum delay until a poll includes credits that were spent.
     pub quota_lag: Duration,
@@ -271,7 +271,7 @@ pub enum EvidenceEffect {
     },
 }
 
-/// Evaluates `evidence` at `now`. `poll` is the last poll, `resets_at` the time at which the credits of the
+/// Evaluates `evidence` at `now`. `poll` is the last poll, and `resets_at` is the time at which the credits of the
 /// account are reset.
 #[must_use]
 pub fn evaluate(
@@ -306,9 +306,9 @@ pub fn evaluate(
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
         ClaimedFault::RateLimited(group) => {
-            let wait = evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
+            let delay = evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
             let may_probe = evidence.retry_after.is_none() || evidence.is_repeated_elsewhere;
-            EvidenceEffect::GroupCooldown { group, until: at.plus(wait), may_probe }
+            EvidenceEffect::GroupCooldown { group, until: at.plus(delay), may_probe }
         }
         ClaimedFault::Locked => match later_poll.map(|poll| poll.result) {
             Some(PollResult::Quota { is_paid: Some(true), .. }) => return EvidenceEffect::Nothing,
@@ -362,8 +362,8 @@ pub fn longest_cooldown(
     active_cooldowns.reduce(Cooldown::latest)
 }
 
-/// Whether a poll refutes a claim about credits. A poll with remaining credits refutes a refusal that
-/// reports none. It refutes reported credits only after the lag, because they are newer until then.
+/// Whether a poll refutes a claim about credits. Any later poll with credits refutes a refusal without numbers. Only a
+/// poll after the lag refutes numbers, because they are newer than the polled quota until then.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { reported, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Quota { spendable, .. } }) = later_poll else { return false };
@@ -377,12 +377,12 @@ fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Co
     }
 }
 
-/// Returns when another poll can confirm or refute `evidence`, or `None` if the last poll already did or no
-/// poll can.
+/// Returns the time from which another poll can confirm or refute `evidence`. Returns `None` if the last poll has
+/// already confirmed or refuted it, or if no poll can.
 #[must_use]
 pub fn decisive_poll_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Cooldowns) -> Option<UnixMs> {
     let was_polled = poll.is_some_and(|poll| poll.at > evidence.at);
-    let immediately = (!was_polled).then_some(evidence.at);
+    let immediate_poll_at = (!was_polled).then_some(evidence.at);
     match evidence.claim {
         ClaimedFault::Credits { reported: Some(_), .. } => {
             let lag_end = evidence.at.plus(cooldowns.quota_lag);
@@ -391,13 +391,13 @@ pub fn decisive_poll_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Coo
         ClaimedFault::Credits { reported: None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::InvalidKey
-        | ClaimedFault::WrongHost => immediately,
+        | ClaimedFault::WrongHost => immediate_poll_at,
         ClaimedFault::Suspected | ClaimedFault::RateLimited(_) => None,
     }
 }
 
-/// Whether a served request refutes `evidence`, because it started after the refusal and is in its scope.
-/// `is_charged` says whether the request cost credits, `group` is its concurrency group.
+/// Whether a served request refutes `evidence`, because the request started after the refusal and is in its scope.
+/// `is_charged` is true if the request cost credits, and `group` is the concurrency group of the request.
 #[must_use]
 pub fn is_refuted_by_service(
     evidence: &Evidence,

@@ -15,8 +15,8 @@ pub struct Spending {
     pub at_s: u32,
 }
 
-/// The half-life of spending. It is longer than the breaks of a working day, which should not change the
-/// rate, and short enough for the rate to follow a lasting change.
+/// The half-life of spending. It is longer than the breaks of a working day, which should not change the rate, and
+/// short enough for the rate to follow a lasting change.
 pub const HALF_LIFE: Duration = Duration::from_secs(6 * 3_600);
 
 impl Spending {
@@ -47,7 +47,7 @@ impl Spending {
     }
 }
 
-/// The forecast for a workspace's credits.
+/// The forecast of the credits of a workspace or of the whole pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forecast {
     /// The limit is unknown or unlimited, or credits are not being spent.
@@ -137,7 +137,7 @@ mod tests {
             spending = spending.add(7, now);
         }
         let per_day = spending.per_day(now);
-        assert!((per_day - 7.0 * 24.0 * 60.0).abs() < 50.0, "{per_day}");
+        assert!((per_day - 7.0 * 24.0 * 60.0).abs() < 50.0, "the measured rate is {per_day} per day");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Describes a forward proxy, through which a network may require connections to the provider to be opened.
+//! Describes a forward proxy: a server through which connections to the provider are opened. Some networks require one.
 //!
-//! The proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. TLS is
-//! with the provider, so the proxy sees no request and no key of an `https` upstream.
+//! The proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. A TLS connection
+//! ends at the provider, so the proxy sees no request and no key of an `https` upstream.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use crate::secret::ProxyCredentials;
 /// The protocol between Keychoir and a forward proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyScheme {
-    /// CONNECT over HTTP/1.1.
+    /// The `CONNECT` method over HTTP/1.1.
     Http,
-    /// CONNECT over HTTP/1.1 in TLS.
+    /// The `CONNECT` method over HTTP/1.1 in TLS.
     Https,
-    /// SOCKS5, with names resolved by the proxy.
+    /// SOCKS5. The proxy resolves the host name.
     Socks5,
 }
 
@@ -29,7 +29,7 @@ impl ProxyScheme {
         }
     }
 
-    /// Returns the port for a URL that contains none.
+    /// Returns the port of a URL that contains no port.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -56,7 +56,7 @@ impl ForwardProxy {
         Self { scheme, host: host.to_owned(), port, credentials }
     }
 
-    /// Returns the protocol.
+    /// Returns the protocol between Keychoir and the proxy.
     #[must_use]
     pub fn scheme(&self) -> ProxyScheme {
         self.scheme
@@ -68,7 +68,7 @@ impl ForwardProxy {
         &self.host
     }
 
-    /// Returns the port.
+    /// Returns the TCP port of the proxy.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -99,7 +99,7 @@ impl fmt::Display for ForwardProxy {
     }
 }
 
-/// Formats a host and a port with a colon in between. An IPv6 address is in brackets.
+/// Formats a host and a port with a colon in between. An IPv6 address gets brackets.
 #[must_use]
 pub fn host_and_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
@@ -126,8 +126,8 @@ pub fn percent_decode(text: &str) -> Option<String> {
             continue;
         }
         let mut digit = || char::from(remaining_bytes.next()?).to_digit(16);
-        let value = digit()? * 16 + digit()?;
-        bytes.push(u8::try_from(value).ok()?);
+        let decoded_byte = digit()? * 16 + digit()?;
+        bytes.push(u8::try_from(decoded_byte).ok()?);
     }
     String::from_utf8(bytes).ok().filter(|decoded| !decoded.contains(char::is_control))
 }
@@ -145,7 +145,7 @@ mod tests {
         let http = proxy(ProxyScheme::Http, "proxy.corp", 3128);
         assert_eq!(http.to_string(), "http://proxy.corp:3128");
         let debug = format!("{http:?}{http:#?}");
-        assert!(!debug.contains("ice") && !debug.contains("nter"), "{debug}");
+        assert!(!debug.contains("ice") && !debug.contains("nter"), "no credential must be printed: {debug}");
         assert_eq!(proxy(ProxyScheme::Socks5, "::1", 1080).to_string(), "socks5h://[::1]:1080");
     }
 
@@ -166,7 +166,7 @@ mod tests {
         }
         assert_eq!(percent_decode("a%2fb").as_deref(), Some("a/b"));
         for text in ["%", "%2", "%zz", "%+1", "%ff", "a%0d%0ab", "a\tb"] {
-            assert_eq!(percent_decode(text), None, "{text}");
+            assert_eq!(percent_decode(text), None, "{text:?} must be refused");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Sanitizes headers: removes client credentials, hop-by-hop headers, and headers in which proxies or the provider
-//! describe their networks. It also finds the credentials with which a client authenticates.
+//! Sanitizes headers and queries: removes client credentials, hop-by-hop headers, headers in which proxies in front of
+//! Keychoir describe the client, and headers about the provider's origin. Also finds the credentials and the end user
+//! that a client sends, and recognizes WebSocket upgrades.
 //!
-//! `table` lists every header that is not forwarded unchanged.
+//! The table in `table` lists every header that is not forwarded unchanged.
 
 mod content_type;
 mod encoding;
@@ -20,8 +21,8 @@ use forward::remove_rows;
 pub use forward::{ForwardedHeaders, unforwardable_reason};
 use present::{KnownHeader, PresentHeaders};
 
-/// Headers in which a client may send a credential, in the order in which they are examined. `xi_api_key`
-/// is not a header of the provider; a client that sends it means `xi-api-key`.
+/// Headers in which a client may send a credential, in the order in which they are examined. The provider does not
+/// define `xi_api_key`. A client that sends it means `xi-api-key`.
 const CREDENTIALS: [KnownHeader; 6] = [
     KnownHeader::TOKEN,
     KnownHeader::KEY,
@@ -45,13 +46,14 @@ const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authoriza
 /// The header that lists WebSocket subprotocols. A browser can send a token only as a subprotocol `bearer.…`,
 /// as `@elevenlabs/client` does.
 const SUBPROTOCOLS: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
+/// The prefix of a subprotocol that is a token.
 const BEARER: &str = "bearer.";
 
 /// Headers that a `Connection` header must not remove, because they frame the message or name its host.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
 
 /// Whether a request names exactly one host (RFC 9112, section 3.2): it contains one `Host` header, and an
-/// absolute target names the same host. An HTTP/1.0 request may name none.
+/// absolute target names the same host. An HTTP/1.0 request may name no host.
 #[must_use]
 pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -133,6 +135,7 @@ pub fn prepare_upgrade_response(headers: &mut HeaderMap) {
     insert_upgrade(headers);
 }
 
+/// Inserts the headers of an upgrade to a WebSocket.
 fn insert_upgrade(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -163,7 +166,7 @@ fn strip_connection_listed(headers: &mut HeaderMap, present: PresentHeaders) {
 /// Returns the headers that a `Connection` header lists, except the [`PROTECTED`] ones.
 fn connection_listed(headers: &HeaderMap) -> Vec<HeaderName> {
     list_elements(headers, header::CONNECTION)
-        // `Keep-Alive` is always removed, so its element, the most common one, needs no parsing.
+        // `Keep-Alive` is the most common element. It is removed by its own row of the table, so it needs no parsing.
         .filter(|element| !element.eq_ignore_ascii_case("keep-alive"))
         .filter_map(|name| name.parse().ok())
         .filter(|name| !PROTECTED.contains(name))
@@ -255,9 +258,9 @@ fn credential_in_parameter<'a>(name: &'static str, value: &'a str) -> Option<Pre
     })
 }
 
-/// Maximum number of parameters whose names are logged, and maximum length of a logged name. They bound the
-/// length of the log line.
+/// Maximum number of parameters whose names are logged, which bounds the length of the log line.
 const MAX_LOGGED_PARAMETERS: usize = 20;
+/// Maximum length of a logged name, which also bounds the length of the log line.
 const MAX_LOGGED_NAME_LENGTH: usize = 40;
 
 /// Returns the names of the query parameters for the log. Their values may contain user text or tokens.
@@ -284,7 +287,7 @@ pub fn query_parameter(query: Option<&str>, name: &str) -> Option<String> {
     Some(decode_parameter(value).into_owned())
 }
 
-/// Whether a parameter is not forwarded.
+/// Whether a parameter of a query is a credential or an end user, and is therefore not forwarded.
 fn is_removed(pair: &str) -> bool {
     let name = pair.split('=').next().unwrap_or_default();
     credential_parameter(name).is_some() || is_user_parameter(name)
@@ -529,7 +532,8 @@ mod tests {
         pairs: &[(&'static str, &'static str)],
         expected: bool,
     ) {
-        assert_eq!(is_websocket_upgrade(method, version, &headers(pairs)), expected, "{pairs:?}");
+        let is_upgrade = is_websocket_upgrade(method, version, &headers(pairs));
+        assert_eq!(is_upgrade, expected, "a {method} request in {version:?} has the headers {pairs:?}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl KeyOrigin {
     }
 }
 
-/// The status of a key in the status document, whose format permits these four.
+/// The status of a key in the status document, whose format permits these four statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyStatus {
     /// The key may be used.
@@ -98,7 +98,7 @@ impl CooldownReason {
     pub fn status(self) -> KeyStatus {
         match self {
             Self::RateLimited => KeyStatus::RateLimited,
-            // No status describes a locked account. Like an exhausted one, it cannot pay for requests.
+            // No status describes a locked account. Like an exhausted account, it cannot pay for requests.
             Self::Exhausted | Self::Billing => KeyStatus::Exhausted,
             // The host to which the requests are sent does not know the key.
             Self::Invalid | Self::WrongHost => KeyStatus::Invalid,
@@ -106,11 +106,11 @@ impl CooldownReason {
     }
 }
 
-/// A cooldown of a key or a workspace. It ends at its time, after the provider serves a probe, or when a new
-/// quota period starts.
+/// A cooldown of a key or a workspace. It ends at its time, or earlier when a poll, a served request or a new quota
+/// period refutes its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldown {
-    /// The reason, which decides the reported status.
+    /// The reason, which determines the reported status.
     pub reason: CooldownReason,
     /// The end of the cooldown.
     pub until: UnixMs,
@@ -123,19 +123,19 @@ impl Cooldown {
         now < self.until
     }
 
-    /// Returns the cooldown that ends later, so that a short cooldown never shortens a long one.
+    /// Returns the cooldown that ends later, so that a short cooldown never shortens a long cooldown.
     #[must_use]
     pub fn latest(self, other: Self) -> Self {
         if other.until > self.until { other } else { self }
     }
 }
 
-/// An operator's pause of a key: its requests are completed, and new ones use other keys.
+/// An operator's pause of a key. The requests of the key are completed, and new requests use other keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
     /// The start of the pause.
     pub since: UnixMs,
-    /// The end of the pause; `None` if only an operator ends it.
+    /// The end of the pause, or `None` if only an operator ends it.
     pub until: Option<UnixMs>,
     /// The operator's reason.
     pub reason: Option<Arc<str>>,
@@ -156,14 +156,14 @@ pub enum KeyState {
     Usable,
     /// The key is in cooldown, or its workspace is.
     CoolingDown {
-        /// The reason, which decides the reported status.
+        /// The reason, which determines the reported status.
         reason: CooldownReason,
         /// The end of the cooldown, if it is known.
         until: Option<UnixMs>,
     },
     /// An operator has paused the key.
     Paused {
-        /// The end of the pause; `None` if only an operator ends it.
+        /// The end of the pause, or `None` if only an operator ends it.
         until: Option<UnixMs>,
         /// The status that the key would have without the pause.
         status: KeyStatus,
@@ -230,7 +230,7 @@ impl KeyState {
 /// A state change of a key, which is logged once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition<K> {
-    /// Identifies the key.
+    /// The key, or a value that identifies it.
     pub key: K,
     /// The change, with its reason and the credits.
     pub change: StateChange,
@@ -264,7 +264,7 @@ pub enum StateChange {
     },
     /// The pause has ended.
     Resumed,
-    /// A request costs more than the remaining credits, so it did not use the key. Cheaper requests do.
+    /// A request costs more than the remaining credits, so it did not use the key. Cheaper requests still use the key.
     Skipped {
         /// The remaining credits.
         left: u64,
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(
+    fn check_state(
         own: Option<Cooldown>,
         workspace: Option<Cooldown>,
         quota: Quota,
@@ -305,18 +305,18 @@ mod tests {
 
     #[test]
     fn a_cooldown_is_active_until_its_end() {
-        check(
+        check_state(
             cooldown(CooldownReason::RateLimited, 1_001),
             None,
             FULL,
             Some((CooldownReason::RateLimited, 1_001)),
         );
-        check(cooldown(CooldownReason::RateLimited, 1_000), None, FULL, None);
+        check_state(cooldown(CooldownReason::RateLimited, 1_000), None, FULL, None);
     }
 
     #[test]
     fn a_cooldown_of_a_workspace_applies_to_its_keys() {
-        check(
+        check_state(
             None,
             cooldown(CooldownReason::Exhausted, 2_000),
             FULL,
@@ -328,20 +328,20 @@ mod tests {
     fn the_cooldown_with_the_later_end_applies() {
         let (short, long) =
             (cooldown(CooldownReason::RateLimited, 1_500), cooldown(CooldownReason::Exhausted, 2_000));
-        check(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));
-        check(long, short, FULL, Some((CooldownReason::Exhausted, 2_000)));
+        check_state(short, long, FULL, Some((CooldownReason::Exhausted, 2_000)));
+        check_state(long, short, FULL, Some((CooldownReason::Exhausted, 2_000)));
     }
 
     #[test]
     fn an_exhausted_quota_is_a_cooldown_until_its_reset() {
-        check(None, None, Quota { count: 10, ..FULL }, Some((CooldownReason::Exhausted, 9_000)));
-        check(
+        check_state(None, None, Quota { count: 10, ..FULL }, Some((CooldownReason::Exhausted, 9_000)));
+        check_state(
             cooldown(CooldownReason::RateLimited, 1_500),
             None,
             Quota { count: 10, ..FULL },
             Some((CooldownReason::Exhausted, 9_000)),
         );
-        check(
+        check_state(
             cooldown(CooldownReason::Invalid, 1_500),
             None,
             Quota { count: 10, ..FULL },

@@ -1,5 +1,5 @@
-//! Enforces minimum data rates at which a client must send its request and read the response. A slower client would
-//! occupy connections and keys for which other requests wait.
+//! Computes the timeouts that enforce a minimum rate at which a client must send its request and read the response. A
+//! slower client would occupy connections and keys for which other requests wait.
 
 use std::time::Duration;
 
@@ -79,20 +79,20 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(bytes_per_second: u32, bytes: u64, expected_ms: Option<u64>) {
+    fn check_timeout(bytes_per_second: u32, bytes: u64, expected_ms: Option<u64>) {
         let timeout = MinRate { bytes_per_second }.timeout_after(bytes);
         assert_eq!(timeout, expected_ms.map(Duration::from_millis));
     }
 
     #[test]
     fn each_sent_byte_extends_the_timeout() {
-        check(500, 0, Some(20_000));
-        check(500, 1, Some(20_002));
-        check(500, 500, Some(21_000));
-        check(500, 500_000, Some(1_020_000));
-        check(u32::MAX, u64::MAX, Some(20_000 + u64::MAX / u64::from(u32::MAX)));
-        check(0, 0, None);
-        check(0, 500, None);
+        check_timeout(500, 0, Some(20_000));
+        check_timeout(500, 1, Some(20_002));
+        check_timeout(500, 500, Some(21_000));
+        check_timeout(500, 500_000, Some(1_020_000));
+        check_timeout(u32::MAX, u64::MAX, Some(20_000 + u64::MAX / u64::from(u32::MAX)));
+        check_timeout(0, 0, None);
+        check_timeout(0, 500, None);
     }
 
     const FAST: u64 = 1_000_000;
@@ -116,7 +116,7 @@ mod tests {
         check_remaining(&[(0, 20)], 0);
         check_remaining(&[(0, 21)], 0);
         check_remaining(&[(5_000, 20)], 10);
-        // A client at the minimum rate never runs out of time. A slower one does.
+        // A client at the minimum rate never runs out of time. A slower client runs out of time.
         check_remaining(&[(500, 1); 10_000], 20);
         check_remaining(&[(250, 1); 40], 0);
         check_remaining(&[(1_000, 4), (1_000, 4), (1_000, 4)], 14);

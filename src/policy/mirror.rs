@@ -1,5 +1,5 @@
-//! Decides how the mirror continues after a response of Supabase: the rows are stored, sent again after a
-//! delay, split because one is rejected, or kept until the operator has fixed a problem.
+//! Decides how the mirror continues after a response of Supabase: the rows count as stored, are sent again after a
+//! delay, are split because one of them is rejected, or are kept until the operator has fixed a problem.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// The `code` of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
+    /// The `code` in the body of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
     pub code: Option<&'a str>,
     /// Whether the body is empty. The request demands an empty body.
     pub is_empty: bool,
@@ -20,8 +20,8 @@ pub struct MirrorResponse<'a> {
 pub enum DeliveryResult {
     /// The rows are stored.
     Stored,
-    /// The result is unknown, or the rows cannot be stored now. They are sent again later; rows that were
-    /// already stored are not duplicated.
+    /// The result is unknown, or the rows cannot be stored now. They are sent again later. Supabase does not duplicate
+    /// rows that it has already stored.
     Retry,
     /// At least one row is rejected for its content.
     RowRejected,
@@ -29,7 +29,7 @@ pub enum DeliveryResult {
     OperatorRequired(MirrorProblem),
 }
 
-/// The problem that the operator must fix.
+/// A problem of the setup that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MirrorProblem {
     /// The key is not accepted.
@@ -115,7 +115,7 @@ pub fn classify(response: MirrorResponse<'_>) -> DeliveryResult {
 
 /// Returns the delay after this number of consecutive failures: exponential backoff from `first` to `max`,
 /// but at least the `retry_after` of the response. Half of the backoff is multiplied by `jitter` (0.0 to
-/// 1.0), so that clients that fail at the same time do not retry at the same time.
+/// 1.0), so that mirrors that fail at the same time do not retry at the same time.
 #[must_use]
 pub fn retry_delay(
     failures: u32,
@@ -142,59 +142,59 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(status: u16, code: &str, expected: DeliveryResult) {
+    fn check_delivery(status: u16, code: &str, expected: DeliveryResult) {
         let code = (!code.is_empty()).then_some(code);
         assert_eq!(
             classify(MirrorResponse { status, code, is_empty: code.is_none() }),
             expected,
-            "{status} {code:?}"
+            "the status is {status} and the code is {code:?}"
         );
     }
 
     #[test]
     fn a_success_without_a_body_is_accepted_and_a_page_is_not() {
         for status in [200, 201, 204] {
-            check(status, "", DeliveryResult::Stored);
+            check_delivery(status, "", DeliveryResult::Stored);
             let page = MirrorResponse { status, code: None, is_empty: false };
             assert_eq!(classify(page), DeliveryResult::OperatorRequired(MirrorProblem::Address));
         }
-        check(301, "", DeliveryResult::OperatorRequired(MirrorProblem::Address));
+        check_delivery(301, "", DeliveryResult::OperatorRequired(MirrorProblem::Address));
     }
 
     #[test]
     fn an_error_of_the_setup_is_a_problem_for_the_operator() {
-        check(401, "", DeliveryResult::OperatorRequired(MirrorProblem::Key));
-        check(401, "PGRST301", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check_delivery(401, "", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check_delivery(401, "PGRST301", DeliveryResult::OperatorRequired(MirrorProblem::Key));
         // For the role `anon`, Supabase returns 401 where it returns 403 for other roles.
-        check(401, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Key));
-        check(403, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Forbidden));
-        check(404, "", DeliveryResult::OperatorRequired(MirrorProblem::Table));
-        check(404, "42P01", DeliveryResult::OperatorRequired(MirrorProblem::Table));
-        check(404, "PGRST205", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check_delivery(401, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Key));
+        check_delivery(403, "42501", DeliveryResult::OperatorRequired(MirrorProblem::Forbidden));
+        check_delivery(404, "", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check_delivery(404, "42P01", DeliveryResult::OperatorRequired(MirrorProblem::Table));
+        check_delivery(404, "PGRST205", DeliveryResult::OperatorRequired(MirrorProblem::Table));
         for code in ["42703", "PGRST204", "42P10", "42804", "428C9"] {
-            check(400, code, DeliveryResult::OperatorRequired(MirrorProblem::Column));
+            check_delivery(400, code, DeliveryResult::OperatorRequired(MirrorProblem::Column));
         }
-        check(540, "", DeliveryResult::OperatorRequired(MirrorProblem::Paused));
-        check(402, "", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
-        check(406, "PGRST106", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
+        check_delivery(540, "", DeliveryResult::OperatorRequired(MirrorProblem::Paused));
+        check_delivery(402, "", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
+        check_delivery(406, "PGRST106", DeliveryResult::OperatorRequired(MirrorProblem::Unexplained));
     }
 
     #[test]
     fn a_temporary_error_is_retried_later() {
         for status in [408, 425, 429, 500, 502, 503, 504, 522, 544] {
-            check(status, "", DeliveryResult::Retry);
+            check_delivery(status, "", DeliveryResult::Retry);
         }
-        check(503, "PGRST000", DeliveryResult::Retry);
-        check(500, "57014", DeliveryResult::Retry);
+        check_delivery(503, "PGRST000", DeliveryResult::Retry);
+        check_delivery(500, "57014", DeliveryResult::Retry);
     }
 
     #[test]
     fn invalid_data_rejects_a_row() {
-        check(400, "22003", DeliveryResult::RowRejected);
-        check(409, "23505", DeliveryResult::RowRejected);
-        check(400, "23514", DeliveryResult::RowRejected);
-        check(400, "P0001", DeliveryResult::RowRejected);
-        check(413, "", DeliveryResult::RowRejected);
+        check_delivery(400, "22003", DeliveryResult::RowRejected);
+        check_delivery(409, "23505", DeliveryResult::RowRejected);
+        check_delivery(400, "23514", DeliveryResult::RowRejected);
+        check_delivery(400, "P0001", DeliveryResult::RowRejected);
+        check_delivery(413, "", DeliveryResult::RowRejected);
     }
 
     const SECOND: Duration = Duration::from_secs(1);

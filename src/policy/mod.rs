@@ -1,8 +1,9 @@
 //! Makes the decisions of the proxy in pure functions: key selection, key state, retries, limits, and the handling of
-//! headers, origins and paths. Facts about the provider are in [`elevenlabs`](crate::elevenlabs).
+//! headers, origins and paths. Also parses and formats the values that these decisions need, such as durations, times
+//! and WebSocket frames. Facts about the provider are in [`elevenlabs`](crate::elevenlabs).
 //!
 //! The functions do no I/O and read no clock, so that every decision can be tested with plain values. They return a
-//! decision with its reason; the caller executes and logs the decision.
+//! decision with its reason. The caller executes and logs the decision.
 
 pub mod auth_failures;
 pub mod authority;
@@ -39,7 +40,7 @@ pub mod retry_after;
 pub mod retry_budget;
 pub mod verdict;
 
-pub mod files;
+pub mod file_limit;
 pub mod websocket_frame;
 
 pub mod commit_schedule;

@@ -1,8 +1,8 @@
 //! Decides which web pages may use the proxy, and writes their CORS headers.
 //!
-//! Listening on loopback does not protect against web pages. Any page in a browser on this machine can send
-//! requests to the proxy, and a host name that resolves to this machine makes a page same-origin (DNS
-//! rebinding). Requests without the headers of a browser, from SDKs and scripts, are not restricted.
+//! Listening on loopback does not protect the proxy from web pages. Any page in a browser on this machine can send
+//! requests to the proxy, and a host name that resolves to this machine makes a page same-origin (DNS rebinding).
+//! Requests without the headers of a browser, which SDKs and scripts send, are only checked for their host name.
 
 use core::net::IpAddr;
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ pub struct AccessRules {
     pub origins: Vec<String>,
 }
 
-/// The origin of an accepted request.
+/// The sender of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestOrigin {
     /// The request was sent by a program or by a page of the proxy.
@@ -41,7 +41,7 @@ pub enum OriginRejected {
     Origin,
 }
 
-/// Checks the host and the origin of a request. If tokens are configured (`requires_token`), any host is
+/// Checks the host and the origin of a request. If tokens are configured (`requires_token` is true), any host is
 /// accepted, because a page that uses DNS rebinding has no token.
 ///
 /// # Errors
@@ -60,8 +60,7 @@ pub fn check_origin(
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let origin = origins.next();
-    // A browser sends one `Origin`. If there are two, this check and a later parser could choose different
-    // ones.
+    // A browser sends one `Origin`. If there are two, this check and a later parser could use different values.
     if origins.next().is_some() {
         return Err(OriginRejected::Origin);
     }
@@ -98,8 +97,10 @@ pub fn check_origin(
     })
 }
 
+/// The header in which a browser reports whether a request is sent by a page of another origin.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// Converts `text` to lower case, and copies it only if that changes it.
 fn lowercase(text: &str) -> Cow<'_, str> {
     let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
@@ -131,11 +132,11 @@ fn is_accepted_host(rules: &AccessRules, host: &str) -> bool {
 const EXPOSED_HEADERS: &str =
     "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
 
-/// Maximum length of the exposed list in bytes. The limit exceeds any list of the provider, and keeps the
+/// Maximum length of the list of exposed headers in bytes. The maximum exceeds any list of the provider, and keeps the
 /// search for duplicates fast.
 const MAX_EXPOSED_LENGTH: usize = 2 * 1024;
 
-/// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.
+/// The value of `Access-Control-Max-Age` in seconds: two hours, the maximum that Chromium accepts.
 const MAX_AGE_SECONDS: u32 = 7_200;
 
 /// Adds CORS headers that let pages of `origin` read a response. They replace the provider's CORS headers, which
@@ -152,7 +153,7 @@ pub fn insert_cors_headers(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
-/// Lists the headers that the proxy or the provider exposes.
+/// Returns the list of the headers that the proxy or the provider exposes.
 fn exposed_headers(headers: &HeaderMap) -> HeaderValue {
     let mut exposed = EXPOSED_HEADERS.to_owned();
     let provider_headers = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
@@ -209,21 +210,24 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(pairs: &[(&'static str, &'static str)], expected: Result<RequestOrigin, OriginRejected>) {
+    fn check_request(
+        pairs: &[(&'static str, &'static str)],
+        expected: Result<RequestOrigin, OriginRejected>,
+    ) {
         assert_eq!(check_origin(&rules(), false, &Method::POST, &headers(pairs)), expected);
     }
 
     #[test]
     fn requests_of_programs_are_accepted() {
-        check(&[("host", "localhost:11011")], Ok(RequestOrigin::Direct));
-        check(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(RequestOrigin::Direct));
-        check(&[], Ok(RequestOrigin::Direct));
+        check_request(&[("host", "localhost:11011")], Ok(RequestOrigin::Direct));
+        check_request(&[("host", "127.0.0.1:11011"), ("sec-fetch-site", "none")], Ok(RequestOrigin::Direct));
+        check_request(&[], Ok(RequestOrigin::Direct));
     }
 
     #[test]
     fn an_unlisted_host_name_is_rejected() {
         for host in ["localhost", "a.localhost:1", "[::1]:11011", "192.168.1.5", "KEYS.home:80"] {
-            check(&[("host", host)], Ok(RequestOrigin::Direct));
+            check_request(&[("host", host)], Ok(RequestOrigin::Direct));
         }
         for host in [
             "evil.example",
@@ -239,7 +243,7 @@ mod tests {
             "host.docker.internal:11011",
             "keys.home.evil",
         ] {
-            check(&[("host", host)], Err(OriginRejected::Host));
+            check_request(&[("host", host)], Err(OriginRejected::Host));
         }
     }
 
@@ -248,9 +252,9 @@ mod tests {
         let origin =
             check_origin(&rules(), true, &Method::POST, &headers(&[("host", "keychoir.home:11011")]));
         assert_eq!(origin, Ok(RequestOrigin::Direct));
-        let any = AccessRules { hosts: vec!["*".to_owned()], ..rules() };
+        let any_host = AccessRules { hosts: vec!["*".to_owned()], ..rules() };
         assert_eq!(
-            check_origin(&any, false, &Method::GET, &headers(&[("host", "any.example")])),
+            check_origin(&any_host, false, &Method::GET, &headers(&[("host", "any.example")])),
             Ok(RequestOrigin::Direct)
         );
     }
@@ -258,11 +262,11 @@ mod tests {
     #[test]
     fn pages_of_listed_origins_and_of_the_proxy_are_accepted() {
         let page = RequestOrigin::Page("https://app.example".parse().unwrap());
-        check(
+        check_request(
             &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],
             Ok(page),
         );
-        check(
+        check_request(
             &[("host", "localhost:11011"), ("origin", "http://localhost:11011")],
             Ok(RequestOrigin::Direct),
         );
@@ -278,24 +282,24 @@ mod tests {
             "https://app.example.evil",
             "http://localhost:3000",
         ] {
-            check(&[("host", "localhost:11011"), ("origin", origin)], Err(OriginRejected::Origin));
+            check_request(&[("host", "localhost:11011"), ("origin", origin)], Err(OriginRejected::Origin));
         }
         let own = ("origin", "http://localhost:11011");
-        check(
+        check_request(
             &[("host", "localhost:11011"), own, ("origin", "https://evil.example")],
             Err(OriginRejected::Origin),
         );
-        check(&[("host", "localhost:11011"), own, own], Err(OriginRejected::Origin));
+        check_request(&[("host", "localhost:11011"), own, own], Err(OriginRejected::Origin));
         for site in ["cross-site", "same-site", "Same-Site", "what-comes-next", ""] {
             let page = |referer| [("host", "localhost"), ("sec-fetch-site", site), ("referer", referer)];
-            check(&page("")[..2], Err(OriginRejected::Origin));
+            check_request(&page("")[..2], Err(OriginRejected::Origin));
             for other in ["http://localhost:3000/", "https://app.example.evil/", "https://app.examplex", ""] {
-                check(&page(other), Err(OriginRejected::Origin));
+                check_request(&page(other), Err(OriginRejected::Origin));
             }
-            check(&page("https://app.example/player?a=1"), Ok(RequestOrigin::Direct));
-            check(&page("https://App.example"), Ok(RequestOrigin::Direct));
+            check_request(&page("https://app.example/player?a=1"), Ok(RequestOrigin::Direct));
+            check_request(&page("https://App.example"), Ok(RequestOrigin::Direct));
         }
-        check(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(RequestOrigin::Direct));
+        check_request(&[("host", "localhost"), ("sec-fetch-site", "same-origin")], Ok(RequestOrigin::Direct));
     }
 
     #[test]

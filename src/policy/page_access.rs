@@ -33,20 +33,20 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(is_public: bool, peer: Option<&str>, expected: PageAccess) {
+    fn check_access(is_public: bool, peer: Option<&str>, expected: PageAccess) {
         let peer = peer.map(|address| address.parse().unwrap());
-        assert_eq!(page_access(is_public, peer), expected, "{peer:?}");
+        assert_eq!(page_access(is_public, peer), expected, "the request is sent from {peer:?}");
     }
 
     #[test]
     fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
         for local in [None, Some("127.0.0.1"), Some("127.8.0.1"), Some("::1"), Some("::ffff:127.0.0.1")] {
-            check(false, local, PageAccess::Client);
-            check(true, local, PageAccess::Open);
+            check_access(false, local, PageAccess::Client);
+            check_access(true, local, PageAccess::Open);
         }
         for remote in [Some("10.0.0.7"), Some("192.0.2.1"), Some("2001:db8::1"), Some("::ffff:10.0.0.7")] {
-            check(false, remote, PageAccess::Operator);
-            check(true, remote, PageAccess::Open);
+            check_access(false, remote, PageAccess::Operator);
+            check_access(true, remote, PageAccess::Open);
         }
     }
 }

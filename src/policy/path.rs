@@ -1,14 +1,14 @@
-//! Decodes request paths, and rejects ambiguous ones.
+//! Decodes request paths, and rejects ambiguous paths.
 //!
-//! The rule: *A path is forwarded only if each of its segments, percent-decoded once, is valid UTF-8 that
-//! is not empty, is neither `.` nor `..`, neither starts nor ends with white space, and contains no slash,
-//! backslash, semicolon, question mark, number sign, control character or further percent escape.* A
-//! trailing slash is allowed.
+//! The rule: *A path is forwarded only if each of its segments, percent-decoded once, is valid UTF-8 that is not empty,
+//! is neither `.` nor `..`, neither starts nor ends with white space, and contains no slash, backslash, semicolon,
+//! question mark, number sign, control character or further percent escape.* A trailing slash is allowed. An escape of
+//! a Unicode character that looks like a dot, a separator or a percent sign is also rejected.
 //!
-//! Servers differ in how they interpret other paths. They decode once or twice, before or after they split the
-//! path; they merge slashes, resolve dots, or ignore text after a semicolon. The path that the proxy checks
-//! could then differ from the path that the provider serves, and a client could reach a blocked endpoint. No
-//! endpoint of the provider needs such a path.
+//! Servers interpret other paths in different ways. They decode once or twice, before or after they split the path, and
+//! some servers merge slashes, resolve dots, or ignore text after a semicolon. The path that the proxy checks could
+//! then differ from the path that the provider serves, and a client could reach a blocked endpoint. No endpoint of the
+//! provider needs such a path.
 
 use std::borrow::Cow;
 
@@ -39,7 +39,8 @@ pub enum AmbiguousPathError {
     /// A segment contains a separator, or a character that some servers convert to a dot, a separator or a percent
     /// sign.
     #[error(
-        "the path contains a backslash, a semicolon, an encoded slash, question mark or number sign, or a Unicode \n         character that looks like a dot, a separator or a percent sign"
+        "the path contains a backslash, a semicolon, an encoded slash, question mark or number sign, or a Unicode \
+         character that looks like a dot, a separator or a percent sign"
     )]
     Separator,
     /// The path contains a control character.
@@ -66,7 +67,8 @@ impl<'a> Path<'a> {
         if !path.starts_with('/') {
             return Err(AmbiguousPathError::Relative);
         }
-        let decoded = if check_bytes(path)? { Cow::Owned(decode(path)?) } else { Cow::Borrowed(path) };
+        let decoded =
+            if check_bytes(path)? { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
         check_segments(&decoded)?;
         Ok(Self(decoded))
     }
@@ -77,8 +79,8 @@ impl<'a> Path<'a> {
         &self.0
     }
 
-    /// Whether the path is `prefix` or is below `prefix`, ignoring ASCII case. `prefix` is a decoded path; a segment
-    /// `{id}` in it matches any segment.
+    /// Whether the path is `prefix` or is below `prefix`, ignoring ASCII case. `prefix` is a decoded path, in which a
+    /// segment `{id}` matches any segment.
     #[must_use]
     pub fn is_within(&self, prefix: &str) -> bool {
         let mut path_segments = segments(&self.0);
@@ -122,7 +124,9 @@ fn check_bytes(path: &str) -> Result<bool, AmbiguousPathError> {
     }
 }
 
+/// The class of the percent sign, which starts an escape.
 const ESCAPE: u8 = 1;
+/// The class of the bytes that a path must not contain.
 const FORBIDDEN: u8 = 2;
 
 /// The class of each byte value: 0, [`ESCAPE`] or [`FORBIDDEN`]. With this table, one pass checks all bytes of a path.
@@ -144,7 +148,7 @@ const BYTE_CLASSES: [u8; 256] = {
 };
 
 /// Decodes the percent escapes of a path. Fails if an escape decodes to a character that is not allowed.
-fn decode(path: &str) -> Result<String, AmbiguousPathError> {
+fn decode_escapes(path: &str) -> Result<String, AmbiguousPathError> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut offset = 0;
@@ -154,11 +158,12 @@ fn decode(path: &str) -> Result<String, AmbiguousPathError> {
             offset += 1;
             continue;
         }
-        let value = bytes.get(offset + 1..offset + 3).and_then(hex_pair).ok_or(AmbiguousPathError::Escape)?;
-        match value {
+        let escaped =
+            bytes.get(offset + 1..offset + 3).and_then(hex_pair).ok_or(AmbiguousPathError::Escape)?;
+        match escaped {
             b'/' | b'\\' | b';' | b'?' | b'#' => return Err(AmbiguousPathError::Separator),
-            _ if value.is_ascii_control() => return Err(AmbiguousPathError::Control),
-            _ => decoded.push(value),
+            _ if escaped.is_ascii_control() => return Err(AmbiguousPathError::Control),
+            _ => decoded.push(escaped),
         }
         offset += 3;
     }
@@ -199,7 +204,7 @@ fn has_escape_after_decoding(text: &str) -> bool {
     memchr::memchr_iter(b'%', text.as_bytes()).any(is_escape)
 }
 
-/// Checks the segments of a decoded path. Only the last one may be empty.
+/// Checks the segments of a decoded path. Only the last segment may be empty.
 fn check_segments(path: &str) -> Result<(), AmbiguousPathError> {
     let bytes = path.as_bytes();
     let mut start = 1;

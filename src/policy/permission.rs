@@ -7,10 +7,12 @@
 pub struct Permission(u8);
 
 impl Permission {
+    /// Creates the permission with the given index in the list of names.
     pub(crate) const fn from_number(number: u8) -> Self {
         Self(number)
     }
 
+    /// Returns the index in the list of names.
     pub(crate) const fn number(self) -> u8 {
         self.0
     }

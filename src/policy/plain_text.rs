@@ -1,5 +1,5 @@
-//! Makes text of the provider or of a client safe to display: hides words that may be keys or identifiers,
-//! and replaces characters that a terminal or a web page would interpret.
+//! Makes text of the provider or of a client safe to display: hides words that may be keys or identifiers, and replaces
+//! characters that a terminal or a web page would interpret.
 
 use std::borrow::Cow;
 
@@ -20,7 +20,7 @@ pub fn hide_tokens(text: &str) -> Cow<'_, str> {
             word.push(character);
             continue;
         }
-        let has_digit = word.contains(|char: char| char.is_ascii_digit());
+        let has_digit = word.contains(|character: char| character.is_ascii_digit());
         displayed.push_str(if has_digit && word.chars().count() >= MIN_TOKEN_LENGTH { "…" } else { &word });
         word.clear();
         displayed.push(if is_displayable(character) { character } else { ' ' });
@@ -31,19 +31,29 @@ pub fn hide_tokens(text: &str) -> Cow<'_, str> {
 
 /// Whether `text` is printable ASCII without long words and therefore needs no replacement.
 fn is_plain(text: &str) -> bool {
-    let mut length = 0;
+    let mut word_length = 0;
     text.bytes().all(|byte| {
-        length = if byte.is_ascii_alphanumeric() { length + 1 } else { 0 };
-        length < MIN_TOKEN_LENGTH && matches!(byte, b' '..=b'~')
+        word_length = if byte.is_ascii_alphanumeric() { word_length + 1 } else { 0 };
+        word_length < MIN_TOKEN_LENGTH && matches!(byte, b' '..=b'~')
     })
 }
 
-/// Whether a character does not change the display of the characters around it. Control and format characters do,
-/// such as line separators, text directions and zero-width marks (most of the Unicode categories Cc and Cf, and the
-/// two separators).
+/// Whether a character does not change the display of the characters around it. Control and format characters change
+/// it, for example line separators, text directions and zero-width marks (the Unicode category Cc, most of the category
+/// Cf, and the two separators).
 fn is_displayable(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+    let is_format_character = matches!(
+        character,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+    );
+    !character.is_control() && !is_format_character
 }
 
 #[cfg(test)]

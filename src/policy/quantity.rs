@@ -1,30 +1,30 @@
-//! Parses quantities with a unit in settings: durations (`1h30m`) and sizes (`16MiB`). Libraries also accept
-//! values that are probably mistakes in a setting: signs and `ago`, nanoseconds that round to zero, months of
-//! 30.44 days, bits, and fractions of a byte.
+//! Parses quantities with a unit in settings: durations (`1h30m`) and sizes (`16MiB`). No library is used, because
+//! libraries also accept values that are probably mistakes in a setting: signs and `ago`, nanoseconds that round to
+//! zero, months of 30.44 days, bits, and fractions of a byte.
 
 pub mod duration;
 pub mod size;
 
-/// The reason why a value is not a quantity. Numbers are in the smallest unit: milliseconds or bytes.
+/// The reason why a text is not a quantity. The contained numbers are in the smallest unit: milliseconds or bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QuantityError {
-    /// The value is a number without a unit.
+    /// The text is the contained number without a unit.
     NoUnit(u64),
-    /// The value contains a minus sign.
+    /// The text starts with a minus sign.
     Negative,
-    /// The value is a fraction. Contains the quantity in the smallest unit, if that is a whole number.
+    /// The text is a fraction. Contains the quantity in the smallest unit, if that is a whole number.
     Fraction(Option<u64>),
-    /// The unit of the value is unknown.
+    /// The contained unit is unknown.
     UnknownUnit(String),
-    /// A unit is repeated, or follows a smaller one.
+    /// A unit is repeated, or follows a smaller unit.
     UnitOrder,
-    /// The value exceeds 64 bits in the smallest unit.
+    /// The quantity exceeds 64 bits in the smallest unit.
     TooLarge,
-    /// The value is invalid for a different reason.
+    /// The text is invalid for a different reason.
     Malformed,
 }
 
-/// A unit and its size in the smallest unit.
+/// The name of a unit, and its size in the smallest unit.
 type Unit = (&'static str, u64);
 
 /// Splits `text` before the first character that `is_end` accepts.
@@ -38,7 +38,7 @@ fn is_negative(text: &str) -> bool {
 }
 
 /// Converts a fraction such as `1.5h` to the smallest of `units`, if that is a whole number.
-fn exact_fraction(text: &str, units: &[Unit]) -> Option<u64> {
+fn convert_fraction(text: &str, units: &[Unit]) -> Option<u64> {
     let (whole, after_whole) = text.split_once('.')?;
     let (fraction, unit) = split_where(after_whole, |character| !character.is_ascii_digit());
     let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;

@@ -1,7 +1,8 @@
-//! Decides after each attempt whether the request is retried, its response relayed, or an error returned.
+//! Decides after each attempt whether the request is retried, its response relayed, or an error returned. When no key
+//! is left for another attempt, decides between the last response and an error of the proxy.
 //!
-//! The decision depends on how far the attempt got, not on the kind of error, so that a request that may
-//! have been charged is never sent twice.
+//! The decision depends on the progress of the attempt, not on the kind of error, so that a request that may have been
+//! charged is never sent twice.
 
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use super::verdict::{Concern, Verdict};
 pub enum Progress {
     /// No byte was written: DNS, connect or TLS failed, or a reused connection returned the request unsent.
     Unsent,
-    /// No byte was written, because the forward proxy refused Keychoir's credentials. It would refuse them for
-    /// every key with this proxy and every retry, until an operator corrects them.
+    /// No byte was written, because the forward proxy refused Keychoir's credentials. The proxy would also refuse them
+    /// for other keys and in a retry, until an operator corrects them.
     ProxyAuthenticationFailed,
     /// Some bytes were written and no complete response head was received. The provider may have processed
     /// the request.
@@ -52,7 +53,7 @@ pub enum ReplayableBody {
     Unavailable,
 }
 
-/// The inputs of [`decide`].
+/// The facts about an attempt and its request on which the decision depends.
 #[derive(Clone, Copy, Debug)]
 pub struct AttemptFacts {
     /// The progress of this attempt.
@@ -68,7 +69,7 @@ pub struct AttemptFacts {
     pub body: ReplayableBody,
     /// Whether the retry timeout has passed.
     pub is_past_deadline: bool,
-    /// Number of attempts, including the latest one.
+    /// Number of attempts, including the latest attempt.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
     pub max_attempts: u32,
@@ -77,8 +78,8 @@ pub struct AttemptFacts {
     /// Number of workspaces that returned the same ambiguous verdict for this request, including the workspace of the
     /// latest attempt.
     pub ambiguous_workspaces: u32,
-    /// Number of workspaces of the same plan that were suspected of abuse for this request, including this
-    /// one. The provider also rates the client address, so more attempts would increase the suspicion.
+    /// Number of workspaces of the same plan that were suspected of abuse for this request, including the workspace of
+    /// the latest attempt. The provider also rates the client address, so more attempts would increase the suspicion.
     pub abuse_suspicions: u32,
 }
 
@@ -98,7 +99,7 @@ pub enum Decision {
     Fail,
 }
 
-/// Maximum number of retries per request whose cause is not the key. More would multiply the load on an
+/// Maximum number of retries per request whose cause is not the key. More retries would multiply the load on an
 /// overloaded provider.
 const MAX_NON_KEY_RETRIES: u32 = 1;
 /// If this many workspaces return the same ambiguous verdict, its cause is the request.
@@ -149,7 +150,7 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
     }
 }
 
-/// The source of the response to a request that no further key can serve.
+/// The source of the response that the client receives if no further key can serve its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseSource {
     /// The last response of the provider.
@@ -158,11 +159,11 @@ pub enum ResponseSource {
     Proxy,
 }
 
-/// Selects the response to a request whose last attempt got `verdict` and whose next attempt is prevented by
-/// `unavailable`. The proxy reports an error only if both are about the keys, because the provider's
-/// response describes an error of the request better.
+/// Chooses the response to a request whose last attempt got `verdict` and whose next attempt is prevented by
+/// `unavailable`. The proxy returns an error only if both are about the keys, because the provider's response describes
+/// an error of the request better.
 #[must_use]
-pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> ResponseSource {
+pub fn choose_response_source(verdict: Verdict, unavailable: Unavailable) -> ResponseSource {
     match unavailable {
         Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
@@ -231,22 +232,22 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(facts: AttemptFacts, expected: Decision) {
-        assert_eq!(decide(&facts), expected, "{facts:?}");
+    fn check_decision(facts: AttemptFacts, expected: Decision) {
+        assert_eq!(decide(&facts), expected, "the facts are {facts:?}");
     }
 
     #[test]
     fn an_unsent_request_is_retried_once() {
-        check(FIRST_ATTEMPT, IMMEDIATE_RETRY);
-        check(AttemptFacts { effect: Effect::None, ..FIRST_ATTEMPT }, IMMEDIATE_RETRY);
-        check(AttemptFacts { non_key_retries: 1, ..FIRST_ATTEMPT }, Decision::Fail);
+        check_decision(FIRST_ATTEMPT, IMMEDIATE_RETRY);
+        check_decision(AttemptFacts { effect: Effect::None, ..FIRST_ATTEMPT }, IMMEDIATE_RETRY);
+        check_decision(AttemptFacts { non_key_retries: 1, ..FIRST_ATTEMPT }, Decision::Fail);
     }
 
     #[test]
     fn no_key_is_tried_again_at_a_proxy_that_refuses_the_credentials() {
         let refused = AttemptFacts { progress: Progress::ProxyAuthenticationFailed, ..FIRST_ATTEMPT };
-        check(refused, Decision::Fail);
-        check(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);
+        check_decision(refused, Decision::Fail);
+        check_decision(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);
         assert!(!Progress::ProxyAuthenticationFailed.is_sent() && !Progress::Unsent.is_sent());
         assert!(Progress::NoResponse.is_sent());
     }
@@ -255,13 +256,13 @@ mod tests {
     fn a_key_with_another_route_is_tried_after_a_failure_to_connect() {
         for progress in [Progress::Unsent, Progress::ProxyAuthenticationFailed] {
             let failed = AttemptFacts { progress, has_other_route: true, ..FIRST_ATTEMPT };
-            check(failed, Decision::NextKey);
-            check(AttemptFacts { non_key_retries: 9, ..failed }, Decision::NextKey);
-            check(AttemptFacts { attempts: 16, ..failed }, Decision::Fail);
-            check(AttemptFacts { body: ReplayableBody::Unavailable, ..failed }, Decision::Fail);
-            check(AttemptFacts { is_past_deadline: true, ..failed }, Decision::Fail);
+            check_decision(failed, Decision::NextKey);
+            check_decision(AttemptFacts { non_key_retries: 9, ..failed }, Decision::NextKey);
+            check_decision(AttemptFacts { attempts: 16, ..failed }, Decision::Fail);
+            check_decision(AttemptFacts { body: ReplayableBody::Unavailable, ..failed }, Decision::Fail);
+            check_decision(AttemptFacts { is_past_deadline: true, ..failed }, Decision::Fail);
         }
-        check(
+        check_decision(
             AttemptFacts { progress: Progress::NoResponse, has_other_route: true, ..FIRST_ATTEMPT },
             Decision::Fail,
         );
@@ -270,17 +271,23 @@ mod tests {
     #[test]
     fn a_request_without_a_response_is_retried_only_if_it_has_no_effect() {
         let no_response = AttemptFacts { progress: Progress::NoResponse, ..FIRST_ATTEMPT };
-        check(no_response, Decision::Fail);
-        check(AttemptFacts { effect: Effect::None, ..no_response }, IMMEDIATE_RETRY);
-        check(AttemptFacts { effect: Effect::None, non_key_retries: 1, ..no_response }, Decision::Fail);
+        check_decision(no_response, Decision::Fail);
+        check_decision(AttemptFacts { effect: Effect::None, ..no_response }, IMMEDIATE_RETRY);
+        check_decision(
+            AttemptFacts { effect: Effect::None, non_key_retries: 1, ..no_response },
+            Decision::Fail,
+        );
     }
 
     #[test]
     fn a_refused_key_is_replaced_for_every_method() {
         for verdict in KEY_REFUSALS {
-            check(responded_attempt(verdict), Decision::NextKey);
-            check(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }, Decision::NextKey);
-            check(
+            check_decision(responded_attempt(verdict), Decision::NextKey);
+            check_decision(
+                AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) },
+                Decision::NextKey,
+            );
+            check_decision(
                 AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..responded_attempt(verdict) },
                 Decision::NextKey,
             );
@@ -290,35 +297,50 @@ mod tests {
     #[test]
     fn an_ambiguous_refusal_is_retried_in_one_more_workspace() {
         for verdict in AMBIGUOUS {
-            check(responded_attempt(verdict), Decision::NextKey);
-            check(AttemptFacts { ambiguous_workspaces: 2, ..responded_attempt(verdict) }, Decision::Relay);
+            check_decision(responded_attempt(verdict), Decision::NextKey);
+            check_decision(
+                AttemptFacts { ambiguous_workspaces: 2, ..responded_attempt(verdict) },
+                Decision::Relay,
+            );
         }
     }
 
     #[test]
     fn a_request_that_an_account_cannot_serve_is_retried_with_the_next() {
         for verdict in CAPABILITIES {
-            check(responded_attempt(verdict), Decision::NextKey);
-            check(AttemptFacts { ambiguous_workspaces: 9, ..responded_attempt(verdict) }, Decision::NextKey);
+            check_decision(responded_attempt(verdict), Decision::NextKey);
+            check_decision(
+                AttemptFacts { ambiguous_workspaces: 9, ..responded_attempt(verdict) },
+                Decision::NextKey,
+            );
         }
-        check(AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Abuse) }, Decision::Relay);
-        check(AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Slots) }, Decision::NextKey);
+        check_decision(
+            AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Abuse) },
+            Decision::Relay,
+        );
+        check_decision(
+            AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Slots) },
+            Decision::NextKey,
+        );
     }
 
     #[test]
     fn a_request_to_an_overloaded_provider_is_retried_once_after_a_pause() {
-        check(responded_attempt(Verdict::Busy), RETRY_AFTER_PAUSE);
-        check(AttemptFacts { non_key_retries: 1, ..responded_attempt(Verdict::Busy) }, Decision::Relay);
+        check_decision(responded_attempt(Verdict::Busy), RETRY_AFTER_PAUSE);
+        check_decision(
+            AttemptFacts { non_key_retries: 1, ..responded_attempt(Verdict::Busy) },
+            Decision::Relay,
+        );
     }
 
     #[test]
     fn a_failed_request_is_retried_only_if_it_has_no_effect() {
-        check(responded_attempt(Verdict::ServerError), Decision::Relay);
-        check(
+        check_decision(responded_attempt(Verdict::ServerError), Decision::Relay);
+        check_decision(
             AttemptFacts { effect: Effect::None, ..responded_attempt(Verdict::ServerError) },
             RETRY_AFTER_PAUSE,
         );
-        check(
+        check_decision(
             AttemptFacts {
                 effect: Effect::None,
                 non_key_retries: 1,
@@ -331,19 +353,25 @@ mod tests {
     #[test]
     fn a_response_and_an_error_of_the_request_are_relayed() {
         for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
-            check(responded_attempt(verdict), Decision::Relay);
-            check(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }, Decision::Relay);
+            check_decision(responded_attempt(verdict), Decision::Relay);
+            check_decision(
+                AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) },
+                Decision::Relay,
+            );
         }
     }
 
     #[test]
     fn a_missing_resource_is_looked_up_in_other_accounts() {
         let not_found = AttemptFacts { may_be_elsewhere: true, ..responded_attempt(Verdict::NotFound) };
-        check(not_found, Decision::NextKey);
-        check(AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..not_found }, Decision::NextKey);
-        check(AttemptFacts { body: ReplayableBody::Unavailable, ..not_found }, Decision::Relay);
-        check(AttemptFacts { attempts: 16, ..not_found }, Decision::Relay);
-        check(
+        check_decision(not_found, Decision::NextKey);
+        check_decision(
+            AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..not_found },
+            Decision::NextKey,
+        );
+        check_decision(AttemptFacts { body: ReplayableBody::Unavailable, ..not_found }, Decision::Relay);
+        check_decision(AttemptFacts { attempts: 16, ..not_found }, Decision::Relay);
+        check_decision(
             AttemptFacts { may_be_elsewhere: true, ..responded_attempt(Verdict::RequestError) },
             Decision::Relay,
         );
@@ -357,8 +385,8 @@ mod tests {
             |facts| AttemptFacts { attempts: 16, ..facts },
         ];
         for change in changes {
-            check(change(FIRST_ATTEMPT), Decision::Fail);
-            check(
+            check_decision(change(FIRST_ATTEMPT), Decision::Fail);
+            check_decision(
                 change(AttemptFacts {
                     progress: Progress::NoResponse,
                     effect: Effect::None,
@@ -372,26 +400,29 @@ mod tests {
                 .chain(CAPABILITIES)
                 .chain([Verdict::Busy, Verdict::ServerError])
             {
-                check(
+                check_decision(
                     change(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }),
                     Decision::Relay,
                 );
             }
         }
-        check(AttemptFacts { attempts: 15, ..responded_attempt(Verdict::InvalidKey) }, Decision::NextKey);
+        check_decision(
+            AttemptFacts { attempts: 15, ..responded_attempt(Verdict::InvalidKey) },
+            Decision::NextKey,
+        );
     }
 
     #[test]
     fn an_error_about_the_pool_is_sent_only_when_the_keys_are_the_cause() {
         let exhausted = Unavailable::Exhausted { resets_at: None, left: None };
         for verdict in KEY_REFUSALS {
-            assert_eq!(final_response_source(verdict, exhausted), ResponseSource::Proxy);
-            assert_eq!(final_response_source(verdict, Unavailable::Invalid), ResponseSource::Proxy);
-            assert_eq!(final_response_source(verdict, Unavailable::Tried), ResponseSource::Upstream);
+            assert_eq!(choose_response_source(verdict, exhausted), ResponseSource::Proxy);
+            assert_eq!(choose_response_source(verdict, Unavailable::Invalid), ResponseSource::Proxy);
+            assert_eq!(choose_response_source(verdict, Unavailable::Tried), ResponseSource::Upstream);
         }
         for verdict in AMBIGUOUS.into_iter().chain(CAPABILITIES).chain([Verdict::Busy, Verdict::ServerError])
         {
-            assert_eq!(final_response_source(verdict, exhausted), ResponseSource::Upstream);
+            assert_eq!(choose_response_source(verdict, exhausted), ResponseSource::Upstream);
         }
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::quantity::duration;
 use super::units::UnixMs;
 
-/// The reason why a value is not a valid start time.
+/// The reason why a text is not a valid start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStartTime {
-    /// The value is not in an accepted format.
+    /// The text is not in an accepted format.
     #[error("write an age as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a time as 2026-11-01T12:00:00Z")]
     Malformed,
     /// The time is in the future.
@@ -48,25 +48,25 @@ mod tests {
     const HOUR: u64 = 3_600_000;
 
     #[track_caller]
-    fn check(text: &str, expected_ms: Result<u64, InvalidStartTime>) {
-        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "{text}");
+    fn check_start(text: &str, expected_ms: Result<u64, InvalidStartTime>) {
+        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "the start is {text:?}");
     }
 
     #[test]
     fn an_age_counts_back_from_now() {
-        check("1h", Ok(NOW.0 - HOUR));
-        check("7d", Ok(NOW.0 - 7 * 24 * HOUR));
-        check("4w", Ok(NOW.0 - 28 * 24 * HOUR));
-        check("1d12h", Ok(NOW.0 - 36 * HOUR));
-        check("0d", Ok(NOW.0));
-        check("99999999d", Ok(0));
+        check_start("1h", Ok(NOW.0 - HOUR));
+        check_start("7d", Ok(NOW.0 - 7 * 24 * HOUR));
+        check_start("4w", Ok(NOW.0 - 28 * 24 * HOUR));
+        check_start("1d12h", Ok(NOW.0 - 36 * HOUR));
+        check_start("0d", Ok(NOW.0));
+        check_start("99999999d", Ok(0));
     }
 
     #[test]
     fn a_day_starts_at_midnight_utc() {
-        check("2026-11-30", Ok(NOW.0 - 24 * HOUR));
-        check("2026-11-30T12:00:00Z", Ok(NOW.0 - 12 * HOUR));
-        check("2026-11-30T12:00:00+01:00", Ok(NOW.0 - 13 * HOUR));
+        check_start("2026-11-30", Ok(NOW.0 - 24 * HOUR));
+        check_start("2026-11-30T12:00:00Z", Ok(NOW.0 - 12 * HOUR));
+        check_start("2026-11-30T12:00:00+01:00", Ok(NOW.0 - 13 * HOUR));
     }
 
     #[test]
@@ -84,9 +84,9 @@ mod tests {
             "2026-13-01",
             "99999999999999999999d",
         ] {
-            check(text, Err(InvalidStartTime::Malformed));
+            check_start(text, Err(InvalidStartTime::Malformed));
         }
-        check("2026-12-01", Ok(NOW.0));
-        check("2026-12-02", Err(InvalidStartTime::Future));
+        check_start("2026-12-01", Ok(NOW.0));
+        check_start("2026-12-02", Err(InvalidStartTime::Future));
     }
 }

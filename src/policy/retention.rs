@@ -1,4 +1,5 @@
-//! Decides which usage records are deleted. Records are deleted and summed by whole hours.
+//! Decides which usage records are deleted: all records before a cutoff at the start of an hour, because usage is
+//! summed by the hour. Also computes the prefix of the identifiers of records, by which records of a time are found.
 
 use std::time::Duration;
 
@@ -7,12 +8,12 @@ use super::units::UnixMs;
 /// The interval of usage sums.
 const HOUR_MS: u64 = 3_600_000;
 
-/// The time for which usage records are kept. `None` keeps them forever.
+/// The time for which usage records are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Records of single attempts.
+    /// The time for which the records of single attempts are kept, or `None` to keep them forever.
     pub attempts: Option<Duration>,
-    /// Hourly sums.
+    /// The time for which the hourly sums are kept, or `None` to keep them forever.
     pub hours: Option<Duration>,
 }
 
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(days: usize, now_ms: u64, expected_ms: Option<u64>) {
+    fn check_cutoff(days: usize, now_ms: u64, expected_ms: Option<u64>) {
         let retention = Retention::from_days(days, 0);
         assert_eq!(deletion_cutoff(retention.attempts, UnixMs(now_ms)), expected_ms.map(UnixMs));
         assert_eq!(retention.hours, None);
@@ -79,15 +80,15 @@ mod tests {
     #[test]
     fn whole_hours_are_deleted() {
         let day = 24 * HOUR_MS;
-        check(1, 3 * day, Some(2 * day));
-        check(1, 3 * day + HOUR_MS - 1, Some(2 * day));
-        check(1, 3 * day + HOUR_MS, Some(2 * day + HOUR_MS));
+        check_cutoff(1, 3 * day, Some(2 * day));
+        check_cutoff(1, 3 * day + HOUR_MS - 1, Some(2 * day));
+        check_cutoff(1, 3 * day + HOUR_MS, Some(2 * day + HOUR_MS));
     }
 
     #[test]
     fn zero_days_and_very_long_retentions_keep_all_records() {
-        check(0, u64::MAX, None);
-        check(30, 5, Some(0));
-        check(usize::MAX / 86_400, u64::MAX - 1, Some(0));
+        check_cutoff(0, u64::MAX, None);
+        check_cutoff(30, 5, Some(0));
+        check_cutoff(usize::MAX / 86_400, u64::MAX - 1, Some(0));
     }
 }

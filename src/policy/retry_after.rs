@@ -11,25 +11,27 @@ use http::header::RETRY_AFTER;
 
 use super::units::UnixMs;
 
-/// Maximum delay. A longer one is an error of the sender, because no rate limit lasts for more than a day.
+/// Maximum delay. A longer delay is an error of the sender, because no rate limit lasts for more than a day.
 const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Returns the delay from `now` until the retry, if the headers specify one.
 #[must_use]
 pub fn parse_retry_after(headers: &HeaderMap, now: UnixMs) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let delay = text(RETRY_AFTER.as_str())
-        .and_then(|value| parse_seconds(value).or_else(|| delay_until_date(value, now)));
+    let header_text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let delay = header_text(RETRY_AFTER.as_str())
+        .and_then(|text| parse_seconds(text).or_else(|| delay_until_date(text, now)));
     let reset_delay = || {
-        text("x-ratelimit-reset").and_then(parse_seconds).map(|since_epoch| unix_time(since_epoch).since(now))
+        header_text("x-ratelimit-reset")
+            .and_then(parse_seconds)
+            .map(|since_epoch| unix_time(since_epoch).since(now))
     };
     delay.or_else(reset_delay).map(|delay| delay.min(MAX_DELAY))
 }
 
-/// Parses seconds. RFC 9110 specifies whole seconds; a fraction, which some rate limiters send, is rounded
+/// Parses a number of seconds. RFC 9110 specifies whole seconds. Some rate limiters send a fraction, which is rounded
 /// up.
-fn parse_seconds(value: &str) -> Option<Duration> {
-    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+fn parse_seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) {
         return None;
@@ -40,8 +42,9 @@ fn parse_seconds(value: &str) -> Option<Duration> {
     Some(Duration::from_secs(whole.saturating_add(rounding)))
 }
 
-fn delay_until_date(value: &str, now: UnixMs) -> Option<Duration> {
-    let since_epoch = httpdate::parse_http_date(value).ok()?.duration_since(UNIX_EPOCH).ok()?;
+/// Parses an HTTP date, and returns the delay from `now` until it.
+fn delay_until_date(text: &str, now: UnixMs) -> Option<Duration> {
+    let since_epoch = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(unix_time(since_epoch).since(now))
 }
 
@@ -56,49 +59,49 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
     #[track_caller]
-    fn check(name: &'static str, value: &'static str, expected_secs: Option<u64>) {
+    fn check_delay(name: &'static str, value: &'static str, expected_secs: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
         assert_eq!(parse_retry_after(&headers, NOW), expected_secs.map(Duration::from_secs));
     }
 
     #[test]
     fn a_number_is_a_delay_in_seconds() {
-        check("retry-after", "0", Some(0));
-        check("retry-after", " 60 ", Some(60));
-        check("retry-after", "-1", None);
-        check("retry-after", "", None);
-        check("retry-after", ".", None);
-        check("retry-after", "+5", None);
-        check("retry-after", "1e3", None);
-        check("retry-after", "1.5", Some(2));
-        check("retry-after", "2.0", Some(2));
-        check("retry-after", "0.001", Some(1));
-        check("retry-after", "soon", None);
+        check_delay("retry-after", "0", Some(0));
+        check_delay("retry-after", " 60 ", Some(60));
+        check_delay("retry-after", "-1", None);
+        check_delay("retry-after", "", None);
+        check_delay("retry-after", ".", None);
+        check_delay("retry-after", "+5", None);
+        check_delay("retry-after", "1e3", None);
+        check_delay("retry-after", "1.5", Some(2));
+        check_delay("retry-after", "2.0", Some(2));
+        check_delay("retry-after", "0.001", Some(1));
+        check_delay("retry-after", "soon", None);
     }
 
     #[test]
     fn a_date_is_a_delay_from_now() {
-        check("retry-after", "Tue, 14 Nov 2023 22:13:50 GMT", Some(30));
-        check("retry-after", "Tue, 14 Nov 2023 22:13:19 GMT", Some(0));
+        check_delay("retry-after", "Tue, 14 Nov 2023 22:13:50 GMT", Some(30));
+        check_delay("retry-after", "Tue, 14 Nov 2023 22:13:19 GMT", Some(0));
     }
 
     #[test]
     fn a_reset_time_is_a_delay_from_now() {
-        check("x-ratelimit-reset", "1700000012", Some(12));
-        check("x-ratelimit-reset", "12", Some(0));
+        check_delay("x-ratelimit-reset", "1700000012", Some(12));
+        check_delay("x-ratelimit-reset", "12", Some(0));
     }
 
     #[test]
     fn a_delay_is_at_most_a_day() {
-        check("retry-after", "86400", Some(86_400));
-        check("retry-after", "86401", Some(86_400));
-        check("retry-after", "18446744073709551615", Some(86_400));
-        check("retry-after", "99999999999999999999999", Some(86_400));
-        check("x-ratelimit-reset", "18446744073709551615", Some(86_400));
+        check_delay("retry-after", "86400", Some(86_400));
+        check_delay("retry-after", "86401", Some(86_400));
+        check_delay("retry-after", "18446744073709551615", Some(86_400));
+        check_delay("retry-after", "99999999999999999999999", Some(86_400));
+        check_delay("x-ratelimit-reset", "18446744073709551615", Some(86_400));
     }
 
     #[test]
     fn without_a_header_no_delay_is_returned() {
-        check("x-other", "60", None);
+        check_delay("x-other", "60", None);
     }
 }

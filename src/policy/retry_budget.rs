@@ -1,5 +1,5 @@
-//! Limits the rate of retries whose cause is not a key. If all requests fail at the same time, retrying
-//! each of them would double the load on the provider.
+//! Limits the rate of retries whose cause is not a key. If all requests fail at the same time, retries of all of them
+//! would double the load on the provider.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const MAX_BALANCE: u64 = 100_000;
 /// The cost of a retry.
 const RETRY_COST: u64 = 1_000;
 
-/// The remaining budget for retries.
+/// The remaining budget for retries. Requests and time replenish it, and each retry spends a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
     /// The remaining budget in thousandths of a retry.
@@ -74,7 +74,10 @@ mod tests {
                 retried += 1;
             }
         }
-        assert!((19_000..=20_210).contains(&retried), "{retried}");
+        assert!(
+            (19_000..=20_210).contains(&retried),
+            "a fifth of the requests must be retried, not {retried}"
+        );
     }
 
     #[test]

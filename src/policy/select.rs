@@ -1,5 +1,5 @@
-//! Selects the key that serves a request. If no key can, returns the reason, and whether the request is
-//! worth queuing.
+//! Selects the key that serves a request. If no key can serve it, returns the reason, and whether queuing the request
+//! is worthwhile.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use super::units::UnixMs;
 pub struct Candidate {
     /// Whether the key is usable, or why it is in cooldown.
     pub state: KeyState,
-    /// Whether this request may use the key: it was not tried yet, has the permission, and belongs to an
-    /// account that the request may use.
+    /// Whether this request may use the key: the request has not tried the key, and no restriction excludes the key in
+    /// this round of the selection.
     pub is_eligible: bool,
     /// Whether the credits of the key suffice.
     pub affordability: Affordability,
@@ -22,7 +22,7 @@ pub struct Candidate {
     /// Whether one request may probe the key during its cooldown if no other key can serve. This requires
     /// that the reason of the cooldown is unproven and that the last probe was long enough ago.
     pub may_probe: bool,
-    /// The time at which the key may be able to serve again, if it is in cooldown or saturated.
+    /// The time at which the key may be able to serve again, if a cooldown, a rate limit or missing credits prevent it.
     pub retry_at: Option<UnixMs>,
     /// The inputs of the strategy.
     pub ranking: RankingInputs,
@@ -84,7 +84,7 @@ impl Choice {
 /// The reason why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// Every key is exhausted, locked or invalid, or has fewer credits than this request needs.
+    /// Every key is exhausted, locked, paused or invalid, or has fewer credits than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
         /// The earliest known reset.
@@ -128,14 +128,13 @@ pub struct SelectionFailure {
     pub reason: Unavailable,
     /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
     pub retry_at: Option<UnixMs>,
-    /// Whether every more expensive request fails as well. This need not be the case: a more expensive
-    /// request does not wait for a busy key whose credits do not suffice, so it may probe or overcommit a
-    /// key.
+    /// Whether every more expensive request fails as well. This need not be the case. A more expensive request does not
+    /// wait for a busy key whose credits do not suffice, so it may probe or overcommit a key.
     pub blocks_costlier: bool,
 }
 
-/// Maximum remaining cooldown for which a request is queued. A longer one is reported in `Retry-After`.
-/// Queuing is cheaper for a short one, because an SDK that retries sends the whole request again.
+/// Maximum remaining cooldown for which a request is queued. A longer cooldown is reported in `Retry-After`. For a
+/// short cooldown, queuing is cheaper than a retry, because an SDK that retries sends the whole request again.
 pub const SHORT_WAIT: Duration = Duration::from_secs(2);
 
 impl SelectionFailure {
@@ -196,8 +195,8 @@ pub fn select(
     }
 }
 
-/// Decides what to do if no key is able to serve: wait for a busy key, probe a key whose cooldown is not
-/// proven, or overcommit the key with the most credits. Fails if none of these is possible.
+/// Selects a fallback if no key is able to serve: probes a key whose cooldown is not proven, or overcommits the key
+/// with the most credits. Fails if neither is possible, or if the request must wait for a busy key.
 fn select_fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, SelectionFailure> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
@@ -253,14 +252,15 @@ fn select_fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Resul
     }
 }
 
-/// The estimated cost exceeds the credits, and no request in flight has reserved any of them.
+/// The affordability of a key whose credits do not suffice, although no request in flight has reserved any of them.
 const SHORT: Affordability = Affordability::Short { is_unreserved: true };
 
+/// Returns the earlier of two times, if at least one is known.
 fn earliest(first: Option<UnixMs>, second: Option<UnixMs>) -> Option<UnixMs> {
     first.into_iter().chain(second).min()
 }
 
-/// Returns the reason to report if no candidate can serve the request and none is merely busy.
+/// Returns the reason why no candidate can serve the request, if no candidate is only busy.
 fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooldown_end, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
     let mut max_remaining = None;
@@ -340,17 +340,17 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(keys: &[Candidate], expected: Result<Choice, Unavailable>) {
+    fn check_selection(keys: &[Candidate], expected: Result<Choice, Unavailable>) {
         let selection = select(Strategy::DEFAULT, keys.iter().copied());
         assert_eq!(selection.map_err(|failure| failure.reason), expected);
     }
 
     #[test]
     fn the_first_usable_key_serves() {
-        check(&[USABLE, USABLE], Ok(Choice::Use(0)));
-        check(&[cooling_down(CooldownReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
-        check(&[TRIED, cooling_down(CooldownReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
-        check(&[rate_limited_group(5), USABLE], Ok(Choice::Use(1)));
+        check_selection(&[USABLE, USABLE], Ok(Choice::Use(0)));
+        check_selection(&[cooling_down(CooldownReason::Exhausted, 5), USABLE], Ok(Choice::Use(1)));
+        check_selection(&[TRIED, cooling_down(CooldownReason::Invalid, 5), USABLE], Ok(Choice::Use(2)));
+        check_selection(&[rate_limited_group(5), USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_request_skips_a_saturated_workspace() {
-        check(&[FULL, USABLE], Ok(Choice::Use(1)));
+        check_selection(&[FULL, USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
@@ -378,26 +378,26 @@ mod tests {
             Candidate { concurrency: ConcurrencyState::Full { until }, retry_at: until, ..USABLE }
         };
         let busy_until = |ms| Err(Unavailable::Full { until: Some(UnixMs(ms)) });
-        check(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
-        check(&[full_until(9), FULL, full_until(7)], busy_until(7));
+        check_selection(&[FULL, short(5, true)], Err(Unavailable::Full { until: None }));
+        check_selection(&[full_until(9), FULL, full_until(7)], busy_until(7));
         // A cooldown may end before a slot becomes free.
-        check(&[FULL, rate_limited_group(5)], busy_until(5));
-        check(&[full_until(9), cooling_down(CooldownReason::RateLimited, 5)], busy_until(5));
+        check_selection(&[FULL, rate_limited_group(5)], busy_until(5));
+        check_selection(&[full_until(9), cooling_down(CooldownReason::RateLimited, 5)], busy_until(5));
         let tried = Candidate { is_eligible: false, ..cooling_down(CooldownReason::RateLimited, 3) };
-        check(&[full_until(9), tried], busy_until(9));
+        check_selection(&[full_until(9), tried], busy_until(9));
     }
 
     #[test]
     fn a_key_with_too_few_credits_is_skipped() {
-        check(&[short(5, true), USABLE], Ok(Choice::Use(1)));
-        check(&[REFUSED, USABLE], Ok(Choice::Use(1)));
+        check_selection(&[short(5, true), USABLE], Ok(Choice::Use(1)));
+        check_selection(&[REFUSED, USABLE], Ok(Choice::Use(1)));
     }
 
     #[test]
     fn the_key_with_the_most_credits_is_overcommitted_by_one_request() {
-        check(&[short(5, true), short(7, true), TRIED], Ok(Choice::Overcommit(1)));
-        check(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
-        check(
+        check_selection(&[short(5, true), short(7, true), TRIED], Ok(Choice::Overcommit(1)));
+        check_selection(&[short(5, true), short(7, false)], Err(Unavailable::Full { until: None }));
+        check_selection(
             &[Candidate { concurrency: FULL.concurrency, ..short(7, true) }],
             Err(Unavailable::Full { until: None }),
         );
@@ -406,20 +406,20 @@ mod tests {
     #[test]
     fn a_key_in_an_unproven_cooldown_is_probed_when_no_other_key_can_serve() {
         let unproven = Candidate { may_probe: true, ..cooling_down(CooldownReason::Exhausted, 5) };
-        check(&[unproven, USABLE], Ok(Choice::Use(1)));
-        check(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
-        check(&[cooling_down(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
-        check(
+        check_selection(&[unproven, USABLE], Ok(Choice::Use(1)));
+        check_selection(&[unproven, FULL], Err(Unavailable::Full { until: Some(UnixMs(5)) }));
+        check_selection(&[cooling_down(CooldownReason::Invalid, 5), unproven], Ok(Choice::Probe(1)));
+        check_selection(
             &[Candidate { may_probe: true, ..rate_limited_group(5) }, short(5, true)],
             Ok(Choice::Probe(0)),
         );
         let too_expensive = Candidate { may_probe: true, affordability: SHORT, ..unproven };
-        check(&[cooling_down(CooldownReason::Invalid, 5), too_expensive], Ok(Choice::Probe(1)));
-        check(&[too_expensive, short(5, true)], Ok(Choice::Overcommit(1)));
+        check_selection(&[cooling_down(CooldownReason::Invalid, 5), too_expensive], Ok(Choice::Probe(1)));
+        check_selection(&[too_expensive, short(5, true)], Ok(Choice::Overcommit(1)));
         let refused = Candidate { affordability: Affordability::Refused, ..unproven };
-        check(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
+        check_selection(&[refused], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
         let tried = Candidate { is_eligible: false, ..unproven };
-        check(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
+        check_selection(&[tried], Err(Unavailable::Exhausted { resets_at: Some(UnixMs(5)), left: None }));
     }
 
     #[test]
@@ -435,12 +435,12 @@ mod tests {
 
     #[test]
     fn a_request_that_has_tried_every_usable_key_gets_the_last_response() {
-        check(&[TRIED, cooling_down(CooldownReason::Exhausted, 5)], Err(Unavailable::Tried));
+        check_selection(&[TRIED, cooling_down(CooldownReason::Exhausted, 5)], Err(Unavailable::Tried));
     }
 
     #[test]
     fn the_failure_reports_the_end_of_the_first_cooldown() {
-        check(
+        check_selection(
             &[
                 cooling_down(CooldownReason::Exhausted, 9),
                 cooling_down(CooldownReason::RateLimited, 7),
@@ -448,12 +448,12 @@ mod tests {
             ],
             Err(Unavailable::Cooling { until: UnixMs(5) }),
         );
-        check(
+        check_selection(
             &[rate_limited_group(6), cooling_down(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Cooling { until: UnixMs(6) }),
         );
         // The key can be probed before its cooldown ends.
-        check(
+        check_selection(
             &[Candidate { retry_at: Some(UnixMs(2)), ..rate_limited_group(6) }],
             Err(Unavailable::Cooling { until: UnixMs(2) }),
         );
@@ -465,18 +465,18 @@ mod tests {
             state: KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None },
             ..USABLE
         };
-        check(
+        check_selection(
             &[cooling_down(CooldownReason::Exhausted, 9), unknown, cooling_down(CooldownReason::Billing, 8)],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(8)), left: None }),
         );
-        check(&[unknown], Err(Unavailable::Exhausted { resets_at: None, left: None }));
-        check(
+        check_selection(&[unknown], Err(Unavailable::Exhausted { resets_at: None, left: None }));
+        check_selection(
             &[cooling_down(CooldownReason::Invalid, 1), unknown],
             Err(Unavailable::Exhausted { resets_at: None, left: None }),
         );
         let too_expensive =
             Candidate { ranking: RankingInputs { resets_at: Some(UnixMs(3)), ..REFUSED.ranking }, ..REFUSED };
-        check(
+        check_selection(
             &[too_expensive, unknown],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }),
         );
@@ -490,9 +490,9 @@ mod tests {
 
     #[test]
     fn a_paused_key_serves_no_request() {
-        check(&[paused_candidate(None), USABLE], Ok(Choice::Use(1)));
-        check(&[paused_candidate(None), FULL], Err(Unavailable::Full { until: None }));
-        check(
+        check_selection(&[paused_candidate(None), USABLE], Ok(Choice::Use(1)));
+        check_selection(&[paused_candidate(None), FULL], Err(Unavailable::Full { until: None }));
+        check_selection(
             &[Candidate { affordability: SHORT, ..paused_candidate(None) }],
             Err(Unavailable::Paused { until: None }),
         );
@@ -501,10 +501,13 @@ mod tests {
     #[test]
     fn a_paused_pool_reports_the_first_end_of_a_pause() {
         let until = |ms| Err(Unavailable::Paused { until: Some(UnixMs(ms)) });
-        check(&[paused_candidate(Some(9)), paused_candidate(None), paused_candidate(Some(7))], until(7));
-        check(&[cooling_down(CooldownReason::Invalid, 1), paused_candidate(Some(7))], until(7));
+        check_selection(
+            &[paused_candidate(Some(9)), paused_candidate(None), paused_candidate(Some(7))],
+            until(7),
+        );
+        check_selection(&[cooling_down(CooldownReason::Invalid, 1), paused_candidate(Some(7))], until(7));
         // The other reasons end by themselves.
-        check(
+        check_selection(
             &[paused_candidate(Some(7)), cooling_down(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(9)), left: None }),
         );
@@ -523,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_pool_of_invalid_keys_is_invalid() {
-        check(&[cooling_down(CooldownReason::Invalid, 9)], Err(Unavailable::Invalid));
-        check(&[cooling_down(CooldownReason::WrongHost, 9)], Err(Unavailable::Invalid));
+        check_selection(&[cooling_down(CooldownReason::Invalid, 9)], Err(Unavailable::Invalid));
+        check_selection(&[cooling_down(CooldownReason::WrongHost, 9)], Err(Unavailable::Invalid));
     }
 }

@@ -1,5 +1,5 @@
-//! Starts, renews and ends the sessions of the dashboard: a one-time code starts a session, which ends when it has
-//! not been used for a while, at its maximum duration, or when its operator signs out.
+//! Starts, renews and ends the sessions of operators at the dashboard. A one-time code starts a session. The session
+//! ends after a time without a use, at its maximum duration, or when the operator signs out.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::secret::SessionTokenFingerprint;
 
 /// Time for which a code can start a session.
 pub const CODE_LIFETIME: Duration = Duration::from_secs(600);
-/// Maximum number of codes at the same time. A new code replaces the oldest one.
+/// Maximum number of codes at the same time. A further code replaces an earlier code.
 const MAX_CODES: usize = 16;
 /// Maximum number of sessions at the same time. A new session ends the session that was not used for the longest
 /// time.
@@ -19,11 +19,11 @@ const MAX_SESSIONS: usize = 64;
 pub struct SessionLimits {
     /// The time without a request after which a session ends.
     pub idle_timeout: Duration,
-    /// The time after which a session ends in any case.
+    /// The time after which a session ends even if it is used.
     pub max_duration: Duration,
 }
 
-/// A session.
+/// A session of an operator at the dashboard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OperatorSession {
     /// The fingerprint of the token in the cookie.
@@ -43,9 +43,10 @@ impl OperatorSession {
     }
 }
 
-/// All codes and sessions.
+/// All codes that can start a session, and all sessions.
 #[derive(Clone, Debug, Default)]
 pub struct SessionTable {
+    /// The fingerprints of the codes, with the times at which the codes were created.
     codes: Vec<(SessionTokenFingerprint, UnixMs)>,
     sessions: Vec<OperatorSession>,
 }
@@ -72,7 +73,7 @@ impl SessionTable {
         self.codes.push((code, now));
     }
 
-    /// Starts a session if the code is valid. The code cannot be used again.
+    /// Starts a session if the code is valid. The code cannot be used again. Returns whether a session was started.
     pub fn start(
         &mut self,
         code: &SessionTokenFingerprint,

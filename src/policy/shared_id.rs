@@ -11,7 +11,7 @@ use crate::secret::parse_hex;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SharedId([u8; 16]);
 
-/// The kind of thing that a [`SharedId`] names. Things of different kinds have different names.
+/// The kind of object that a [`SharedId`] names. Objects of different kinds have different names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedKind {
     /// An API key, by its fingerprint.
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn different_things_have_different_names() {
+    fn different_objects_have_different_names() {
         let ids = [
             SharedId::new(SharedKind::Key, &[b"a"]),
             SharedId::new(SharedKind::Client, &[b"a"]),
@@ -97,7 +97,7 @@ mod tests {
         let id = SharedId::new(SharedKind::Workspace, &[b"main"]);
         assert_eq!(SharedId::parse(&id.to_string()), Some(id));
         for wrong in ["", "0", &"g".repeat(32), &"0".repeat(31), &"0".repeat(33), &"é".repeat(16)] {
-            assert_eq!(SharedId::parse(wrong), None, "{wrong:?}");
+            assert_eq!(SharedId::parse(wrong), None, "{wrong:?} must not be parsed");
         }
     }
 }

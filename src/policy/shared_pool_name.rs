@@ -1,4 +1,4 @@
-//! The name of a pool that replicas share, and the names of the keys and channels of the pool in Redis.
+//! Defines the name of a pool that replicas share, and derives the names of the keys and channels of the pool in Redis.
 
 use std::fmt;
 
@@ -60,10 +60,10 @@ mod tests {
     #[test]
     fn a_name_with_a_special_character_is_rejected() {
         for name in ["a", "default", "a-b_c.9", &"a".repeat(64)] {
-            assert!(SharedPoolName::new(name).is_some(), "{name}");
+            assert!(SharedPoolName::new(name).is_some(), "{name} must be accepted");
         }
         for name in ["", "A", "a b", "a*", "{a}", "a:b", "\u{e4}", &"a".repeat(65)] {
-            assert!(SharedPoolName::new(name).is_none(), "{name}");
+            assert!(SharedPoolName::new(name).is_none(), "{name} must be rejected");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Finds the known name that is most similar to an unknown one, for suggestions in error messages.
+//! Finds the known name that is most similar to an unknown name, for suggestions in error messages.
 
 /// Finds the candidate that is most similar to `name`, if at most a third of the characters differ. With a higher
 /// limit, suggestions would be guesses. With a lower limit, a short name with two typos would get no suggestion.

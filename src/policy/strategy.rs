@@ -1,12 +1,12 @@
-//! Defines the load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request;
-//! [`select`](super::select) decides beforehand which keys can.
+//! Defines the load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request.
+//! [`select`](super::select) decides which keys can serve it.
 
 use super::units::UnixMs;
 
 /// The properties of a key by which a strategy ranks it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RankingInputs {
-    /// Credits of the workspace that are neither spent nor reserved. `None` if the limit is unknown.
+    /// Credits of the workspace that are neither spent nor reserved, or `None` if the limit is unknown.
     pub remaining: Option<u64>,
     /// The time at which the credits are reset.
     pub resets_at: Option<UnixMs>,
@@ -15,7 +15,7 @@ pub struct RankingInputs {
     /// Virtual time of the key's next turn. Every request that the key serves advances it by [`TURN`] divided
     /// by the weight. The turn is never below the turn that was selected last.
     pub turn: u64,
-    /// The share of requests relative to the weights of other keys; at least 1.
+    /// The share of requests relative to the weights of other keys, at least 1.
     pub weight: u32,
 }
 
@@ -24,8 +24,8 @@ pub struct RankingInputs {
 pub struct Strategy {
     /// The name in the configuration.
     pub name: &'static str,
-    /// Ranks a key. The lowest rank is selected, and the first key in pool order among equal ranks.
-    /// [`BEST`] ends the search.
+    /// Ranks a key. The key with the lowest rank is selected, and among equal ranks the first key in pool order. The
+    /// rank [`BEST`] ends the search.
     pub rank: fn(&RankingInputs) -> u64,
     /// Returns the lowest rank that any key can have, given the turn that was selected last. A key with
     /// this rank ends the search.
@@ -44,7 +44,7 @@ pub const BEST: u64 = 0;
 /// The amount by which a request advances the turn of a key with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// All strategies, the default first. `CONTRIBUTING.md` lists what else a new strategy needs.
+/// All strategies, the default first. `CONTRIBUTING.md` lists the other places that a new strategy changes.
 pub static STRATEGIES: [Strategy; 5] = [
     // Selects the first key in configured order until it is refused or exhausted.
     Strategy { name: "fill-first", rank: |_| BEST, stays_on_key: true, ..DEFAULTS },
@@ -117,12 +117,12 @@ pub fn select_best(strategy: &Strategy, keys: impl Iterator<Item = (usize, Ranki
 
 #[cfg(test)]
 mod tests {
-    use proptest::strategy::Strategy as Values;
+    use proptest::strategy::Strategy as ValueStrategy;
     use proptest::{prop_assert, prop_assert_eq, proptest};
 
     use super::*;
 
-    fn candidates() -> impl Values<Value = Vec<RankingInputs>> {
+    fn candidates() -> impl ValueStrategy<Value = Vec<RankingInputs>> {
         let key = (
             proptest::option::of(0..1_000_u64),
             proptest::option::of(1..1_000_u64),
@@ -168,11 +168,11 @@ mod tests {
         }
 
         #[test]
-        fn the_declared_properties_of_a_rank_hold(key in candidates(), turn in 0..1_000_u64) {
+        fn the_declared_properties_of_a_rank_hold(keys in candidates(), last_turn in 0..1_000_u64) {
             for strategy in &STRATEGIES {
-                // A turn is never below the last selected one.
-                let key = RankingInputs { turn: key[0].turn.max(turn), ..key[0] };
-                prop_assert!((strategy.rank)(&key) >= (strategy.min_rank)(turn));
+                // A turn is never below the turn that was selected last.
+                let key = RankingInputs { turn: keys[0].turn.max(last_turn), ..keys[0] };
+                prop_assert!((strategy.rank)(&key) >= (strategy.min_rank)(last_turn));
                 let without_credits = RankingInputs { remaining: None, resets_at: None, ..key };
                 prop_assert!(strategy.uses_credits || (strategy.rank)(&key) == (strategy.rank)(&without_credits));
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The length of a day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// The last time that the calendar library can express, in the year 9999.
 const MAX_MS: u64 = 253_402_207_200_999;
@@ -21,7 +22,7 @@ impl UnixMs {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// Returns the time `duration` earlier.
+    /// Returns the time `duration` earlier, saturating at 1970.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
@@ -44,9 +45,9 @@ impl UnixMs {
     #[must_use]
     pub fn rfc3339_bytes(self) -> [u8; 24] {
         let (days, ms_of_day) = (self.0.min(MAX_MS) / DAY_MS, self.0.min(MAX_MS) % DAY_MS);
-        let (year, month, day) = civil_date(days);
-        let mut text = *b"0000-00-00T00:00:00.000Z";
-        for (range, value) in [
+        let CivilDate { year, month, day } = CivilDate::from_days(days);
+        let mut formatted = *b"0000-00-00T00:00:00.000Z";
+        for (range, mut number) in [
             (0..4, year),
             (5..7, month),
             (8..10, day),
@@ -55,13 +56,12 @@ impl UnixMs {
             (17..19, ms_of_day / 1_000 % 60),
             (20..23, ms_of_day % 1_000),
         ] {
-            let mut value = value;
-            for digit in text[range].iter_mut().rev() {
-                *digit = b'0' + (value % 10) as u8;
-                value /= 10;
+            for digit in formatted[range].iter_mut().rev() {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
             }
         }
-        text
+        formatted
     }
 
     /// Formats the time as `2025-02-01T00:00:00Z`, for messages.
@@ -95,21 +95,32 @@ impl UnixMs {
     }
 }
 
-/// Returns the year, the month and the day of the month of a day that is counted from 1970-01-01. This runs
-/// for every request and log line, and a general calendar library takes ten times as long.
-pub(super) fn civil_date(days: u64) -> (u64, u64, u64) {
-    const DAYS_OF_400_YEARS: u64 = 146_097;
-    // Here, years start in March, so that a leap day is the last day of its year.
-    let days_since_year_0 = days + 719_468;
-    let (era, day_of_era) = (days_since_year_0 / DAYS_OF_400_YEARS, days_since_year_0 % DAYS_OF_400_YEARS);
-    let year = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
-    // Five months that start in March have 153 days.
-    let months_since_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * months_since_march + 2) / 5 + 1;
-    let (month, next_year) =
-        if months_since_march < 10 { (months_since_march + 3, 0) } else { (months_since_march - 9, 1) };
-    (era * 400 + year + next_year, month, day)
+/// A date of the Gregorian calendar. The month and the day are counted from 1.
+pub(super) struct CivilDate {
+    year: u64,
+    month: u64,
+    pub(super) day: u64,
+}
+
+impl CivilDate {
+    /// Returns the date that is `days` after 1970-01-01. This runs for every request and log line, and a general
+    /// calendar library takes ten times as long.
+    pub(super) fn from_days(days: u64) -> Self {
+        const DAYS_OF_400_YEARS: u64 = 146_097;
+        // In this computation, years start in March, so that a leap day is the last day of its year.
+        let days_since_year_0 = days + 719_468;
+        let (era, day_of_era) =
+            (days_since_year_0 / DAYS_OF_400_YEARS, days_since_year_0 % DAYS_OF_400_YEARS);
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        // Five months that start in March have 153 days.
+        let months_since_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * months_since_march + 2) / 5 + 1;
+        let (month, next_year) =
+            if months_since_march < 10 { (months_since_march + 3, 0) } else { (months_since_march - 9, 1) };
+        Self { year: era * 400 + year_of_era + next_year, month, day }
+    }
 }
 
 /// Displays a number with commas between groups of three digits: `94,580`.
@@ -149,7 +160,7 @@ mod tests {
         assert_eq!(i64::try_from(MAX_MS), Ok(jiff::Timestamp::MAX.as_millisecond()));
         let format_with_library =
             |time: UnixMs| time.timestamp().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
-        // Every day until the year 2134, then samples; each at its start, at its end and in between.
+        // The times are the start, the end and a moment of every day until the year 2134, and then of some days.
         let days = (0..60_000).chain((60_000..MAX_MS / DAY_MS).step_by(997));
         for time in days.flat_map(|day| [day * DAY_MS, (day + 1) * DAY_MS - 1, day * DAY_MS + day]) {
             let time = UnixMs(time);

@@ -1,5 +1,6 @@
-//! Defines the verdict, the classification of a provider's response.
-//! [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a verdict from a response; decisions about retries,
+//! Defines the verdict: the classification of a response of the provider.
+//!
+//! [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a verdict from a response. Decisions about retries,
 //! evidence and restrictions depend only on the verdict.
 
 use std::time::Duration;
@@ -96,8 +97,8 @@ impl Shortfall {
         }
     }
 
-    /// Returns the remaining and the required credits, if both are known and the remaining ones do not
-    /// suffice. Other numbers contradict the refusal.
+    /// Returns the remaining and the required credits, if both are known and the remaining credits do not suffice.
+    /// Other numbers contradict the refusal.
     #[must_use]
     pub fn credits(self) -> Option<(u64, u64)> {
         self.remaining.zip(self.required).filter(|(remaining, required)| remaining < required)
@@ -171,7 +172,7 @@ pub enum UnexplainedRefusal {
     Bodiless,
 }
 
-/// The subject of a verdict: the key, its capabilities, the request or the provider. The concern determines
+/// The party or thing to which a verdict applies: the key, its capabilities, the request or the provider. It determines
 /// whether the request is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
@@ -192,7 +193,7 @@ pub enum Concern {
 }
 
 impl Verdict {
-    /// Returns what the verdict is about.
+    /// Returns the concern of the verdict.
     #[must_use]
     pub fn concern(self) -> Concern {
         match self {
@@ -214,9 +215,9 @@ impl Verdict {
         }
     }
 
-    /// Whether the verdict is about its key or workspace even if another account refuses the same request
-    /// with the same message, because it contains numbers of that account or has a narrower scope. Any other
-    /// verdict is then about the request.
+    /// Whether the verdict keeps its meaning if another account refuses the same request with the same message,
+    /// because it contains numbers of its account or has a narrower scope than the account. Any other verdict is then
+    /// about the request.
     #[must_use]
     pub fn is_conclusive(self) -> bool {
         match self {

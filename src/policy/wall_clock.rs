@@ -1,9 +1,10 @@
-//! Corrects Keychoir's clock to the system's wall clock: forward in one step, backward slowly. A jump
-//! backward would lengthen every cooldown, and quota periods and usage records use this clock as well.
+//! Computes the correction of Keychoir's clock to the wall clock of the system: forward in one step, and backward
+//! slowly. A jump backward would lengthen every cooldown, and quota periods and usage records use this clock as well.
 
-/// A backward correction subtracts at most the elapsed time divided by this number, 1 %. A cooldown of a
-/// minute therefore lasts at most 0.6 s longer, and a difference of an hour is corrected in four days. chrony
-/// slews by up to 8.3 %. The kernel's `adjtime` slews by 0.05 %, which would take three months for an hour.
+/// A backward correction subtracts at most the elapsed time divided by this number, which is 1 %. A cooldown of a
+/// minute therefore lasts at most 0.6 s longer, and a difference of an hour is corrected in four days. The program
+/// chrony slews a clock by up to 8.3 %. The kernel's `adjtime` slews it by 0.05 %, which would take three months for an
+/// hour.
 const SLEW_DIVISOR: i64 = 100;
 
 /// Returns the number of microseconds to add to a clock that is `error` microseconds behind the wall
@@ -45,7 +46,11 @@ mod tests {
             (-HOUR, -SECOND, 0),
             (i64::MIN, SECOND, -SECOND / 100),
         ] {
-            assert_eq!(correction(error, elapsed), expected, "{error} after {elapsed}");
+            assert_eq!(
+                correction(error, elapsed),
+                expected,
+                "the error is {error} after {elapsed} microseconds"
+            );
         }
     }
 

@@ -1,6 +1,6 @@
-//! Parses and encodes WebSocket frame headers, payload masks and close payloads (RFC 6455, section 5.2).
-//! Parsing accepts invalid frames; the [`FrameValidator`] detects protocol violations. It is in `policy` because it is
-//! pure; `proxy::socket` uses it.
+//! Parses and encodes WebSocket frame headers and close payloads, and masks payloads (RFC 6455, section 5.2). Parsing
+//! accepts invalid frames. The [`FrameValidator`] detects protocol violations. The module is in `policy` because it is
+//! pure, and `proxy::socket` uses it.
 
 mod validator;
 
@@ -9,17 +9,17 @@ pub use validator::{FrameValidator, MAX_CONTROL_PAYLOAD, Sender, StreamEnd, Vali
 /// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
-    /// Continues a message.
+    /// The frame continues a message.
     Continuation,
-    /// Starts a text message.
+    /// The frame starts a text message.
     Text,
-    /// Starts a binary message.
+    /// The frame starts a binary message.
     Binary,
-    /// Closes the connection.
+    /// The frame closes the connection.
     Close,
-    /// Probes whether the peer is alive.
+    /// The frame tests whether the peer is alive.
     Ping,
-    /// Responds to a ping.
+    /// The frame is the response to a ping.
     Pong,
     /// An opcode that the protocol does not define.
     Reserved(u8),
@@ -97,6 +97,7 @@ pub fn parse_header(bytes: &[u8]) -> Option<(FrameHeader, usize)> {
     Some((header, mask_offset + if is_masked { 4 } else { 0 }))
 }
 
+/// Returns the `N` bytes at `offset`, or `None` if there are fewer.
 fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..offset + N)?.try_into().ok()
 }
@@ -113,22 +114,22 @@ impl FrameHeader {
         length + if self.mask.is_some() { 4 } else { 0 }
     }
 
-    /// Appends the shortest encoding to `out`.
-    pub fn encode(&self, out: &mut impl Extend<u8>) {
+    /// Appends the shortest encoding to `output`.
+    pub fn encode(&self, output: &mut impl Extend<u8>) {
         let first = u8::from(self.is_final) << 7 | self.reserved << 4 | self.opcode.bits();
         let masked = u8::from(self.mask.is_some()) << 7;
         match (u8::try_from(self.length), u16::try_from(self.length)) {
-            (Ok(short @ ..=125), _) => out.extend([first, masked | short]),
+            (Ok(short @ ..=125), _) => output.extend([first, masked | short]),
             (_, Ok(middle)) => {
-                out.extend([first, masked | 126]);
-                out.extend(middle.to_be_bytes());
+                output.extend([first, masked | 126]);
+                output.extend(middle.to_be_bytes());
             }
             (_, Err(_)) => {
-                out.extend([first, masked | 127]);
-                out.extend(self.length.to_be_bytes());
+                output.extend([first, masked | 127]);
+                output.extend(self.length.to_be_bytes());
             }
         }
-        out.extend(self.mask.into_iter().flatten());
+        output.extend(self.mask.into_iter().flatten());
     }
 }
 
@@ -225,7 +226,7 @@ mod tests {
     fn an_incomplete_header_is_not_parsed() {
         let frame = b"\xc1\xff\0\0\0\0\0\x01\0\0abcd";
         for end in 0..frame.len() {
-            assert_eq!(parse_header(&frame[..end]), None, "{end} bytes");
+            assert_eq!(parse_header(&frame[..end]), None, "{end} bytes are not a complete header");
         }
         assert_eq!(parse_header(frame).unwrap().1, MAX_HEADER_BYTES);
     }

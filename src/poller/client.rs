@@ -1,5 +1,5 @@
-//! Sends the requests of the poller to the provider with a key of the pool, and parses the responses. The requests
-//! cost no credits.
+//! Sends GET requests with a key of the pool to the provider, and parses the responses: quotas, workspaces, models and
+//! costs of conversations. The requests cost no credits. All pollers and the check of a key use this client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,33 +21,41 @@ use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation};
 use crate::upstream::{Connect, SendError, Upstream, UpstreamRequestHead};
 
-/// Maximum size of a response. The longest response, the list of models, has less than 100 kilobytes.
+/// Maximum size of the body of a response. The longest body, the list of models, has less than 100 kilobytes.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 
-/// Sends the poller's requests, with a timeout for each response.
+/// A client of the provider for one or more requests.
 #[derive(Debug)]
 pub(super) struct ProviderClient<'a, C> {
     pub(super) upstream: &'a Upstream<C>,
+    /// Timeout from the start of a request to the end of its response.
     pub(super) response_timeout: Duration,
 }
 
 impl<C: Connect> ProviderClient<'_, C> {
-    /// Requests the quota of the key's workspace. `None` after an error that does not concern the key.
-    pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
-        self.quota_at(key.destination(), key).await
+    /// Requests the quota of the key's workspace. Returns `None` after an error that does not concern the key.
+    pub(super) async fn request_quota(&self, key: &Key) -> Option<Observation> {
+        self.request_quota_at(key.destination(), key).await
     }
 
-    /// Requests the quota from a host of the provider; `None` is the default host.
-    pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
-        self.subscription_at(host, key).await.ok()?.observation()
+    /// Requests the quota of the key's workspace from `host`, or from the default host if `host` is `None`.
+    pub(super) async fn request_quota_at(
+        &self,
+        host: Option<&Arc<Authority>>,
+        key: &Key,
+    ) -> Option<Observation> {
+        self.request_subscription_at(host, key).await.ok()?.observation()
     }
 
     /// Requests the subscription of the key's workspace.
-    pub(super) async fn subscription(&self, key: &Key) -> Result<ProviderResponse, NoProviderResponse> {
-        self.subscription_at(key.destination(), key).await
+    pub(super) async fn request_subscription(
+        &self,
+        key: &Key,
+    ) -> Result<ProviderResponse, NoProviderResponse> {
+        self.request_subscription_at(key.destination(), key).await
     }
 
-    async fn subscription_at(
+    async fn request_subscription_at(
         &self,
         host: Option<&Arc<Authority>>,
         key: &Key,
@@ -55,30 +63,36 @@ impl<C: Connect> ProviderClient<'_, C> {
         self.send(host, key, Uri::from_static("/v1/user/subscription")).await
     }
 
-    /// Requests the identifier of the key's workspace. `None` if the key lacks the permission to read it.
-    pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
-        parse_workspace_id(&self.fetch(key, Uri::from_static("/v1/user")).await?)
+    /// Requests the identifier of the key's workspace. Returns `None` without a successful response, for example
+    /// if the key lacks the permission to read the identifier.
+    pub(super) async fn request_workspace_id(&self, key: &Key) -> Option<String> {
+        parse_workspace_id(&self.request_body(key, Uri::from_static("/v1/user")).await?)
     }
 
-    /// Requests the provider's models. `None` if the key lacks the permission to read them.
-    pub(super) async fn models(&self, key: &Key) -> Option<Models> {
-        Models::parse(&self.fetch(key, Uri::from_static("/v1/models")).await?)
+    /// Requests the provider's models. Returns `None` without a successful response, for example if the key lacks
+    /// the permission to read the models.
+    pub(super) async fn request_models(&self, key: &Key) -> Option<Models> {
+        Models::parse(&self.request_body(key, Uri::from_static("/v1/models")).await?)
     }
 
-    /// Requests the cost of a conversation in credits. `None` until the provider has published it.
-    pub(super) async fn conversation_cost(&self, key: &Key, conversation: &str) -> Option<u64> {
-        let path = format!("/v1/convai/conversations/{conversation}");
-        conversation_cost(&self.fetch(key, Uri::try_from(path).ok()?).await?)
+    /// Requests the cost of a conversation in credits. Returns `None` until the provider has published the cost.
+    pub(super) async fn request_conversation_cost(&self, key: &Key, conversation_id: &str) -> Option<u64> {
+        let path = format!("/v1/convai/conversations/{conversation_id}");
+        conversation_cost(&self.request_body(key, Uri::try_from(path).ok()?).await?)
     }
 
     /// Sends a request to the host of the key. Returns the body of a successful response.
-    async fn fetch(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
+    async fn request_body(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
         let response = self.send(key.destination(), key, target).await.ok()?;
         (response.verdict == Verdict::Served).then_some(response.body)
     }
 
-    /// Requests the models with a key, to find out whether it may read them.
-    pub(super) async fn models_response(&self, key: &Key) -> Result<ProviderResponse, NoProviderResponse> {
+    /// Requests the models, and returns the response without parsing its body. Its verdict shows whether the key
+    /// may read the models.
+    pub(super) async fn request_models_response(
+        &self,
+        key: &Key,
+    ) -> Result<ProviderResponse, NoProviderResponse> {
         self.send(key.destination(), key, Uri::from_static("/v1/models")).await
     }
 
@@ -103,13 +117,13 @@ impl<C: Connect> ProviderClient<'_, C> {
             Ok(ProviderResponse { status: response_head.status, verdict, body })
         };
         match tokio::time::timeout(self.response_timeout, exchange).await {
-            Ok(result) => result,
+            Ok(response) => response,
             Err(_) => Err(NoProviderResponse::Timeout(self.response_timeout)),
         }
     }
 }
 
-/// The reason that a request of the poller has no readable response. The text contains no secret.
+/// The reason why a request of the poller has no readable response. Its message contains no secret.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoProviderResponse {
     /// No response head was received.
@@ -118,7 +132,7 @@ pub(super) enum NoProviderResponse {
     /// The response was not complete before the timeout.
     #[error("no response within {} ms", .0.as_millis())]
     Timeout(Duration),
-    /// The body of the response ended early, stopped, or is too long.
+    /// The body of the response ended early, stopped arriving, or is too long.
     #[error("the body of the response is incomplete or longer than {MAX_RESPONSE_BYTES} bytes")]
     IncompleteBody,
     /// The encoding of the body is unknown, or its data is invalid.
@@ -126,7 +140,7 @@ pub(super) enum NoProviderResponse {
     UndecodableBody,
 }
 
-/// A response of the provider.
+/// A complete response of the provider, with its classification.
 pub(super) struct ProviderResponse {
     pub(super) status: StatusCode,
     /// The meaning of the status and the body.
@@ -136,8 +150,8 @@ pub(super) struct ProviderResponse {
 }
 
 impl ProviderResponse {
-    /// Returns what a response to a request for the subscription proves about the key. Returns `None` for an
-    /// error that does not concern the key.
+    /// Interprets the response to a request for the subscription as an observation of the key. Returns `None` for
+    /// an error that does not concern the key.
     pub(super) fn observation(&self) -> Option<Observation> {
         match self.verdict {
             Verdict::Served => Subscription::parse(&self.body).map(|subscription| Observation::Quota {

@@ -1,11 +1,12 @@
-//! Checks a key for an operator: requests its subscription and the models, which costs no credits, and reports the
-//! classified response. The result also updates the state of the key, like every poll.
+//! Checks a key for an operator: requests its subscription and the models, which costs no credits, and returns the
+//! classified response. The response also updates the state of the key, like every poll. The admin API and
+//! `keychoir check --online` use it.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::client::ProviderClient;
+use super::client::{NoProviderResponse, ProviderClient, ProviderResponse};
 use crate::clock;
 use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
@@ -16,17 +17,17 @@ use crate::secret::Fingerprint;
 use crate::telemetry::log_transitions;
 use crate::upstream::{Connect, Upstream};
 
-/// Checks keys, at most one check per key at a time. Cheap to clone.
+/// A checker of keys. It runs at most one check per key at a time, and all its clones count the same checks.
 #[derive(Clone, Debug)]
 pub struct KeyChecker<C> {
     pool: Arc<Pool>,
     upstream: Upstream<C>,
     usage: UsageSink,
     timeout: Duration,
-    running: Arc<Mutex<HashSet<Fingerprint>>>,
+    running_checks: Arc<Mutex<HashSet<Fingerprint>>>,
 }
 
-/// The result of a check.
+/// The result of a check of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyCheck {
     /// The classified response of the provider.
@@ -69,27 +70,51 @@ pub enum CheckOutcome {
     },
 }
 
-/// The error for a check of a key while another check of that key is running.
+/// The error of a check that was refused because another check of the same key is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another check of this key is running")]
 pub struct CheckInProgress;
 
-/// Removes a key from the running checks on drop.
+/// A running check. Dropping it removes its key from the set of running checks.
 struct RunningCheck<'a> {
-    running: &'a Mutex<HashSet<Fingerprint>>,
+    running_checks: &'a Mutex<HashSet<Fingerprint>>,
     fingerprint: Fingerprint,
 }
 
 impl Drop for RunningCheck<'_> {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.fingerprint);
+        self.running_checks.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.fingerprint);
+    }
+}
+
+impl CheckOutcome {
+    /// Classifies the response to the request for the subscription. `observation` is the interpretation of the
+    /// response, if it concerns the key.
+    fn new(
+        response: &Result<ProviderResponse, NoProviderResponse>,
+        observation: Option<&Observation>,
+    ) -> Self {
+        match (response, observation) {
+            (Err(error), _) => Self::NoResponse { reason: error.to_string() },
+            (Ok(_), Some(Observation::Quota { quota, tier, is_paid, .. })) => {
+                Self::Valid { plan: tier.clone(), quota: *quota, is_paid: *is_paid }
+            }
+            (Ok(_), Some(Observation::Unreadable)) => Self::QuotaUnreadable,
+            // The provider always sends a subscription, so another server has sent the response.
+            (Ok(response), None) if response.verdict == Verdict::Served => {
+                Self::NoResponse { reason: "the response is not a subscription of ElevenLabs".to_owned() }
+            }
+            (Ok(response), Some(Observation::Invalid { .. }) | None) => {
+                Self::Refused { status: response.status.as_u16(), verdict: response.verdict }
+            }
+        }
     }
 }
 
 impl<C: Connect> KeyChecker<C> {
     /// Creates a checker whose checks take at most `timeout`.
     pub fn new(pool: Arc<Pool>, upstream: Upstream<C>, usage: UsageSink, timeout: Duration) -> Self {
-        Self { pool, upstream, usage, timeout, running: Arc::default() }
+        Self { pool, upstream, usage, timeout, running_checks: Arc::default() }
     }
 
     /// Checks `key` at the provider.
@@ -103,51 +128,38 @@ impl<C: Connect> KeyChecker<C> {
     /// Dropping the future aborts the check.
     pub async fn check(&self, key: &Arc<Key>) -> Result<KeyCheck, CheckInProgress> {
         let fingerprint = key.api_key().fingerprint();
-        if !self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(fingerprint) {
+        if !self.running_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(fingerprint) {
             return Err(CheckInProgress);
         }
-        let _running = RunningCheck { running: &self.running, fingerprint };
+        let _running_check = RunningCheck { running_checks: &self.running_checks, fingerprint };
         let started_at = clock::instant();
         let client = ProviderClient { upstream: &self.upstream, response_timeout: self.timeout };
-        let subscription = client.subscription(key).await;
+        let subscription = client.request_subscription(key).await;
         let latency = clock::elapsed_since(started_at);
         let observation = subscription.as_ref().ok().and_then(|response| response.observation());
-        let outcome = match (&subscription, &observation) {
-            (Err(error), _) => CheckOutcome::NoResponse { reason: error.to_string() },
-            (Ok(_), Some(Observation::Quota { quota, tier, is_paid, .. })) => {
-                CheckOutcome::Valid { plan: tier.clone(), quota: *quota, is_paid: *is_paid }
-            }
-            (Ok(_), Some(Observation::Unreadable)) => CheckOutcome::QuotaUnreadable,
-            // The provider always sends a subscription, so another server has sent the response.
-            (Ok(response), None) if response.verdict == Verdict::Served => CheckOutcome::NoResponse {
-                reason: "the response is not a subscription of ElevenLabs".to_owned(),
-            },
-            (Ok(response), Some(Observation::Invalid { .. }) | None) => {
-                CheckOutcome::Refused { status: response.status.as_u16(), verdict: response.verdict }
-            }
-        };
+        let outcome = CheckOutcome::new(&subscription, observation.as_ref());
         if let Some(observation) = observation {
             log_transitions(&self.pool.observe(&self.pool.roster(), key, observation, clock::now()));
             self.usage.request_key_state_write();
         }
-        let remaining = self.timeout.saturating_sub(clock::elapsed_since(started_at));
-        let models = match outcome {
-            CheckOutcome::Valid { .. } | CheckOutcome::QuotaUnreadable if !remaining.is_zero() => {
-                let client = ProviderClient { upstream: &self.upstream, response_timeout: remaining };
-                client.models_response(key).await.ok().map(|response| response.verdict)
+        let remaining_time = self.timeout.saturating_sub(clock::elapsed_since(started_at));
+        let models_verdict = match outcome {
+            CheckOutcome::Valid { .. } | CheckOutcome::QuotaUnreadable if !remaining_time.is_zero() => {
+                let client = ProviderClient { upstream: &self.upstream, response_timeout: remaining_time };
+                client.request_models_response(key).await.ok().map(|response| response.verdict)
             }
             CheckOutcome::Valid { .. }
             | CheckOutcome::QuotaUnreadable
             | CheckOutcome::Refused { .. }
             | CheckOutcome::NoResponse { .. } => None,
         };
-        let subscription = subscription.ok().map(|response| response.verdict);
+        let subscription_verdict = subscription.ok().map(|response| response.verdict);
         let (_, max_concurrent_speech) = key.workspace().concurrency(ConcurrencyGroup::SPEECH);
         Ok(KeyCheck {
             outcome,
             latency,
-            may_read_user: subscription.and_then(permission_from_verdict),
-            may_read_models: models.and_then(permission_from_verdict),
+            may_read_user: subscription_verdict.and_then(permission_from_verdict),
+            may_read_models: models_verdict.and_then(permission_from_verdict),
             max_concurrent_speech,
         })
     }

@@ -1,8 +1,9 @@
 //! Polls the provider for the quota of each key, in the background: at startup, at a long interval, and after a refusal
-//! that a poll can decide about.
+//! that a poll can confirm or refute. The quota also corrects the credits that the pool has counted, if other
+//! applications spend the same credits.
 //!
-//! The quota confirms or refutes refusals. It also corrects the pool's count if other applications spend
-//! the same credits.
+//! [`QuotaPoller`] also requests the workspace and the regional host of a key, and once a day the models.
+//! [`ConversationPoller`] requests the costs of ended conversations, and [`KeyChecker`] checks a key for an operator.
 
 mod client;
 mod conversations;
@@ -33,23 +34,26 @@ use discrepancies::{PolledQuota, log_discrepancies};
 pub use key_check::{CheckInProgress, CheckOutcome, KeyCheck, KeyChecker};
 pub use sharing::{OwnPoll, PollSharing, PollingRole};
 
-/// The settings of the poller.
+/// The settings of the quota poller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Interval between two polls of a usable key.
     pub interval: Duration,
     /// Timeout from the start of a request to the end of its response.
     pub response_timeout: Duration,
-    /// Regional hosts of the provider, at which a key is polled that the default host refuses as one of
-    /// another region.
+    /// Regional hosts of the provider. If the default host refuses a key as a key of another region, the key is
+    /// polled at each of them.
     pub regions: Arc<[Arc<Authority>]>,
 }
 
-/// Minimum interval between two polls of one key, no matter which requests are refused, because the provider also
-/// limits the rate of polls.
+/// Minimum interval between two polls of one key, even if refusals request more polls. The provider also limits the
+/// rate of polls.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Polls the quota of every key in rounds.
+/// Interval between two requests for the list of models. The provider adds models a few times a year.
+const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
+
+/// A poller of the quotas of all keys. It works in rounds; each round polls the keys whose poll is due.
 #[derive(Debug)]
 pub struct QuotaPoller<C> {
     pool: Arc<Pool>,
@@ -59,10 +63,6 @@ pub struct QuotaPoller<C> {
     sharing: Option<PollSharing>,
 }
 
-/// Interval between two requests for the list of models. The provider adds models a few times a
-/// year.
-const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
-
 /// The state of the poller between its rounds.
 #[derive(Debug, Default)]
 struct PollerState {
@@ -70,7 +70,7 @@ struct PollerState {
     models_polled_at: Option<Instant>,
     /// The last forecast of the pool's credits.
     forecast: Option<Forecast>,
-    /// Pairs of keys that were logged because they may share a workspace.
+    /// Pairs of keys that may share a workspace and were logged.
     logged_pairs: HashSet<[Fingerprint; 2]>,
 }
 
@@ -80,12 +80,12 @@ struct PolledKey {
     /// Time of the next poll, or `None` if it is due.
     next_poll_at: Option<Instant>,
     last_polled_at: Option<Instant>,
-    /// The host and the proxy of the last poll, or `None` for the default ones. If they change, the key is polled
-    /// again, because it may be valid at the new host.
+    /// The host and the forward proxy of the last poll, or `None` for the default host and proxy. If they change, the
+    /// key is polled again, because it may be valid at the new host.
     destination: Option<Arc<Authority>>,
     /// Whether the key was polled at all regional hosts.
     has_tried_regions: bool,
-    /// Whether the workspace of the key is known or cannot be read.
+    /// Whether the workspace of the key was requested.
     has_checked_workspace: bool,
 }
 
@@ -100,7 +100,8 @@ impl<C: Connect> QuotaPoller<C> {
         Self { pool, upstream, usage, settings, sharing: None }
     }
 
-    /// Lets the replicas of the pool decide which of them polls, and sends the results to the other replicas.
+    /// With `sharing`, the poller polls only while this replica is the leader, and sends the results to the other
+    /// replicas. Without it, the poller always polls.
     #[must_use]
     pub fn with_sharing(self, sharing: Option<PollSharing>) -> Self {
         Self { sharing, ..self }
@@ -110,11 +111,12 @@ impl<C: Connect> QuotaPoller<C> {
         self.sharing.as_ref().map_or(PollingRole::Leader, |sharing| *sharing.role.borrow())
     }
 
-    /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after startup and after
-    /// each change of the settings. New keys are polled when [`Pool::poll_requested`] completes.
+    /// Polls one key at a time and never returns. Increments `rounds` after the first round that follows the start or a
+    /// change of the settings. A follower polls no key in that round. New keys are polled when
+    /// [`Pool::poll_requested`] completes.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut state = PollerState::default();
-        let mut is_counted = false;
+        let mut is_round_counted = false;
         let mut settings = self.settings.borrow().clone();
         loop {
             // The wait may have ended for another reason at the same time, so the settings are compared.
@@ -124,21 +126,21 @@ impl<C: Connect> QuotaPoller<C> {
                 for key in state.keys.values_mut() {
                     (key.next_poll_at, key.has_tried_regions) = (None, false);
                 }
-                is_counted = false;
+                is_round_counted = false;
             }
             let role = self.role();
             match role {
                 PollingRole::Leader => self.poll_due_keys(&mut state, &settings).await,
                 PollingRole::Follower | PollingRole::Undecided => {}
             }
-            if role != PollingRole::Undecided && !std::mem::replace(&mut is_counted, true) {
+            if role != PollingRole::Undecided && !std::mem::replace(&mut is_round_counted, true) {
                 rounds.send_modify(|rounds| *rounds += 1);
             }
             let next_poll_at = state.keys.values().filter_map(|key| key.next_poll_at).min();
             let delay =
                 next_poll_at.map_or(settings.interval, |at| at.saturating_duration_since(clock::instant()));
-            // If the sender of the settings was dropped, only times and requests start a poll.
-            let changed = async {
+            // If the sender of the settings was dropped, the settings stay the same.
+            let settings_changed = async {
                 if self.settings.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
@@ -150,13 +152,13 @@ impl<C: Connect> QuotaPoller<C> {
                 {
                     return;
                 }
-                // Without other replicas, and while Keychoir exits, the role stays the same.
+                // Without other replicas, or after the sender of the role was dropped, the role stays the same.
                 std::future::pending().await
             };
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.pool.poll_requested() => {}
-                () = changed => {}
+                () = settings_changed => {}
                 () = role_changed => {}
             }
         }
@@ -176,31 +178,15 @@ impl<C: Connect> QuotaPoller<C> {
             if polled_key.last_polled_at.is_some() && polled_key.destination.as_ref() != key.destination() {
                 *polled_key = PolledKey::default();
             }
-            let now = clock::instant();
-            if key.is_poll_requested()
-                && let Some(last) = polled_key.last_polled_at
-                && last + MIN_POLL_INTERVAL > now
-            {
-                let allowed_at = last + MIN_POLL_INTERVAL;
-                let next = polled_key.next_poll_at.map_or(allowed_at, |next| next.min(allowed_at));
-                polled_key.next_poll_at = Some(next);
+            if !self.should_poll(key, polled_key, settings.interval) {
                 continue;
             }
-            if self.sharing.is_some() && polled_key.next_poll_at.is_none() {
-                // The previous leader may have polled the key recently.
-                let age = key.workspace().polled_at().map(|at| clock::now().since(at));
-                polled_key.next_poll_at =
-                    age.and_then(|age| settings.interval.checked_sub(age)).map(|rest| now + rest);
-            }
-            if polled_key.next_poll_at.is_some_and(|at| at > now) && !key.is_poll_requested() {
-                continue;
-            }
-            let (mut outcome, mut observation) = self.poll(&client, &roster, key, &mut quotas).await;
+            let (mut outcome, mut observation) = self.poll_key(&client, &roster, key, &mut quotas).await;
             let has_wrong_host =
                 key.cooldown().is_some_and(|cooldown| cooldown.reason == CooldownReason::WrongHost);
             if has_wrong_host && !std::mem::replace(&mut polled_key.has_tried_regions, true) {
                 observation = self.find_region(&client, key, &settings.regions).await.or(observation);
-                outcome = PollOutcome::Quota;
+                outcome = PollOutcome::Conclusive;
             }
             self.find_workspace(&client, key, outcome, polled_key).await;
             polled_key.last_polled_at = Some(clock::instant());
@@ -209,8 +195,8 @@ impl<C: Connect> QuotaPoller<C> {
             polled_key.destination = current_roster.find(fingerprint).unwrap_or(key).destination().cloned();
             if let Some((sharing, observation)) = self.sharing.as_ref().zip(observation) {
                 let region = current_roster.find(fingerprint).and_then(|key| key.authority()).cloned();
-                // If the channel is full because the other replicas cannot be reached, the poll is dropped. The next
-                // poll replaces it.
+                // If the queue is full because the other replicas cannot be reached, the result is dropped. The
+                // result of the next poll replaces it.
                 let _ = sharing.polls.try_send(OwnPoll {
                     key: fingerprint,
                     observation,
@@ -221,8 +207,8 @@ impl<C: Connect> QuotaPoller<C> {
             let now = clock::now();
             let delay =
                 next_poll_delay(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);
-            // The provider's quota may lag behind a refusal. A later poll can then decide about the
-            // refusal that this poll could not.
+            // The provider's quota may lag behind a refusal. A later poll can then confirm or refute the refusal,
+            // which this poll could not.
             let deciding_delay =
                 Pool::next_deciding_poll_at(&roster, key).map(|at| at.since(now).max(MIN_POLL_INTERVAL));
             let delay = deciding_delay.map_or(delay, |deciding| deciding.min(delay));
@@ -242,14 +228,35 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    async fn poll<'k>(
+    /// Returns whether to poll `key` in this round. If not, sets the time of its next poll.
+    fn should_poll(&self, key: &Key, polled_key: &mut PolledKey, interval: Duration) -> bool {
+        let now = clock::instant();
+        if key.is_poll_requested()
+            && let Some(last) = polled_key.last_polled_at
+            && last + MIN_POLL_INTERVAL > now
+        {
+            let allowed_at = last + MIN_POLL_INTERVAL;
+            let next = polled_key.next_poll_at.map_or(allowed_at, |next| next.min(allowed_at));
+            polled_key.next_poll_at = Some(next);
+            return false;
+        }
+        if self.sharing.is_some() && polled_key.next_poll_at.is_none() {
+            // The previous leader may have polled the key recently.
+            let age = key.workspace().polled_at().map(|at| clock::now().since(at));
+            polled_key.next_poll_at = age.and_then(|age| interval.checked_sub(age)).map(|rest| now + rest);
+        }
+        key.is_poll_requested() || polled_key.next_poll_at.is_none_or(|at| at <= now)
+    }
+
+    /// Requests the quota with `key`, and records the response in the pool. Adds a reported quota to `quotas`.
+    async fn poll_key<'k>(
         &self,
         client: &ProviderClient<'_, C>,
         roster: &Roster,
         key: &'k Key,
         quotas: &mut Vec<PolledQuota<'k>>,
     ) -> (PollOutcome, Option<Observation>) {
-        let Some(observation) = client.quota(key).await else {
+        let Some(observation) = client.request_quota(key).await else {
             debug!(key = key.api_key().short().as_str(), "the provider returned no quota of this key");
             return (PollOutcome::NoResponse, None);
         };
@@ -260,17 +267,18 @@ impl<C: Connect> QuotaPoller<C> {
                     quota: *quota,
                     discrepancy_before: key.workspace().discrepancy(),
                 });
-                PollOutcome::Quota
+                PollOutcome::Conclusive
             }
-            Observation::Invalid { .. } => PollOutcome::Quota,
+            Observation::Invalid { .. } => PollOutcome::Conclusive,
             Observation::Unreadable => PollOutcome::Unreadable,
         };
         log_transitions(&self.pool.observe(roster, key, observation.clone(), clock::now()));
         (outcome, Some(observation))
     }
 
-    /// Polls a key of another region at each regional host, with one free request per host. From then on,
-    /// requests with the key are sent to the first host that accepts it. Returns its response.
+    /// Polls a key of another region at one regional host after the other, with one free request per host. Records
+    /// the first host that accepts the key, so that requests with the key are sent to that host, and returns its
+    /// response.
     async fn find_region(
         &self,
         client: &ProviderClient<'_, C>,
@@ -282,7 +290,7 @@ impl<C: Connect> QuotaPoller<C> {
             if Some(&region) == key.authority() {
                 continue;
             }
-            let observation = client.quota_at(Some(&region), key).await;
+            let observation = client.request_quota_at(Some(&region), key).await;
             let is_accepted =
                 matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
             let Some(observation) = observation.filter(|_| is_accepted) else { continue };
@@ -304,7 +312,7 @@ impl<C: Connect> QuotaPoller<C> {
         None
     }
 
-    /// Requests the workspace of a key whose poll returned its quota, once per key.
+    /// Requests the workspace of a key once, after the first conclusive poll of the key.
     async fn find_workspace(
         &self,
         client: &ProviderClient<'_, C>,
@@ -312,10 +320,10 @@ impl<C: Connect> QuotaPoller<C> {
         outcome: PollOutcome,
         polled_key: &mut PolledKey,
     ) {
-        if outcome != PollOutcome::Quota || polled_key.has_checked_workspace {
+        if outcome != PollOutcome::Conclusive || polled_key.has_checked_workspace {
             return;
         }
-        if let Some(id) = client.workspace(key).await
+        if let Some(id) = client.request_workspace_id(key).await
             && self.pool.record_workspace(key, &id)
         {
             debug!(
@@ -327,12 +335,13 @@ impl<C: Connect> QuotaPoller<C> {
         polled_key.has_checked_workspace = true;
     }
 
+    /// Requests the models with one key after the other, until the provider returns them.
     async fn poll_models(&self, client: &ProviderClient<'_, C>, roster: &Roster, state: &mut PollerState) {
         if state.models_polled_at.is_some_and(|at| clock::elapsed_since(at) < MODELS_INTERVAL) {
             return;
         }
         for key in roster.keys() {
-            if let Some(models) = client.models(key).await {
+            if let Some(models) = client.request_models(key).await {
                 self.pool.record_models(models);
                 state.models_polled_at = Some(clock::instant());
                 return;
@@ -340,12 +349,14 @@ impl<C: Connect> QuotaPoller<C> {
         }
     }
 
-    /// Logs the forecast if the credits of the pool start to run out before the next reset.
+    /// Computes the forecast of the pool's credits. Logs it if the credits will run out before the next reset and
+    /// the previous forecast was different.
     fn log_forecast(&self, state: &mut PollerState) {
         let now = clock::now();
         let forecast = self.pool.forecast(now);
-        let kind = |forecast: Option<Forecast>| forecast.map(|forecast| std::mem::discriminant(&forecast));
-        if kind(state.forecast) != kind(Some(forecast))
+        let forecast_kind =
+            |forecast: Option<Forecast>| forecast.map(|forecast| std::mem::discriminant(&forecast));
+        if forecast_kind(state.forecast) != forecast_kind(Some(forecast))
             && let Forecast::ExhaustedAt(at) = forecast
         {
             let event = "pool_exhaustion_forecast";
@@ -360,14 +371,15 @@ impl<C: Connect> QuotaPoller<C> {
 }
 
 impl PollerState {
+    /// Removes the keys that are not in `roster`.
     fn remove_unconfigured(&mut self, roster: &Roster) {
         let is_configured = |fingerprint: &Fingerprint| roster.find(*fingerprint).is_some();
         self.keys.retain(|fingerprint, _| is_configured(fingerprint));
         self.logged_pairs.retain(|pair| pair.iter().all(is_configured));
     }
 
-    /// Logs the keys that may belong to the workspace of `key` although their configured workspaces
-    /// differ. Logs each pair of keys once.
+    /// Logs each key that reports the same quota as `key` although it is configured for another workspace. The two
+    /// keys may belong to one workspace. Logs each pair of keys once.
     fn log_shared_workspace(&mut self, key: &Key, roster: &Roster) {
         let now = clock::now();
         let quota = key.workspace().quota(now);
@@ -393,12 +405,13 @@ impl PollerState {
     }
 }
 
+/// Returns the inputs of the poll schedule for `key` after a poll with the given `outcome`.
 fn poll_state(roster: &Roster, key: &Key, outcome: PollOutcome) -> PollState {
     let now = clock::now();
     let quota = key.workspace().quota(now);
     PollState {
         outcome,
-        state: key.state(now),
+        key_state: key.state(now),
         is_near_limit: roster.is_near_limit(&quota),
         resets_at: quota.resets_at,
     }

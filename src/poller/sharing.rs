@@ -1,4 +1,5 @@
-//! Connects the poller to the other replicas: its role among them, and the results of its polls.
+//! Defines the types that connect the quota poller to the other replicas of the pool: its role among them, and the
+//! results of its polls. `shared` sends the role and receives the results.
 
 use std::sync::Arc;
 
@@ -9,35 +10,35 @@ use crate::policy::units::UnixMs;
 use crate::pool::Observation;
 use crate::secret::Fingerprint;
 
-/// Whether this program polls the provider. Of several replicas of a pool, one polls for all.
+/// Whether this replica polls the provider. One replica of a pool polls for all replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollingRole {
-    /// The replicas have not decided yet.
+    /// No replica is the leader yet.
     Undecided,
-    /// This program polls the provider.
+    /// This replica polls the provider.
     Leader,
-    /// Another replica polls, and this program applies its results.
+    /// Another replica polls the provider, and this replica applies the results.
     Follower,
 }
 
-/// The result of a poll, for the other replicas of the pool.
+/// A poll of this replica with one key, for the other replicas of the pool.
 #[derive(Clone, Debug)]
 pub struct OwnPoll {
-    /// The fingerprint of the key.
+    /// The fingerprint of the polled key.
     pub key: Fingerprint,
-    /// The result.
+    /// The quota of the key's workspace, or why the provider did not report it.
     pub observation: Observation,
-    /// The time of the response.
+    /// The time of the provider's response.
     pub at: UnixMs,
-    /// The host of the key, if it is not the default one.
+    /// The provider's host for the key, or `None` for the default host.
     pub region: Option<Arc<Authority>>,
 }
 
-/// The connection of a poller to the other replicas of the pool.
+/// The channels between the quota poller and the task that communicates with the other replicas.
 #[derive(Clone, Debug)]
 pub struct PollSharing {
-    /// Whether this program polls.
+    /// The current role of this replica.
     pub role: watch::Receiver<PollingRole>,
-    /// Receives the results.
+    /// The queue of polls to send to the other replicas.
     pub polls: mpsc::Sender<OwnPoll>,
 }

@@ -1,5 +1,6 @@
-//! Evaluates a key for one request, as input for the selection: whether the request may use the key,
-//! whether the credits suffice, and whether the concurrency group has capacity.
+//! Evaluates a key for one request, as input for the selection: whether the request may use the key, whether the
+//! credits suffice, whether the concurrency group has capacity, and when a key that cannot serve now may be tried
+//! again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +21,9 @@ use crate::policy::units::UnixMs;
 pub(super) struct SelectionRound {
     /// Whether only preferred keys are considered.
     pub(super) is_preferred_only: bool,
-    /// Whether keys without credits are also considered.
+    /// Whether keys in cooldown because of exhausted credits or billing are also considered.
     pub(super) allow_exhausted: bool,
-    /// The highest restriction level of the considered keys; `None` excludes restricted keys.
+    /// The highest restriction level of the considered keys, or `None` to exclude restricted keys.
     pub(super) max_level: Option<RestrictionLevel>,
 }
 
@@ -40,7 +41,7 @@ pub(super) fn evaluate_key(
     let quota = workspace.quota(now);
     let is_excluded = is_excluded(position, request, round);
     let level = request.restriction_level(position);
-    let ignore_exhaustion = |state: KeyState| match state {
+    let without_exhaustion = |state: KeyState| match state {
         KeyState::CoolingDown { reason: CooldownReason::Exhausted | CooldownReason::Billing, .. }
             if round.allow_exhausted =>
         {
@@ -48,7 +49,7 @@ pub(super) fn evaluate_key(
         }
         state @ (KeyState::Usable | KeyState::CoolingDown { .. } | KeyState::Paused { .. }) => state,
     };
-    let state = match ignore_exhaustion(key.selection_state(&quota, now)) {
+    let state = match without_exhaustion(key.selection_state(&quota, now)) {
         // A key that may not serve this request is treated like an invalid key.
         _ if is_excluded => KeyState::CoolingDown { reason: CooldownReason::Invalid, until: None },
         KeyState::Usable if let Some(RestrictionLevel::Until(until)) = level => {
@@ -59,7 +60,8 @@ pub(super) fn evaluate_key(
     let concurrency =
         request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).state(now));
     let affordability = affordability(key, request.estimate, now);
-    // A usable key needs no probe and no time for a retry.
+    // A key that can serve needs no probe and no time for a retry. A key that is only busy becomes available by a
+    // release, not at a certain time.
     let (may_probe, retry_at) = match (state, concurrency, affordability) {
         (KeyState::Usable, ConcurrencyState::Free, Affordability::Enough)
         | (KeyState::Usable, ConcurrencyState::Full { until: None }, _) => (false, None),
@@ -72,7 +74,7 @@ pub(super) fn evaluate_key(
                 concurrency,
                 is_excluded: is_excluded || level > round.max_level,
             };
-            // A key may still serve if the credits are insufficient only by our estimate.
+            // A key may still serve if the credits are insufficient only by the estimate of the pool.
             let credits_change_at =
                 credits_change_at(key, &quota, now).filter(|_| affordability == Affordability::Refused);
             let retry_at =
@@ -103,6 +105,7 @@ struct BlockedKey<'a> {
 }
 
 impl BlockedKey<'_> {
+    /// Whether the key or its workspace is in cooldown, or the key is paused.
     fn is_cooling_down(&self) -> bool {
         self.state != KeyState::Usable
     }
@@ -163,8 +166,8 @@ fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
     expirations.into_iter().chain([quota.resets_at]).flatten().min()
 }
 
-/// Claims the probes of all cooldowns of `key`. Returns `false` if another request has claimed one of
-/// them first.
+/// Claims the probes of all cooldowns that keep `request` from `key`. Returns `false` if another request has claimed
+/// one of them first.
 pub(super) fn claim_probe(key: &Key, request: &KeyRequest, delay: Duration, now: UnixMs) -> bool {
     let workspace = key.workspace();
     let group_probe = request.group.map(|group| &workspace.limiter(group).probe);
@@ -188,11 +191,12 @@ pub(super) fn ranking_inputs(key: &Key, quota: Option<&Quota>, last_turn: u64) -
     }
 }
 
+/// Whether the key at `position` may not serve `request`, or is not considered in `round` because it is not preferred.
 fn is_excluded(position: usize, request: &KeyRequest, round: SelectionRound) -> bool {
     request.is_ineligible(position) || (round.is_preferred_only && !request.is_preferred(position))
 }
 
-/// Whether `key` is in cooldown or may not serve this request. This check is cheaper than
+/// Whether `key` is paused, in cooldown or exhausted, or may not serve `request`. This check is cheaper than
 /// [`evaluate_key`].
 pub(super) fn is_unavailable(
     key: &Key,
@@ -219,7 +223,7 @@ pub(super) fn is_unavailable(
     }
 }
 
-/// Returns the credits that are neither spent nor reserved.
+/// Returns the credits that are neither spent nor reserved, or `None` if the limit is unknown.
 fn remaining_credits(quota: &Quota, reserved: u64) -> Option<u64> {
     match quota.extension {
         Extension::Unlimited => Some(u64::MAX),
@@ -227,6 +231,7 @@ fn remaining_credits(quota: &Quota, reserved: u64) -> Option<u64> {
     }
 }
 
+/// Returns whether the credits of `key` and its workspace suffice for a request with the given `estimate`.
 fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
     let quota = &key.workspace().quota_cell;
     let reports = [&key.reported_remaining, &quota.reported_remaining].map(|report| report.credits(now));
@@ -236,7 +241,7 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
         (Some(0), _) | (None, None) => Affordability::Enough,
         // The provider refused an earlier request for its price, and the cost of this request is unknown.
         (None, Some(_)) => Affordability::Short { is_unreserved: quota.may_overcommit() },
-        // The report is about all replicas together.
+        // The report is about all replicas together, so the credits must also fit into the share of this replica.
         (Some(credits), Some(remaining)) if credits <= remaining => {
             if quota.fits_share(credits) {
                 Affordability::Enough
@@ -246,7 +251,7 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
         }
         (Some(_), Some(_)) => Affordability::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits) => Affordability::Enough,
-        // A request beyond the ceiling must not spend the credits that the key leaves unspent.
+        // A request that exceeds the ceiling must not spend the credits that the key leaves unspent.
         (Some(_), None) if key.kept_credits > 0 && quota.may_overcommit() => Affordability::Refused,
         (Some(_), None) => Affordability::Short { is_unreserved: quota.may_overcommit() },
     }

@@ -1,8 +1,9 @@
-//! Divides the pool between several replicas, on the side of the pool: reports the credits and the concurrent
-//! requests that this replica uses and needs, sends the changes that other replicas must receive, and applies the
-//! shares of this replica and the changes of other replicas.
+//! Connects the pool to the division between several replicas: reports the credits and the concurrent requests that
+//! this replica uses and needs, sends the changes that other replicas must receive, and applies the shares of this
+//! replica and the changes of other replicas.
 //!
-//! `shared/` connects the replicas. A pool without other replicas sends no changes and is never divided.
+//! The module `shared` computes the division and connects the replicas. A pool without other replicas sends no changes
+//! and is never divided.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -32,16 +33,16 @@ pub enum PoolChange {
         key: Fingerprint,
         /// Whether the evidence is about the key and not about its workspace.
         is_about_key: bool,
-        /// The refusal.
+        /// The claim of the refusal, with its time and source.
         evidence: Evidence,
     },
-    /// The evidence of a claim is refuted or withdrawn.
+    /// Evidence about a key or its workspace was refuted or withdrawn.
     Refuted {
-        /// The fingerprint of the key.
+        /// The fingerprint of the key that was refused.
         key: Fingerprint,
         /// Whether the evidence was about the key and not about its workspace.
         is_about_key: bool,
-        /// The claim of the evidence.
+        /// The claim that is refuted or withdrawn.
         claim: ClaimedFault,
         /// The time of the removal. Evidence after this time is not refuted.
         at: UnixMs,
@@ -50,7 +51,7 @@ pub enum PoolChange {
     Restricted(Arc<RefusalRecord>),
 }
 
-/// The concurrent requests of a concurrency group of a workspace at this replica.
+/// The number of concurrent requests of one concurrency group of a workspace at this replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotUse {
     /// The running requests.
@@ -64,8 +65,7 @@ pub struct SlotUse {
 pub struct GroupDemand {
     /// The number of queued requests.
     pub slots: u32,
-    /// The lowest estimated cost of a queued request. It is 0 if a queued request costs no credits, or if its cost is
-    /// unknown.
+    /// The lowest estimated cost of a queued request. A request of unknown cost counts as 0.
     pub min_credits: u64,
 }
 
@@ -92,14 +92,15 @@ impl Pool {
     /// Sends a change to the other replicas, if there are any.
     pub(super) fn publish(&self, change: impl FnOnce() -> PoolChange) {
         if let Some(changes) = self.changes.get() {
-            // The receiver restates all evidence at intervals, so that a dropped change is only late.
+            // If the channel is full, the change is dropped. It is only delayed, because all evidence is sent again
+            // at intervals.
             let _ = changes.try_send(change());
         }
     }
 
-    /// Completes when a request was queued, because this replica may need a larger share.
-    pub async fn demand(&self) {
-        self.demand.notified().await;
+    /// Completes when a request was queued. This replica may then need a larger share.
+    pub async fn demand_increased(&self) {
+        self.demand_increase.notified().await;
     }
 
     /// Returns the demand of the queued requests.
@@ -172,8 +173,8 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// Removes the evidence of a claim that another replica has refuted or withdrawn at `at`. Returns the state
-    /// changes.
+    /// Removes the evidence that `is_refuted` selects, because another replica has refuted or withdrawn it. Returns
+    /// the state changes.
     pub fn remove_shared_refusal(
         self: &Arc<Self>,
         roster: &Roster,
@@ -199,9 +200,9 @@ impl Pool {
     /// Records the restriction that follows from a refusal at another replica.
     pub fn record_shared_restriction(&self, roster: &Roster, record: RefusalRecord, now: UnixMs) {
         let record = record.restored(roster, now);
-        let for_plan = RefusalRecord { applies_to_plan: true, ..record.clone() };
+        let plan_record = RefusalRecord { applies_to_plan: true, ..record.clone() };
         for restriction in
-            [record, for_plan].into_iter().filter_map(|record| record.into_restriction(&roster.settings))
+            [record, plan_record].into_iter().filter_map(|record| record.into_restriction(&roster.settings))
         {
             if restriction.until > now {
                 self.restrictions.record(&restriction, now);

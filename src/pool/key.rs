@@ -1,4 +1,5 @@
-//! Holds an API key of the pool and its state, which requests and polls change through atomics.
+//! Defines an API key of the pool: its configuration, and its state, which requests and polls change through atomics.
+//! Only the evidence of refusals has a lock.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::secret::ApiKey;
 
 /// An API key of the pool, which gives access to a workspace.
 ///
-/// The alignment avoids false sharing between keys that different cores write to. It is two cache lines,
+/// The alignment avoids false sharing between keys that different cores write to. It is the size of two cache lines,
 /// because processors prefetch cache lines in pairs.
 #[repr(align(128))]
 pub struct Key {
@@ -42,7 +43,7 @@ pub struct Key {
     in_flight: AtomicU32,
     /// Whether a poll with this key is requested, because it can confirm or refute a refusal.
     is_poll_requested: AtomicBool,
-    /// The next turn of this key; see [`RankingInputs`](crate::policy::strategy::RankingInputs).
+    /// The next turn of this key, as [`RankingInputs`](crate::policy::strategy::RankingInputs) defines it.
     pub(super) turn: AtomicU64,
     pub(super) last_reported: LastReportedState,
 }
@@ -100,13 +101,13 @@ impl Key {
         &self.api_key
     }
 
-    /// Returns the name in the configuration, if it has one.
+    /// Returns the name that the configuration gives to the key, if there is one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Returns where the key is configured.
+    /// Returns the kind of source from which the key was configured.
     #[must_use]
     pub fn origin(&self) -> KeyOrigin {
         self.origin
@@ -180,8 +181,8 @@ impl Key {
     }
 
     fn with_pause(&self, state: KeyState, now: UnixMs) -> KeyState {
-        match self.pause.active_until(now) {
-            Some(until) => KeyState::Paused { until, status: state.status() },
+        match self.pause.active_pause(now) {
+            Some(pause) => KeyState::Paused { until: pause.until, status: state.status() },
             None => state,
         }
     }
@@ -258,10 +259,10 @@ impl Key {
         self.is_poll_requested.store(is_requested, Ordering::Release);
     }
 
-    /// Returns the next time at which the key's state changes without an event.
+    /// Returns the next time at which the state of the key changes because a cooldown or a pause ends.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
         let cooldown = self.cooldown.load().filter(|cooldown| cooldown.is_active(now));
-        let pause_end = self.pause.active_until(now).flatten();
+        let pause_end = self.pause.active_pause(now).and_then(|pause| pause.until);
         cooldown.map(|cooldown| cooldown.until).into_iter().chain(pause_end).min()
     }
 

@@ -1,5 +1,5 @@
-//! Charges and releases leases: a [`Lease`] reserves a key for one attempt, with a slot in its concurrency group and
-//! credits that no other request can spend until the lease ends.
+//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt, with a slot in its concurrency
+//! group and credits that no other request can spend until the lease ends.
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Reserves a slot and credits of `key` for `request`, or neither. Returns `None` when another
-    /// request took them first.
+    /// Reserves a slot and credits of `key` for `request`, or neither. With `overcommits`, the credits may exceed the
+    /// remaining credits. Returns `None` when another request has taken the slot or the credits first.
     pub(super) fn try_acquire(
         pool: &Arc<Pool>,
         key: &Arc<Key>,
@@ -96,7 +96,7 @@ impl Lease {
         }
     }
 
-    /// Releases the concurrency slot but keeps the key, for a session in which no request is running.
+    /// Releases the concurrency slot but keeps the key. A session does this while none of its requests is running.
     pub fn release_slot(&mut self) {
         if let Some(group) = self.group.take() {
             self.key.workspace().limiter(group).release();
@@ -133,7 +133,8 @@ impl Lease {
         }
     }
 
-    /// Returns whether credits were charged or returned.
+    /// Charges `spent` credits and returns the other reserved credits to the workspace. Returns whether credits were
+    /// charged or returned.
     fn finish_reservation(&mut self, spent: u64, now: UnixMs) -> bool {
         let finished = FinishedReservation { reserved: std::mem::take(&mut self.reserved), spent };
         if finished == (FinishedReservation { reserved: 0, spent: 0 }) {
@@ -157,13 +158,14 @@ impl Drop for Lease {
     }
 }
 
-/// Returns the credits that the provider last reported as remaining: of the key's own cap, and of its workspace.
+/// Returns the reports of remaining credits that limit a request with `key`: the report about the key's own cap, and
+/// the report about its workspace.
 fn remaining_reports(key: &Key) -> [&ReportedRemaining; 2] {
     [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining]
 }
 
-/// Reserves `credits` in all counters or in none. Returns for each of [`remaining_reports`] whether
-/// the credits were subtracted from it.
+/// Reserves `credits` in all counters or in none. Returns for each of the [`remaining_reports`] whether the credits
+/// were subtracted from it, or `None` if they were not reserved.
 fn reserve_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> Option<[bool; 2]> {
     let quota = &key.workspace().quota_cell;
     let reports = remaining_reports(key);
@@ -173,7 +175,7 @@ fn reserve_credits(key: &Key, credits: u64, overcommits: bool, now: UnixMs) -> O
     let is_reserved = match (decreases.contains(&ReportedDecrease::Insufficient), overcommits) {
         (true, _) => false,
         (false, true) => quota.overcommit(credits),
-        // The credits that the provider reports as remaining override our own count.
+        // The remaining credits that the provider reports override the count of the pool.
         (false, false) => quota.reserve(credits, (!is_reported).then_some(key.kept_credits)),
     };
     if is_reserved {

@@ -1,8 +1,9 @@
-//! Assigns keys to workspaces.
+//! Determines the workspace of each key.
 //!
-//! Keys belong to the same workspace if the provider reports the same workspace identifier for them. If a key lacks
-//! the permission to read its identifier, the configured workspace name decides. A key without an identifier and a
-//! name is the only key of its workspace.
+//! Keys belong to the same workspace if the provider reports the same workspace identifier for them. A key without a
+//! reported identifier uses the identifier of another key with the same configured workspace name. If no such key has
+//! an identifier, the name alone identifies the workspace. A key with neither an identifier nor a name is the only key
+//! of its workspace.
 
 use std::collections::HashMap;
 
@@ -17,19 +18,20 @@ pub(super) type ReportedIds = HashMap<Fingerprint, SharedId>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceMembership {
     basis: MembershipBasis,
-    /// The name of the workspace for other replicas.
+    /// The digest by which replicas name the workspace.
     shared_id: SharedId,
-    /// The workspace's name in the configuration.
+    /// The name that the configuration gives to the workspace.
     name: Option<String>,
 }
 
+/// The value that two keys have in common if they belong to the same workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum MembershipBasis {
-    /// A digest of the provider's workspace identifier.
+    /// The digest of the workspace identifier that the provider reports.
     Reported(SharedId),
-    /// The name in the configuration.
+    /// The configured name of the workspace.
     Configured(String),
-    /// The only key of the workspace.
+    /// The fingerprint of the only key of the workspace.
     SingleKey(Fingerprint),
 }
 
@@ -38,14 +40,16 @@ impl WorkspaceMembership {
     /// key or for another key with the same configured workspace, or else by the configuration.
     pub(super) fn for_entry(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
         let reported_id = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).copied();
-        let same_workspace =
-            || entries.iter().filter(|other| entry.workspace.is_some() && other.workspace == entry.workspace);
-        let basis =
-            match (reported_id(entry).or_else(|| same_workspace().find_map(reported_id)), &entry.workspace) {
-                (Some(id), _) => MembershipBasis::Reported(id),
-                (None, Some(name)) => MembershipBasis::Configured(name.clone()),
-                (None, None) => MembershipBasis::SingleKey(entry.key.fingerprint()),
-            };
+        let reported_id_of_workspace = || {
+            let has_same_name =
+                |other: &&KeyEntry| entry.workspace.is_some() && other.workspace == entry.workspace;
+            entries.iter().filter(has_same_name).find_map(reported_id)
+        };
+        let basis = match (reported_id(entry).or_else(reported_id_of_workspace), &entry.workspace) {
+            (Some(id), _) => MembershipBasis::Reported(id),
+            (None, Some(name)) => MembershipBasis::Configured(name.clone()),
+            (None, None) => MembershipBasis::SingleKey(entry.key.fingerprint()),
+        };
         Self { shared_id: basis.shared_id(), basis, name: entry.workspace.clone() }
     }
 
@@ -60,13 +64,13 @@ impl WorkspaceMembership {
             || matches!(other.basis, MembershipBasis::Reported(_))
     }
 
-    /// Returns the name of the workspace for other replicas. Replicas with the same configuration and the same reported
-    /// identifiers have the same names.
+    /// Returns the digest by which replicas name the workspace. Replicas with the same configuration and the same
+    /// reported identifiers compute the same digest.
     pub(super) fn shared_id(&self) -> SharedId {
         self.shared_id
     }
 
-    /// Returns the name in the configuration, if it has one.
+    /// Returns the configured name of the workspace, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
@@ -75,11 +79,11 @@ impl WorkspaceMembership {
 
 impl MembershipBasis {
     fn shared_id(&self) -> SharedId {
-        let name = |text: &str| SharedId::new(SharedKind::Workspace, &[text.as_bytes()]);
+        let digest = |name: &str| SharedId::new(SharedKind::Workspace, &[name.as_bytes()]);
         match self {
             Self::Reported(id) => *id,
-            Self::Configured(configured) => name(configured),
-            Self::SingleKey(fingerprint) => name(&fingerprint.to_string()),
+            Self::Configured(name) => digest(name),
+            Self::SingleKey(fingerprint) => digest(&fingerprint.to_string()),
         }
     }
 }

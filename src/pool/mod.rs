@@ -1,9 +1,8 @@
-//! Manages the pool of API keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, key state in
-//! atomics, and leases that release their key on drop.
+//! Owns the pool of API keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, their state in atomics,
+//! the queue of the requests that wait for a key, and leases that release their key on drop.
 //!
-//! A request that does not wait takes no lock. It loads the roster once, selection reads atomics, and a
-//! reservation is a compare-and-swap. A cancelled request cannot leak its reservation, because dropping
-//! its [`Lease`] returns it.
+//! A request that does not wait takes no lock: it loads the roster once, selection reads atomics, and a reservation is
+//! a compare-and-swap. A cancelled request keeps no credits reserved, because dropping its [`Lease`] releases them.
 
 mod candidate;
 mod cells;
@@ -57,7 +56,7 @@ pub use wait_queue::KeyRequest;
 use wait_queue::WaitQueue;
 pub use workspace::Workspace;
 
-/// The stored state of a key from the previous run of Keychoir.
+/// The state of a key that the previous run of Keychoir has stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoredKey {
     /// The fingerprint of the key.
@@ -75,7 +74,7 @@ pub struct RestoredKey {
 /// The state of a key at one moment, for status pages, metrics and logs.
 #[derive(Clone, Debug)]
 pub struct KeySnapshot {
-    /// The key. It is shared with the roster.
+    /// The key itself, which the roster also holds.
     pub key: Arc<Key>,
     /// The state: usable, in cooldown, or paused.
     pub state: KeyState,
@@ -85,9 +84,9 @@ pub struct KeySnapshot {
     pub pause: Option<Arc<Pause>>,
     /// The quota of the key's workspace.
     pub quota: Quota,
-    /// Whether the spent credits of the workspace are near the workspace's limit.
+    /// Whether the spent credits of the workspace are near its limit.
     pub is_near_limit: bool,
-    /// The time at which the credits run out at the current rate.
+    /// Whether and when the credits run out at the current rate of spending.
     pub forecast: Forecast,
     /// Current refusals of the key itself.
     pub key_evidence: Vec<Evidence>,
@@ -102,8 +101,8 @@ pub enum Eligibility {
     No,
     /// The key may serve while it is usable.
     Yes,
-    /// The key may serve while it is usable. If no usable key can, it may serve without credits,
-    /// because the request costs none.
+    /// The key may serve while it is usable. If no usable key can serve the request, this key may serve it without
+    /// credits, because the request costs none.
     EvenExhausted,
 }
 
@@ -118,19 +117,19 @@ pub struct ReloadSummary {
     pub removed: usize,
 }
 
-/// The pool of keys: roster, wait queue and restrictions.
+/// The pool of keys: the roster, the wait queue and the restrictions.
 #[derive(Debug)]
 pub struct Pool {
     roster: ArcSwap<Roster>,
-    /// Held while a new roster is built from the current one and stored, so that concurrent changes are
-    /// not lost.
+    /// The lock that is held while a new roster is built from the current roster and stored, so that concurrent changes
+    /// are not lost.
     roster_update: Mutex<()>,
     models: ArcSwap<Models>,
     queue: WaitQueue,
-    /// The memory address of the key in use, because a reload may change its position. 0 before the
-    /// first request.
-    key_in_use: AtomicUsize,
-    /// The turn of the last selected key; see [`RankingInputs`](crate::policy::strategy::RankingInputs).
+    /// The memory address of the key in use, or 0 before the first request. It is not a position, because a reload
+    /// may change the position of the key.
+    key_in_use_address: AtomicUsize,
+    /// The turn of the last selected key, as [`RankingInputs`](crate::policy::strategy::RankingInputs) defines it.
     last_turn: AtomicU64,
     restrictions: Restrictions,
     /// Wakes the poller when a poll can confirm or refute a refusal, or when there may be new keys.
@@ -138,7 +137,7 @@ pub struct Pool {
     /// The queue of changes for the other replicas, if the pool is shared.
     changes: OnceLock<mpsc::Sender<PoolChange>>,
     /// Notified when a request is queued, because this replica may need a larger share.
-    demand: Notify,
+    demand_increase: Notify,
 }
 
 impl Pool {
@@ -150,12 +149,12 @@ impl Pool {
             roster_update: Mutex::new(()),
             models: ArcSwap::from_pointee(Models::default()),
             queue: WaitQueue::default(),
-            key_in_use: AtomicUsize::new(0),
+            key_in_use_address: AtomicUsize::new(0),
             last_turn: AtomicU64::new(0),
             restrictions: Restrictions::default(),
             poll_request: Notify::new(),
             changes: OnceLock::new(),
-            demand: Notify::new(),
+            demand_increase: Notify::new(),
         }
     }
 
@@ -165,7 +164,7 @@ impl Pool {
         self.roster.load_full()
     }
 
-    /// Returns the models of the provider, from the last poll. The list is empty before the first poll.
+    /// Returns the models of the provider from the last poll. The list is empty before the first poll.
     #[must_use]
     pub fn models(&self) -> Arc<Models> {
         self.models.load_full()
@@ -193,7 +192,8 @@ impl Pool {
         self.poll_request.notify_one();
     }
 
-    /// Completes when a poll is requested: one that can confirm or refute a refusal, or the first poll of a new key.
+    /// Completes when a poll is requested that can confirm or refute a refusal, or that is the first poll of a new
+    /// key.
     pub async fn poll_requested(&self) {
         self.poll_request.notified().await;
     }
@@ -202,14 +202,14 @@ impl Pool {
     #[must_use]
     pub fn forecast(&self, now: UnixMs) -> Forecast {
         let roster = self.roster.load();
-        let mut counted: Vec<&Workspace> = Vec::new();
+        let mut counted_workspaces: Vec<&Workspace> = Vec::new();
         let (mut remaining, mut spent_per_day) = (0_u64, 0.0);
         let mut resets_at: Option<UnixMs> = None;
         for workspace in roster.keys().iter().map(|key| key.workspace()) {
-            if counted.iter().any(|known| std::ptr::eq(*known, workspace)) {
+            if counted_workspaces.iter().any(|counted| std::ptr::eq(*counted, workspace)) {
                 continue;
             }
-            counted.push(workspace);
+            counted_workspaces.push(workspace);
             let quota = workspace.quota(now);
             spent_per_day += workspace.spent_per_day(now);
             // A workspace with unlimited or unknown credits makes the sum unknown.
@@ -226,9 +226,10 @@ impl Pool {
         self.queue.len()
     }
 
-    /// Replaces keys, their pauses and settings. Keys that stay configured keep their state. Removed and paused
-    /// keys serve no new requests; requests in flight continue with the roster that they have loaded. Queued
-    /// requests are evaluated again. The caller reports the [`transitions`](Self::transitions) afterwards.
+    /// Replaces the keys, their pauses and the settings. Keys that stay configured keep their state. Removed and
+    /// paused keys serve no new requests. Requests in flight continue with the roster that they have loaded, and
+    /// queued requests select again from the new roster. The caller logs the
+    /// [`transitions`](Self::transitions) afterwards.
     pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> ReloadSummary {
         let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
         let previous_roster = self.roster();
@@ -299,19 +300,19 @@ impl Pool {
     #[must_use]
     pub fn transitions(&self, now: UnixMs) -> Vec<Transition> {
         let roster = self.roster.load();
-        let mut evaluated: Vec<&Workspace> = Vec::new();
+        let mut evaluated_workspaces: Vec<&Workspace> = Vec::new();
         let mut transitions = Vec::new();
         for workspace in roster.keys().iter().map(|key| key.workspace()) {
-            if !evaluated.iter().any(|known| std::ptr::eq(*known, workspace)) {
-                evaluated.push(workspace);
+            if !evaluated_workspaces.iter().any(|evaluated| std::ptr::eq(*evaluated, workspace)) {
+                evaluated_workspaces.push(workspace);
                 transitions.extend(workspace_transitions(&roster, workspace, now));
             }
         }
         transitions
     }
 
-    /// Restores the key state of the previous run. Cooldowns are computed again from the evidence, until
-    /// the first poll confirms or refutes them.
+    /// Restores the state of the keys from the previous run. Computes the cooldowns again from the evidence, which
+    /// the first poll confirms or refutes.
     pub fn restore(&self, restored: &[RestoredKey], now: UnixMs) {
         let roster = self.roster.load();
         for key in roster.keys() {
@@ -319,14 +320,14 @@ impl Pool {
             if let Some(stored) = restored.iter().find(|stored| stored.fingerprint == fingerprint) {
                 key.workspace().restore(stored.quota, now);
                 stored.tier.iter().for_each(|tier| key.workspace().restore_tier(tier));
-                // If the clock was set back, evidence may be dated in the future. It then counts from now.
-                let until_now =
+                // If the clock was set back, the time of the evidence may be in the future. It is then set to `now`.
+                let not_after_now =
                     |evidence: &Evidence| Evidence { at: evidence.at.min(now), ..evidence.clone() };
                 for evidence in &stored.workspace_evidence {
-                    key.workspace().evidence_cell.add(until_now(evidence));
+                    key.workspace().evidence_cell.add(not_after_now(evidence));
                 }
                 for evidence in &stored.key_evidence {
-                    key.evidence_cell.add(until_now(evidence));
+                    key.evidence_cell.add(not_after_now(evidence));
                 }
                 key.apply_evidence(&roster.settings, now);
                 key.workspace().apply_evidence(&roster.settings, now);
@@ -353,9 +354,9 @@ impl Pool {
         self.snapshot_of(now, |_| true)
     }
 
-    /// Returns snapshots of the keys that `is_wanted` selects, in pool order.
+    /// Returns snapshots of the keys that `is_selected` selects, in pool order.
     #[must_use]
-    pub fn snapshot_of(&self, now: UnixMs, is_wanted: impl Fn(&Key) -> bool) -> Vec<KeySnapshot> {
+    pub fn snapshot_of(&self, now: UnixMs, is_selected: impl Fn(&Key) -> bool) -> Vec<KeySnapshot> {
         let roster = self.roster.load();
         let snapshot = |key: &Arc<Key>| {
             let quota = key.workspace().quota(now);
@@ -371,7 +372,7 @@ impl Pool {
                 key: Arc::clone(key),
             }
         };
-        roster.keys().iter().filter(|key| is_wanted(key)).map(snapshot).collect()
+        roster.keys().iter().filter(|key| is_selected(key)).map(snapshot).collect()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Checks the pool with loom: its invariants hold under every interleaving of threads. Run with `make test-model`.
+//! Checks the invariants of the pool with loom, which runs each test under every interleaving of its threads, up to a
+//! bound on the preemptions. Run with `make test-model`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ fn check_interleavings(check: impl Fn() + Sync + Send + 'static) {
     check_interleavings_with(3, check);
 }
 
-/// Runs both closures concurrently, the first one in a new thread.
+/// Runs both closures concurrently, `first` in a new thread.
 fn run_concurrently<A: 'static, B>(
     first: impl FnOnce() -> A + 'static,
     second: impl FnOnce() -> B,
@@ -50,12 +51,11 @@ fn quota_cell(count: u64, limit: u64) -> Arc<QuotaCell> {
     Arc::new(cell)
 }
 
-fn spend(cell: &QuotaCell, reserved: u64, spent: u64, now: UnixMs) -> bool {
-    let is_reserved = cell.reserve(reserved, Some(0));
-    if is_reserved {
+/// Reserves `reserved` credits and, if that succeeds, charges `spent` credits.
+fn reserve_and_charge(cell: &QuotaCell, reserved: u64, spent: u64, now: UnixMs) {
+    if cell.reserve(reserved, Some(0)) {
         cell.finish_reservation(FinishedReservation { reserved, spent }, now);
     }
-    is_reserved
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn the_last_credits_go_to_one_request() {
         let other = Arc::clone(&cell);
         let (first, second) =
             run_concurrently(move || other.reserve(6, Some(0)), || cell.reserve(6, Some(0)));
-        assert!(first != second, "{first} {second}");
+        assert!(first != second, "exactly one thread must succeed: {first}, {second}");
         assert_eq!((cell.load(NOW).count, cell.reserved()), (90, 6));
     });
 }
@@ -76,7 +76,7 @@ fn only_one_request_overcommits_at_a_time() {
         let cell = quota_cell(98, 100);
         let other = Arc::clone(&cell);
         let (first, second) = run_concurrently(move || other.overcommit(6), || cell.overcommit(6));
-        assert!(!(first && second));
+        assert!(!(first && second), "at most one request must overcommit");
     });
 }
 
@@ -85,7 +85,10 @@ fn spent_credits_are_counted_once() {
     check_interleavings(|| {
         let cell = quota_cell(0, 100);
         let other = Arc::clone(&cell);
-        run_concurrently(move || spend(&other, 6, 5, NOW), || spend(&cell, 9, 9, NOW));
+        run_concurrently(
+            move || reserve_and_charge(&other, 6, 5, NOW),
+            || reserve_and_charge(&cell, 9, 9, NOW),
+        );
         assert_eq!((cell.load(NOW).count, cell.reserved()), (14, 0));
     });
 }
@@ -95,8 +98,9 @@ fn a_reader_never_sees_more_credits_than_were_spent() {
     check_interleavings(|| {
         let cell = quota_cell(0, 10);
         let other = Arc::clone(&cell);
-        let (_, count) = run_concurrently(move || spend(&other, 10, 4, NOW), || cell.load(NOW).count);
-        assert!(count == 0 || count == 4, "{count}: the key must not seem exhausted");
+        let (_, count) =
+            run_concurrently(move || reserve_and_charge(&other, 10, 4, NOW), || cell.load(NOW).count);
+        assert!(count == 0 || count == 4, "the count must not include reserved credits: {count}");
     });
 }
 
@@ -114,8 +118,14 @@ fn a_period_ends_once_while_requests_are_in_flight() {
             || cell.load(RESET),
         );
         let count = cell.load(RESET).count;
-        assert!(count == 6 || count == 0, "{count}: in the new period, or just before its end");
-        assert!(cell.reserved() == 0 && cell.fits(100 - count, 0) && !cell.fits(101 - count, 0));
+        assert!(
+            count == 6 || count == 0,
+            "the request must be charged in the new period or in the period before: {count}"
+        );
+        assert!(
+            cell.reserved() == 0 && cell.fits(100 - count, 0) && !cell.fits(101 - count, 0),
+            "exactly the unspent credits must be available"
+        );
     });
 }
 
@@ -131,7 +141,10 @@ fn a_poll_is_applied_while_a_request_is_charged() {
             || cell.apply_poll(polled, NOW, Duration::from_secs(1)),
         );
         let count = cell.load(NOW).count;
-        assert!(count == 70 || count == 74, "{count}: before or after the request was charged");
+        assert!(
+            count == 70 || count == 74,
+            "the poll must be applied before or after the charge, not during it: {count}"
+        );
         assert_eq!(cell.reserved(), 0);
     });
 }
@@ -159,7 +172,7 @@ fn a_concurrency_group_never_exceeds_its_maximum() {
         let other = Arc::clone(&cell);
         let run = |cell: &ConcurrencyLimiter| {
             let is_acquired = cell.try_acquire();
-            assert!(cell.running() <= 1);
+            assert!(cell.running() <= 1, "at most one request must run");
             if is_acquired {
                 cell.release();
             }
@@ -177,33 +190,35 @@ fn a_probe_is_claimed_by_one_request() {
         let other = Arc::clone(&cell);
         let pause = Duration::from_millis(100);
         let (first, second) = run_concurrently(move || other.claim(pause, NOW), || cell.claim(pause, NOW));
-        assert!(first != second, "{first} {second}");
+        assert!(first != second, "exactly one thread must succeed: {first}, {second}");
     });
 }
 
 #[test]
 fn an_evaluation_during_a_change_is_not_stored() {
     check_interleavings(|| {
-        let (cell, value) = (Arc::new(StateChangeCache::default()), Arc::new(AtomicU64::new(0)));
+        // The word stands for the state of a key, from which the cached time is computed.
+        let (cell, key_word) = (Arc::new(StateChangeCache::default()), Arc::new(AtomicU64::new(0)));
         let inputs = EvaluationInputs { roster_generation: 1, is_exhausted: false, is_near_limit: false };
-        let (other, changes) = (Arc::clone(&cell), Arc::clone(&value));
-        let (_, read) = run_concurrently(
+        let (other, changed_word) = (Arc::clone(&cell), Arc::clone(&key_word));
+        let (_, evaluated) = run_concurrently(
             move || {
-                changes.store(1, Ordering::Release);
+                changed_word.store(1, Ordering::Release);
                 other.invalidate();
             },
             || {
                 let start = cell.start_evaluation();
-                let read = value.load(Ordering::Acquire);
+                let evaluated = key_word.load(Ordering::Acquire);
                 cell.store(start, inputs, RESET);
-                read
+                evaluated
             },
         );
-        assert!(read == 1 || !cell.is_current(inputs, NOW), "the cache must not hide a change");
+        assert!(evaluated == 1 || !cell.is_current(inputs, NOW), "the cache must not hide a change");
     });
 }
 
-fn pool(slots: u32) -> Arc<Pool> {
+/// Returns a pool of one key with `slots` concurrent speech requests.
+fn pool_with_slots(slots: u32) -> Arc<Pool> {
     let key = ApiKey::new("sk_0000_of_the_pool_0").unwrap();
     let settings = Settings { queue_timeout: Duration::from_secs(60), max_queued: 9, ..Settings::FOR_TESTS };
     let pool = Pool::new(vec![key.into()], settings);
@@ -211,7 +226,7 @@ fn pool(slots: u32) -> Arc<Pool> {
     Arc::new(pool)
 }
 
-fn request() -> KeyRequest {
+fn speech_request() -> KeyRequest {
     KeyRequest::new(ClientName::new("app"), Some(5), Some(ConcurrencyGroup::SPEECH))
 }
 
@@ -219,6 +234,7 @@ fn refused_attempt(verdict: Verdict) -> RefusedAttempt<'static> {
     RefusedAttempt { verdict, request: None, is_repeated_elsewhere: false, source: RefusalSource::default() }
 }
 
+/// Asserts that the key has no lease, no reserved credits and no running request.
 fn assert_idle(pool: &Pool) {
     let roster = pool.roster();
     let key = &roster.keys()[0];
@@ -229,18 +245,18 @@ fn assert_idle(pool: &Pool) {
 #[test]
 fn a_lease_ends_once_while_a_cooldown_of_its_key_begins() {
     check_interleavings_with(1, || {
-        let pool = pool(9);
+        let pool = pool_with_slots(9);
         let other = Arc::clone(&pool);
         run_concurrently(
             move || {
                 let roster = other.roster();
-                drop(other.try_reserve(&roster, &request(), NOW));
+                drop(other.try_reserve(&roster, &speech_request(), NOW));
             },
             || {
                 let roster = pool.roster();
                 pool.record_refusal(&roster, &roster.keys()[0], refused_attempt(Verdict::Billing), NOW);
                 assert!(
-                    pool.try_reserve(&roster, &request(), NOW).is_err(),
+                    pool.try_reserve(&roster, &speech_request(), NOW).is_err(),
                     "a key in cooldown must not be selected"
                 );
             },
@@ -252,7 +268,7 @@ fn a_lease_ends_once_while_a_cooldown_of_its_key_begins() {
 #[test]
 fn a_key_that_is_polled_immediately_does_not_stay_in_cooldown() {
     check_interleavings(|| {
-        let pool = pool(9);
+        let pool = pool_with_slots(9);
         let other = Arc::clone(&pool);
         let roster = pool.roster();
         let key = &roster.keys()[0];
@@ -277,19 +293,22 @@ fn a_key_that_is_polled_immediately_does_not_stay_in_cooldown() {
 #[test]
 fn a_release_serves_every_waiter() {
     check_interleavings_with(2, || {
-        let pool = pool(1);
+        let pool = pool_with_slots(1);
         let roster = pool.roster();
-        let held = pool.try_reserve(&roster, &request(), NOW).unwrap();
+        let lease = pool.try_reserve(&roster, &speech_request(), NOW).unwrap();
         let other = Arc::clone(&pool);
         let releasing = thread::spawn(move || {
-            drop(held);
+            drop(lease);
             drop(other);
         });
-        let (waiter, mut result) = pool.queue.enqueue(&roster, &request(), 9).unwrap();
+        let (waiter, mut receiver) = pool.queue.enqueue(&roster, &speech_request(), 9).unwrap();
         pool.dispatch_waiters(NOW);
         releasing.join().unwrap();
-        let result = result.try_recv().expect("the waiters must be dispatched");
-        assert!(!matches!(result, Err(Unavailable::Full { .. })));
+        let result = receiver.try_recv().expect("the waiters must be dispatched");
+        assert!(
+            !matches!(result, Err(Unavailable::Full { .. })),
+            "the waiter must get the released slot: {result:?}"
+        );
         drop(waiter);
         drop(result);
         assert_idle(&pool);

@@ -1,5 +1,5 @@
-//! Simulates a month of requests with each strategy, against a provider whose prices differ from our
-//! estimates, and compares the served requests and the credits that expire unspent.
+//! Simulates a month of requests with each strategy, against a provider whose prices differ from the pool's estimates.
+//! Tests that each strategy serves nearly all requests, and that `soonest-reset` lets the fewest credits expire.
 
 #![allow(clippy::print_stdout, reason = "the test prints a table of its results")]
 
@@ -12,8 +12,7 @@ use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::RefusalSource;
 use crate::policy::select::Unavailable;
-use crate::policy::strategy::STRATEGIES;
-use crate::policy::strategy::Strategy;
+use crate::policy::strategy::{STRATEGIES, Strategy};
 use crate::policy::verdict::{Shortfall, Verdict};
 use crate::secret::ApiKey;
 
@@ -28,7 +27,7 @@ struct Account {
     /// Credits of each period.
     credits: u64,
     max_concurrent: u32,
-    /// The price of a request in percent of our estimate.
+    /// The price of a request in percent of the pool's estimate.
     price_percent: u64,
     remaining: u64,
     resets_at: UnixMs,
@@ -61,6 +60,7 @@ struct MonthResult {
     refused_requests: u32,
     /// Attempts that the provider refused for too few credits.
     refused_attempts: u32,
+    /// Times at which a request waited for the end of another request.
     waits: u32,
     /// Credits that were unspent at a reset.
     expired_credits: u64,
@@ -70,7 +70,8 @@ struct MonthResult {
 struct RandomSequence(u64);
 
 impl RandomSequence {
-    fn below(&mut self, bound: u64) -> u64 {
+    /// Returns the next number, which is less than `bound`. The numbers follow from a 64-bit xorshift generator.
+    fn next_below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -78,6 +79,7 @@ impl RandomSequence {
     }
 }
 
+/// A simulated month with one strategy.
 struct Month {
     pool: Arc<Pool>,
     accounts: Vec<Account>,
@@ -122,8 +124,9 @@ impl Month {
         self.pool.observe(&roster, &roster.keys()[key_index], observation, now);
     }
 
-    fn advance(&mut self, now: UnixMs) {
-        self.in_flight.retain(|(ends, _)| *ends > now);
+    /// Ends the requests and the periods that end until `now`.
+    fn advance_to(&mut self, now: UnixMs) {
+        self.in_flight.retain(|(ends_at, _)| *ends_at > now);
         for index in 0..self.accounts.len() {
             let account = &mut self.accounts[index];
             if account.resets_at <= now {
@@ -138,6 +141,8 @@ impl Month {
         }
     }
 
+    /// Sends a request with one key after the other, until an account serves it or no key is left. If all keys are
+    /// busy, the request waits.
     fn send_speech(&mut self, client: &str, credits: u64, duration_ms: u64, mut now: UnixMs) {
         let roster = self.pool.roster();
         let mut request =
@@ -147,15 +152,15 @@ impl Month {
                 match self.pool.try_reserve(&roster, &request, now).map_err(|blocked| blocked.reason) {
                     Ok(reserved) => reserved,
                     Err(Unavailable::Full { .. }) => {
-                        // The request waits until the first one in flight ends.
+                        // The request waits until the first request in flight ends.
                         self.result.waits += 1;
                         now = self
                             .in_flight
                             .iter()
-                            .map(|(ends, _)| *ends)
+                            .map(|(ends_at, _)| *ends_at)
                             .min()
-                            .expect("a request must be in progress");
-                        self.advance(now);
+                            .expect("a request must be in flight");
+                        self.advance_to(now);
                         continue;
                     }
                     Err(_) => {
@@ -199,16 +204,19 @@ impl Month {
     }
 
     /// Checks that the pool counts exactly the requests in flight and no reserved credits.
-    fn check(&self) {
+    fn check_leases(&self) {
         let roster = self.pool.roster();
         for key in roster.keys() {
-            let leases = self.in_flight.iter().filter(|(_, lease)| Arc::ptr_eq(lease.key(), key)).count();
-            assert_eq!(key.in_flight() as usize, leases);
-            // The provider reports the price of a request in flight in the response headers, so it is
-            // charged already.
+            let lease_count =
+                self.in_flight.iter().filter(|(_, lease)| Arc::ptr_eq(lease.key(), key)).count();
+            assert_eq!(key.in_flight() as usize, lease_count);
+            // The response headers contain the price of a request, so requests in flight are charged already.
             assert_eq!(key.workspace().reserved(), 0);
             let (running, maximum) = key.workspace().concurrency(ConcurrencyGroup::SPEECH);
-            assert!(running <= maximum.unwrap(), "{running} of {maximum:?}");
+            assert!(
+                running <= maximum.unwrap(),
+                "{running} requests must not run with a maximum of {maximum:?}"
+            );
         }
     }
 
@@ -219,23 +227,25 @@ impl Month {
         while now.0 < START.0 + DAYS * DAY_MS {
             // Requests are more frequent by day than by night.
             let hour = now.0 % DAY_MS / HOUR_MS;
-            let pause = if (8..20).contains(&hour) { 1_000_000 } else { 6_000_000 };
-            now = UnixMs(now.0 + random.below(pause) + 1);
-            month.advance(now);
-            let client = CLIENTS[usize::try_from(random.below(4)).unwrap()];
+            let max_pause_ms = if (8..20).contains(&hour) { 1_000_000 } else { 6_000_000 };
+            now = UnixMs(now.0 + random.next_below(max_pause_ms) + 1);
+            month.advance_to(now);
+            let client = CLIENTS[usize::try_from(random.next_below(4)).unwrap()];
+            let is_long_text = random.next_below(20) == 0;
             let credits =
-                if random.below(20) == 0 { 1_000 + random.below(4_000) } else { 20 + random.below(400) };
-            let burst = if random.below(50) == 0 { 30 } else { 1 };
-            for _ in 0..burst {
+                if is_long_text { 1_000 + random.next_below(4_000) } else { 20 + random.next_below(400) };
+            let request_count = if random.next_below(50) == 0 { 30 } else { 1 };
+            for _ in 0..request_count {
                 month.send_speech(client, credits, credits * 60, now);
             }
-            month.check();
+            month.check_leases();
         }
         month.result
     }
 }
 
 impl Account {
+    /// Returns the price of a request with this estimate.
     fn cost(&self, estimate: u64) -> u64 {
         (estimate * self.price_percent).div_ceil(100)
     }
@@ -244,27 +254,30 @@ impl Account {
 #[test]
 fn every_strategy_serves_a_month_of_requests() {
     println!("{:16} served refused wasted waited expired", "strategy");
-    let mut expired = Vec::new();
+    let mut expired_by_strategy = Vec::new();
     for strategy in &STRATEGIES {
         let result = Month::simulate(strategy);
-        let MonthResult {
-            served_requests: served,
-            refused_requests: refused,
-            refused_attempts: wasted,
-            waits: waited,
-            expired_credits,
-        } = result;
-        println!("{:16} {served:6} {refused:7} {wasted:6} {waited:6} {expired_credits:7}", strategy.name);
-        assert!(served > 3_000, "{}: {result:?}", strategy.name);
-        assert!(wasted * 20 <= served, "{}: {result:?}", strategy.name);
-        expired.push((strategy.name, expired_credits));
+        let MonthResult { served_requests, refused_requests, refused_attempts, waits, expired_credits } =
+            result;
+        println!(
+            "{:16} {served_requests:6} {refused_requests:7} {refused_attempts:6} {waits:6} {expired_credits:7}",
+            strategy.name
+        );
+        assert!(served_requests > 3_000, "{} must serve most requests: {result:?}", strategy.name);
+        assert!(
+            refused_attempts * 20 <= served_requests,
+            "{} must waste few attempts: {result:?}",
+            strategy.name
+        );
+        expired_by_strategy.push((strategy.name, expired_credits));
     }
-    let expired_with =
-        |word| expired.iter().find(|(name, _)| *name == word).map(|(_, credits)| *credits).unwrap();
-    let fewest = expired.iter().map(|(_, credits)| *credits).min().unwrap();
+    let expired_with = |strategy_name| {
+        expired_by_strategy.iter().find(|(name, _)| *name == strategy_name).map(|(_, credits)| *credits)
+    };
+    let fewest = expired_by_strategy.iter().map(|(_, credits)| *credits).min();
     assert_eq!(
         expired_with("soonest-reset"),
         fewest,
-        "soonest-reset must let the fewest credits expire: {expired:?}"
+        "soonest-reset must let the fewest credits expire: {expired_by_strategy:?}"
     );
 }

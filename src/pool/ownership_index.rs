@@ -63,12 +63,13 @@ pub struct OwnershipEntry {
     pub used_at: UnixMs,
 }
 
-/// The result of a lookup.
+/// The result of a lookup of a known identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerLookup {
     /// The workspace that owns the identifier.
     pub owner: OwnerId,
-    /// The entry with its new time of use, to be stored, or `None` if a time of use was stored within the last day.
+    /// The entry with its new time of use, which the caller stores, or `None` if a time of use was stored within the
+    /// last day.
     pub update: Option<OwnershipEntry>,
 }
 
@@ -76,8 +77,8 @@ pub struct OwnerLookup {
 const MIN_USE_WRITE_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 /// Number of shards, each with its own lock. With a few dozen cores, contention is rare.
 const SHARDS: usize = 64;
-/// A full shard evicts this fraction of its maximum in one step, oldest entries first. The following
-/// insertions then need no eviction.
+/// The divisor of the maximum number of entries: a full map evicts the quotient in one step, the entries that were
+/// unused for the longest time first. The following insertions then need no eviction.
 const EVICTION_DIVISOR: usize = 8;
 
 /// The owners of identifiers, with bounds on their number and age.
@@ -89,14 +90,14 @@ pub struct OwnershipIndex {
     limits: RetentionLimits,
 }
 
-/// One map per class of identifiers, because each class has its own bound.
+/// One map per storage class, because each class has its own maximum number of identifiers.
 #[derive(Debug, Default)]
 struct OwnerShard([OwnerMap; StorageClass::ALL.len()]);
 
-type OwnerMap = HashMap<IdentifierHash, IndexEntry, BuildHasherDefault<IdentityHasher>>;
+type OwnerMap = HashMap<IdentifierHash, IndexEntry, BuildHasherDefault<FoldingHasher>>;
 
 impl OwnerShard {
-    fn map(&mut self, class: StorageClass) -> &mut OwnerMap {
+    fn map_of(&mut self, class: StorageClass) -> &mut OwnerMap {
         &mut self.0[usize::from(class.number())]
     }
 }
@@ -109,11 +110,11 @@ struct IndexEntry {
     used_at: UnixMs,
 }
 
-/// Uses the bytes of an identifier's hash unchanged.
+/// A hasher for [`IdentifierHash`], whose bytes are a hash already. It only folds them into one word.
 #[derive(Debug, Default)]
-struct IdentityHasher(u64);
+struct FoldingHasher(u64);
 
-impl Hasher for IdentityHasher {
+impl Hasher for FoldingHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -122,7 +123,7 @@ impl Hasher for IdentityHasher {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
-            // The first byte selects the shard; the other bytes distribute the entries within it.
+            // The first byte selects the shard. The other bytes distribute the entries within the shard.
             self.0 = self.0.rotate_left(17) ^ u64::from_be_bytes(word);
         }
     }
@@ -141,28 +142,29 @@ impl OwnershipIndex {
         self.limits
     }
 
-    /// Returns the owner of an identifier if it is known, and updates the entry's time of use.
+    /// Returns the owner of an identifier, if it is known. Updates the entry's time of use at most once a day.
     pub fn find(&self, identifier: &Identifier, now: UnixMs) -> Option<OwnerLookup> {
         let Identifier { kind, hash } = *identifier;
         let mut shard = self.shard(&hash);
-        let map = shard.map(kind.storage_class());
+        let map = shard.map_of(kind.storage_class());
         let entry = map.get_mut(&hash)?;
         if !self.limits.is_current(kind, entry.recorded_at, entry.used_at, now) {
             map.remove(&hash);
             return None;
         }
-        let is_due = now.since(entry.used_at) >= MIN_USE_WRITE_INTERVAL;
-        if is_due {
+        let is_update_due = now.since(entry.used_at) >= MIN_USE_WRITE_INTERVAL;
+        if is_update_due {
             entry.used_at = now;
         }
-        Some(OwnerLookup { owner: entry.owner.clone(), update: is_due.then(|| entry.to_stored(hash)) })
+        Some(OwnerLookup { owner: entry.owner.clone(), update: is_update_due.then(|| entry.to_stored(hash)) })
     }
 
-    /// Records the owner of an identifier. Returns the entry to be stored, or `None` if it was known.
+    /// Records the owner of an identifier. Returns the entry, which the caller stores, or `None` if the owner was
+    /// known and stored within the last day.
     pub fn record(&self, identifier: Identifier, owner: &OwnerId, now: UnixMs) -> Option<OwnershipEntry> {
         let Identifier { kind, hash } = identifier;
         let mut shard = self.shard(&hash);
-        let map = shard.map(kind.storage_class());
+        let map = shard.map_of(kind.storage_class());
         let is_known = map.get(&hash).is_some_and(|entry| {
             entry.owner == *owner
                 && now.since(entry.used_at) < MIN_USE_WRITE_INTERVAL
@@ -178,17 +180,18 @@ impl OwnershipIndex {
         Some(stored)
     }
 
-    /// Removes the entry of an identifier that its owner no longer has.
+    /// Removes the entry of an identifier whose resource does not exist in the recorded workspace.
     pub fn remove(&self, identifier: &Identifier) {
-        self.shard(&identifier.hash).map(identifier.kind.storage_class()).remove(&identifier.hash);
+        self.shard(&identifier.hash).map_of(identifier.kind.storage_class()).remove(&identifier.hash);
     }
 
-    /// Restores the entries of the previous run. If they exceed the bounds, the oldest are evicted.
+    /// Restores the entries of the previous run. If they exceed the bounds, the entries that were unused for the
+    /// longest time are evicted.
     pub fn restore(&self, entries: Vec<OwnershipEntry>, now: UnixMs) {
         for OwnershipEntry { identifier: Identifier { kind, hash }, owner, recorded_at, used_at } in entries {
             if self.limits.is_current(kind, recorded_at, used_at, now) {
                 let mut shard = self.shard(&hash);
-                let map = shard.map(kind.storage_class());
+                let map = shard.map_of(kind.storage_class());
                 map.insert(hash, IndexEntry { kind, owner, recorded_at, used_at });
                 self.evict_excess(map, kind.storage_class());
             }
@@ -208,6 +211,7 @@ impl OwnershipIndex {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Evicts entries of `map` if it has more entries than its class may have.
     fn evict_excess(&self, map: &mut OwnerMap, class: StorageClass) {
         let max_count = (self.limits.max_count(class) / SHARDS).max(1);
         if map.len() <= max_count {
@@ -216,10 +220,10 @@ impl OwnershipIndex {
         let mut use_times: Vec<UnixMs> = map.values().map(|entry| entry.used_at).collect();
         let evicted_count = (map.len() - max_count).max(max_count / EVICTION_DIVISOR);
         let (_, &mut latest_evicted, _) = use_times.select_nth_unstable(evicted_count - 1);
-        let mut remaining_count = evicted_count;
+        let mut left_to_evict = evicted_count;
         map.retain(|_, entry| {
-            let is_evicted = remaining_count > 0 && entry.used_at <= latest_evicted;
-            remaining_count -= usize::from(is_evicted);
+            let is_evicted = left_to_evict > 0 && entry.used_at <= latest_evicted;
+            left_to_evict -= usize::from(is_evicted);
             !is_evicted
         });
     }
@@ -283,7 +287,7 @@ mod tests {
         assert!(find_owner(&index, voice("v"), NOW.plus(DAY * 30)).is_some());
         assert!(
             find_owner(&index, voice("v"), NOW.plus(DAY * 60)).is_none(),
-            "the entry was unused for too long"
+            "an entry that was unused for 30 days must expire"
         );
         assert_eq!(index.count(), 0);
     }
@@ -299,7 +303,7 @@ mod tests {
             index.record(Identifier::new(ResourceKind::Request, &format!("r{number}")), &owner("a"), now);
             index.record(Identifier::new(ResourceKind::HistoryItem, &format!("h{number}")), &owner("a"), now);
         }
-        assert!(index.count() <= LIMITS.max_identifiers, "{}", index.count());
+        assert!(index.count() <= LIMITS.max_identifiers, "the index has too many entries: {}", index.count());
         let recorded_voices =
             (0..100).filter(|number| index.find(&voice(&format!("v{number}")), NOW).is_some());
         assert_eq!(recorded_voices.count(), 100);

@@ -1,7 +1,7 @@
-//! Records the events that change key state: refusals, served requests, charges and polls.
+//! Records the events that change the state of keys: refusals, served requests, charges and polls.
 //!
-//! Each event changes the narrowest scope that it proves something about: the key, its workspace, a
-//! concurrency group of the workspace, or a restriction.
+//! Each event changes the narrowest scope about which it proves something: the key, its workspace, a concurrency group
+//! of the workspace, or a restriction.
 
 use std::sync::Arc;
 
@@ -121,8 +121,9 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// Removes the evidence about `key` that was recorded with the given `source`. The refusal was about the
-    /// request, because another account has refused it with the same message.
+    /// Removes the evidence about `key` and its workspace that was recorded with the given `source`. The caller
+    /// knows that the refusal was about the request, because another account has refused the request with the same
+    /// message. Returns the state changes.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
         roster: &Roster,
@@ -130,13 +131,14 @@ impl Pool {
         source: &RefusalSource,
         now: UnixMs,
     ) -> Vec<Transition> {
-        // Clients choose request identifiers and may repeat one, so the addresses of the identifiers are
-        // compared.
+        // Clients choose request identifiers and may repeat one. Therefore the addresses of the identifiers are
+        // compared, not the identifiers.
         let has_source = |evidence: &Evidence| Arc::ptr_eq(&evidence.source.request_id, &source.request_id);
         self.remove_evidence(roster, key, has_source, now)
     }
 
-    /// Records that a request was served with the given `key`, and removes the evidence that this refutes.
+    /// Records that a request was served with `key`, and removes the evidence that this refutes. Returns the state
+    /// changes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
@@ -144,7 +146,7 @@ impl Pool {
         served: ServedAttempt<'_>,
         now: UnixMs,
     ) -> Vec<Transition> {
-        // The usual case, in which no lock is taken.
+        // Usually there is no evidence, and no lock is taken.
         if key.evidence_cell.is_empty() && key.workspace().evidence_cell.is_empty() {
             return Vec::new();
         }
@@ -183,6 +185,7 @@ impl Pool {
         other_keys.flat_map(|other| self.remove_evidence(roster, other, is_same, now)).collect()
     }
 
+    /// Removes the evidence about `key` and its workspace that `is_removed` selects, at all replicas.
     fn remove_evidence(
         self: &Arc<Self>,
         roster: &Roster,
@@ -238,19 +241,20 @@ impl Pool {
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {
         let Some(claim) = ClaimedFault::from_verdict(verdict, None, None) else { return false };
-        let holds = |evidence: &Evidence| evidence.claim.is_same_kind(claim);
+        let has_same_claim = |evidence: &Evidence| evidence.claim.is_same_kind(claim);
         self.restrictions.is_refused_by_account(features, key, verdict, now)
-            && !key.evidence().iter().any(holds)
-            && !key.workspace().evidence().iter().any(holds)
+            && !key.evidence().iter().any(has_same_claim)
+            && !key.workspace().evidence().iter().any(has_same_claim)
     }
 
-    /// Charges the cost of the request that holds `lease`.
+    /// Charges the cost of the request that holds `lease`. Returns the state changes.
     pub fn charge(&self, roster: &Roster, lease: &mut Lease, credits: u64, now: UnixMs) -> Vec<Transition> {
         lease.charge(credits, now);
         if credits == 0 { Vec::new() } else { transitions_after_charge(roster, lease.key().workspace(), now) }
     }
 
-    /// Charges credits that the provider reports only after the lease of the request has ended.
+    /// Charges credits that the provider reports only after the lease of the request has ended. Returns the state
+    /// changes.
     pub fn charge_late(&self, roster: &Roster, key: &Key, credits: u64, now: UnixMs) -> Vec<Transition> {
         key.workspace()
             .quota_cell
@@ -328,6 +332,7 @@ impl Pool {
         Poll { at, result }
     }
 
+    /// Computes the state of `key` and its workspace after a poll, and assigns available keys to queued requests.
     fn apply_poll_evidence(self: &Arc<Self>, roster: &Roster, key: &Key, now: UnixMs) -> Vec<Transition> {
         let (settings, workspace) = (&roster.settings, key.workspace());
         key.apply_evidence(settings, now);
@@ -336,15 +341,17 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// Returns the earliest time at which a poll with `key` can confirm or refute a refusal of it or of its
-    /// workspace. `None` without a refusal that a poll can decide about.
+    /// Returns the earliest time at which a poll with `key` can confirm or refute a refusal of the key or of its
+    /// workspace. Returns `None` if there is no such refusal.
     #[must_use]
     pub fn next_deciding_poll_at(roster: &Roster, key: &Key) -> Option<UnixMs> {
         let cooldowns = roster.settings.cooldowns();
         let cells = [&key.evidence_cell, &key.workspace().evidence_cell];
         let decisions = cells.into_iter().flat_map(|cell| {
-            let (entries, last_poll) = (cell.entries(), cell.last_poll());
-            entries.into_iter().filter_map(move |entry| decisive_poll_at(&entry, last_poll, &cooldowns))
+            let (evidence, last_poll) = (cell.entries(), cell.last_poll());
+            evidence
+                .into_iter()
+                .filter_map(move |evidence| decisive_poll_at(&evidence, last_poll, &cooldowns))
         });
         decisions.min()
     }

@@ -1,7 +1,7 @@
 //! Computes the restriction that follows from a refusal, and defines the refusal as the database stores it.
 //!
-//! The restriction is computed when the refusal is received, and again when Keychoir starts. Improved
-//! rules therefore also apply to refusals that an earlier version stored.
+//! The restriction is computed when the refusal is received, and again when Keychoir starts. Changed rules therefore
+//! also apply to refusals that an earlier version of Keychoir has stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,7 @@ pub struct RefusalRecord {
     pub workspace: OwnerId,
     /// The plan of the workspace at the time of the refusal, if it was known.
     pub tier: Option<Arc<str>>,
-    /// Whether the restriction applies to other workspaces with the same plan instead of the key or its
-    /// own workspace.
+    /// Whether the restriction applies to all workspaces with the same plan, instead of the key or its own workspace.
     pub applies_to_plan: bool,
     /// The features of the request.
     pub features: RequestFeatures,
@@ -47,12 +46,12 @@ pub struct RefusalRecord {
     pub source: Arc<RefusalSource>,
 }
 
-/// A summary of the refusals before the last one of a restriction.
+/// A summary of the refusals of a restriction before its last refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusalHistory {
     /// Time of the first refusal.
     pub first_refused_at: UnixMs,
-    /// Length of the shortest refused text in characters; 0 if the refusals were not about a length.
+    /// Length of the shortest refused text in characters, or 0 if the refusals were not about a length.
     pub from_characters: u64,
 }
 
@@ -80,8 +79,8 @@ impl RefusalRecord {
         }
     }
 
-    /// Returns the stored record with the current identity of its workspace. Its times are limited to
-    /// `now`, because the clock may have been set back.
+    /// Returns a stored or received record with the current identity of its workspace, and with times that are not
+    /// after `now`, because the clock may have been set back.
     pub(super) fn restored(mut self, roster: &Roster, now: UnixMs) -> Self {
         self.at = self.at.min(now);
         if let Some(history) = &mut self.history {
@@ -98,16 +97,16 @@ impl RefusalRecord {
         key.map(|key| key.workspace().identity()).or_else(|| roster.identity_of(&self.workspace)).cloned()
     }
 
-    /// Computes the restriction that follows from the refusal. `None` if none follows.
+    /// Computes the restriction that follows from the refusal. Returns `None` if no restriction follows.
     pub(super) fn into_restriction(self, settings: &Settings) -> Option<Restriction> {
         let (limit, kind) = self.features.proven_limit(self.verdict)?;
-        let rate_limit = |named: Option<Duration>| {
-            named.unwrap_or(settings.rate_limited_cooldown).min(settings.max_retry_after)
+        let rate_limited_cooldown = |retry_after: Option<Duration>| {
+            retry_after.unwrap_or(settings.rate_limited_cooldown).min(settings.max_retry_after)
         };
-        let (duration, strength) = match kind {
+        let (duration, proven_effect) = match kind {
             RestrictionKind::RateLimit(_) | RestrictionKind::Concurrency if self.is_in_group => return None,
-            RestrictionKind::RateLimit(named) | RestrictionKind::Throttle(named) => {
-                (rate_limit(named), RestrictionEffect::Strict)
+            RestrictionKind::RateLimit(retry_after) | RestrictionKind::Throttle(retry_after) => {
+                (rate_limited_cooldown(retry_after), RestrictionEffect::Strict)
             }
             RestrictionKind::Concurrency => (settings.concurrency_cooldown, RestrictionEffect::Strict),
             RestrictionKind::Permission => (settings.permission_cooldown, RestrictionEffect::Refused),
@@ -122,7 +121,7 @@ impl RefusalRecord {
         } else if self.is_repeated_elsewhere && matches!(self.verdict, Verdict::Unexplained(_)) {
             RestrictionEffect::Suspected
         } else {
-            strength
+            proven_effect
         };
         let scope = match kind {
             RestrictionKind::Plan if self.applies_to_plan => RestrictionScope::Plan(self.tier.clone()?),

@@ -1,5 +1,5 @@
-//! Reserves a key for a request: selects a key, acquires a lease on it, and queues the request when all
-//! keys are busy.
+//! Reserves a key for a request: selects a key, acquires a lease on it, and queues the request when the keys that could
+//! serve it are only busy.
 //!
 //! Selection reads atomics without a lock. If another request acquires the selected key first, the
 //! selection is repeated.
@@ -34,10 +34,10 @@ pub struct Reserved {
     pub transitions: Vec<Transition>,
 }
 
-/// Maximum number of selections per call whose key was acquired by another request first. Each of them means that
+/// Maximum number of selections per call whose key another request has acquired first. Each such selection means that
 /// another request was served.
 const MAX_LOST_RACES: usize = 64;
-/// The maximum restriction level of each successive round, after a round without restricted keys.
+/// The maximum restriction level of each successive round. The round before them excludes restricted keys.
 const MAX_LEVELS: [RestrictionLevel; 3] =
     [RestrictionLevel::Inferred, RestrictionLevel::RefusedLongest, RestrictionLevel::Refused];
 /// Delay of the retry after [`MAX_LOST_RACES`], and minimum delay of every other retry.
@@ -63,21 +63,21 @@ impl Pool {
                 result => return result.map_err(|blocked| blocked.reason),
             }
         }
-        self.wait(roster, request).await
+        self.wait_in_queue(roster, request).await
     }
 
-    async fn wait(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
+    /// Queues `request` until a key is assigned to it, no key can serve it any more, or the timeout ends.
+    async fn wait_in_queue(self: &Arc<Self>, roster: &Arc<Roster>, request: &KeyRequest) -> ReserveResult {
         let settings = roster.settings;
         let Some((waiter, mut receiver)) = self.queue.enqueue(roster, request, settings.max_queued) else {
-            // The queue is full. The request is still served if a key can serve it that no queued request
-            // can use.
+            // The queue is full. The request is still served if it can use a key that no queued request can use.
             let result = self.try_reserve(roster, request, clock::now()).map_err(|blocked| blocked.reason);
             if result.is_ok() {
                 self.dispatch_waiters_now();
             }
             return result;
         };
-        self.demand.notify_one();
+        self.demand_increase.notify_one();
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
             loop {
@@ -128,7 +128,7 @@ impl Pool {
         request: &KeyRequest,
         now: UnixMs,
     ) -> TryReserveResult {
-        let try_round_and_exhausted =
+        let try_round_then_exhausted =
             |round: SelectionRound| match self.try_round(roster, request, round, now) {
                 Err(blocked) if request.allow_exhausted => {
                     let exhausted_round = SelectionRound { allow_exhausted: true, ..round };
@@ -141,16 +141,15 @@ impl Pool {
             let round = SelectionRound { is_preferred_only: false, allow_exhausted: false, max_level };
             if !request.preferred.is_empty()
                 && let Ok(reserved) =
-                    try_round_and_exhausted(SelectionRound { is_preferred_only: true, ..round })
+                    try_round_then_exhausted(SelectionRound { is_preferred_only: true, ..round })
             {
                 return Ok(reserved);
             }
-            try_round_and_exhausted(round)
+            try_round_then_exhausted(round)
         };
         let unrestricted = try_preferred_first(None);
         let Err(blocked) = unrestricted else { return unrestricted };
-        // A request waits for a key that is only busy before it tries a key that is restricted for this
-        // kind of request.
+        // If a key without restrictions is only busy, the request waits for it and tries no restricted key.
         if matches!(blocked.reason, Unavailable::Full { .. }) || request.restricted.is_empty() {
             return unrestricted;
         }
@@ -172,6 +171,7 @@ impl Pool {
         unrestricted
     }
 
+    /// Selects and reserves one of the keys that `round` considers.
     fn try_round(
         self: &Arc<Self>,
         roster: &Arc<Roster>,
@@ -190,17 +190,18 @@ impl Pool {
             };
             let is_unavailable =
                 |position: usize, key: &Key| is_unavailable(key, position, request, round, now);
-            let (choice, overcommits) = match best_usable(roster, last_turn, now, is_unavailable, evaluate) {
-                Some(position) => (Choice::Use(position), false),
-                None => {
-                    let all = roster.keys().iter().enumerate();
-                    let candidates: Vec<Candidate> =
-                        all.map(|(position, key)| evaluate(position, key)).collect();
-                    // A key that was busy in the first evaluation may have capacity in the second one.
-                    let choice = select(strategy, candidates.iter().copied())?;
-                    (choice, candidates[choice.position()].affordability != Affordability::Enough)
-                }
-            };
+            let (choice, overcommits) =
+                match find_best_usable(roster, last_turn, now, is_unavailable, evaluate) {
+                    Some(position) => (Choice::Use(position), false),
+                    None => {
+                        let all = roster.keys().iter().enumerate();
+                        let candidates: Vec<Candidate> =
+                            all.map(|(position, key)| evaluate(position, key)).collect();
+                        // A key that was busy in the first evaluation may have capacity in the second evaluation.
+                        let choice = select(strategy, candidates.iter().copied())?;
+                        (choice, candidates[choice.position()].affordability != Affordability::Enough)
+                    }
+                };
             let position = choice.position();
             let key = &roster.keys()[position];
             let probe_delay = roster.settings.probe_after;
@@ -230,14 +231,15 @@ impl Pool {
         })
     }
 
+    /// Advances the turn of the selected `key`. The higher the weight of the key, the smaller the step.
     fn advance_turn(&self, key: &Key, last_turn: u64) {
         let turn = key.turn.load(Ordering::Acquire).max(last_turn);
         key.turn.store(turn + TURN / u64::from(key.weight), Ordering::Release);
         self.last_turn.fetch_max(turn, Ordering::AcqRel);
     }
 
-    /// Records the key in use. Returns a state change if it differs from the previous one. A key that only
-    /// substitutes for a usable key, which is busy or cannot pay for this request, is not recorded.
+    /// Records `key` as the key in use. Returns a state change if another key was in use before. A key is not
+    /// recorded if it only substitutes for another usable key, which is busy or cannot pay for this request.
     fn record_key_in_use(
         &self,
         roster: &Roster,
@@ -246,22 +248,24 @@ impl Pool {
         now: UnixMs,
     ) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
-        let previous_key = self.key_in_use.load(Ordering::Acquire);
+        let previous_address = self.key_in_use_address.load(Ordering::Acquire);
         let is_usable =
             |key: &Arc<Key>| key.selection_state(&key.workspace().quota(now), now) == KeyState::Usable;
-        if previous_key == address || !is_usable(key) {
+        if previous_address == address || !is_usable(key) {
             return None;
         }
         let is_substitute = if roster.settings.strategy.stays_on_key {
             roster.keys()[..position].iter().any(is_usable)
         } else {
-            roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == previous_key && is_usable(key))
+            roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == previous_address && is_usable(key))
         };
         if is_substitute {
             return None;
         }
-        self.key_in_use.compare_exchange(previous_key, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
-        let rotated_to = (previous_key != 0).then_some(position);
+        self.key_in_use_address
+            .compare_exchange(previous_address, address, Ordering::AcqRel, Ordering::Acquire)
+            .ok()?;
+        let rotated_to = (previous_address != 0).then_some(position);
         let change = StateChange::InUse { quota: key.workspace().quota(now), rotated_to };
         Some(Transition { key: Arc::clone(key), change })
     }
@@ -269,7 +273,7 @@ impl Pool {
 
 /// Returns the position of the best-ranked key that can serve. Only keys that rank better than the best key so far
 /// are fully evaluated.
-fn best_usable(
+fn find_best_usable(
     roster: &Roster,
     last_turn: u64,
     now: UnixMs,
@@ -306,14 +310,15 @@ fn is_short_of_credits(candidate: &Candidate) -> bool {
         && matches!(candidate.affordability, Affordability::Short { .. } | Affordability::Refused)
 }
 
-/// Records the workspaces that were skipped for too few credits when the key at `selected` was selected.
+/// Records the workspaces that were skipped for too few credits when the key at the position `selected` was selected.
+/// Returns the skips that were not reported before.
 fn record_skips(roster: &Roster, request: &KeyRequest, selected: usize, now: UnixMs) -> Vec<Transition> {
     let credits = request.estimate.unwrap_or(0);
     let mut transitions = Vec::new();
     for (position, key) in roster.keys().iter().enumerate().filter(|(position, _)| *position != selected) {
         let workspace = key.workspace();
         let quota = workspace.quota(now);
-        // Credits that other requests have reserved may be returned, so only spent credits count.
+        // Other requests may return the credits that they have reserved, so only spent credits count.
         let spendable = quota.spendable().map(|credits| credits.saturating_sub(key.kept_credits));
         let reported_credits = workspace.quota_cell.reported_remaining.credits(now);
         let Some(remaining) = reported_credits.or(spendable).filter(|remaining| *remaining < credits) else {
@@ -352,40 +357,59 @@ mod tests {
     const LEVELS: [RestrictionLevel; 3] =
         [RestrictionLevel::Inferred, RestrictionLevel::Refused, RestrictionLevel::Until(UnixMs(1_500))];
 
-    /// The state of a generated key: the cooldown with its reason and end, the spent credits of 20, the
-    /// turn, the running requests, their maximum, and the reported remaining credits.
-    type KeyCondition = (Option<(usize, u64)>, u64, u64, u32, u32, Option<u64>);
+    const REASONS: [CooldownReason; 4] = [
+        CooldownReason::RateLimited,
+        CooldownReason::Exhausted,
+        CooldownReason::Billing,
+        CooldownReason::Invalid,
+    ];
+
+    /// The state of a generated key, whose workspace has a limit of 20 credits.
+    #[derive(Clone, Copy, Debug)]
+    struct KeyCondition {
+        cooldown: Option<Cooldown>,
+        spent: u64,
+        turn: u64,
+        running: u32,
+        max_concurrent: u32,
+        reported_remaining: Option<u64>,
+    }
 
     fn key_condition() -> impl proptest::strategy::Strategy<Value = KeyCondition> {
         let cooldown = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
-        let reported_credits = proptest::option::weighted(0.3, 0..20_u64);
-        (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, reported_credits)
+        let reported_remaining = proptest::option::weighted(0.3, 0..20_u64);
+        proptest::strategy::Strategy::prop_map(
+            (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, reported_remaining),
+            |(cooldown, spent, turn, running, max_concurrent, reported_remaining)| KeyCondition {
+                cooldown: cooldown
+                    .map(|(reason, until)| Cooldown { reason: REASONS[reason], until: UnixMs(until) }),
+                spent,
+                turn,
+                running,
+                max_concurrent,
+                reported_remaining,
+            },
+        )
     }
 
-    fn apply_condition(key: &Key, (cooldown, spent, turn, running, slots, reported): KeyCondition) {
-        const REASONS: [CooldownReason; 4] = [
-            CooldownReason::RateLimited,
-            CooldownReason::Exhausted,
-            CooldownReason::Billing,
-            CooldownReason::Invalid,
-        ];
+    fn apply_condition(key: &Key, condition: KeyCondition) {
         let workspace = key.workspace();
         let quota = Quota {
-            count: spent,
+            count: condition.spent,
             limit: Some(20),
-            resets_at: Some(UnixMs(2_000 + spent)),
+            resets_at: Some(UnixMs(2_000 + condition.spent)),
             ..Quota::default()
         };
         workspace.restore(quota, NOW);
-        if let Some((reason, until)) = cooldown {
-            key.set_cooldown(Cooldown { reason: REASONS[reason], until: UnixMs(until) });
+        if let Some(cooldown) = condition.cooldown {
+            key.set_cooldown(cooldown);
         }
-        if let Some(remaining) = reported {
+        if let Some(remaining) = condition.reported_remaining {
             key.reported_remaining.report(remaining, UnixMs(9_000), NOW);
         }
-        key.turn.store(turn * TURN, Ordering::Release);
-        workspace.limiter(ConcurrencyGroup::SPEECH).set_reported_max(slots);
-        for _ in 0..running {
+        key.turn.store(condition.turn * TURN, Ordering::Release);
+        workspace.limiter(ConcurrencyGroup::SPEECH).set_reported_max(condition.max_concurrent);
+        for _ in 0..condition.running {
             key.add_in_flight();
             workspace.limiter(ConcurrencyGroup::SPEECH).try_acquire();
         }
@@ -393,7 +417,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_best_usable_key_is_the_selected_one(
+        fn the_best_usable_key_is_the_key_that_a_selection_among_all_keys_chooses(
             keys in prop::collection::vec(key_condition(), 1..9),
             credits in proptest::option::of(0..20_u64),
             turn in 0..4_u64,
@@ -427,7 +451,8 @@ mod tests {
                     Ok(Choice::Use(position)) => Some(position),
                     Ok(Choice::Overcommit(_) | Choice::Probe(_)) | Err(_) => None,
                 };
-                prop_assert_eq!(best_usable(&roster, turn * TURN, NOW, is_unavailable, evaluate), selected, "{:?}", strategy);
+                let best = find_best_usable(&roster, turn * TURN, NOW, is_unavailable, evaluate);
+                prop_assert_eq!(best, selected, "both searches must agree with the strategy {:?}", strategy);
             }
         }
     }

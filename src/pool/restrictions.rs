@@ -1,8 +1,8 @@
-//! Records restrictions of plans, workspaces and keys: the features, permissions and endpoints that the provider has
-//! refused to them, although it may allow them to other plans, workspaces and keys.
+//! Records restrictions: features, permissions and endpoints that the provider has refused to a plan, a workspace or a
+//! key, although it may allow them to other plans, workspaces and keys.
 //!
-//! A restriction never makes a key unusable. It decides which keys are tried first and which are tried
-//! last. Requests read an immutable table, which is usually empty; a refusal replaces the table.
+//! A restriction never makes a key unusable. It decides which keys are tried first and which are tried last. Requests
+//! read an immutable table, which is usually empty. A refusal replaces the table.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
 
-/// Maximum number of restrictions. A client that is refused for many different voices evicts the
-/// oldest restrictions. Each eviction costs one additional attempt.
+/// Maximum number of restrictions. If a client is refused for many different voices, the oldest restrictions are
+/// evicted. Each eviction may cost one additional attempt.
 pub const MAX_RESTRICTIONS: usize = 1_024;
 
 /// The keys that a restriction applies to.
@@ -41,23 +41,22 @@ pub enum RestrictionLevel {
     /// The plan was refused in another workspace or is known to lack the feature, or the refusal may
     /// have been about the request. The key is tried after unrestricted keys.
     Inferred,
-    /// The key itself was refused, earlier than all other refused keys. It is tried only when no other key can serve,
-    /// and only as the first attempt. Therefore a key that the provider accepts again is found after at most as many
-    /// requests as there are keys.
+    /// The key itself was refused, and its last refusal is older than the last refusal of every other refused key. It
+    /// is tried only when no other key can serve, and only as the first attempt. Therefore a key that the provider
+    /// accepts again is found after at most as many requests as there are keys.
     RefusedLongest,
     /// The key itself was refused. It is tried after the key that was refused longest ago, and only as
     /// the first attempt.
     Refused,
-    /// The key is not tried before this time, which the provider has named or a rate limit implies.
+    /// The key is not tried before this time, which the provider has sent or which follows from a rate limit.
     Until(UnixMs),
 }
 
 /// The effect of a restriction on the account that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestrictionEffect {
-    /// No effect, because the refusal was treated as one of the whole account. If a poll contradicts
-    /// that and the same kind of request is refused again, the effect becomes
-    /// [`Refused`](Self::Refused).
+    /// No effect, because the refusal was treated as a refusal of the whole account. If the same kind of request is
+    /// refused again, the effect becomes [`Refused`](Self::Refused).
     None,
     /// The refusal may have been about the request, because a second account has refused it with
     /// the same message.
@@ -68,16 +67,16 @@ pub enum RestrictionEffect {
     Strict,
 }
 
-/// One restriction, with its scope, reason and times.
+/// A restriction, with its scope, reason and times.
 #[derive(Clone, Debug)]
 pub struct Restriction {
-    /// Sequence number in this run of Keychoir. A later or changed restriction has a higher one.
+    /// Sequence number in this run of Keychoir. A later or changed restriction has a higher number.
     pub sequence_number: u64,
     /// The last refusal. All other fields are computed from it.
     pub record: Arc<RefusalRecord>,
     /// The keys that the restriction applies to.
     pub scope: RestrictionScope,
-    /// The restricted feature and, if the refusal was about a length, the length of the text.
+    /// The restricted feature and, if the refusal was about a length, the length of the shortest refused text.
     pub limit: Limit,
     /// The name of the verdict, as in logs.
     pub verdict: &'static str,
@@ -98,12 +97,12 @@ impl Restriction {
     }
 }
 
-type Table = HashMap<Feature, Vec<Restriction>>;
+type RestrictionTable = HashMap<Feature, Vec<Restriction>>;
 
 /// All restrictions of a pool.
 #[derive(Debug, Default)]
 pub struct Restrictions {
-    table: ArcSwap<Table>,
+    table: ArcSwap<RestrictionTable>,
     next_sequence_number: AtomicU64,
     version: AtomicU64,
 }
@@ -115,7 +114,7 @@ impl Restrictions {
         self.table.load().is_empty()
     }
 
-    /// Returns the number of changes of the table.
+    /// Returns the number of times that the table was replaced.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
@@ -140,9 +139,8 @@ impl Restrictions {
             .flatten()
             .filter(|restriction| restriction.until > now && restriction.level_for(key).is_some());
         let mut restrictions: Vec<Restriction> = applicable.cloned().collect();
-        // Restrictions may have the same time, and also the same text of the limit: requests to an
-        // endpoint with and without an effect. The other elements keep their order the same in every
-        // run.
+        // Restrictions may have the same time and the same text of the limit, for example restrictions of requests to
+        // one endpoint with and without an effect. The verdict and the end make the order the same in every run.
         restrictions.sort_by_cached_key(|restriction| {
             let Restriction { first_refused_at, limit, verdict, until, .. } = restriction;
             (Reverse(*first_refused_at), limit.to_string(), *verdict, *until)
@@ -183,8 +181,8 @@ impl Restrictions {
         restricted
     }
 
-    /// Whether several accounts other than the account of `key` have refused a request with the given `features` with
-    /// `verdict`, and have not served one since then.
+    /// Whether an account other than the account of `key` has refused a request with the given `features` with
+    /// `verdict`, after a further account had refused the same request, and has not served such a request since then.
     #[must_use]
     pub fn is_refused_by_others(
         &self,
@@ -216,12 +214,13 @@ impl Restrictions {
         })
     }
 
-    fn any_applicable(&self, features: &RequestFeatures, is_wanted: impl Fn(&Restriction) -> bool) -> bool {
-        applicable_to(features, &self.table.load()).any(is_wanted)
+    /// Whether `is_match` returns `true` for a restriction that applies to a request with the given `features`.
+    fn any_applicable(&self, features: &RequestFeatures, is_match: impl Fn(&Restriction) -> bool) -> bool {
+        applicable_to(features, &self.table.load()).any(is_match)
     }
 
-    /// Removes the restrictions of `key` for a request with the given `features`, because the key has served
-    /// one. Returns whether restrictions were removed.
+    /// Removes the restrictions of `key` for a request with the given `features`, because the key has served such a
+    /// request. Returns whether restrictions were removed.
     pub fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
         let is_refuted = |restriction: &Restriction| restriction.level_for(key).is_some();
         if !self.any_applicable(features, is_refuted) {
@@ -247,7 +246,7 @@ impl Restrictions {
     /// Records a restriction. Returns whether it is new and has an effect.
     pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let mut is_new = false;
-        self.replace(|table| {
+        self.update_table(|table| {
             evict_restrictions(table, now);
             is_new = self.insert(table, restriction.clone());
         });
@@ -257,7 +256,7 @@ impl Restrictions {
     /// Restores the restrictions of the previous run, oldest first.
     pub(super) fn restore(&self, restrictions: &[Restriction]) {
         let latest = &restrictions[restrictions.len().saturating_sub(MAX_RESTRICTIONS)..];
-        self.replace(|table| {
+        self.update_table(|table| {
             for restriction in latest {
                 self.insert(table, restriction.clone());
             }
@@ -273,7 +272,7 @@ impl Restrictions {
         if !self.table.load().values().flatten().any(|restriction| new_identity(restriction).is_some()) {
             return;
         }
-        self.replace(|table| {
+        self.update_table(|table| {
             for restriction in std::mem::take(table).into_values().flatten() {
                 let restriction = match new_identity(&restriction) {
                     Some(identity) => restriction.with_workspace(identity),
@@ -285,17 +284,17 @@ impl Restrictions {
     }
 
     fn retain(&self, is_retained: impl Fn(&Restriction) -> bool) {
-        self.replace(|table| retain_restrictions(table, &is_retained));
+        self.update_table(|table| retain_restrictions(table, &is_retained));
     }
 
     /// Inserts a restriction into a table. If the table has a restriction with the same scope and
-    /// feature, the later one of both replaces the earlier one and continues its history. Returns whether
+    /// feature, the later restriction replaces the earlier restriction and continues its history. Returns whether
     /// the inserted restriction is new and has an effect.
-    fn insert(&self, table: &mut Table, mut restriction: Restriction) -> bool {
-        let list = table.entry(restriction.limit.feature.clone()).or_default();
+    fn insert(&self, table: &mut RestrictionTable, mut restriction: Restriction) -> bool {
+        let same_feature = table.entry(restriction.limit.feature.clone()).or_default();
         let mut is_new = true;
-        if let Some(index) = list.iter().position(|known| known.scope == restriction.scope) {
-            let mut earlier = list.swap_remove(index);
+        if let Some(index) = same_feature.iter().position(|known| known.scope == restriction.scope) {
+            let mut earlier = same_feature.swap_remove(index);
             if earlier.refused_at > restriction.refused_at {
                 std::mem::swap(&mut earlier, &mut restriction);
             }
@@ -304,15 +303,16 @@ impl Restrictions {
         }
         is_new &= restriction.effect != RestrictionEffect::None;
         restriction.sequence_number = self.next_sequence_number.fetch_add(1, Ordering::Relaxed);
-        list.push(restriction);
+        same_feature.push(restriction);
         is_new
     }
 
-    fn replace(&self, mut change: impl FnMut(&mut Table)) {
+    /// Replaces the table with a changed copy. Calls `change` again if another task has replaced the table meanwhile.
+    fn update_table(&self, mut change: impl FnMut(&mut RestrictionTable)) {
         self.table.rcu(|table| {
-            let mut table = Table::clone(table);
-            change(&mut table);
-            table
+            let mut new_table = RestrictionTable::clone(table);
+            change(&mut new_table);
+            new_table
         });
         // The version is incremented after the change. A task that reads a version therefore finds at
         // least the changes that the version counts.
@@ -321,35 +321,37 @@ impl Restrictions {
 }
 
 /// Returns the restrictions that apply to a request with the given `features`.
-fn applicable_to<'t>(features: &RequestFeatures, table: &'t Table) -> impl Iterator<Item = &'t Restriction> {
+fn applicable_to<'t>(
+    features: &RequestFeatures,
+    table: &'t RestrictionTable,
+) -> impl Iterator<Item = &'t Restriction> {
     let same_feature = features.all_features().filter_map(|feature| table.get(&feature)).flatten();
     same_feature.filter(|restriction| restriction.applies_to_length(features))
 }
 
-/// Removes the expired restrictions. If too many remain, removes the restrictions of the feature that was refused
+/// Removes the expired restrictions. While the table is full, removes all restrictions of the feature that was refused
 /// first.
-fn evict_restrictions(table: &mut Table, now: UnixMs) {
+fn evict_restrictions(table: &mut RestrictionTable, now: UnixMs) {
     retain_restrictions(table, |restriction| restriction.until > now);
     while table.values().map(Vec::len).sum::<usize>() >= MAX_RESTRICTIONS {
-        let oldest = table
-            .iter()
-            .min_by_key(|(_, list)| list.iter().map(|restriction| restriction.first_refused_at).min());
+        let oldest = table.iter().min_by_key(|(_, restrictions)| {
+            restrictions.iter().map(|restriction| restriction.first_refused_at).min()
+        });
         let Some(feature) = oldest.map(|(feature, _)| feature.clone()) else { return };
         table.remove(&feature);
     }
 }
 
-fn retain_restrictions(table: &mut Table, is_retained: impl Fn(&Restriction) -> bool) {
-    table.retain(|_, list| {
-        list.retain(&is_retained);
-        !list.is_empty()
+fn retain_restrictions(table: &mut RestrictionTable, is_retained: impl Fn(&Restriction) -> bool) {
+    table.retain(|_, restrictions| {
+        restrictions.retain(&is_retained);
+        !restrictions.is_empty()
     });
 }
 
 impl Restriction {
-    /// Continues the history of earlier refusals: the time of the first one, and the length of the
-    /// shortest refused text. A restriction with [`RestrictionEffect::None`] takes effect from the
-    /// second refusal on.
+    /// Continues the history of earlier refusals: the time of the first refusal, and the length of the shortest refused
+    /// text. A restriction with [`RestrictionEffect::None`] takes effect from the second refusal on.
     pub(super) fn continue_history(&mut self, history: RefusalHistory) {
         self.record = Arc::new(RefusalRecord { history: Some(history), ..(*self.record).clone() });
         self.first_refused_at = history.first_refused_at;
@@ -364,7 +366,7 @@ impl Restriction {
         Self { record: Arc::new(record), scope: RestrictionScope::Workspace(workspace), ..self }
     }
 
-    /// Whether the text of a request with the given `features` is as long as the refused text. Always true
+    /// Whether the text of a request with the given `features` is at least as long as the refused text. Always true
     /// for a refusal that was not about a length.
     fn applies_to_length(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0

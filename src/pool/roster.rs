@@ -27,8 +27,8 @@ pub struct KeyEntry {
     pub key: ApiKey,
     /// The configured name, for operators.
     pub name: Option<String>,
-    /// The name of the key's workspace; keys of one workspace share its credits. A key without a name is the
-    /// only key of its workspace until the provider reports an identifier.
+    /// The name of the key's workspace. Keys of one workspace share its credits. A key without a name is the only key
+    /// of its workspace until the provider reports an identifier.
     pub workspace: Option<String>,
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
@@ -39,7 +39,7 @@ pub struct KeyEntry {
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
     pub detected_region: Option<Arc<Authority>>,
-    /// The key's share of the requests relative to other keys, at least 1. Only some strategies use weights.
+    /// The key's share of the requests relative to other keys. 0 counts as 1. Only some strategies use weights.
     pub weight: u32,
     /// Credits of the workspace that this key leaves unspent.
     pub kept_credits: u64,
@@ -88,7 +88,8 @@ impl Roster {
         empty.next(entries, settings, ReportedIds::new())
     }
 
-    /// Creates the next roster after a reload. It shares the state of the keys and workspaces that both rosters have.
+    /// Creates the roster that replaces this one after a change of the keys, the settings or the reported identifiers.
+    /// It shares the state of the keys and workspaces that both rosters have.
     pub(super) fn next(&self, entries: Vec<KeyEntry>, settings: Settings, reported_ids: ReportedIds) -> Self {
         let memberships: Vec<WorkspaceMembership> = entries
             .iter()
@@ -97,10 +98,10 @@ impl Roster {
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
         for (position, (entry, membership)) in entries.iter().zip(&memberships).enumerate() {
             let previous_key = self.find(entry.key.fingerprint());
-            if let Some(unchanged) = previous_key.filter(|key| key.matches(entry, membership)) {
-                unchanged.set_position(position);
-                unchanged.set_pause(entry.pause.clone());
-                keys.push(Arc::clone(unchanged));
+            if let Some(unchanged_key) = previous_key.filter(|key| key.matches(entry, membership)) {
+                unchanged_key.set_position(position);
+                unchanged_key.set_pause(entry.pause.clone());
+                keys.push(Arc::clone(unchanged_key));
                 continue;
             }
             let workspace = self.workspace_for(entry, membership, previous_key, &keys, &memberships);
@@ -117,12 +118,9 @@ impl Roster {
     /// Adds the detected regions of this roster's keys to the `entries` that do not configure a host.
     pub(super) fn with_detected_regions(&self, mut entries: Vec<KeyEntry>) -> Vec<KeyEntry> {
         for entry in entries.iter_mut().filter(|entry| entry.authority.is_none()) {
-            let previous_key = self
-                .entries
-                .iter()
-                .find(|previous_key| previous_key.key.fingerprint() == entry.key.fingerprint());
-            entry.detected_region =
-                previous_key.and_then(|previous_key| previous_key.detected_region.clone());
+            let previous_entry =
+                self.entries.iter().find(|previous| previous.key.fingerprint() == entry.key.fingerprint());
+            entry.detected_region = previous_entry.and_then(|previous| previous.detected_region.clone());
         }
         entries
     }
@@ -150,23 +148,23 @@ impl Roster {
         }
     }
 
-    /// Returns the workspace with the same membership. Otherwise returns the previous workspace of the
-    /// key under its new name, if no other key claims it, or else a new workspace.
+    /// Returns the workspace with the same membership. Without one, returns the previous workspace of the key under
+    /// its new identification, if no other key claims it. Otherwise returns a new workspace.
     fn workspace_for(
         &self,
         entry: &KeyEntry,
         membership: &WorkspaceMembership,
-        before: Option<&Arc<Key>>,
+        previous_key: Option<&Arc<Key>>,
         new_keys: &[Arc<Key>],
         claims: &[WorkspaceMembership],
     ) -> Arc<Workspace> {
         let mut workspaces = new_keys.iter().chain(&self.keys).map(|key| &key.workspace);
-        if let Some(same) = workspaces.find(|workspace| workspace.membership().is_same(membership)) {
-            // Its configured name may have changed.
+        if let Some(known) = workspaces.find(|workspace| workspace.membership().is_same(membership)) {
+            // The configured name of the workspace may have changed.
             if membership.name().is_some() {
-                same.rename(membership.clone());
+                known.set_membership(membership.clone());
             }
-            return Arc::clone(same);
+            return Arc::clone(known);
         }
         // Another configured name means another workspace, but a workspace without a name may receive one.
         let is_unclaimed = |workspace: &&Arc<Workspace>| {
@@ -174,9 +172,9 @@ impl Roster {
                 && !new_keys.iter().any(|key| Arc::ptr_eq(&key.workspace, workspace))
                 && !claims.iter().any(|claim| workspace.membership().is_same(claim))
         };
-        match before.map(|key| &key.workspace).filter(is_unclaimed) {
+        match previous_key.map(|key| &key.workspace).filter(is_unclaimed) {
             Some(previous) => {
-                previous.rename(membership.clone());
+                previous.set_membership(membership.clone());
                 Arc::clone(previous)
             }
             None => {
@@ -205,8 +203,8 @@ impl Roster {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
     }
 
-    /// Returns the positions of the keys whose concurrency group has capacity at `now`. Empty when all keys have
-    /// capacity.
+    /// Returns the positions of the keys whose concurrency group has capacity at `now`, or no positions when all keys
+    /// have capacity.
     #[must_use]
     pub fn keys_with_capacity(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
         let has_capacity =
@@ -253,9 +251,9 @@ impl Roster {
     }
 }
 
-/// Returns the position of the first key of each workspace, by identity. A workspace is also identified by the
-/// fingerprint of each of its keys, because it may have been stored before it was named or merged with the workspace
-/// of another key.
+/// Returns the position of the first key of each workspace, by identity. The fingerprint of each key also identifies
+/// its workspace, because resources may have been stored before the workspace had a name or shared its credits with
+/// another key.
 fn first_positions(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
     let mut positions = HashMap::new();
     for (position, key) in keys.iter().enumerate() {

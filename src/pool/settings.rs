@@ -1,16 +1,17 @@
-//! Defines the settings of the pool: strategy, queue bounds and cooldowns.
+//! Defines the settings of the pool: the strategy, the bounds of the queue, the cooldowns, the delay of probes, and the
+//! values that interpret the quota of a poll.
 
 use std::time::Duration;
 
 use crate::policy::evidence::Cooldowns;
 use crate::policy::strategy::Strategy;
 
-/// Settings of the pool.
+/// The settings of the pool. A reload replaces them together with the roster.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The strategy that ranks the keys.
     pub strategy: &'static Strategy,
-    /// Maximum time for which a request is queued; zero disables the queue.
+    /// Maximum time for which a request is queued. Zero disables the queue.
     pub queue_timeout: Duration,
     /// Maximum number of queued requests.
     pub max_queued: usize,
@@ -40,8 +41,8 @@ pub struct Settings {
     pub unproven_cooldown: Duration,
     /// Upper bound of the provider's `Retry-After`.
     pub max_retry_after: Duration,
-    /// Delay after an unproven refusal until one request may probe the key, when no other key can
-    /// serve it.
+    /// Delay after an unproven refusal until one request may probe the key. A request probes a key only when no other
+    /// key can serve the request.
     pub probe_after: Duration,
     /// Maximum lag of the provider's count behind the spent credits.
     pub quota_lag: Duration,
@@ -66,7 +67,7 @@ impl Settings {
 
 #[cfg(test)]
 impl Settings {
-    /// Settings for tests, with cooldowns that do not end during a test.
+    /// Settings for tests, without a queue and with cooldowns that do not end during a test.
     pub(crate) const FOR_TESTS: Self = Self {
         strategy: crate::policy::strategy::Strategy::DEFAULT,
         queue_timeout: Duration::ZERO,

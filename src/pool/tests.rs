@@ -1,4 +1,4 @@
-//! Tests of the pool, by subject. This module holds the helpers that they share.
+//! Tests the pool, with one module per subject. This module has the settings and the helpers that several of them use.
 
 mod cooldowns;
 mod histories;
@@ -45,11 +45,13 @@ const SETTINGS: Settings = Settings {
 /// from different instants, so a request that wakes too early retries a millisecond later.
 const MAX_TIMER_DELAY: Duration = Duration::from_millis(10);
 
+/// Returns the entry of the key with the given number.
 fn entry(number: usize, name: Option<&str>, workspace: Option<&str>) -> KeyEntry {
     let key = ApiKey::new(&format!("sk_{number}{number}{number}{number}_of_the_pool_{number}")).unwrap();
     KeyEntry { name: name.map(str::to_owned), workspace: workspace.map(str::to_owned), ..key.into() }
 }
 
+/// Returns a pool with one key for each of the configured workspaces.
 fn pool(workspaces: &[Option<&str>]) -> Arc<Pool> {
     let entries = workspaces.iter().enumerate().map(|(number, workspace)| entry(number, None, *workspace));
     Arc::new(Pool::new(entries.collect(), SETTINGS))
@@ -69,10 +71,15 @@ fn speech_request(credits: u64, tried: &[usize]) -> KeyRequest {
 }
 
 trait PoolTestExt {
+    /// Reserves a key without waiting.
     fn try_lease(&self, request: &KeyRequest, now: UnixMs) -> Result<Reserved, Unavailable>;
+    /// Returns the position of the key that serves a speech request without a cost.
     fn select(&self, tried: &[usize], now: UnixMs) -> Result<usize, Unavailable>;
+    /// Records that a speech request with the key at `position` got `verdict`.
     fn record_verdict(&self, position: usize, verdict: Verdict, now: UnixMs) -> Vec<Transition>;
+    /// Records a poll with the key at `position` that reports `count` spent credits of `limit`.
     fn report_quota(&self, position: usize, count: u64, limit: u64, now: UnixMs) -> Vec<Transition>;
+    /// Charges a request with the key at `position`.
     fn charge_key(&self, position: usize, credits: u64, now: UnixMs) -> Vec<Transition>;
 }
 
@@ -114,6 +121,7 @@ fn quota_observation(quota: Quota, is_paid: Option<bool>) -> Observation {
     Observation::Quota { quota, tier: None, is_paid, capabilities: Capabilities::default() }
 }
 
+/// Records that an attempt with `key` got `verdict`.
 fn record_attempt(
     pool: &Arc<Pool>,
     roster: &Roster,
@@ -138,6 +146,7 @@ fn record_attempt(
     )
 }
 
+/// Returns the time that is `seconds` after [`NOW`].
 fn later(seconds: u64) -> UnixMs {
     NOW.plus(Duration::from_secs(seconds))
 }
@@ -147,6 +156,7 @@ fn quota_refusal() -> Verdict {
     Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100), ..Shortfall::default() })
 }
 
+/// Returns the state changes with the positions of their keys.
 fn changes(transitions: &[Transition]) -> Vec<(usize, StateChange)> {
     transitions.iter().map(|transition| (transition.key.position(), transition.change)).collect()
 }
@@ -157,8 +167,8 @@ fn invalid_observation() -> Observation {
 
 /// Polls a future once.
 fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    match std::pin::Pin::new(future).poll(&mut cx) {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::Pin::new(future).poll(&mut context) {
         std::task::Poll::Ready(output) => Some(output),
         std::task::Poll::Pending => None,
     }

@@ -1,6 +1,6 @@
-//! Determines the state changes of keys that have not been reported yet.
+//! Determines the state changes of keys that were not reported before.
 //!
-//! Every event that may change a key's state returns them, so that the caller logs each change once.
+//! Every function that may change the state of a key returns these changes, so that its caller logs each change once.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use crate::policy::budget::Quota;
 use crate::policy::key_state;
 use crate::policy::units::UnixMs;
 
-/// A state change and its key.
+/// A state change of a key of the pool.
 pub type Transition = key_state::Transition<Arc<Key>>;
 
 /// Returns the unreported state changes of all keys of `workspace`.
 pub(super) fn workspace_transitions(roster: &Roster, workspace: &Workspace, now: UnixMs) -> Vec<Transition> {
     let start = workspace.state_change_cache.start_evaluation();
     let quota = workspace.quota(now);
-    let mut until = workspace.next_change(&quota, now);
+    let mut next_change = workspace.next_change(&quota, now);
     let mut transitions = Vec::new();
     for key in roster.keys().iter().filter(|key| std::ptr::eq(key.workspace(), workspace)) {
         transitions.extend(key_transition(roster, key, now));
-        until = until.into_iter().chain(key.next_change(now)).min();
+        next_change = next_change.into_iter().chain(key.next_change(now)).min();
     }
     let inputs = evaluation_inputs(roster, &quota);
-    workspace.state_change_cache.store(start, inputs, until.unwrap_or(UnixMs(u64::MAX)));
+    workspace.state_change_cache.store(start, inputs, next_change.unwrap_or(UnixMs(u64::MAX)));
     transitions
 }
 

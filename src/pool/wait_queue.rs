@@ -1,9 +1,9 @@
 //! Queues the requests that wait for a key, because every key that could serve them is at its concurrency limit, has
 //! its credits reserved, or is in a cooldown that ends soon.
 //!
-//! A released key is assigned round robin between clients, so that a burst of one client cannot starve the other
-//! clients, and first in, first out within a client. A new request queues behind earlier ones. Only queued requests
-//! take the lock of the queue.
+//! Released keys are assigned round robin between clients, so that a burst of one client cannot starve the other
+//! clients, and first in, first out within a client. A new request queues behind earlier requests. While no request is
+//! queued, a request that does not have to wait takes no lock.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -25,23 +25,24 @@ use crate::policy::units::UnixMs;
 pub struct KeyRequest {
     /// The name of the client. The queue is fair between clients.
     pub client: ClientName,
-    /// Upper bound of the cost in credits; 0 if the request costs no credits, `None` if the cost cannot be estimated.
+    /// Upper bound of the cost in credits. It is 0 if the request costs no credits, and `None` if the cost cannot be
+    /// estimated.
     pub estimate: Option<u64>,
     /// The concurrency group that limits the request, or `None` for an unlimited request.
     pub group: Option<ConcurrencyGroup>,
-    /// Positions of keys that this request has tried, in any order.
+    /// Positions of the keys that this request has tried, in any order.
     pub tried: Vec<usize>,
-    /// Positions of keys that may not serve this request, ascending. The error of a failed request
-    /// disregards their state.
+    /// Positions of the keys that may not serve this request, ascending. The reason for a failure of the request
+    /// does not depend on the state of these keys.
     pub ineligible: Vec<usize>,
     /// Positions of the keys that are tried before all other keys, regardless of the strategy, ascending.
     pub preferred: Vec<usize>,
-    /// Whether a key without credits may serve if no other key can, because the request costs none.
+    /// Whether a key without credits may serve the request if no other key can, because the request costs none.
     pub allow_exhausted: bool,
-    /// Positions of keys that are restricted for this kind of request, ascending, with their levels.
+    /// Positions of the keys that are restricted for this kind of request, ascending, with their levels.
     pub restricted: Vec<(usize, RestrictionLevel)>,
-    /// Whether the provider has refused this request already. Keys that have refused this kind of request are
-    /// then not tried, because they would also refuse it.
+    /// Whether the provider has refused this request already. If so, keys that have refused this kind of request are
+    /// not tried, because they would also refuse it.
     pub was_refused: bool,
 }
 
@@ -63,7 +64,7 @@ impl KeyRequest {
     }
 }
 
-/// The result of a reservation after all waiting.
+/// The result of a reservation that includes the wait in the queue.
 pub(super) type ReserveResult = Result<Reserved, Unavailable>;
 /// The result of one attempt to reserve a key. A request that fails may be queued.
 pub(super) type TryReserveResult = Result<Reserved, SelectionFailure>;
@@ -76,6 +77,7 @@ pub(super) struct WaitQueue {
     queues: Mutex<ClientQueues>,
 }
 
+/// The queues of all clients that have queued requests.
 #[derive(Debug, Default)]
 struct ClientQueues {
     next_id: u64,
@@ -90,6 +92,7 @@ struct ClientQueue {
     waiters: VecDeque<Waiter>,
 }
 
+/// A queued request.
 #[derive(Debug)]
 struct Waiter {
     id: u64,
@@ -102,7 +105,14 @@ struct Waiter {
     retry_moved_earlier: Arc<Notify>,
 }
 
-/// The handle of a queued request, which its task holds. Dropping it removes the request from the queue.
+/// A queued request that failed in the current pass of the dispatch, with the reason.
+struct BlockedRequest {
+    roster: Arc<Roster>,
+    request: KeyRequest,
+    failure: SelectionFailure,
+}
+
+/// The handle of a queued request, which the task of the request holds. Dropping it removes the request from the queue.
 #[derive(Debug)]
 pub(super) struct QueuedWaiter<'a> {
     wait_queue: &'a WaitQueue,
@@ -111,6 +121,7 @@ pub(super) struct QueuedWaiter<'a> {
 }
 
 impl WaitQueue {
+    /// Whether no request is queued.
     pub(super) fn is_empty(&self) -> bool {
         // Pairs with the fence in `enqueue`. Either the task that releases a key finds the new waiter, or
         // the waiter finds the released key.
@@ -135,7 +146,8 @@ impl WaitQueue {
             let credits = waiter.request.estimate.unwrap_or(0);
             if let Some(group) = waiter.request.group {
                 let group = &mut demand.groups[group.index()];
-                group.min_credits = if group.slots == 0 { credits } else { group.min_credits.min(credits) };
+                let is_first = group.slots == 0;
+                group.min_credits = if is_first { credits } else { group.min_credits.min(credits) };
                 group.slots += 1;
             }
             demand.credits = demand.credits.saturating_add(credits);
@@ -184,46 +196,43 @@ impl WaitQueue {
         now: UnixMs,
         reserve: impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult,
     ) {
-        // The lease of a cancelled request is dropped outside the lock, because its release dispatches the
-        // queue again.
+        // The result of a cancelled request is dropped outside the lock, because the release of its lease dispatches
+        // the queue again.
         while let Some(undelivered) = self.dispatch_until_undelivered(now, &reserve) {
             drop(undelivered);
         }
     }
 
-    /// Returns the first result whose request was cancelled, if there is one.
+    /// Assigns keys to queued requests. Stops at the first request that was cancelled, and returns its result.
     fn dispatch_until_undelivered(
         &self,
         now: UnixMs,
         reserve: &impl Fn(&Arc<Roster>, &KeyRequest) -> TryReserveResult,
     ) -> Option<ReserveResult> {
         let mut queues = self.lock();
-        let mut blocked_requests: Vec<(Arc<Roster>, KeyRequest, SelectionFailure)> = Vec::new();
+        let mut blocked_requests: Vec<BlockedRequest> = Vec::new();
         let mut client_index = 0;
         while let Some(queue) = queues.clients.get_mut(client_index) {
-            let mut index = 0;
+            let mut waiter_index = 0;
             let mut was_assigned = false;
-            while let Some(waiter) = queue.waiters.get_mut(index) {
-                // Positions of different rosters are not comparable.
-                let mut same_roster =
-                    blocked_requests.iter().filter(|(roster, ..)| Arc::ptr_eq(roster, &waiter.roster));
-                if let Some((.., blocked)) =
-                    same_roster.find(|(_, request, blocked)| waiter.request.is_blocked_like(request, blocked))
+            while let Some(waiter) = queue.waiters.get_mut(waiter_index) {
+                if let Some(blocked) = blocked_requests.iter().find(|blocked| waiter.is_blocked_like(blocked))
                 {
-                    waiter.set_retry_at(blocked.retry_at);
-                    index += 1;
+                    waiter.set_retry_at(blocked.failure.retry_at);
+                    waiter_index += 1;
                     continue;
                 }
                 let result = match reserve(&waiter.roster, &waiter.request) {
-                    Err(blocked) if blocked.is_worth_waiting(now) => {
-                        waiter.set_retry_at(blocked.retry_at);
-                        blocked_requests.push((Arc::clone(&waiter.roster), waiter.request.clone(), blocked));
-                        index += 1;
+                    Err(failure) if failure.is_worth_waiting(now) => {
+                        waiter.set_retry_at(failure.retry_at);
+                        let (roster, request) = (Arc::clone(&waiter.roster), waiter.request.clone());
+                        blocked_requests.push(BlockedRequest { roster, request, failure });
+                        waiter_index += 1;
                         continue;
                     }
-                    result => result.map_err(|blocked| blocked.reason),
+                    result => result.map_err(|failure| failure.reason),
                 };
-                let Some(waiter) = queue.waiters.remove(index) else { break };
+                let Some(waiter) = queue.waiters.remove(waiter_index) else { break };
                 self.count.fetch_sub(1, Ordering::AcqRel);
                 was_assigned = result.is_ok();
                 if let Err(undelivered) = waiter.sender.send(result) {
@@ -231,8 +240,8 @@ impl WaitQueue {
                     return Some(undelivered);
                 }
                 if was_assigned {
-                    // This reservation may leave another request without a key to wait for, so all requests
-                    // are evaluated again.
+                    // After this reservation, another request may have no key left to wait for. Therefore all
+                    // requests are evaluated again.
                     blocked_requests.clear();
                     break;
                 }
@@ -241,7 +250,7 @@ impl WaitQueue {
             if !is_empty && !was_assigned {
                 client_index += 1;
             } else if let Some(queue) = queues.clients.remove(client_index) {
-                // The client goes to the back after its turn.
+                // A client that was served moves to the back.
                 if !is_empty {
                     queues.clients.push_back(queue);
                 }
@@ -283,16 +292,10 @@ impl KeyRequest {
         self.preferred.binary_search(&position).is_ok()
     }
 
-    /// Returns the level of the restrictions on the key at the given `position`.
+    /// Returns the level of the restrictions on the key at the given `position`, if the key is restricted.
     pub(super) fn restriction_level(&self, position: usize) -> Option<RestrictionLevel> {
         let index = self.restricted.binary_search_by_key(&position, |(position, _)| *position).ok()?;
         self.restricted.get(index).map(|(_, level)| *level)
-    }
-
-    /// Whether the failure of `other`, which has just been tried, implies that this request would fail.
-    fn is_blocked_like(&self, other: &Self, blocked: &SelectionFailure) -> bool {
-        let costs_more = blocked.blocks_costlier && self.restricted.is_empty();
-        self.requires_at_least(other) && (costs_more || self.estimate == other.estimate)
     }
 
     /// Whether this request has the same requirements as `cheaper` and costs at least as much.
@@ -310,6 +313,15 @@ impl KeyRequest {
 }
 
 impl Waiter {
+    /// Whether the failure of `blocked` implies that this request would fail as well.
+    fn is_blocked_like(&self, blocked: &BlockedRequest) -> bool {
+        let blocks_higher_cost = blocked.failure.blocks_costlier && self.request.restricted.is_empty();
+        // Positions of different rosters are not comparable.
+        Arc::ptr_eq(&blocked.roster, &self.roster)
+            && self.request.requires_at_least(&blocked.request)
+            && (blocks_higher_cost || self.request.estimate == blocked.request.estimate)
+    }
+
     /// Sets the time of the next retry, and wakes the task of the request if its timer is later.
     fn set_retry_at(&mut self, at: Option<UnixMs>) {
         let previous_retry_at = std::mem::replace(&mut self.retry_at, at);

@@ -1,4 +1,5 @@
-//! Holds a workspace of the provider and its state, which requests and polls change through atomics.
+//! Defines a workspace of the provider: its identification, and its state, which requests and polls change through
+//! atomics. Only the evidence of refusals and the credits that are spent elsewhere have locks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +36,8 @@ pub struct Workspace {
     cooldown: CooldownCell,
     pub(super) probe: ProbeCell,
     speech_limited_until: AtomicU64,
-    /// Time until which no further log event is written when the workspace is skipped for too few
-    /// credits.
+    /// Time until which no further log event is written when the workspace is skipped for too few credits. 0 before
+    /// the first skip.
     skip_logged_until: AtomicU64,
     /// Caches the time until which no key of the workspace can change state.
     pub(super) state_change_cache: StateChangeCache,
@@ -99,8 +100,8 @@ impl Workspace {
         self.quota_cell.reserved()
     }
 
-    /// Returns the sum of the differences by which the provider's counts of this period exceeded ours. The
-    /// sum is negative if they were lower.
+    /// Returns the sum of the differences by which the provider's counts of this period exceeded the counts of the
+    /// pool. The sum is negative if the provider's counts were lower.
     #[must_use]
     pub fn discrepancy(&self) -> i64 {
         self.quota_cell.discrepancy()
@@ -161,7 +162,8 @@ impl Workspace {
         self.cooldown.load()
     }
 
-    /// Returns the next time at which the state of the workspace changes without an event.
+    /// Returns the next time at which the state of the workspace changes because a cooldown ends or the credits are
+    /// reset.
     pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
         let cooldown = self.cooldown.load().map(|cooldown| cooldown.until);
         let times = [cooldown, self.speech_limited_until(now), quota.resets_at];
@@ -189,7 +191,7 @@ impl Workspace {
             let probe_delay = rate_limit.and_then(|(_, may_probe)| probe_after(may_probe));
             limiter.set_rate_limit(rate_limit.map(|(until, _)| until), probe_delay, now);
         }
-        // Nearly all requests are speech, so a rate limit of speech is reported as one of the workspace.
+        // Nearly all requests are speech, so a rate limit of speech is reported as a rate limit of the workspace.
         let limited_until = [ConcurrencyGroup::SPEECH, ConcurrencyGroup::FAST_SPEECH]
             .into_iter()
             .filter_map(|group| summary.rate_limits[group.index()])
@@ -202,7 +204,7 @@ impl Workspace {
         self.state_change_cache.invalidate();
     }
 
-    pub(super) fn rename(&self, membership: WorkspaceMembership) {
+    pub(super) fn set_membership(&self, membership: WorkspaceMembership) {
         self.membership.store(Arc::new(membership));
     }
 
@@ -228,9 +230,9 @@ impl Workspace {
         at: UnixMs,
         lag: Duration,
     ) {
-        // Earlier refusals for credits do not apply to a new period or to a new limit.
+        // Earlier refusals because of too few credits do not apply to a new period or to a new limit.
         if self.quota_cell.apply_poll(polled, at, lag) {
-            self.evidence_cell.remove_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
+            self.evidence_cell.remove_if(|evidence| matches!(evidence.claim, ClaimedFault::Credits { .. }));
             self.skip_logged_until.store(0, Ordering::Release);
         }
         if let Some(tier) = &tier {

@@ -132,7 +132,7 @@ impl Link {
             }
             () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
             // `is_demanded` remains set until the next beat states the demand.
-            () = pool.demand() => {
+            () = pool.demand_increased() => {
                 self.is_demanded = true;
                 Ok(())
             }

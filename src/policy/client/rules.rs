@@ -8,8 +8,8 @@ use crate::policy::path::Path;
 pub struct Rules {
     /// Maximum number of requests or credits per period.
     pub quota: Option<ClientQuota>,
-    /// Maximum number of requests or credits per period of each end user of the client. Requests that cost
-    /// something must then name their user.
+    /// Maximum number of requests or credits per period of each end user of the client. With this quota, requests that
+    /// cost credits must name their user.
     pub user_quota: Option<ClientQuota>,
     /// Maximum number of requests per interval.
     pub rate_limit: Option<RateLimit>,
@@ -21,8 +21,8 @@ pub struct Rules {
     pub allowed_keys: AllowedKeys,
     /// Whether the client may bring its own provider key.
     pub may_bring_key: bool,
-    /// Whether the client may request tokens and signed URLs of the provider despite a quota. Using them
-    /// bypasses the proxy, so it is not counted.
+    /// Whether the client may request tokens and signed URLs of the provider despite a quota. Requests with them
+    /// bypass the proxy, so they are not counted.
     pub may_request_tokens: bool,
 }
 
@@ -93,7 +93,7 @@ mod tests {
         assert!(rules(&[]).permit("/v1/anything"));
         let speech = rules(&["/v1/text-to-speech", "/v1/voices/{id}/settings"]);
         for path in ["/v1/text-to-speech/x/stream", "/v1/Text-to-%73peech/", "/v1/voices/abc/settings"] {
-            assert!(speech.permit(path), "{path}");
+            assert!(speech.permit(path), "{path} must be permitted");
         }
         for path in [
             "/v1/text-to-speech-2/x",
@@ -106,7 +106,7 @@ mod tests {
             "/v2/text-to-speech/x",
             "/",
         ] {
-            assert!(!speech.permit(path), "{path}");
+            assert!(!speech.permit(path), "{path} must not be permitted");
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Tests the effect of each kind of evidence, its end, and the polls and served requests that refute it.
+
 use super::*;
 
 const AT: UnixMs = UnixMs(1_000_000);
@@ -34,6 +36,7 @@ fn credits(reported: Option<(u64, u64)>) -> Evidence {
     ))
 }
 
+/// Returns the time that is `seconds` after the evidence.
 fn after(seconds: u64) -> UnixMs {
     AT.plus(Duration::from_secs(seconds))
 }
@@ -50,8 +53,15 @@ fn cooldown(reason: CooldownReason, until: UnixMs, may_probe: bool) -> EvidenceE
     EvidenceEffect::Cooldown { cooldown: Cooldown { reason, until }, may_probe }
 }
 
-/// Checks the table of `docs/refusals.md` row by row: evidence, the last poll, and the effect one second
-/// later.
+/// A row of the table in `docs/refusals.md`.
+struct TableRow {
+    name: &'static str,
+    evidence: Evidence,
+    last_poll: Option<Poll>,
+    /// The effect one second after the refusal.
+    effect: EvidenceEffect,
+}
+
 #[test]
 fn evidence_has_the_effect_of_its_table_row() {
     let exhausted = |until, may_probe| cooldown(CooldownReason::Exhausted, until, may_probe);
@@ -68,86 +78,118 @@ fn evidence_has_the_effect_of_its_table_row() {
     let repeated = Evidence { is_repeated_elsewhere: true, ..limited.clone() };
     let unpaid = PollResult::Quota { spendable: None, is_paid: Some(false) };
     let paid = PollResult::Quota { spendable: None, is_paid: Some(true) };
-    let rows: Vec<(&str, Evidence, Option<Poll>, EvidenceEffect)> = vec![
-        ("no credits, with numbers", credits(Some((0, 43))), None, exhausted(RESET, false)),
-        ("and a poll that may lag", credits(Some((0, 43))), poll(1, remaining(500)), exhausted(RESET, false)),
-        (
-            "short for its size",
+    let row = |name, evidence, last_poll, effect| TableRow { name, evidence, last_poll, effect };
+    let rows = [
+        row("no remaining credits, with numbers", credits(Some((0, 43))), None, exhausted(RESET, false)),
+        row(
+            "no remaining credits, with numbers, and a poll that may lag",
+            credits(Some((0, 43))),
+            poll(1, remaining(500)),
+            exhausted(RESET, false),
+        ),
+        row(
+            "too few remaining credits for the request",
             credits(Some((8_950, 9_500))),
             None,
             EvidenceEffect::CostLimit { max_cost: 8_950, until: RESET },
         ),
-        (
+        row(
             "numbers that contradict the refusal",
             credits(Some((20_000, 400))),
             None,
             exhausted(after(60), true),
         ),
-        ("quota, message only", credits(None), None, exhausted(after(60), true)),
-        ("and credits in the poll", credits(None), poll(1, remaining(500)), EvidenceEffect::Nothing),
-        ("and none in the poll", credits(None), poll(1, remaining(0)), exhausted(after(60), true)),
-        (
-            "and an account without a limit",
+        row("no remaining credits, with a message only", credits(None), None, exhausted(after(60), true)),
+        row(
+            "no remaining credits, with a message only, and a poll with credits",
+            credits(None),
+            poll(1, remaining(500)),
+            EvidenceEffect::Nothing,
+        ),
+        row(
+            "no remaining credits, with a message only, and a poll without credits",
+            credits(None),
+            poll(1, remaining(0)),
+            exhausted(after(60), true),
+        ),
+        row(
+            "no remaining credits, with a message only, and a poll without a limit",
             credits(None),
             poll(1, PollResult::Quota { spendable: None, is_paid: Some(true) }),
             EvidenceEffect::Nothing,
         ),
-        (
-            "and a key that may not read",
+        row(
+            "no remaining credits, with a message only, and a key that may not read its quota",
             credits(None),
             poll(1, PollResult::Unreadable),
             exhausted(after(60), true),
         ),
-        (
-            "rate limited",
+        row(
+            "a rate limit",
             evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH)),
             None,
             group(60, true),
         ),
-        ("with a span of a day", limited, None, group(300, false)),
-        ("and another account refuses with the same message", repeated, None, group(300, true)),
-        ("locked", evidence(ClaimedFault::Locked), None, cooldown(CooldownReason::Billing, after(60), true)),
-        (
-            "and unpaid",
+        row("a rate limit with a Retry-After of a day", limited, None, group(300, false)),
+        row(
+            "a rate limit that another account reports with the same message",
+            repeated,
+            None,
+            group(300, true),
+        ),
+        row(
+            "a locked account",
+            evidence(ClaimedFault::Locked),
+            None,
+            cooldown(CooldownReason::Billing, after(60), true),
+        ),
+        row(
+            "a locked account with an unpaid bill",
             evidence(ClaimedFault::Locked),
             poll(1, unpaid),
             cooldown(CooldownReason::Billing, after(1_800), false),
         ),
-        ("and paid", evidence(ClaimedFault::Locked), poll(1, paid), EvidenceEffect::Nothing),
-        (
-            "suspected, and paid",
+        row(
+            "a locked account with a paid bill",
+            evidence(ClaimedFault::Locked),
+            poll(1, paid),
+            EvidenceEffect::Nothing,
+        ),
+        row(
+            "a suspected account with a paid bill",
             evidence(ClaimedFault::Suspected),
             poll(1, paid),
             cooldown(CooldownReason::Billing, after(1_800), true),
         ),
-        ("invalid", evidence(ClaimedFault::InvalidKey), None, invalid(after(45), true)),
-        (
-            "confirmed",
+        row("an invalid key", evidence(ClaimedFault::InvalidKey), None, invalid(after(45), true)),
+        row(
+            "an invalid key that a poll confirms",
             evidence(ClaimedFault::InvalidKey),
             poll(1, PollResult::Invalid),
             invalid(after(86_401), false),
         ),
-        (
-            "known to the poll",
+        row(
+            "an invalid key that a poll accepts",
             evidence(ClaimedFault::InvalidKey),
             poll(1, PollResult::Unreadable),
             EvidenceEffect::Nothing,
         ),
-        (
-            "wrong host",
+        row(
+            "a key of another region",
             evidence(ClaimedFault::WrongHost),
             None,
             cooldown(CooldownReason::WrongHost, after(45), true),
         ),
-        (
-            "accepted elsewhere",
+        row(
+            "a key of another region that a poll accepts",
             evidence(ClaimedFault::WrongHost),
             poll(1, remaining(5)),
             EvidenceEffect::Nothing,
         ),
     ];
-    for (name, evidence, poll, expected) in rows {
-        assert_eq!(evaluate(&evidence, poll, Some(RESET), &COOLDOWNS, after(1)), expected, "{name}");
+    for TableRow { name, evidence, last_poll, effect } in rows {
+        let evaluated = evaluate(&evidence, last_poll, Some(RESET), &COOLDOWNS, after(1));
+        assert_eq!(evaluated, effect, "the row is: {name}");
     }
 }
 
@@ -162,7 +204,7 @@ fn a_poll_overrides_the_credits_of_a_refusal_after_the_lag() {
     assert_eq!(
         effect_after(&credits(Some((5, 43))), 120, 5),
         EvidenceEffect::Nothing,
-        "the quota includes the reported credits by then"
+        "the polled quota includes the reported credits after the lag"
     );
 }
 
@@ -177,8 +219,8 @@ fn every_cooldown_ends() {
         (ClaimedFault::WrongHost, 45),
     ] {
         let effect_after = |seconds| evaluate(&evidence(claim), None, None, &COOLDOWNS, after(seconds));
-        assert_ne!(effect_after(seconds - 1), EvidenceEffect::Nothing, "{claim:?}");
-        assert_eq!(effect_after(seconds), EvidenceEffect::Nothing, "{claim:?}");
+        assert_ne!(effect_after(seconds - 1), EvidenceEffect::Nothing, "{claim:?} must last {seconds} s");
+        assert_eq!(effect_after(seconds), EvidenceEffect::Nothing, "{claim:?} must end after {seconds} s");
     }
     // Without a reset date, the cooldown of an exhausted account ends as configured.
     let exhausted = |seconds| evaluate(&credits(Some((0, 1))), None, None, &COOLDOWNS, after(seconds));
@@ -213,7 +255,7 @@ fn a_poll_is_requested_only_if_it_can_confirm_or_refute_evidence() {
     assert_eq!(
         decisive_at(&evidence(ClaimedFault::InvalidKey), poll(0, remaining(7))),
         Some(AT),
-        "that poll was not after the refusal"
+        "a poll at the time of the refusal must not count"
     );
     assert_eq!(decisive_at(&evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH)), None), None);
 }
@@ -225,9 +267,12 @@ fn a_served_request_refutes_evidence_in_its_scope() {
     };
     let speech = Some(ConcurrencyGroup::SPEECH);
     assert!(is_refuted(&credits(None), 1, true, speech));
-    assert!(!is_refuted(&credits(None), 0, true, speech), "the request started before the refusal");
-    assert!(!is_refuted(&credits(None), 1, false, None), "the request was free");
-    assert!(!is_refuted(&credits(Some((5, 43))), 1, true, speech), "the served request was smaller");
+    assert!(!is_refuted(&credits(None), 0, true, speech), "an earlier request must not refute the refusal");
+    assert!(!is_refuted(&credits(None), 1, false, None), "a free request must not refute the refusal");
+    assert!(
+        !is_refuted(&credits(Some((5, 43))), 1, true, speech),
+        "a request that may have been cheaper must not refute the refusal"
+    );
     assert!(is_refuted(&credits(Some((0, 43))), 1, true, speech));
     let limited = evidence(ClaimedFault::RateLimited(ConcurrencyGroup::SPEECH));
     assert!(

@@ -3,7 +3,8 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Content types whose bytes are not text: audio, images, video and archives.
+/// Content types whose bytes are not text: audio, images, video and archives. An element that ends with a slash covers
+/// all types with this prefix.
 const BINARY_TYPES: [&str; 16] = [
     "audio/",
     "image/",
@@ -48,8 +49,8 @@ pub fn is_searched(headers: &HeaderMap) -> bool {
     }
     let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let is_binary = BINARY_TYPES.iter().any(|binary| {
-        let start = if binary.ends_with('/') { essence.get(..binary.len()) } else { Some(essence) };
-        start.is_some_and(|start| start.eq_ignore_ascii_case(binary.as_bytes()))
+        let compared = if binary.ends_with('/') { essence.get(..binary.len()) } else { Some(essence) };
+        compared.is_some_and(|compared| compared.eq_ignore_ascii_case(binary.as_bytes()))
     });
     !is_binary || TEXT_SUBTYPES.iter().any(|subtype| contains_ignoring_case(essence, subtype))
 }
@@ -122,10 +123,10 @@ mod tests {
             &[""],
             &[],
         ] {
-            assert!(is_searched(&headers_with(content_types)), "{content_types:?}");
+            assert!(is_searched(&headers_with(content_types)), "{content_types:?} must be searched");
         }
-        for name in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
-            assert!(!is_searched(&headers_with(&[name])), "{name}");
+        for binary in ["audio/mpeg", "Audio/PCM;rate=16000", " video/mp4", "image/png", "application/zip"] {
+            assert!(!is_searched(&headers_with(&[binary])), "{binary} must not be searched");
         }
     }
 
@@ -150,10 +151,14 @@ mod tests {
             assert_eq!(
                 policies,
                 if is_scriptable { vec!["sandbox"] } else { Vec::new() },
-                "{content_types:?}"
+                "the content types are {content_types:?}"
             );
             let is_sniffed = !headers.contains_key("x-content-type-options");
-            assert_eq!(is_sniffed, !is_scriptable && !content_types.is_empty(), "{content_types:?}");
+            assert_eq!(
+                is_sniffed,
+                !is_scriptable && !content_types.is_empty(),
+                "the content types are {content_types:?}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
 //! Negotiates content encodings: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that the
-//! proxy can decode. A refusal in another encoding could not be classified, and a key in it could not be redacted.
+//! proxy can decode. In another encoding, a refusal could not be classified, and a key could not be redacted.
 
 use std::borrow::Cow;
 
@@ -8,12 +8,12 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 /// The encodings that `body::decode` supports.
 const SUPPORTED: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
 
-/// The encodings that replace `*`.
+/// The encodings that replace `*`, which accepts any encoding.
 const WILDCARD_REPLACEMENT: [&str; 2] = ["gzip", "deflate"];
 
 /// Common values and their replacements, so that most requests need no parsing. Python's `httpx` and
 /// `requests`, Node's `fetch` and browsers send these values.
-const COMMON: [(&str, &str); 4] = [
+const COMMON_VALUES: [(&str, &str); 4] = [
     ("gzip, deflate", "gzip, deflate"),
     ("gzip, deflate, br", "gzip, deflate"),
     ("gzip, deflate, br, zstd", "gzip, deflate"),
@@ -36,7 +36,7 @@ pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
 pub(super) fn restrict_accept_encoding(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(ACCEPT_ENCODING).iter();
     if let (Some(only), None) = (lines.next(), lines.next())
-        && let Some((requested, offered)) = COMMON.iter().find(|(requested, _)| *only == *requested)
+        && let Some((requested, offered)) = COMMON_VALUES.iter().find(|(requested, _)| *only == *requested)
     {
         if requested != offered {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(offered));
@@ -79,6 +79,7 @@ fn supported_elements(requested: &[&str]) -> Option<String> {
     Some(if offers_any { offered.join(", ") } else { "identity".to_owned() })
 }
 
+/// Returns the encoding of an element without its weight.
 fn coding_name(element: &str) -> &str {
     element.split(';').next().unwrap_or_default().trim_end()
 }
@@ -97,39 +98,40 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(requested: &[&'static str], offered: &[&str]) {
+    fn check_offered(requested: &[&'static str], offered: &[&str]) {
         let mut headers = HeaderMap::new();
         for value in requested {
             headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
         }
         restrict_accept_encoding(&mut headers);
-        assert_eq!(headers.get_all(ACCEPT_ENCODING).iter().collect::<Vec<_>>(), offered, "{requested:?}");
+        let values: Vec<_> = headers.get_all(ACCEPT_ENCODING).iter().collect();
+        assert_eq!(values, offered, "the client accepts {requested:?}");
     }
 
     #[test]
     fn only_supported_encodings_are_offered() {
-        check(&["gzip, deflate, br"], &["gzip, deflate"]);
-        check(&["gzip, deflate, br, zstd"], &["gzip, deflate"]);
-        check(&["br;q=1.0, gzip;q=0.8, *;q=0.1"], &["gzip;q=0.8, deflate;q=0.1"]);
-        check(&["zstd,  GZIP ;q=0.5 , compress"], &["GZIP ;q=0.5"]);
-        check(&["br", "gzip"], &["gzip"]);
-        check(&["dcb, x-gzip"], &["x-gzip"]);
+        check_offered(&["gzip, deflate, br"], &["gzip, deflate"]);
+        check_offered(&["gzip, deflate, br, zstd"], &["gzip, deflate"]);
+        check_offered(&["br;q=1.0, gzip;q=0.8, *;q=0.1"], &["gzip;q=0.8, deflate;q=0.1"]);
+        check_offered(&["zstd,  GZIP ;q=0.5 , compress"], &["GZIP ;q=0.5"]);
+        check_offered(&["br", "gzip"], &["gzip"]);
+        check_offered(&["dcb, x-gzip"], &["x-gzip"]);
     }
 
     #[test]
     fn a_supported_list_is_unchanged() {
-        check(&["gzip"], &["gzip"]);
-        check(&["gzip,deflate;q=0.5", "identity;q=0"], &["gzip,deflate;q=0.5", "identity;q=0"]);
-        check(&["identity"], &["identity"]);
-        check(&[], &[]);
+        check_offered(&["gzip"], &["gzip"]);
+        check_offered(&["gzip,deflate;q=0.5", "identity;q=0"], &["gzip,deflate;q=0.5", "identity;q=0"]);
+        check_offered(&["identity"], &["identity"]);
+        check_offered(&[], &[]);
     }
 
     #[test]
     fn a_wildcard_becomes_every_supported_encoding() {
-        check(&["*"], &["gzip, deflate"]);
-        check(&["gzip;q=0, *"], &["gzip;q=0, deflate"]);
-        check(&["gzip, *;q=0"], &["gzip, *;q=0"]);
-        check(&["*;q=0.5, gzip, deflate"], &["gzip, deflate"]);
+        check_offered(&["*"], &["gzip, deflate"]);
+        check_offered(&["gzip;q=0, *"], &["gzip;q=0, deflate"]);
+        check_offered(&["gzip, *;q=0"], &["gzip, *;q=0"]);
+        check_offered(&["*;q=0.5, gzip, deflate"], &["gzip, deflate"]);
     }
 
     #[test]
@@ -137,7 +139,7 @@ mod tests {
         for requested in
             ["br", "zstd, br;q=0.5", "br, *;q=0", "br, gzip;q=0.000", "identity;q=0, br", "", ","]
         {
-            check(&[requested], &["identity"]);
+            check_offered(&[requested], &["identity"]);
         }
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_bytes(b"gzip, \xff").unwrap());

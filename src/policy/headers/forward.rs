@@ -1,5 +1,5 @@
-//! Parses the headers that the operator allows in `access.forward_headers`. They come from proxies in front of
-//! Keychoir, and would otherwise be removed from requests.
+//! Removes the headers of proxies in front of Keychoir from requests, except the headers that the operator lists in
+//! `access.forward_headers`. Also decides which headers the operator must not list.
 
 use http::header::{HeaderMap, HeaderName};
 
@@ -15,8 +15,8 @@ pub struct ForwardedHeaders {
 }
 
 impl ForwardedHeaders {
-    /// Creates the set from the configured names. Headers without a table row are forwarded anyway, and
-    /// `strip` removes credentials and hop-by-hop headers even if they are listed.
+    /// Creates the set from the configured names. Headers without a table row need not be listed, because they are
+    /// always forwarded. `strip` removes credentials and hop-by-hop headers even if they are listed.
     #[must_use]
     pub fn new(listed: impl IntoIterator<Item = HeaderName>) -> Self {
         let mut forwarded = Self::default();
@@ -30,7 +30,7 @@ impl ForwardedHeaders {
         forwarded
     }
 
-    /// Removes the headers of a request that are not sent upstream. `present` are the rows in `headers`.
+    /// Removes the headers of a request that are not sent upstream. `present` is the set of rows that cover `headers`.
     pub(super) fn strip(&self, headers: &mut HeaderMap, present: PresentHeaders) {
         let removed = PresentHeaders::NEVER_SENT.or(PresentHeaders::SENT_BY_PROXIES.without(self.rows));
         remove_rows(headers, present.and(removed), &self.names);
@@ -126,10 +126,10 @@ mod tests {
     #[test]
     fn credentials_and_hop_by_hop_headers_cannot_be_listed() {
         for name in names_with_rule(&[Rule::HopByHop, Rule::Credential, Rule::Special]) {
-            assert!(unforwardable_reason(&name.parse().unwrap()).is_some(), "{name}");
+            assert!(unforwardable_reason(&name.parse().unwrap()).is_some(), "{name} must not be listed");
         }
         for name in ["x-forwarded-for", "cf-ray", "x-mine", "set-cookie"] {
-            assert_eq!(unforwardable_reason(&name.parse().unwrap()), None, "{name}");
+            assert_eq!(unforwardable_reason(&name.parse().unwrap()), None, "{name} may be listed");
         }
     }
 }

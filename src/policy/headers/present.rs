@@ -1,5 +1,6 @@
-//! Finds the rows of the table of headers that apply to a message. One pass over the header names computes it, so
-//! that the rules look up only headers that are present.
+//! Finds the rows of the table of headers that apply to a message. One pass over the names of the headers computes the
+//! set of these rows, so that the rules look up only headers that are present. A hash table, which the compiler fills,
+//! finds the row of a name.
 
 use std::iter;
 
@@ -27,7 +28,7 @@ impl KnownHeader {
     pub(super) const SUBPROTOCOLS: Self = Self::from_name("sec-websocket-protocol");
     pub(super) const ACCEPT_ENCODING: Self = Self::from_name("accept-encoding");
 
-    /// Returns the row with the given `name`, which must exist.
+    /// Returns the row with the given `name`. Fails to compile if there is no such row.
     const fn from_name(name: &str) -> Self {
         let mut index = 0;
         while !are_equal(ROWS[index].name.as_bytes(), name.as_bytes()) {
@@ -36,12 +37,12 @@ impl KnownHeader {
         Self::from_index(index)
     }
 
-    /// Returns the header name of a row that covers one name.
+    /// Returns the header name of the row, which must not cover a prefix.
     pub(super) fn name(self) -> &'static HeaderName {
         &HEADERS[usize::from(self.0)]
     }
 
-    /// Returns the row in the table.
+    /// Returns the table row.
     pub(super) fn row(self) -> &'static HeaderRow {
         &ROWS[usize::from(self.0)]
     }
@@ -73,6 +74,7 @@ impl KnownHeader {
         Self(index as u8)
     }
 
+    /// Returns the bit of the row in [`PresentHeaders`].
     const fn bit(self) -> u128 {
         1 << self.0
     }
@@ -88,27 +90,33 @@ impl PresentHeaders {
     /// The rows that are removed from responses.
     pub(super) const SENT_BY_ORIGIN: Self = Self(with_rule(Rule::HopByHop).0 | with_rule(Rule::Response).0);
 
+    /// Returns the rows that cover the given headers.
     pub(super) fn in_headers(headers: &HeaderMap) -> Self {
         let bit = |name: &HeaderName| KnownHeader::find(name.as_str()).map_or(0, KnownHeader::bit);
         Self(headers.keys().fold(0, |bits, name| bits | bit(name)))
     }
 
+    /// Whether the set contains a row.
     pub(super) fn contains(self, known: KnownHeader) -> bool {
         self.0 & known.bit() != 0
     }
 
+    /// Returns the rows that are in both sets.
     pub(super) const fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
+    /// Returns the rows that are in at least one of the sets.
     pub(super) const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
+    /// Returns the rows of this set that are not in `other`.
     pub(super) const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
+    /// Adds a row to the set.
     pub(super) const fn with(self, known: KnownHeader) -> Self {
         Self(self.0 | known.bit())
     }
@@ -139,7 +147,7 @@ const fn with_rule(rule: Rule) -> PresentHeaders {
 /// Marks an empty slot of the hash table.
 const EMPTY: u8 = u8::MAX;
 
-/// Open-addressing hash table from the name of a row that covers one name to its index.
+/// An open-addressing hash table from the names of the rows without a prefix to the indexes of the rows.
 static SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut index = 0;
@@ -182,7 +190,7 @@ static PREFIXES: [(u32, KnownHeader); PREFIX_COUNT] = {
     prefixes
 };
 
-/// Filter for names that may match a prefix, indexed by their first three characters.
+/// A filter for names that may match a prefix. The index is the first three characters, modulo the size of the filter.
 static PREFIX_FILTER: [bool; 1021] = {
     let mut filter = [false; 1021];
     let mut index = 0;
@@ -195,7 +203,7 @@ static PREFIX_FILTER: [bool; 1021] = {
     filter
 };
 
-/// Returns the first three characters of a name as an index. Every prefix has at least three.
+/// Returns the first three characters of a name as a number. Every prefix has at least three characters.
 const fn first_three(name: &[u8]) -> u32 {
     match name {
         [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
@@ -212,7 +220,7 @@ const fn first_slot(name: &[u8]) -> usize {
     if length == 0 {
         return 0;
     }
-    #[expect(clippy::cast_possible_truncation, reason = "a hash")]
+    #[expect(clippy::cast_possible_truncation, reason = "a hash needs no exact length")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
     hash = mix(hash, name[0]);
     hash = mix(hash, name[length / 2]);
@@ -244,7 +252,7 @@ mod tests {
             };
             for name in names {
                 let known_header = KnownHeader::find(&name).unwrap();
-                assert_eq!(usize::from(known_header.0), index, "{name}");
+                assert_eq!(usize::from(known_header.0), index, "{name} must be covered by {}", row.name);
                 let name: HeaderName = name.parse().unwrap();
                 let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("x"))]);
                 assert_eq!(PresentHeaders::in_headers(&headers), PresentHeaders(1 << index));
@@ -268,7 +276,7 @@ mod tests {
             "referer",
             "safety-identifier",
         ] {
-            assert_eq!(KnownHeader::find(name), None, "{name}");
+            assert_eq!(KnownHeader::find(name), None, "no row must cover {name}");
         }
     }
 

@@ -6,15 +6,15 @@ use http::header::HeaderName;
 /// The treatment of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// Removed in both directions: it belongs to one connection (RFC 9110, section 7.6.1).
+    /// The header is removed in both directions, because it belongs to one connection (RFC 9110, section 7.6.1).
     HopByHop,
-    /// Removed from requests: it may contain a client credential.
+    /// The header is removed from requests, because it contains a credential or an end user of the client.
     Credential,
-    /// Removed from requests, unless `access.forward_headers` lists it.
+    /// The header is removed from requests, unless `access.forward_headers` lists it.
     Request,
-    /// Removed from responses.
+    /// The header is removed from responses.
     Response,
-    /// Changed or examined by other code in this module.
+    /// The header is changed or examined by `headers` or by the upstream client.
     Special,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct HeaderRow {
     /// The name in lower case. A trailing `*` covers every name with the prefix before it.
     pub(super) name: &'static str,
     pub(super) rule: Rule,
-    /// The reason why the header is not forwarded, with the source in parentheses.
+    /// The reason why the header is not forwarded unchanged, with the source in parentheses.
     pub(super) reason: &'static str,
 }
 
@@ -40,13 +40,15 @@ impl HeaderRow {
 
 macro_rules! table {
     ($($rule:ident { $($name:literal: $reason:literal,)* })*) => {
-        pub(super) const ROWS: &[HeaderRow] = &[$($(HeaderRow { name: $name, rule: Rule::$rule, reason: $reason }),*),*];
+        /// All rows.
+        pub(super) const ROWS: &[HeaderRow] =
+            &[$($(HeaderRow { name: $name, rule: Rule::$rule, reason: $reason }),*),*];
         /// The name of each row.
         pub(super) static HEADERS: [HeaderName; ROWS.len()] = [$($(HeaderName::from_static($name)),*),*];
     };
 }
 
-#[rustfmt::skip] // a table
+#[rustfmt::skip] // Each row stays on one line.
 table! {
     HopByHop {
         "connection": "belongs to one connection (RFC 9110)",
@@ -181,9 +183,13 @@ mod tests {
     #[test]
     fn every_row_occurs_once_and_has_a_reason() {
         for (index, row) in ROWS.iter().enumerate() {
-            assert!(ROWS[..index].iter().all(|earlier| earlier.name != row.name), "{}", row.name);
+            assert!(
+                ROWS[..index].iter().all(|earlier| earlier.name != row.name),
+                "{} must occur once",
+                row.name
+            );
             assert_eq!(row.name, row.name.to_ascii_lowercase());
-            assert!(!row.reason.is_empty());
+            assert!(!row.reason.is_empty(), "{} must have a reason", row.name);
             assert_eq!(HEADERS[index].as_str(), row.name);
         }
         assert!(ROWS.len() <= 128, "the rows must fit into the bits of a u128");
@@ -194,7 +200,8 @@ mod tests {
         for (row, prefix) in ROWS.iter().filter_map(|row| Some((row, row.prefix()?))) {
             let covered =
                 ROWS.iter().filter(|other| other.name != row.name && other.name.starts_with(prefix));
-            assert_eq!(covered.map(|other| other.name).collect::<Vec<_>>(), [] as [&str; 0], "{prefix}");
+            let covered: Vec<_> = covered.map(|other| other.name).collect();
+            assert!(covered.is_empty(), "{prefix} must cover no other row: {covered:?}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Tests which paths are ambiguous, with models of servers and gateways that read a path differently.
+//! Tests which paths are ambiguous, with models of servers and gateways that interpret paths in different ways. Also
+//! tests the prefixes of paths and the removal of the base path.
 
 use http::Uri;
 use proptest::prelude::*;
@@ -6,26 +7,26 @@ use proptest::prelude::*;
 use super::*;
 
 #[track_caller]
-fn check(path: &str, expected: &[&str]) {
+fn check_segments_of(path: &str, expected: &[&str]) {
     let parsed = Path::parse(path).unwrap();
-    assert_eq!(segments(parsed.as_str()).collect::<Vec<_>>(), expected, "{path}");
+    assert_eq!(segments(parsed.as_str()).collect::<Vec<_>>(), expected, "the path is {path}");
 }
 
 #[track_caller]
 fn check_rejected(path: &str, expected: AmbiguousPathError) {
-    assert_eq!(Path::parse(path).map(|path| path.0.into_owned()), Err(expected), "{path}");
+    assert_eq!(Path::parse(path).map(|path| path.0.into_owned()), Err(expected), "the path is {path}");
 }
 
 #[test]
 fn a_path_is_decoded_once_and_split() {
-    check("/", &[]);
-    check("/v1/voices", &["v1", "voices"]);
-    check("/v1/voices/", &["v1", "voices"]);
-    check("/v1/%76oices/a%20b", &["v1", "voices", "a b"]);
-    check("/v1/caf%C3%A9/%E5%A3%B0%F0%9F%8E%99", &["v1", "caf\u{e9}", "\u{58f0}\u{1f399}"]);
-    check("/v1/a.b/..c/c../.../.well-known", &["v1", "a.b", "..c", "c..", "...", ".well-known"]);
-    check("/v1/100%25/50%25x/%25", &["v1", "100%", "50%x", "%"]);
-    check("/v1/a+b,c=d&e@f:g!$'()*~-_|{id}", &["v1", "a+b,c=d&e@f:g!$'()*~-_|{id}"]);
+    check_segments_of("/", &[]);
+    check_segments_of("/v1/voices", &["v1", "voices"]);
+    check_segments_of("/v1/voices/", &["v1", "voices"]);
+    check_segments_of("/v1/%76oices/a%20b", &["v1", "voices", "a b"]);
+    check_segments_of("/v1/caf%C3%A9/%E5%A3%B0%F0%9F%8E%99", &["v1", "caf\u{e9}", "\u{58f0}\u{1f399}"]);
+    check_segments_of("/v1/a.b/..c/c../.../.well-known", &["v1", "a.b", "..c", "c..", "...", ".well-known"]);
+    check_segments_of("/v1/100%25/50%25x/%25", &["v1", "100%", "50%x", "%"]);
+    check_segments_of("/v1/a+b,c=d&e@f:g!$'()*~-_|{id}", &["v1", "a+b,c=d&e@f:g!$'()*~-_|{id}"]);
 }
 
 #[test]
@@ -130,7 +131,8 @@ fn paths_of_the_provider_are_accepted_with_their_identifiers() {
             "/v1/pronunciation-dictionaries/x/{}/download",
             "/v2/voices/{}/",
         ] {
-            assert!(Path::parse(&path.replace("{}", identifier)).is_ok(), "{path} {identifier}");
+            let path = path.replace("{}", identifier);
+            assert!(Path::parse(&path).is_ok(), "{path} must be accepted");
         }
     }
 }
@@ -138,7 +140,7 @@ fn paths_of_the_provider_are_accepted_with_their_identifiers() {
 /// Returns the segments of a path as one server interprets it, or `None` if the server rejects the path.
 type Interpreter = fn(&str) -> Option<Vec<String>>;
 
-/// Percent-decodes as common servers do: malformed escapes are kept.
+/// Percent-decodes `text` as common servers do, which keep malformed escapes.
 fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::new();
@@ -148,8 +150,8 @@ fn percent_decode(text: &str) -> String {
             .get(offset + 1..offset + 3)
             .and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
         {
-            Some(value) if bytes[offset] == b'%' && bytes[offset + 1] != b'+' => {
-                decoded.push(value);
+            Some(escaped) if bytes[offset] == b'%' && bytes[offset + 1] != b'+' => {
+                decoded.push(escaped);
                 offset += 3;
             }
             _ => {
@@ -161,7 +163,7 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// Resolves dot segments and drops empty ones.
+/// Resolves dot segments and removes empty segments.
 fn resolve_dots<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut resolved: Vec<String> = Vec::new();
     for segment in segments {
@@ -176,14 +178,15 @@ fn resolve_dots<'a>(segments: impl Iterator<Item = &'a str>) -> Vec<String> {
     resolved
 }
 
-/// Splits a path, without the empty segments before the first slash and after the last one.
-fn split(path: &str) -> Vec<&str> {
+/// Splits a path into its segments, without the empty segments before the first slash and after the last slash.
+fn split_segments(path: &str) -> Vec<&str> {
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_suffix('/').unwrap_or(path);
     if path.is_empty() { Vec::new() } else { path.split('/').collect() }
 }
 
-/// nginx with a URI in `proxy_pass`: decodes, merges slashes, resolves dots, and rejects a zero byte.
+/// Interprets a path as nginx with a URI in `proxy_pass` does: decodes the path, merges slashes, resolves dots, and
+/// rejects a zero byte.
 fn nginx(path: &str) -> Option<Vec<String>> {
     let decoded = percent_decode(path);
     (!decoded.contains('\0')).then(|| resolve_dots(decoded.split('/')))
@@ -191,15 +194,15 @@ fn nginx(path: &str) -> Option<Vec<String>> {
 
 /// Interprets a path as Starlette with uvicorn does: decodes the whole path once, then matches it.
 fn starlette(path: &str) -> Option<Vec<String>> {
-    Some(split(&percent_decode(path)).into_iter().map(str::to_owned).collect())
+    Some(split_segments(&percent_decode(path)).into_iter().map(str::to_owned).collect())
 }
 
-/// Express: splits, then decodes each parameter.
+/// Interprets a path as Express does: splits the path, then decodes each parameter.
 fn express(path: &str) -> Option<Vec<String>> {
-    Some(split(path).into_iter().map(percent_decode).collect())
+    Some(split_segments(path).into_iter().map(percent_decode).collect())
 }
 
-/// Go's `ServeMux`: decodes, cleans the path, and redirects to the clean path.
+/// Interprets a path as Go's `ServeMux` does: decodes the path, cleans it, and redirects to the clean path.
 fn go(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(percent_decode(path).split('/')))
 }
@@ -210,7 +213,7 @@ fn double_decoder(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(percent_decode(&percent_decode(path)).split(['/', '\\'])))
 }
 
-/// Tomcat: removes the parameters of each segment, decodes, and resolves dots.
+/// Interprets a path as Tomcat does: removes the parameters of each segment, decodes it, and resolves dots.
 fn tomcat(path: &str) -> Option<Vec<String>> {
     let segments: Vec<String> =
         path.split('/').map(|part| percent_decode(part.split(';').next().unwrap())).collect();
@@ -245,12 +248,12 @@ fn check_interpreters(path: &str) -> Result<bool, TestCaseError> {
     let Ok(parsed) = Path::parse(path) else { return Ok(false) };
     let expected: Vec<String> = segments(parsed.as_str()).map(str::to_owned).collect();
     for (name, interpret) in INTERPRETERS {
-        prop_assert_eq!(interpret(path), Some(expected.clone()), "{} interprets {}", name, path);
+        prop_assert_eq!(interpret(path), Some(expected.clone()), "{} must interpret {} alike", name, path);
         let below_base = [&["base".to_owned(), "p".to_owned()], expected.as_slice()].concat();
         prop_assert_eq!(
             interpret(&format!("/base/p{path}")),
             Some(below_base),
-            "{} interprets /base/p{}",
+            "{} must interpret /base/p{} alike",
             name,
             path
         );
@@ -266,29 +269,39 @@ fn servers_interpret_a_rejected_path_differently() {
         let interpretations: Vec<_> = INTERPRETERS.iter().map(|(_, interpret)| interpret(path)).collect();
         assert!(
             interpretations.iter().any(|other| *other != interpretations[0]),
-            "{path}: {interpretations:?}"
+            "the servers must interpret {path} differently: {interpretations:?}"
         );
-        assert!(Path::parse(path).is_err(), "{path}");
+        assert!(Path::parse(path).is_err(), "{path} must be rejected");
     }
 }
 
-const AMBIGUOUS_PARTS: &str = "[a-c]{1,3}|v1|service-accounts|\\.|\\.\\.|/|//|\\\\|;|;x=1|%2e|%2E%2e|%2f|%5c|%25|%252e|%252f|%\
-    |%4|%41|%73|%00|%0a|%20|\\+|%2b|%3b|%3f|%23|#|%c0%ae|%c3%a9|%ff|%ef%bc%8e|~|:|@|\\.\\.;|%25%32%65|%u002e|%25u002e";
+/// A regular expression for segments that no server changes.
+const PLAIN_SEGMENT: &str = "[A-Za-z0-9_-]{1,24}|%E2%82%AC[a-z]|[a-z]%20[a-z]";
+
+/// A regular expression for parts of paths, many of which are ambiguous.
+const PATH_PART: &str = "[a-c]{1,3}|v1|service-accounts|\\.|\\.\\.|/|//|\\\\|;|;x=1|%2e|%2E%2e|%2f|%5c|%25|%252e|%252f\
+    |%|%4|%41|%73|%00|%0a|%20|\\+|%2b|%3b|%3f|%23|#|%c0%ae|%c3%a9|%ff|%ef%bc%8e|~|:|@\
+    |\\.\\.;|%25%32%65|%u002e|%25u002e";
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn every_server_interprets_an_accepted_path_in_the_same_way(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_in_the_same_way(
+        parts in prop::collection::vec(PATH_PART, 0..8),
+    ) {
         check_interpreters(&format!("/{}", parts.concat()))?;
         check_interpreters(&format!("/{}", parts.join("/")))?;
     }
 
     #[test]
-    fn every_server_interprets_an_accepted_path_below_a_base_in_the_same_way(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_below_a_base_in_the_same_way(
+        parts in prop::collection::vec(PATH_PART, 0..8),
+    ) {
         let target = format!("/eleven/labs/{}", parts.concat());
-        if let Some(rest) = target.parse::<Uri>().ok().and_then(|target| strip_base_path(&target, "/eleven/labs")) {
-            check_interpreters(rest.path())?;
+        let stripped = target.parse::<Uri>().ok().and_then(|target| strip_base_path(&target, "/eleven/labs"));
+        if let Some(stripped) = stripped {
+            check_interpreters(stripped.path())?;
         }
     }
 
@@ -298,9 +311,9 @@ proptest! {
     }
 
     #[test]
-    fn every_plain_path_is_accepted(segments in prop::collection::vec("[A-Za-z0-9_-]{1,24}|%E2%82%AC[a-z]|[a-z]%20[a-z]", 0..14)) {
+    fn every_plain_path_is_accepted(segments in prop::collection::vec(PLAIN_SEGMENT, 0..14)) {
         let is_accepted = check_interpreters(&format!("/{}", segments.join("/")))?;
-        prop_assert!(is_accepted);
+        prop_assert!(is_accepted, "a path of plain segments must be accepted");
     }
 }
 
@@ -314,7 +327,11 @@ fn a_path_is_within_a_prefix_by_whole_segments() {
         ("/v1", "/v1/voices", false),
         ("/v1/voices", "", true),
     ] {
-        assert_eq!(Path::parse(path).unwrap().is_within(prefix), expected, "{path} {prefix}");
+        assert_eq!(
+            Path::parse(path).unwrap().is_within(prefix),
+            expected,
+            "{path} is compared with {prefix}"
+        );
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
+use super::{QuantityError, Unit, convert_fraction, is_negative, split_where};
 
 /// The units with their length in milliseconds, the largest first.
 const UNITS: [Unit; 6] = [
@@ -47,7 +47,7 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
             return Err(QuantityError::Malformed);
         }
         if after_digits.starts_with('.') {
-            return Err(QuantityError::Fraction(exact_fraction(text, &UNITS)));
+            return Err(QuantityError::Fraction(convert_fraction(text, &UNITS)));
         }
         let (unit, next) = split_where(after_digits, |character| !character.is_alphabetic());
         let Some(unit_index) = UNITS.iter().position(|(name, _)| *name == unit) else {
@@ -95,8 +95,8 @@ pub fn guess(text: &str) -> Option<Duration> {
     parse(&rewritten).ok()
 }
 
-/// Displays a duration in the notation of [`parse`], to the millisecond: with one unit if the result is
-/// short, as in `75s`, and otherwise with several, as in `1h1m1s`.
+/// Displays a duration in the notation of [`parse`], to the millisecond: with one unit if the result is short, as in
+/// `75s`, and otherwise with several units, as in `1h1m1s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DisplayDuration(pub Duration);
 
@@ -129,8 +129,8 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, milliseconds: u64) {
-        assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+    fn check_duration(text: &str, milliseconds: u64) {
+        assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "the text is {text:?}");
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
             ("007s", 7_000),
             ("18446744073709551615ms", u64::MAX),
         ] {
-            check(text, milliseconds);
+            check_duration(text, milliseconds);
         }
     }
 
@@ -183,7 +183,7 @@ mod tests {
             ("99999999999999999999d", QuantityError::TooLarge),
             ("18446744073709551s616ms", QuantityError::TooLarge),
         ] {
-            assert_eq!(parse(text), Err(expected), "{text}");
+            assert_eq!(parse(text), Err(expected), "the text is {text:?}");
         }
     }
 
@@ -203,7 +203,7 @@ mod tests {
             );
         }
         for text in ["", "x", "30", "5 parsecs", "min 5", "-5 min"] {
-            assert_eq!(guess(text), None, "{text}");
+            assert_eq!(guess(text), None, "no duration must be guessed for {text:?}");
         }
     }
 

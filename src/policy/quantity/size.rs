@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{QuantityError, Unit, exact_fraction, is_negative, split_where};
+use super::{QuantityError, Unit, convert_fraction, is_negative, split_where};
 
 /// The units with their size in bytes, the smallest first.
 const UNITS: [Unit; 9] = [
@@ -34,7 +34,7 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
         return Err(QuantityError::Malformed);
     }
     if unit.starts_with('.') {
-        return Err(QuantityError::Fraction(exact_fraction(text, &UNITS)));
+        return Err(QuantityError::Fraction(convert_fraction(text, &UNITS)));
     }
     if unit.is_empty() {
         return Err(digits.parse().map_or(QuantityError::TooLarge, QuantityError::NoUnit));
@@ -96,7 +96,7 @@ mod tests {
             ("1TB", 1_000_000_000_000),
             ("18446744073709551615B", u64::MAX),
         ] {
-            assert_eq!(parse(text), Ok(bytes), "{text}");
+            assert_eq!(parse(text), Ok(bytes), "the text is {text:?}");
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
             ("18446744073709551616", QuantityError::TooLarge),
             ("16777216TiB", QuantityError::TooLarge),
         ] {
-            assert_eq!(parse(text), Err(expected), "{text}");
+            assert_eq!(parse(text), Err(expected), "the text is {text:?}");
         }
     }
 
@@ -141,7 +141,7 @@ mod tests {
             assert_eq!(guess(text).map(|bytes| DisplaySize(bytes).to_string()).as_deref(), Some(displayed));
         }
         for text in ["", "x", "30", "5 pages", "-1MiB"] {
-            assert_eq!(guess(text), None, "{text}");
+            assert_eq!(guess(text), None, "no size must be guessed for {text:?}");
         }
     }
 

@@ -1,8 +1,8 @@
-//! Validates a stream of WebSocket frames against RFC 6455 as the bytes arrive, before they are processed.
+//! Validates a stream of WebSocket frames against RFC 6455 as the bytes arrive, before they are forwarded.
 //!
-//! The validator is separate from the message parser, because a session that waits for a key does not parse
-//! messages but must still detect a close frame or a violation immediately. It buffers only an incomplete header
-//! and an incomplete control payload: at most 139 bytes.
+//! The validator is separate from the message parser, because a session that waits for a key does not parse messages
+//! but must still detect a close frame or a violation immediately. It buffers only an incomplete header, an incomplete
+//! character and the payload of a close frame: at most 143 bytes.
 
 use super::{FrameHeader, MAX_HEADER_BYTES, Opcode, apply_mask, parse_header, validate_close};
 
@@ -11,8 +11,8 @@ use super::{FrameHeader, MAX_HEADER_BYTES, Opcode, apply_mask, parse_header, val
 pub enum Sender {
     /// The client, whose frames are masked.
     Client,
-    /// The server, whose frames are not masked. The payload of its close frame is not validated, so that the
-    /// caller can examine the reason of an invalid one.
+    /// The server, whose frames are not masked. The payload of its close frame is not validated, so that the caller can
+    /// also examine an invalid close reason.
     Server,
 }
 
@@ -35,7 +35,7 @@ pub enum Violation {
     LongControl,
     /// A continuation does not follow the start of a message (section 5.4).
     StrayContinuation,
-    /// A message starts before the last one has ended (section 5.4).
+    /// A message starts before the previous message has ended (section 5.4).
     InterruptedMessage,
     /// A close payload has one byte (section 5.5.1).
     ShortClose,
@@ -75,7 +75,7 @@ impl Violation {
     }
 }
 
-/// The result of validating a chunk of the stream.
+/// The result of the validation of one chunk of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValidationResult {
     /// Number of valid bytes at the start of the chunk. The rest must be dropped.
@@ -96,7 +96,7 @@ pub enum StreamEnd {
     Violated(Violation),
 }
 
-/// Validates one direction of a session.
+/// A validator of the frames in one direction of a session.
 #[derive(Clone, Debug)]
 pub struct FrameValidator {
     sender: Sender,
@@ -165,7 +165,7 @@ impl FrameValidator {
             if self.frame.is_none() && self.header_length == 0 {
                 frame_start = Some(valid_length);
             }
-            match self.process(chunk.get(valid_length..).unwrap_or_default()) {
+            match self.process_bytes(chunk.get(valid_length..).unwrap_or_default()) {
                 Ok(0) => break,
                 Ok(processed) => valid_length += processed,
                 Err(violation) => {
@@ -179,7 +179,7 @@ impl FrameValidator {
     }
 
     /// Processes bytes of one header or payload and returns their number, or 0 if more input is needed.
-    fn process(&mut self, input: &[u8]) -> Result<usize, Violation> {
+    fn process_bytes(&mut self, input: &[u8]) -> Result<usize, Violation> {
         let Some(frame) = self.frame else { return self.process_header(input) };
         let remaining = usize::try_from(frame.header.length - frame.processed).unwrap_or(usize::MAX);
         let payload = &input[..remaining.min(input.len())];
@@ -191,7 +191,7 @@ impl FrameValidator {
         Ok(payload.len())
     }
 
-    /// Parses a header, which may be split over chunks.
+    /// Parses a header, which may be split over chunks. Returns the number of its bytes in `input`.
     fn process_header(&mut self, input: &[u8]) -> Result<usize, Violation> {
         let buffered = self.header_length;
         let buffer = self.header.get_mut(buffered..).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Limits the concurrent requests of one concurrency group of a workspace: the number of running
-//! requests, their maximum, and the cooldowns that follow a refusal.
+//! Limits the concurrent requests of one concurrency group of a workspace: counts the running requests, determines
+//! their maximum, and stores the cooldowns that follow from refusals.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::probe::ProbeCell;
 use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 
-/// The value of a limit that is unknown.
+/// The stored form of a maximum or share that is unknown or does not apply.
 const UNLIMITED: u32 = u32::MAX;
 
 /// The limiter of one concurrency group of a workspace.
@@ -16,18 +16,18 @@ const UNLIMITED: u32 = u32::MAX;
 pub(in crate::pool) struct ConcurrencyLimiter {
     /// The number of running requests in the lower half, and its peak since the last sample in the upper half.
     running: AtomicU64,
-    /// The maximum number of running requests: the lower one of the provider's maximum and of this replica's share.
+    /// The maximum number of running requests: the provider's maximum or the share of this replica, whichever is lower.
     max: AtomicU32,
-    /// The maximum that the provider last reported, in a response or a refusal; 0 until then.
+    /// The maximum that the provider last reported in a response or a refusal, or 0 if it has reported none.
     reported_max: AtomicU32,
-    /// The maximum of the plan; 0 if unknown.
+    /// The maximum of the plan, or 0 if it is unknown.
     plan_max: AtomicU32,
-    /// The share of this replica; [`UNLIMITED`] if the group is not divided between replicas.
+    /// The share of this replica, or [`UNLIMITED`] if the group is not divided between replicas.
     share: AtomicU32,
-    /// End of the saturation after a refusal for too many concurrent requests. It applies whatever our own
-    /// count is, because other programs may also use the workspace.
+    /// End of the cooldown after a refusal because of too many concurrent requests, in Unix milliseconds. It does not
+    /// depend on the number of running requests, because other programs may also use the workspace.
     full_until: AtomicU64,
-    /// End of the rate limit.
+    /// End of the rate limit in Unix milliseconds, or 0 without a rate limit.
     limited_until: AtomicU64,
     /// Schedules probes of the rate limit.
     pub(in crate::pool) probe: ProbeCell,
@@ -69,7 +69,7 @@ impl Default for ConcurrencyLimiter {
 }
 
 impl ConcurrencyLimiter {
-    /// Whether the group has capacity at `now`.
+    /// Returns whether the group has capacity at `now`, and if not, why.
     pub(in crate::pool) fn state(&self, now: UnixMs) -> ConcurrencyState {
         let full_until = self.full_until.load(Ordering::Acquire);
         if full_until > now.0 {
@@ -108,6 +108,7 @@ impl ConcurrencyLimiter {
         self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, increment).is_ok()
     }
 
+    /// Releases an acquired slot.
     pub(in crate::pool) fn release(&self) {
         self.running.fetch_sub(1, Ordering::AcqRel);
     }
@@ -138,7 +139,8 @@ impl ConcurrencyLimiter {
         self.update_max() > previous_max
     }
 
-    /// Records a refusal for too many concurrent requests.
+    /// Records a refusal because of too many concurrent requests, which reports the maximum `max` and starts a cooldown
+    /// until `until`.
     pub(in crate::pool) fn record_refusal(&self, max: Option<u32>, until: UnixMs) {
         if let Some(max) = max.filter(|&max| max > 0) {
             self.set_reported_max(max);
@@ -146,11 +148,13 @@ impl ConcurrencyLimiter {
         self.full_until.fetch_max(until.0, Ordering::AcqRel);
     }
 
+    /// Returns the number of running requests.
     pub(in crate::pool) fn running(&self) -> u32 {
         RunningCount::from_bits(self.running.load(Ordering::Acquire)).running
     }
 
-    /// Returns the number of running requests and its peak since the previous call.
+    /// Returns the number of running requests and its peak since the previous call. Restarts the measurement of the
+    /// peak.
     pub(in crate::pool) fn sample(&self) -> RunningCount {
         let restart_peak = |word| {
             let RunningCount { running, .. } = RunningCount::from_bits(word);
@@ -175,7 +179,7 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Computes and returns the maximum after one of its inputs has changed.
+    /// Computes, stores and returns the maximum after one of its inputs has changed.
     fn update_max(&self) -> u32 {
         loop {
             let max = self.provider_max().min(self.share.load(Ordering::Acquire));
@@ -219,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_saturates_the_group_and_reports_its_maximum() {
+    fn a_group_is_full_until_the_later_cooldown_of_two_refusals_ends() {
         let limiter = ConcurrencyLimiter::default();
         limiter.record_refusal(Some(4), UnixMs(2_000));
         limiter.record_refusal(None, UnixMs(1_500));

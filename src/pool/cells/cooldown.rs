@@ -5,8 +5,8 @@ use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::key_state::{Cooldown, CooldownReason};
 use crate::policy::units::UnixMs;
 
-/// The top byte is the reason, or 0 without a cooldown. The other bytes are the end in milliseconds, which
-/// suffice for two million years.
+/// A cooldown in one word. The highest byte is the code of the reason, or 0 without a cooldown. The other bytes are the
+/// end in Unix milliseconds, which suffice for two million years.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct CooldownCell(AtomicU64);
 
@@ -40,6 +40,7 @@ fn unpack(word: u64) -> Option<Cooldown> {
     Some(Cooldown { reason, until: UnixMs(word & UNTIL_MASK) })
 }
 
+/// Returns the code of `reason`, which is not 0 and less than `0x40`.
 pub(super) fn reason_code(reason: CooldownReason) -> u8 {
     match reason {
         CooldownReason::RateLimited => 1,
@@ -68,13 +69,8 @@ mod tests {
                 assert_eq!(unpack(pack(cooldown)), Some(cooldown));
             }
         }
-        assert_eq!(
-            unpack(pack(Cooldown { reason: CooldownReason::Invalid, until: UnixMs(u64::MAX) }))
-                .unwrap()
-                .until
-                .0,
-            UNTIL_MASK
-        );
+        let endless = Cooldown { reason: CooldownReason::Invalid, until: UnixMs(u64::MAX) };
+        assert_eq!(unpack(pack(endless)), Some(Cooldown { until: UnixMs(UNTIL_MASK), ..endless }));
         assert_eq!(unpack(0), None);
     }
 

@@ -1,8 +1,8 @@
-//! Collects the refusals of a key or a workspace and the result of the last poll, and computes the cooldown from
-//! them.
+//! Collects the refusals of a key or a workspace and the result of the last poll, and computes the cooldown, the rate
+//! limits and the remaining credits from them.
 //!
-//! A lock protects the evidence. Cooldowns are computed from it when it changes, and are stored in
-//! atomics, so that served requests do not take the lock.
+//! A lock protects the evidence. When the evidence changes, its owner computes the cooldowns and stores them in other
+//! cells, whose atomics selection reads without the lock.
 
 use std::sync::PoisonError;
 
@@ -17,18 +17,18 @@ use crate::policy::units::UnixMs;
 pub(in crate::pool) struct EvidenceCell {
     /// Number of entries, readable without the lock.
     count: AtomicUsize,
-    state: Mutex<EvidenceState>,
+    collected: Mutex<CollectedEvidence>,
 }
 
 /// The state that follows from all evidence of a cell.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct EvidenceSummary {
-    /// The cooldown with the latest end, and whether it may be probed. It may be probed only if every
-    /// cooldown may be.
+    /// The cooldown with the latest end, and whether it may be probed. It may be probed only if all cooldowns of the
+    /// evidence may be probed.
     pub(in crate::pool) cooldown: Option<(Cooldown, bool)>,
     /// For each concurrency group, the end of its rate limit and whether it may be probed.
     pub(in crate::pool) rate_limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT],
-    /// The reported remaining credits, and the end of the report.
+    /// The reported remaining credits, and the time at which the report expires.
     pub(in crate::pool) remaining: Option<(u64, UnixMs)>,
 }
 
@@ -37,8 +37,8 @@ impl EvidenceSummary {
         match effect {
             EvidenceEffect::Nothing => {}
             EvidenceEffect::Cooldown { cooldown, may_probe } => {
-                let (earlier, was_probable) = self.cooldown.unwrap_or((cooldown, true));
-                self.cooldown = Some((earlier.latest(cooldown), was_probable && may_probe));
+                let (known_cooldown, may_probe_known) = self.cooldown.unwrap_or((cooldown, true));
+                self.cooldown = Some((known_cooldown.latest(cooldown), may_probe_known && may_probe));
             }
             EvidenceEffect::GroupCooldown { group, until, may_probe } => {
                 self.rate_limits[group.index()] = Some((until, may_probe));
@@ -48,8 +48,9 @@ impl EvidenceSummary {
     }
 }
 
+/// The evidence of a cell and the last poll, which a lock protects together.
 #[derive(Debug, Default)]
-struct EvidenceState {
+struct CollectedEvidence {
     evidence: Vec<Evidence>,
     last_poll: Option<Poll>,
 }
@@ -62,35 +63,35 @@ impl EvidenceCell {
 
     /// Adds evidence, which replaces earlier evidence of the same claim.
     pub(in crate::pool) fn add(&self, evidence: Evidence) {
-        let mut state = self.lock();
-        state.evidence.retain(|entry| !entry.claim.is_same_kind(evidence.claim));
-        state.evidence.push(evidence);
-        self.count.store(state.evidence.len(), Ordering::Release);
+        let mut collected = self.lock();
+        collected.evidence.retain(|known| !known.claim.is_same_kind(evidence.claim));
+        collected.evidence.push(evidence);
+        self.count.store(collected.evidence.len(), Ordering::Release);
     }
 
     /// Removes the evidence that `is_removed` selects. Returns the claims of the removed evidence.
     pub(in crate::pool) fn remove_if(&self, is_removed: impl Fn(&Evidence) -> bool) -> Vec<ClaimedFault> {
-        let mut state = self.lock();
-        let removed = state.evidence.extract_if(.., |entry| is_removed(entry));
-        let claims = removed.map(|entry| entry.claim).collect();
-        self.count.store(state.evidence.len(), Ordering::Release);
+        let mut collected = self.lock();
+        let removed = collected.evidence.extract_if(.., |evidence| is_removed(evidence));
+        let claims = removed.map(|evidence| evidence.claim).collect();
+        self.count.store(collected.evidence.len(), Ordering::Release);
         claims
     }
 
-    /// Records the result of a poll. Its time is moved after the times of all recorded evidence, even within
-    /// one millisecond.
+    /// Records the result of a poll of this replica. Its recorded time is later than the times of all recorded
+    /// evidence, even if the evidence was recorded in the same millisecond.
     pub(in crate::pool) fn record_poll(&self, poll: Poll) {
-        let mut state = self.lock();
-        let latest = state.evidence.iter().map(|entry| entry.at.0.saturating_add(1)).max();
-        let polled_at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
-        state.last_poll = Some(Poll { at: polled_at, ..poll });
+        let mut collected = self.lock();
+        let earliest = collected.evidence.iter().map(|evidence| evidence.at.0.saturating_add(1)).max();
+        let polled_at = UnixMs(poll.at.0.max(earliest.unwrap_or(0)));
+        collected.last_poll = Some(Poll { at: polled_at, ..poll });
     }
 
     /// Records the result of another replica's poll, which may be older than the recorded evidence and polls.
     pub(in crate::pool) fn record_shared_poll(&self, poll: Poll) {
-        let mut state = self.lock();
-        if state.last_poll.is_none_or(|known| known.at < poll.at) {
-            state.last_poll = Some(poll);
+        let mut collected = self.lock();
+        if collected.last_poll.is_none_or(|known| known.at < poll.at) {
+            collected.last_poll = Some(poll);
         }
     }
 
@@ -106,14 +107,14 @@ impl EvidenceCell {
         now: UnixMs,
     ) -> EvidenceSummary {
         let mut summary = EvidenceSummary::default();
-        let mut state = self.lock();
-        let last_poll = state.last_poll;
-        state.evidence.retain(|evidence| {
+        let mut collected = self.lock();
+        let last_poll = collected.last_poll;
+        collected.evidence.retain(|evidence| {
             let effect = evaluate(evidence, last_poll, resets_at, cooldowns, now);
             summary.add(effect);
             effect != EvidenceEffect::Nothing
         });
-        self.count.store(state.evidence.len(), Ordering::Release);
+        self.count.store(collected.evidence.len(), Ordering::Release);
         summary
     }
 
@@ -128,7 +129,7 @@ impl EvidenceCell {
         self.lock()
     }
 
-    fn lock(&self) -> MutexGuard<'_, EvidenceState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CollectedEvidence> {
+        self.collected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,20 +1,22 @@
-//! Remembers the last reported state of a key, so that only the first task that notices a state change reports it.
+//! Stores the last reported state of a key, so that only the first task that finds a state change reports it.
 
 use super::super::sync::{AtomicU8, Ordering};
 use super::cooldown::reason_code;
 use crate::policy::budget::Quota;
 use crate::policy::key_state::{KeyState, StateChange};
 
-/// The code of the cooldown reason, 0 for a usable key, or [`PAUSED`]; and [`NEAR_LIMIT`].
+/// The code of the last reported state: the code of the cooldown reason, [`PAUSED`], or 0 for a usable key. The bit
+/// [`NEAR_LIMIT`] is added to the code.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct LastReportedState(AtomicU8);
 
+/// The bit of a key whose workspace is near its limit.
 const NEAR_LIMIT: u8 = 0x80;
-/// The code of a paused key. Changes below the pause are not reported.
+/// The code of a paused key. While a key is paused, no other change of its state is reported.
 const PAUSED: u8 = 0x40;
 
 impl LastReportedState {
-    /// Records the state. Returns its change since the previous call, if it must be reported.
+    /// Records the state. Returns the change since the previous call, if it must be reported.
     pub(in crate::pool) fn update(
         &self,
         state: KeyState,
@@ -27,7 +29,7 @@ impl LastReportedState {
             KeyState::Paused { .. } => PAUSED,
         };
         let new_code = code | if is_near_limit { NEAR_LIMIT } else { 0 };
-        // The state is usually unchanged, and a write would invalidate the cache line of all cores.
+        // The state is usually unchanged. A write would invalidate the cache line of all cores.
         if self.0.load(Ordering::Acquire) == new_code {
             return None;
         }
@@ -59,15 +61,15 @@ mod tests {
     fn every_change_is_reported_once() {
         let last_reported = LastReportedState::default();
         let quota = Quota::default();
-        let resting = KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None };
+        let exhausted = KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None };
         assert_eq!(last_reported.update(KeyState::Usable, quota, false), None);
         assert_eq!(last_reported.update(KeyState::Usable, quota, true), Some(StateChange::NearLimit(quota)));
         assert_eq!(last_reported.update(KeyState::Usable, quota, true), None);
         assert_eq!(
-            last_reported.update(resting, quota, true),
+            last_reported.update(exhausted, quota, true),
             Some(StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: None })
         );
-        assert_eq!(last_reported.update(resting, quota, true), None);
+        assert_eq!(last_reported.update(exhausted, quota, true), None);
         assert_eq!(last_reported.update(KeyState::Usable, quota, false), Some(StateChange::CooldownEnded));
     }
 
@@ -79,8 +81,8 @@ mod tests {
         let update = |state| last_reported.update(state, quota, false);
         assert_eq!(update(paused(KeyStatus::Active)), Some(StateChange::Paused { until: None }));
         assert_eq!(update(paused(KeyStatus::Exhausted)), None);
-        let resting = KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None };
-        assert_eq!(update(resting), Some(StateChange::Resumed));
-        assert_eq!(update(resting), None);
+        let exhausted = KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None };
+        assert_eq!(update(exhausted), Some(StateChange::Resumed));
+        assert_eq!(update(exhausted), None);
     }
 }

@@ -1,5 +1,6 @@
-//! Defines the cells: the mutable state of the keys and workspaces in the pool. Requests access the cells through
-//! atomics, so that selecting, charging and releasing a key takes no lock.
+//! Defines the cells: the mutable state of the keys and workspaces in the pool. Requests read and change the cells
+//! through atomics, so that selecting, charging and releasing a key takes no lock. Locks protect only the evidence of
+//! refusals and the credits that are spent elsewhere.
 
 mod concurrency;
 mod cooldown;

@@ -1,4 +1,5 @@
-//! Stores an operator's pause of a key. Selection reads one atomic word; the reason is only for documents and logs.
+//! Stores an operator's pause of a key. Selection reads only the end of the pause, from one atomic word. Documents and
+//! logs also read the start and the reason.
 
 use std::sync::Arc;
 
@@ -8,15 +9,22 @@ use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::key_state::Pause;
 use crate::policy::units::UnixMs;
 
-/// The pause and its end.
+/// The pause of a key, if there is one, with its end in a separate word.
 #[derive(Debug)]
 pub(in crate::pool) struct PauseCell {
-    /// The end of the pause in Unix milliseconds; 0 without a pause, and [`NO_END`].
+    /// The end of the pause in Unix milliseconds, 0 without a pause, or [`NO_END`].
     until: AtomicU64,
     details: ArcSwapOption<Pause>,
 }
 
-/// The end of a pause that only an operator ends.
+/// A pause that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pool) struct ActivePause {
+    /// The end of the pause, or `None` if only an operator ends it.
+    pub(in crate::pool) until: Option<UnixMs>,
+}
+
+/// The stored end of a pause that only an operator ends.
 const NO_END: u64 = u64::MAX;
 
 impl PauseCell {
@@ -35,11 +43,11 @@ impl PauseCell {
         true
     }
 
-    /// Returns the end of the pause if it has not ended at `now`; `Some(None)` if only an operator ends it.
-    pub(in crate::pool) fn active_until(&self, now: UnixMs) -> Option<Option<UnixMs>> {
+    /// Returns the end of the pause, unless it has ended at `now`.
+    pub(in crate::pool) fn active_pause(&self, now: UnixMs) -> Option<ActivePause> {
         match self.until.load(Ordering::Acquire) {
-            NO_END => Some(None),
-            until => (now.0 < until).then_some(Some(UnixMs(until))),
+            NO_END => Some(ActivePause { until: None }),
+            until => (now.0 < until).then_some(ActivePause { until: Some(UnixMs(until)) }),
         }
     }
 
@@ -49,6 +57,7 @@ impl PauseCell {
     }
 }
 
+/// Returns the stored end of a pause.
 fn end_word(pause: Option<&Pause>) -> u64 {
     pause.map_or(0, |pause| pause.until.map_or(NO_END, |until| until.0.min(NO_END - 1)))
 }
@@ -64,21 +73,21 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(stored: Option<Pause>, expected_end: Option<Option<u64>>) {
+    fn check_pause(stored: Option<Pause>, expected: Option<ActivePause>) {
         let cell = PauseCell::new(None);
         assert_eq!(cell.store(stored.clone()), stored.is_some());
         assert!(!cell.store(stored.clone()), "an equal pause must not count as a change");
-        assert_eq!(cell.active_until(NOW), expected_end.map(|end| end.map(UnixMs)));
-        assert_eq!(cell.load(NOW).as_deref(), stored.as_ref().filter(|_| expected_end.is_some()));
-        assert_eq!(PauseCell::new(stored).active_until(NOW), cell.active_until(NOW));
+        assert_eq!(cell.active_pause(NOW), expected);
+        assert_eq!(cell.load(NOW).as_deref(), stored.as_ref().filter(|_| expected.is_some()));
+        assert_eq!(PauseCell::new(stored).active_pause(NOW), expected);
     }
 
     #[test]
     fn a_pause_ends_at_its_time() {
-        check(None, None);
-        check(pause(None), Some(None));
-        check(pause(Some(1_001)), Some(Some(1_001)));
-        check(pause(Some(1_000)), None);
-        check(pause(Some(0)), None);
+        check_pause(None, None);
+        check_pause(pause(None), Some(ActivePause { until: None }));
+        check_pause(pause(Some(1_001)), Some(ActivePause { until: Some(UnixMs(1_001)) }));
+        check_pause(pause(Some(1_000)), None);
+        check_pause(pause(Some(0)), None);
     }
 }

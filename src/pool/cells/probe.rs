@@ -1,5 +1,5 @@
-//! Schedules probes. A probe is a single request that tries a key, workspace or concurrency group during
-//! a cooldown whose reason is unproven.
+//! Schedules probes. A probe is a single request that tries a key, a workspace or a concurrency group during a cooldown
+//! whose reason is unproven.
 
 use std::time::Duration;
 
@@ -7,20 +7,21 @@ use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::select::SHORT_WAIT;
 use crate::policy::units::UnixMs;
 
-/// The time of the next allowed probe.
+/// The schedule of the probes of one cooldown.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct ProbeCell {
-    /// Time from which the next probe is allowed; 0 if probes are forbidden.
+    /// Unix milliseconds from which the next probe is allowed, or 0 if probes are forbidden.
     allowed_at: AtomicU64,
-    /// Time by which the result of the last probe is expected; 0 once it has arrived.
+    /// Unix milliseconds by which the result of the last probe is expected, or 0 if no result is pending.
     result_due_at: AtomicU64,
 }
 
-/// A probe without a result is repeated after this multiple of the first delay.
+/// The factor of the delay of the first probe. A probe without a result is repeated after the product.
 const REPEAT_FACTOR: u32 = 5;
 
 impl ProbeCell {
-    /// Schedules a probe after `delay`, unless one is scheduled already. `None` forbids probes.
+    /// Schedules a probe after `delay`, unless a probe is scheduled already. If `delay` is `None`, probes are
+    /// forbidden.
     pub(in crate::pool) fn schedule(&self, delay: Option<Duration>, now: UnixMs) {
         self.result_due_at.store(0, Ordering::Release);
         let Some(delay) = delay else { return self.allowed_at.store(0, Ordering::Release) };
@@ -28,8 +29,8 @@ impl ProbeCell {
         let _ = self.allowed_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, reschedule);
     }
 
-    /// Returns the time at which a retry may succeed: the next probe is allowed, or the result of the last
-    /// probe is overdue. Returns `None` when probes are forbidden.
+    /// Returns the time at which a retry may succeed, because the next probe is allowed or the result of the last probe
+    /// is overdue. Returns `None` when probes are forbidden.
     pub(in crate::pool) fn retry_at(&self, now: UnixMs) -> Option<UnixMs> {
         let result_due_at = UnixMs(self.result_due_at.load(Ordering::Acquire));
         self.allowed_at().map(|at| if result_due_at > now { at.min(result_due_at) } else { at })
@@ -40,15 +41,18 @@ impl ProbeCell {
         Some(self.allowed_at.load(Ordering::Acquire)).filter(|at| *at > 0).map(UnixMs)
     }
 
+    /// Whether a probe is allowed at `now`.
     pub(in crate::pool) fn is_due(&self, now: UnixMs) -> bool {
         self.allowed_at().is_some_and(|at| at <= now)
     }
 
-    /// Claims the due probe. Returns `false` when no probe is due or another request claimed it first.
+    /// Claims the due probe. `delay` is the delay of the first probe. Returns `false` when no probe is due or another
+    /// request has claimed it first.
     pub(in crate::pool) fn claim(&self, delay: Duration, now: UnixMs) -> bool {
-        let next = now.plus(delay * REPEAT_FACTOR).0;
-        let claim = |at: u64| (at > 0 && at <= now.0).then_some(next);
-        let is_claimed = self.allowed_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_ok();
+        let next_allowed_at = now.plus(delay * REPEAT_FACTOR).0;
+        let postpone_if_due = |at: u64| (at > 0 && at <= now.0).then_some(next_allowed_at);
+        let is_claimed =
+            self.allowed_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, postpone_if_due).is_ok();
         if is_claimed {
             self.result_due_at.store(now.plus(SHORT_WAIT).0, Ordering::Release);
         }
@@ -80,7 +84,7 @@ mod tests {
         let cell = ProbeCell::default();
         cell.schedule(Some(delay), UnixMs(900));
         assert!(cell.claim(delay, UnixMs(1_000)));
-        // A refusal of the probe does not make the next one earlier.
+        // A refusal of the probe does not make the next probe earlier.
         cell.schedule(Some(delay), UnixMs(1_001));
         assert!(!cell.is_due(UnixMs(1_499)) && cell.claim(delay, UnixMs(1_500)));
         cell.schedule(None, UnixMs(1_500));

@@ -14,9 +14,11 @@ use super::reported_remaining::ReportedRemaining;
 use crate::policy::budget::{BillingDiscrepancy, Extension, Quota};
 use crate::policy::units::UnixMs;
 
+/// The stored form of a number of credits that is unknown or unlimited.
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. Every request changes the first three fields; only polls change the remaining fields.
+/// The credits of a workspace. Requests change the first three fields, the time of the last charge and the reported
+/// remaining credits. Polls, restarts and the shares of replicas change the other fields.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
     /// Sum of spent and reserved credits. It wraps below zero while only a part of a change is applied.
@@ -24,25 +26,25 @@ pub(in crate::pool) struct QuotaCell {
     spent: AtomicU64,
     /// Credits that requests in flight have reserved.
     reserved: AtomicU64,
-    /// [`UNKNOWN`] until reported.
+    /// The limit of the spent credits, or [`UNKNOWN`] until the provider reports it.
     limit: AtomicU64,
-    /// 0: none; [`UNKNOWN`]: unlimited.
+    /// The credits beyond the limit that may be spent, or [`UNKNOWN`] if they are unlimited.
     extension: AtomicU64,
-    /// The maximum of the spent credits, from the limit and the extension; [`UNKNOWN`] if unknown or unlimited.
+    /// The maximum of the spent credits, from the limit and the extension, or [`UNKNOWN`] without a known maximum.
     ceiling: AtomicU64,
-    /// 0: unknown.
+    /// The end of the period in Unix milliseconds, or 0 if it is unknown.
     resets_at: AtomicU64,
-    /// Time of the last charge.
+    /// Time of the last charge in Unix milliseconds.
     last_spent_at: AtomicU64,
-    /// Sum of the differences by which the provider's counts of this period exceeded ours.
+    /// Sum of the differences by which the provider's counts of this period exceeded the count of the pool.
     discrepancy: AtomicI64,
-    /// The maximum of the sum of spent and reserved credits that this replica may reach; [`UNKNOWN`] if the credits
+    /// The maximum of the sum of spent and reserved credits that this replica may reach, or [`UNKNOWN`] if the credits
     /// are not divided between replicas.
     share: AtomicU64,
-    /// Whether a request may exceed the ceiling while no other one has reserved credits.
+    /// Whether a request may exceed the ceiling while no other request has reserved credits.
     may_overcommit: AtomicBool,
-    /// The part of the spent credits that this process did not charge: polled, restored, or charged by other
-    /// replicas. Negative after the start of a new period. Every change of it also changes the count.
+    /// The part of the spent credits that this process did not charge: credits that were polled, restored, or charged
+    /// by other replicas. Negative after the start of a new period. Every change of it also changes `spent`.
     foreign: Mutex<i64>,
     /// The remaining credits that the provider reported when it last refused a request for its price.
     pub(in crate::pool) reported_remaining: ReportedRemaining,
@@ -62,7 +64,7 @@ pub(in crate::pool) struct FinishedReservation {
 pub struct CreditUse {
     /// Credits that this process has charged since its start, in all periods.
     pub charged_here: i64,
-    /// The difference between the count of the current period and `charged_here`.
+    /// The spent credits of the current period minus `charged_here`.
     pub foreign: i64,
     /// Credits that requests in flight may still spend.
     pub reserved: u64,
@@ -76,7 +78,7 @@ pub struct CreditShare {
     /// The maximum of the credits that this process has charged and reserved since its start. `None` if the credits
     /// are not divided.
     pub granted: Option<i64>,
-    /// Whether one request at a time may exceed the credits when no other key can serve it.
+    /// Whether one request at a time may exceed the remaining credits when no other key can serve it.
     pub may_overcommit: bool,
 }
 
@@ -110,9 +112,10 @@ impl QuotaCell {
         self.stored_quota().reset_if_due(now)
     }
 
+    /// Starts a new period, unless another task has started it.
     #[cold]
     fn end_period(&self, resets_at: u64) {
-        // Of several tasks, only the one that removes the date resets the count.
+        // If several tasks find the passed date, only the task that removes the date resets the count.
         if self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // Requests in flight are charged in the new period.
             self.replace_count(|_| 0);
@@ -120,8 +123,8 @@ impl QuotaCell {
         }
     }
 
-    /// Whether no credits remain at `now`. This check is cheaper than [`load`](Self::load), and is `false` from
-    /// the end of a period until the next one is loaded.
+    /// Whether no credits remain at `now`. This check is cheaper than [`load`](Self::load), and returns `false` from
+    /// the end of a period until [`load`](Self::load) starts the next period.
     pub(in crate::pool) fn is_exhausted(&self, now: UnixMs) -> bool {
         let ceiling = self.ceiling.load(Ordering::Acquire);
         if ceiling == UNKNOWN || self.spent.load(Ordering::Acquire) < ceiling {
@@ -138,11 +141,12 @@ impl QuotaCell {
 
     /// Whether `credits` can be reserved so that at least `kept` credits remain.
     pub(in crate::pool) fn fits(&self, credits: u64, kept: u64) -> bool {
-        not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits) <= self.bound(kept)
+        not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits)
+            <= self.max_committed(kept)
     }
 
-    /// Returns the maximum of the sum of spent and reserved credits, if `kept` credits remain unspent.
-    fn bound(&self, kept: u64) -> u64 {
+    /// Returns the maximum of the sum of spent and reserved credits, so that `kept` credits remain unspent.
+    fn max_committed(&self, kept: u64) -> u64 {
         let share = self.share.load(Ordering::Acquire);
         match self.ceiling.load(Ordering::Acquire) {
             UNKNOWN => share,
@@ -156,11 +160,12 @@ impl QuotaCell {
         committed.saturating_add(credits) <= self.share.load(Ordering::Acquire)
     }
 
-    /// Reserves `credits` within the share of this replica, if at least `kept` credits remain, or whatever remains
-    /// when `kept` is `None`. Returns `false` and changes nothing if fewer would remain.
+    /// Reserves `credits` within the share of this replica, if at least `kept` credits remain. If `kept` is `None`, the
+    /// ceiling does not apply. Returns `false` and changes nothing if the credits do not suffice.
     pub(in crate::pool) fn reserve(&self, credits: u64, kept: Option<u64>) -> bool {
-        let bound = kept.map_or_else(|| self.share.load(Ordering::Acquire), |kept| self.bound(kept));
-        self.reserve_if(credits, |sum, _| sum <= bound)
+        let max_committed =
+            kept.map_or_else(|| self.share.load(Ordering::Acquire), |kept| self.max_committed(kept));
+        self.reserve_if(credits, |sum, _| sum <= max_committed)
     }
 
     /// Reserves `credits` beyond the ceiling, unless another request has reserved credits.
@@ -174,6 +179,8 @@ impl QuotaCell {
         self.reserved() == 0 && self.may_overcommit.load(Ordering::Acquire)
     }
 
+    /// Reserves `credits` if `fits` accepts the new sum of spent and reserved credits and the credits that were
+    /// reserved before.
     fn reserve_if(&self, credits: u64, fits: impl Fn(u64, u64) -> bool) -> bool {
         let reserved_before = self.reserved.fetch_add(credits, Ordering::AcqRel);
         let added = self.committed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |committed| {
@@ -186,7 +193,7 @@ impl QuotaCell {
         added.is_ok()
     }
 
-    /// Ends a reservation.
+    /// Replaces the reserved credits of a request with the credits that it has cost.
     pub(in crate::pool) fn finish_reservation(&self, finished: FinishedReservation, now: UnixMs) {
         if finished.spent > 0 {
             self.last_spent_at.fetch_max(now.0, Ordering::AcqRel);
@@ -210,45 +217,44 @@ impl QuotaCell {
         is_new
     }
 
-    /// Returns the sum of the differences by which the provider's counts of this period exceeded ours. The
-    /// sum is negative if they were lower.
+    /// Returns the sum of the differences by which the provider's counts of this period exceeded the count of the pool.
+    /// The sum is negative if the provider's counts were lower.
     pub(in crate::pool) fn discrepancy(&self) -> i64 {
         self.discrepancy.load(Ordering::Acquire)
     }
 
     fn record_discrepancy(&self, discrepancy: BillingDiscrepancy) {
-        let credits = |credits| i64::try_from(credits).unwrap_or(i64::MAX);
+        let signed = |credits| i64::try_from(credits).unwrap_or(i64::MAX);
         match discrepancy {
             BillingDiscrepancy::Incomparable => self.discrepancy.store(0, Ordering::Release),
             BillingDiscrepancy::WithinLag => {}
             BillingDiscrepancy::ProviderHigher(excess) => {
-                self.discrepancy.fetch_add(credits(excess), Ordering::AcqRel);
+                self.discrepancy.fetch_add(signed(excess), Ordering::AcqRel);
             }
             BillingDiscrepancy::ProviderLower(deficit) => {
-                self.discrepancy.fetch_sub(credits(deficit), Ordering::AcqRel);
+                self.discrepancy.fetch_sub(signed(deficit), Ordering::AcqRel);
             }
         }
     }
 
-    /// Restores a stored quota. The provider's next count may lag behind it, so `now` counts as the time
-    /// of the last charge.
+    /// Restores a stored quota. The next count that the provider reports may lag behind the stored count, so `now`
+    /// counts as the time of the last charge.
     pub(in crate::pool) fn restore(&self, quota: Quota, now: UnixMs) {
         self.last_spent_at.fetch_max(now.0, Ordering::AcqRel);
         self.replace_count(|_| quota.count);
         self.set_limits(quota);
     }
 
-    /// Replaces the count of spent credits.
+    /// Replaces the spent credits, as [`replace_foreign`](Self::replace_foreign) does.
     fn replace_count(&self, new_count: impl Fn(u64) -> u64) {
         self.replace_foreign(&mut self.lock_foreign(), new_count);
     }
 
-    /// Replaces the count of spent credits. The difference counts as spent elsewhere.
+    /// Replaces the spent credits with the result of `new_count`. The difference counts as spent elsewhere.
     fn replace_foreign(&self, foreign: &mut i64, new_count: impl Fn(u64) -> u64) {
-        let replace = |spent| Some(new_count(spent));
-        let (Ok(before) | Err(before)) =
-            self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, replace);
-        let difference = new_count(before).wrapping_sub(before);
+        let (Ok(count_before) | Err(count_before)) =
+            self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| Some(new_count(count)));
+        let difference = new_count(count_before).wrapping_sub(count_before);
         self.committed.fetch_add(difference, Ordering::AcqRel);
         *foreign = foreign.wrapping_add(difference.cast_signed());
         // The credits that this replica may still reserve stay the same.
@@ -281,10 +287,10 @@ impl QuotaCell {
         if increase > 0 {
             self.last_spent_at.fetch_max(now.0, Ordering::AcqRel);
         }
-        let bound = share.granted.map_or(UNKNOWN, |granted| {
+        let max_committed = share.granted.map_or(UNKNOWN, |granted| {
             u64::try_from(granted.saturating_add(*foreign)).unwrap_or(0).min(UNKNOWN - 1)
         });
-        self.share.store(bound, Ordering::Release);
+        self.share.store(max_committed, Ordering::Release);
         self.may_overcommit.store(share.may_overcommit, Ordering::Release);
     }
 
@@ -304,6 +310,7 @@ impl QuotaCell {
         Quota { count: self.spent.load(Ordering::Acquire), ..self.limits() }
     }
 
+    /// Returns the stored quota without its count.
     fn limits(&self) -> Quota {
         let unless_unknown = |word: u64, unknown: u64| (word != unknown).then_some(word);
         Quota {
@@ -340,7 +347,7 @@ mod tests {
         cell
     }
 
-    fn finish(cell: &QuotaCell, reserved: u64, spent: u64) {
+    fn charge(cell: &QuotaCell, reserved: u64, spent: u64) {
         cell.finish_reservation(FinishedReservation { reserved, spent }, NOW);
     }
 
@@ -362,8 +369,8 @@ mod tests {
         assert!(cell.reserve(6, Some(0)) && !cell.reserve(6, Some(0)) && cell.reserve(4, Some(0)));
         assert!(!cell.fits(1, 0) && cell.fits(0, 0));
         assert_eq!((cell.load(NOW).count, cell.reserved()), (90, 10));
-        finish(&cell, 6, 3);
-        finish(&cell, 4, 4);
+        charge(&cell, 6, 3);
+        charge(&cell, 4, 4);
         assert_eq!((cell.load(NOW).count, cell.reserved()), (97, 0));
         assert!(cell.fits(3, 0) && !cell.fits(4, 0) && !cell.fits(3, 1));
     }
@@ -373,7 +380,7 @@ mod tests {
         assert!(!QuotaCell::default().is_exhausted(NOW));
         let cell = quota_cell(99, 100);
         assert!(!cell.is_exhausted(NOW));
-        finish(&cell, 0, 1);
+        charge(&cell, 0, 1);
         assert!(cell.is_exhausted(NOW) && cell.load(NOW).is_exhausted());
         assert!(!cell.is_exhausted(UnixMs(100)) && !cell.load(UnixMs(100)).is_exhausted());
     }
@@ -393,7 +400,7 @@ mod tests {
     fn only_one_request_overcommits_at_a_time() {
         let cell = quota_cell(98, 100);
         assert!(cell.overcommit(5) && !cell.overcommit(5) && !cell.reserve(1, Some(0)));
-        finish(&cell, 5, 1);
+        charge(&cell, 5, 1);
         assert_eq!(cell.load(NOW).count, 99);
         assert!(cell.reserve(1, Some(0)) && !cell.overcommit(5));
     }
@@ -449,9 +456,9 @@ mod tests {
         cell.reported_remaining.report(0, UnixMs(900), NOW);
         assert_eq!(cell.load(UnixMs(100)).count, 0);
         assert_eq!(cell.reported_remaining.credits(NOW), None);
-        finish(&cell, 1, 1);
+        charge(&cell, 1, 1);
         assert!(cell.reserve(3, Some(0)));
-        finish(&cell, 3, 3);
+        charge(&cell, 3, 3);
         assert_eq!(cell.load(UnixMs(500)).count, 4);
     }
 

@@ -1,21 +1,22 @@
-//! Stores the remaining credits that the provider reports when it refuses a request for its price.
+//! Stores the remaining credits that the provider reports when it refuses a request because of its cost.
 //!
-//! The report is separate from our own count of credits, which it overrides. It is about a workspace or
-//! about a key with its own cap.
+//! The report is about a workspace or about a key with its own cap. It is separate from the count of spent credits in
+//! [`QuotaCell`](super::QuotaCell), which it overrides.
 
 use super::super::sync::{AtomicU64, Ordering};
 use super::quota::FinishedReservation;
 use crate::policy::units::UnixMs;
 
+/// The stored form of remaining credits that were not reported.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Reported remaining credits, in the units of our estimates. A request that costs less may still be
+/// The reported remaining credits, on the scale of the pool's estimates. A request with a lower estimate may still be
 /// served.
 #[derive(Debug)]
 pub(in crate::pool) struct ReportedRemaining {
-    /// [`UNKNOWN`] without a report.
+    /// The remaining credits, or [`UNKNOWN`] without a report.
     credits: AtomicU64,
-    /// Time at which the report expires.
+    /// Time at which the report expires, in Unix milliseconds.
     expires_at: AtomicU64,
 }
 
@@ -48,8 +49,8 @@ impl ReportedRemaining {
         self.credits(now).map(|_| UnixMs(self.expires_at.load(Ordering::Acquire)))
     }
 
-    /// Records a report. While an earlier report is current, the lower value is used, because
-    /// credits of the later report may have been spent since then.
+    /// Records a report. While an earlier report is current, the lower number of credits is used, because requests may
+    /// have spent credits that the later report still contains.
     pub(in crate::pool) fn report(&self, credits: u64, expires_at: UnixMs, now: UnixMs) {
         if self.credits(now).is_none() {
             self.clear();
@@ -58,6 +59,7 @@ impl ReportedRemaining {
         self.credits.fetch_min(credits.min(UNKNOWN - 1), Ordering::AcqRel);
     }
 
+    /// Removes the report.
     pub(in crate::pool) fn clear(&self) {
         self.credits.store(UNKNOWN, Ordering::Release);
     }
@@ -105,7 +107,7 @@ mod tests {
         assert_eq!(report.credits(NOW), Some(6));
         report.finish_reservation(FinishedReservation { reserved: 0, spent: 9 });
         assert_eq!(report.credits(NOW), Some(0));
-        // The report expires with the refusal, and the next one replaces it.
+        // The report has expired, and the next report replaces it.
         assert_eq!(
             (report.credits(expires_at), report.decrease(5, expires_at)),
             (None, ReportedDecrease::NotReported)

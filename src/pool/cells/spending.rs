@@ -1,5 +1,5 @@
-//! Counts the recent spending of a workspace in one atomic word. The upper half holds the credits, the lower half
-//! their time.
+//! Counts the recent spending of a workspace in one atomic word. The upper half holds the credits, and the lower half
+//! holds the time to which they have decayed.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::forecast::Spending;
@@ -10,9 +10,10 @@ use crate::policy::units::UnixMs;
 pub(in crate::pool) struct SpendingCell(AtomicU64);
 
 impl SpendingCell {
+    /// Adds credits that were spent at `now`.
     pub(in crate::pool) fn add(&self, credits: u64, now: UnixMs) {
-        let add = |word| Some(pack(unpack(word).add(credits, now)));
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        let add_credits = |word| Some(pack(unpack(word).add(credits, now)));
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, add_credits);
     }
 
     pub(in crate::pool) fn load(&self) -> Spending {

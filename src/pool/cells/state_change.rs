@@ -1,26 +1,27 @@
-//! Caches the time until which no key of a workspace can change state, so that a charge need not
-//! re-evaluate all of them.
+//! Caches the time until which no key of a workspace can change state, so that nearly every charge can skip the
+//! evaluation of all keys of the workspace.
 //!
-//! The state of a key is computed from atomic words and the time. It stays the same until one of these
-//! words is written or the time of the next known change is reached. Nearly every charge can skip the
-//! evaluation.
+//! The state of a key is computed from atomic words and the time. It stays the same until one of these words is written
+//! or the time of the next known change is reached.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::units::UnixMs;
 
-/// The inputs of the last evaluation and the time until which it is current, in one word. From the top:
-/// the number of invalidations (10 bits), the generation of the roster (8), whether the credits were
-/// spent and whether they were near the limit (1 each), and the time in milliseconds (44).
+/// The inputs of the last evaluation and the time until which it is current, in one word. From the highest bit to the
+/// lowest: the number of invalidations (10 bits), the generation of the roster (8 bits), whether the credits were
+/// exhausted (1 bit), whether they were near the limit (1 bit), and the time in Unix milliseconds (44 bits).
 #[derive(Debug, Default)]
 pub(in crate::pool) struct StateChangeCache(AtomicU64);
 
+/// The bits of the time. A later time is stored as the maximum, which is reached in the year 2527.
 const UNTIL_MASK: u64 = (1 << 44) - 1;
+/// The lowest bit of the number of invalidations. Adding it to the word counts one invalidation.
 const INVALIDATION: u64 = 1 << 54;
 
-/// Inputs of an evaluation that are compared when the cache is read.
+/// The inputs of an evaluation that are compared when the cache is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) struct EvaluationInputs {
-    /// The generation of the roster.
+    /// The generation of the roster whose keys were evaluated.
     pub(in crate::pool) roster_generation: u8,
     pub(in crate::pool) is_exhausted: bool,
     pub(in crate::pool) is_near_limit: bool,
@@ -31,19 +32,19 @@ pub(in crate::pool) struct EvaluationInputs {
 pub(in crate::pool) struct EvaluationStart(u64);
 
 impl StateChangeCache {
-    /// Whether an evaluation now would have the same result as the last one.
+    /// Whether an evaluation at `now` would have the same result as the last evaluation.
     pub(in crate::pool) fn is_current(&self, inputs: EvaluationInputs, now: UnixMs) -> bool {
         let word = self.0.load(Ordering::Acquire);
         now.0 < word & UNTIL_MASK && word & !UNTIL_MASK & (INVALIDATION - 1) == inputs.bits()
     }
 
-    /// Must be called before the state of the keys is read.
+    /// Starts an evaluation. Must be called before the state of the keys is read.
     pub(in crate::pool) fn start_evaluation(&self) -> EvaluationStart {
         EvaluationStart(self.0.load(Ordering::Acquire))
     }
 
-    /// Stores that an evaluation is current until `until`, unless the cache was invalidated after its
-    /// start.
+    /// Stores that an evaluation is current until `until`, unless the cache was changed after the start of the
+    /// evaluation.
     pub(in crate::pool) fn store(&self, start: EvaluationStart, inputs: EvaluationInputs, until: UnixMs) {
         let EvaluationStart(before) = start;
         let word = before & !(INVALIDATION - 1) | inputs.bits() | until.0.min(UNTIL_MASK);
@@ -84,7 +85,7 @@ mod tests {
             EvaluationInputs { is_exhausted: true, ..INPUTS },
             EvaluationInputs { is_near_limit: false, ..INPUTS },
         ] {
-            assert!(!cache.is_current(changed, UnixMs(0)), "{changed:?}");
+            assert!(!cache.is_current(changed, UnixMs(0)), "changed inputs must be evaluated: {changed:?}");
         }
         cache.store(cache.start_evaluation(), INPUTS, UnixMs(u64::MAX));
         assert!(cache.is_current(INPUTS, UnixMs(1_796_000_000_000)));
@@ -93,7 +94,7 @@ mod tests {
     #[test]
     fn a_change_invalidates_a_stored_and_a_running_evaluation() {
         let cache = StateChangeCache::default();
-        // One more than the counter of invalidations can hold.
+        // The counter of invalidations overflows in the last two iterations.
         for _ in 0..1_025 {
             let start = cache.start_evaluation();
             cache.invalidate();

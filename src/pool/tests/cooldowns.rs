@@ -1,4 +1,5 @@
-//! Tests of cooldowns: which refusals start them, and which times, polls and served requests end them.
+//! Tests cooldowns: which refusals start them, and which times, polls and served requests end them. Also tests that
+//! restricted keys are tried last.
 
 use super::*;
 
@@ -86,8 +87,8 @@ fn a_refusal_about_the_request_starts_no_cooldown_of_the_key() {
         Verdict::ServerError,
         Verdict::Unreadable,
     ] {
-        assert!(pool.record_verdict(0, verdict, NOW).is_empty());
-        assert_eq!(pool.select(&[], NOW), Ok(0));
+        assert!(pool.record_verdict(0, verdict, NOW).is_empty(), "{verdict:?} must not change the key");
+        assert_eq!(pool.select(&[], NOW), Ok(0), "{verdict:?} must not start a cooldown");
     }
 }
 
@@ -211,8 +212,8 @@ fn a_key_in_two_unproven_cooldowns_may_be_probed() {
     for verdicts in [[Verdict::Abuse, Verdict::Billing], [Verdict::Billing, Verdict::Abuse]] {
         let pool = separate_keys(1);
         verdicts.into_iter().for_each(|verdict| drop(pool.record_verdict(0, verdict, NOW)));
-        assert!(pool.select(&[], later(29)).is_err(), "{verdicts:?}");
-        assert_eq!(pool.select(&[], later(30)), Ok(0), "{verdicts:?}");
+        assert!(pool.select(&[], later(29)).is_err(), "the cooldowns must last after {verdicts:?}");
+        assert_eq!(pool.select(&[], later(30)), Ok(0), "the key must be probed after {verdicts:?}");
     }
 }
 
@@ -290,7 +291,7 @@ fn a_clock_step_resets_credits_once_and_ends_every_cooldown() {
     // After a step back, the credits of the new period stay spent.
     assert_eq!(pool.select(&[], NOW), Ok(0));
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 7);
-    // A poll refutes evidence from the future, of a clock that was set back.
+    // If the clock was set back, the time of the evidence is in the future. A later poll refutes it.
     pool.record_verdict(0, Verdict::InvalidKey, later(86_400));
     assert_eq!(pool.select(&[], NOW), Err(Unavailable::Invalid));
     pool.report_quota(0, 7, 100, later(86_401));

@@ -1,10 +1,9 @@
-//! Random histories of the whole pool under virtual time, in which no request may be queued or refused while
-//! a key could serve it.
-
-use std::time::Duration;
+//! Tests the whole pool with random histories under virtual time, in which no request may be queued or refused while a
+//! key could serve it.
 
 use std::fmt;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
@@ -21,7 +20,7 @@ use crate::policy::select::{Affordability, Candidate, Choice, ConcurrencyState, 
 use crate::policy::strategy::STRATEGIES;
 
 /// Number of existing keys. A reload configures some of them.
-const KEYS: usize = 4;
+const KEY_COUNT: usize = 4;
 
 /// Cooldowns that are short relative to the queue timeout, so that queued requests outlast them.
 const SHORT_COOLDOWNS: Settings = Settings {
@@ -53,18 +52,24 @@ struct GeneratedRequest {
     was_refused: bool,
 }
 
+/// The response of the provider to a generated poll.
 #[derive(Clone, Copy, Debug)]
 enum PollResponse {
-    /// The remaining credits of 100, and the seconds until their reset.
-    Remaining(u64, u64),
-    /// Unlimited credits.
+    /// The remaining credits of a limit of 100 credits.
+    Remaining {
+        credits: u64,
+        seconds_until_reset: u64,
+    },
+    /// A quota without a limit.
     Unlimited,
     Unreadable,
     Invalid,
 }
 
+/// A step of a history. An [`Index`] selects one of the queued requests, leases or keys.
 #[derive(Clone, Debug)]
 enum Step {
+    /// A client sends a request.
     Request(GeneratedRequest),
     /// The client of a queued request disconnects.
     Disconnect(Index),
@@ -73,12 +78,13 @@ enum Step {
     /// A request in flight is refused.
     Refuse(Index, Verdict),
     /// A lease is dropped without a result, after the request was sent or before.
-    Drop(Index, bool),
+    Drop { lease: Index, is_sent: bool },
     /// The provider reports the maximum of the concurrency group of a lease.
     ReportMaximum(Index, u32),
     /// A lease releases its slot and keeps the key.
     ReleaseSlot(Index),
-    Poll(Index, PollResponse, &'static str),
+    /// The provider responds to a poll with a key.
+    Poll { key: Index, response: PollResponse, tier: &'static str },
     /// The refusals of a key are withdrawn.
     Withdraw(Index),
     /// The configuration is reloaded with these keys.
@@ -89,7 +95,7 @@ enum Step {
     Wait(Duration),
 }
 
-/// Steps, which are printed one per line.
+/// The steps of a history, which are printed one per line.
 struct Steps(Vec<Step>);
 
 impl fmt::Debug for Steps {
@@ -99,23 +105,24 @@ impl fmt::Debug for Steps {
 }
 
 fn generated_request() -> impl Strategy<Value = GeneratedRequest> {
-    let groups = prop_oneof![4 => Just(Some(ConcurrencyGroup::SPEECH)), 1 => Just(Some(ConcurrencyGroup::SOUND_EFFECTS)), 1 => Just(None)];
-    let some_keys = |most| subsequence((0..KEYS).collect::<Vec<_>>(), 0..=most);
-    let restraint = prop_oneof![
+    let groups = prop_oneof![
+        4 => Just(Some(ConcurrencyGroup::SPEECH)),
+        1 => Just(Some(ConcurrencyGroup::SOUND_EFFECTS)),
+        1 => Just(None),
+    ];
+    let at_most = |max_keys| subsequence((0..KEY_COUNT).collect::<Vec<_>>(), 0..=max_keys);
+    let level = prop_oneof![
         Just(RestrictionLevel::Inferred),
         Just(RestrictionLevel::RefusedLongest),
         Just(RestrictionLevel::Refused),
-        // Replaced with a time in the future when the request is sent.
+        // The time is replaced with a time in the future when the request is sent.
         Just(RestrictionLevel::Until(UnixMs(1))),
     ];
-    let restricted = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(restraint, KEYS)];
+    let restricted = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(level, KEY_COUNT)];
     (
         (0..3_usize, prop::option::weighted(0.9, 0..120_u64), groups),
-        (
-            prop_oneof![4 => some_keys(0), 1 => some_keys(2)],
-            prop_oneof![4 => some_keys(0), 1 => some_keys(3)],
-        ),
-        prop_oneof![4 => some_keys(0), 1 => some_keys(2)],
+        (prop_oneof![4 => at_most(0), 1 => at_most(2)], prop_oneof![4 => at_most(0), 1 => at_most(3)]),
+        prop_oneof![4 => at_most(0), 1 => at_most(2)],
         (restricted, prop::bool::weighted(0.1), prop::bool::weighted(0.2)),
     )
         .prop_map(
@@ -123,7 +130,7 @@ fn generated_request() -> impl Strategy<Value = GeneratedRequest> {
                 (client_index, credits, group),
                 (tried, ineligible),
                 preferred,
-                (restricted, is_free, refused),
+                (restricted, is_free, was_refused),
             )| {
                 GeneratedRequest {
                     client_index,
@@ -136,7 +143,7 @@ fn generated_request() -> impl Strategy<Value = GeneratedRequest> {
                     preferred,
                     restricted: restricted.into_iter().enumerate().collect(),
                     allow_exhausted: is_free,
-                    was_refused: refused,
+                    was_refused,
                 }
             },
         )
@@ -162,60 +169,59 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let at = any::<Index>;
+    let index = any::<Index>;
     let response = prop_oneof![
-        4 => (0..=100_u64, prop_oneof![Just(2_u64), Just(8), Just(3_600)]).prop_map(|(left, s)| PollResponse::Remaining(left, s)),
+        4 => (0..=100_u64, prop_oneof![Just(2_u64), Just(8), Just(3_600)])
+            .prop_map(|(credits, seconds_until_reset)| PollResponse::Remaining { credits, seconds_until_reset }),
         1 => Just(PollResponse::Unlimited),
         1 => Just(PollResponse::Unreadable),
         1 => Just(PollResponse::Invalid),
     ];
     let tier = prop_oneof![Just("free"), Just("creator"), Just("an unknown plan")];
-    let spans = [1_u64, 40, 500, 1_000, 2_500, 11_000, 40_000];
+    let wait_millis = [1_u64, 40, 500, 1_000, 2_500, 11_000, 40_000];
     prop_oneof![
         10 => generated_request().prop_map(Step::Request),
-        1 => at().prop_map(Step::Disconnect),
-        3 => (at(), 0..=100_u64).prop_map(|(at, percent)| Step::Serve(at, percent)),
-        4 => (at(), verdict()).prop_map(|(at, verdict)| Step::Refuse(at, verdict)),
-        1 => (at(), any::<bool>()).prop_map(|(at, sent)| Step::Drop(at, sent)),
-        2 => (at(), 1..3_u32).prop_map(|(at, slots)| Step::ReportMaximum(at, slots)),
-        1 => at().prop_map(Step::ReleaseSlot),
-        2 => (at(), response, tier).prop_map(|(at, response, tier)| Step::Poll(at, response, tier)),
-        1 => at().prop_map(Step::Withdraw),
-        1 => subsequence((0..KEYS).collect::<Vec<_>>(), 1..=KEYS).prop_shuffle().prop_map(Step::Reload),
-        1 => at().prop_map(Step::ShareWorkspace),
-        5 => prop::sample::select(spans.to_vec()).prop_map(|ms| Step::Wait(Duration::from_millis(ms))),
+        1 => index().prop_map(Step::Disconnect),
+        3 => (index(), 0..=100_u64).prop_map(|(lease, percent)| Step::Serve(lease, percent)),
+        4 => (index(), verdict()).prop_map(|(lease, verdict)| Step::Refuse(lease, verdict)),
+        1 => (index(), any::<bool>()).prop_map(|(lease, is_sent)| Step::Drop { lease, is_sent }),
+        2 => (index(), 1..3_u32).prop_map(|(lease, slots)| Step::ReportMaximum(lease, slots)),
+        1 => index().prop_map(Step::ReleaseSlot),
+        2 => (index(), response, tier).prop_map(|(key, response, tier)| Step::Poll { key, response, tier }),
+        1 => index().prop_map(Step::Withdraw),
+        1 => subsequence((0..KEY_COUNT).collect::<Vec<_>>(), 1..=KEY_COUNT).prop_shuffle().prop_map(Step::Reload),
+        1 => index().prop_map(Step::ShareWorkspace),
+        5 => prop::sample::select(wait_millis.to_vec()).prop_map(|millis| Step::Wait(Duration::from_millis(millis))),
     ]
 }
 
 impl GeneratedRequest {
-    /// Returns the request with the positions of a roster.
-    fn request(&self, roster: &Roster) -> KeyRequest {
+    /// Returns the request with the positions of its keys in `roster`.
+    fn in_roster(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
             let fingerprint = entry(*number, None, None).key.fingerprint();
             roster.keys().iter().position(|key| key.api_key().fingerprint() == fingerprint)
         };
-        let all = |numbers: &[usize]| {
+        let sorted_positions = |numbers: &[usize]| {
             let mut positions: Vec<usize> = numbers.iter().filter_map(position).collect();
             positions.sort_unstable();
             positions
         };
-        let in_future = |restraint: RestrictionLevel| match restraint {
+        let in_future = |level: RestrictionLevel| match level {
             RestrictionLevel::Until(_) => RestrictionLevel::Until(clock::now().plus(Duration::from_secs(4))),
             other @ (RestrictionLevel::Inferred
             | RestrictionLevel::RefusedLongest
             | RestrictionLevel::Refused) => other,
         };
-        let restricted = self
-            .restricted
-            .iter()
-            .filter_map(|(number, restraint)| Some((position(number)?, in_future(*restraint))));
+        let restricted =
+            self.restricted.iter().filter_map(|(number, level)| Some((position(number)?, in_future(*level))));
         let mut restricted: Vec<_> = restricted.collect();
         restricted.sort_unstable_by_key(|(position, _)| *position);
         let client = ClientName::new(["phone", "game", "reader"][self.client_index]);
         KeyRequest {
-            tried: all(&self.tried),
-            ineligible: all(&self.ineligible),
-            preferred: all(&self.preferred),
+            tried: sorted_positions(&self.tried),
+            ineligible: sorted_positions(&self.ineligible),
+            preferred: sorted_positions(&self.preferred),
             restricted,
             allow_exhausted: self.allow_exhausted,
             was_refused: self.was_refused,
@@ -226,16 +232,15 @@ impl GeneratedRequest {
 
 /// Returns the rounds of a selection: preferred keys before the other keys, and restricted keys last.
 fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
-    let restraints =
-        [RestrictionLevel::Inferred, RestrictionLevel::RefusedLongest, RestrictionLevel::Refused];
-    let restraints = restraints.into_iter().take(if request.was_refused { 1 } else { 3 });
+    let levels = [RestrictionLevel::Inferred, RestrictionLevel::RefusedLongest, RestrictionLevel::Refused];
+    let levels = levels.into_iter().take(if request.was_refused { 1 } else { 3 });
     let mut rounds = Vec::new();
-    for max_level in std::iter::once(None).chain(restraints.map(Some)) {
+    for max_level in std::iter::once(None).chain(levels.map(Some)) {
         for is_preferred_only in [true, false] {
             for allow_exhausted in [false, true] {
-                let may = (request.allow_exhausted || !allow_exhausted)
+                let is_tried = (request.allow_exhausted || !allow_exhausted)
                     && (!is_preferred_only || !request.preferred.is_empty());
-                rounds.extend(may.then_some(SelectionRound {
+                rounds.extend(is_tried.then_some(SelectionRound {
                     is_preferred_only,
                     allow_exhausted,
                     max_level,
@@ -260,10 +265,11 @@ fn candidates(
 
 /// Whether a key could serve the request. Evaluates every key, without the shortcuts of the pool.
 fn could_be_served(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
-    choice(pool, roster, request, now).is_some()
+    find_choice(pool, roster, request, now).is_some()
 }
 
-fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Option<Choice> {
+/// Returns the choice of a selection in which every key is evaluated in every round.
+fn find_choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Option<Choice> {
     let strategy = roster.settings.strategy;
     let (mut is_busy, mut max_level) = (false, None);
     for round in rounds(request) {
@@ -273,7 +279,7 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
         max_level = round.max_level;
         match select(strategy, candidates(pool, roster, request, round, now).into_iter()) {
             Ok(choice) => return Some(choice),
-            // The request waits for a key that is only busy, before it tries a more restricted one.
+            // The request waits for a key that is only busy, before it tries a key with more restrictions.
             Err(blocked) if matches!(blocked.reason, Unavailable::Full { .. }) => {
                 is_busy = round.max_level != Some(RestrictionLevel::RefusedLongest);
             }
@@ -285,14 +291,16 @@ fn choice(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> Op
 
 /// Whether a key could serve the request if it had a free slot.
 fn is_only_busy(pool: &Pool, roster: &Roster, request: &KeyRequest, now: UnixMs) -> bool {
-    let is_busy = |key: &Candidate| {
-        let is_usable =
-            key.is_eligible && key.state == KeyState::Usable && key.affordability == Affordability::Enough;
-        is_usable && key.concurrency == ConcurrencyState::Full { until: None }
+    let is_busy = |candidate: &Candidate| {
+        candidate.is_eligible
+            && candidate.state == KeyState::Usable
+            && candidate.affordability == Affordability::Enough
+            && candidate.concurrency == ConcurrencyState::Full { until: None }
     };
     rounds(request).into_iter().any(|round| candidates(pool, roster, request, round, now).iter().any(is_busy))
 }
 
+/// A request whose task waits for a key.
 struct QueuedRequest {
     task: Id,
     abort: AbortHandle,
@@ -301,6 +309,7 @@ struct QueuedRequest {
     selection: Arc<Mutex<(Arc<Roster>, KeyRequest)>>,
 }
 
+/// A request in flight.
 struct LeasedRequest {
     lease: Lease,
     request: KeyRequest,
@@ -310,18 +319,21 @@ struct LeasedRequest {
 /// The lease, or the violation of the tested property. A request may also fail without a violation.
 type RequestResult = Result<LeasedRequest, Option<String>>;
 
+/// The pool and the requests of a history.
 struct History {
     pool: Arc<Pool>,
     settings: Settings,
     tasks: JoinSet<RequestResult>,
     waiting: Vec<QueuedRequest>,
     leased: Vec<LeasedRequest>,
+    /// All rosters of the pool, for the check that no key has a request at the end.
     rosters: Vec<Arc<Roster>>,
 }
 
 impl History {
     fn new(settings: Settings) -> Self {
-        let pool = Arc::new(Pool::new((0..KEYS).map(|number| entry(number, None, None)).collect(), settings));
+        let pool =
+            Arc::new(Pool::new((0..KEY_COUNT).map(|number| entry(number, None, None)).collect(), settings));
         for key in pool.roster().keys() {
             key.workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
         }
@@ -330,10 +342,12 @@ impl History {
         Self { pool, settings, tasks: JoinSet::new(), waiting, leased, rosters }
     }
 
-    fn request(&mut self, generated: GeneratedRequest) {
+    /// Starts a task that reserves a key for a request. The task returns a violation if the request is refused although
+    /// a key could serve it.
+    fn start_request(&mut self, generated: GeneratedRequest) {
         let pool = Arc::clone(&self.pool);
         let roster = pool.roster();
-        let request = generated.request(&roster);
+        let request = generated.in_roster(&roster);
         let selection = Arc::new(Mutex::new((roster, request)));
         let (shared_selection, template) = (Arc::clone(&selection), generated.clone());
         let abort = self.tasks.spawn(async move {
@@ -344,13 +358,13 @@ impl History {
                     Err(reason) => reason,
                 };
                 let now = clock::now();
-                let state_before =
+                let before_timer =
                     UnixMs(now.0.saturating_sub(u64::try_from(MAX_TIMER_DELAY.as_millis()).unwrap()));
                 if reason == Unavailable::Outdated {
                     let roster = pool.roster();
-                    let request = template.request(&roster);
+                    let request = template.in_roster(&roster);
                     *shared_selection.lock().unwrap() = (roster, request);
-                } else if [now, state_before].iter().all(|at| could_be_served(&pool, &roster, &request, *at))
+                } else if [now, before_timer].iter().all(|at| could_be_served(&pool, &roster, &request, *at))
                 {
                     return Err(Some(format!(
                         "{template:?} was refused ({reason}) although a key could serve it"
@@ -383,14 +397,17 @@ impl History {
             self.waiting.retain(|waiting| waiting.task != task);
             match result {
                 Some(Ok(leased)) => self.leased.push(leased),
-                Some(Err(violation)) => prop_assert_eq!(violation, None),
+                Some(Err(violation)) => {
+                    prop_assert_eq!(violation, None, "no request must be refused while a key could serve it");
+                }
                 None => {}
             }
         }
         Ok(())
     }
 
-    fn servable_waiter(&self) -> Option<(Id, &GeneratedRequest)> {
+    /// Returns a queued request that a key could serve.
+    fn find_servable_request(&self) -> Option<(Id, &GeneratedRequest)> {
         let now = clock::now();
         let is_servable = |waiting: &&QueuedRequest| {
             let (roster, request) = waiting.selection.lock().unwrap().clone();
@@ -400,38 +417,40 @@ impl History {
     }
 
     /// Checks that no request stays queued while a key could serve it, except for the delay of a timer.
-    async fn check(&mut self) -> Result<(), TestCaseError> {
-        let Some((suspect, _)) = self.servable_waiter() else { return Ok(()) };
+    async fn check_queued_requests(&mut self) -> Result<(), TestCaseError> {
+        let Some((suspect, _)) = self.find_servable_request() else { return Ok(()) };
         sleep(MAX_TIMER_DELAY).await;
         self.run_tasks().await?;
-        if let Some((task, generated)) = self.servable_waiter()
+        if let Some((task, generated)) = self.find_servable_request()
             && task == suspect
         {
             let waiting = self.waiting.iter().find(|waiting| waiting.task == task);
             let (roster, request) = waiting.unwrap().selection.lock().unwrap().clone();
-            let choice = choice(&self.pool, &roster, &request, clock::now());
+            let choice = find_choice(&self.pool, &roster, &request, clock::now());
             prop_assert!(false, "{generated:?} must not be queued while {choice:?} could serve it");
         }
         Ok(())
     }
 
-    fn remove_at<T>(list: &mut Vec<T>, at: Index) -> Option<T> {
-        (!list.is_empty()).then(|| list.swap_remove(at.index(list.len())))
+    /// Removes the request in flight that `index` selects, if there is one.
+    fn take_leased(&mut self, index: Index) -> Option<LeasedRequest> {
+        let count = self.leased.len();
+        (count > 0).then(|| self.leased.swap_remove(index.index(count)))
     }
 
-    async fn apply(&mut self, step: Step) {
+    async fn apply_step(&mut self, step: Step) {
         let now = clock::now();
         let roster = self.pool.roster();
-        let key_at = |at: Index| Arc::clone(&roster.keys()[at.index(roster.keys().len())]);
+        let key_at = |index: Index| Arc::clone(&roster.keys()[index.index(roster.keys().len())]);
         match step {
-            Step::Request(generated) => self.request(generated),
-            Step::Disconnect(at) => {
+            Step::Request(generated) => self.start_request(generated),
+            Step::Disconnect(index) => {
                 if !self.waiting.is_empty() {
-                    self.waiting[at.index(self.waiting.len())].abort.abort();
+                    self.waiting[index.index(self.waiting.len())].abort.abort();
                 }
             }
-            Step::Serve(at, percent) => {
-                let Some(mut leased) = Self::remove_at(&mut self.leased, at) else { return };
+            Step::Serve(index, percent) => {
+                let Some(mut leased) = self.take_leased(index) else { return };
                 leased.lease.mark_sent();
                 let served = ServedAttempt {
                     request: Some(&leased.request),
@@ -442,8 +461,8 @@ impl History {
                 let credits = leased.lease.reserved() * percent / 100;
                 self.pool.charge(&leased.roster, &mut leased.lease, credits, now);
             }
-            Step::Refuse(at, verdict) => {
-                let Some(mut leased) = Self::remove_at(&mut self.leased, at) else { return };
+            Step::Refuse(index, verdict) => {
+                let Some(mut leased) = self.take_leased(index) else { return };
                 leased.lease.mark_sent();
                 record_attempt(
                     &self.pool,
@@ -455,48 +474,47 @@ impl History {
                 );
                 self.pool.charge(&leased.roster, &mut leased.lease, 0, now);
             }
-            Step::Drop(at, is_sent) => {
-                let Some(mut leased) = Self::remove_at(&mut self.leased, at) else { return };
+            Step::Drop { lease, is_sent } => {
+                let Some(mut leased) = self.take_leased(lease) else { return };
                 if is_sent {
                     leased.lease.mark_sent();
                 }
             }
-            Step::ReportMaximum(at, slots) => {
+            Step::ReportMaximum(index, slots) => {
                 if !self.leased.is_empty() {
-                    self.leased[at.index(self.leased.len())].lease.record_concurrency_limit(slots);
+                    self.leased[index.index(self.leased.len())].lease.record_concurrency_limit(slots);
                 }
             }
-            Step::ReleaseSlot(at) => {
+            Step::ReleaseSlot(index) => {
                 if !self.leased.is_empty() {
-                    let at = at.index(self.leased.len());
-                    self.leased[at].lease.release_slot();
+                    let position = index.index(self.leased.len());
+                    self.leased[position].lease.release_slot();
                 }
             }
-            Step::Poll(at, response, tier) => {
-                let quota = |left, seconds| Quota {
-                    count: 100 - left,
-                    limit: Some(100),
-                    extension: Extension::None,
-                    resets_at: Some(now.plus(Duration::from_secs(seconds))),
-                };
-                let observation = |quota| Observation::Quota {
+            Step::Poll { key, response, tier } => {
+                let observe_quota = |quota| Observation::Quota {
                     quota,
                     tier: Some(tier.to_owned()),
                     is_paid: Some(true),
                     capabilities: Capabilities::default(),
                 };
                 let observation = match response {
-                    PollResponse::Remaining(left, seconds) => observation(quota(left, seconds)),
-                    PollResponse::Unlimited => observation(Quota::default()),
+                    PollResponse::Remaining { credits, seconds_until_reset } => observe_quota(Quota {
+                        count: 100 - credits,
+                        limit: Some(100),
+                        extension: Extension::None,
+                        resets_at: Some(now.plus(Duration::from_secs(seconds_until_reset))),
+                    }),
+                    PollResponse::Unlimited => observe_quota(Quota::default()),
                     PollResponse::Unreadable => Observation::Unreadable,
                     PollResponse::Invalid => invalid_observation(),
                 };
-                self.pool.observe(&roster, &key_at(at), observation, now);
+                self.pool.observe(&roster, &key_at(key), observation, now);
             }
-            Step::Withdraw(at) => {
-                let key = key_at(at);
-                for known in key.evidence().into_iter().chain(key.workspace().evidence()) {
-                    self.pool.withdraw_refusal(&roster, &key, &known.source, now);
+            Step::Withdraw(index) => {
+                let key = key_at(index);
+                for evidence in key.evidence().into_iter().chain(key.workspace().evidence()) {
+                    self.pool.withdraw_refusal(&roster, &key, &evidence.source, now);
                 }
             }
             Step::Reload(numbers) => {
@@ -504,8 +522,8 @@ impl History {
                 self.pool.reload(entries, self.settings);
                 self.rosters.push(self.pool.roster());
             }
-            Step::ShareWorkspace(at) => {
-                self.pool.record_workspace(&key_at(at), "ws_shared");
+            Step::ShareWorkspace(index) => {
+                self.pool.record_workspace(&key_at(index), "ws_shared");
                 self.rosters.push(self.pool.roster());
             }
             Step::Wait(duration) => sleep(duration).await,
@@ -514,9 +532,9 @@ impl History {
 
     async fn run(mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
         for step in steps {
-            self.apply(step).await;
+            self.apply_step(step).await;
             self.run_tasks().await?;
-            self.check().await?;
+            self.check_queued_requests().await?;
         }
         // Every wait must end without an event.
         sleep(self.settings.queue_timeout + MAX_TIMER_DELAY).await;
@@ -526,27 +544,28 @@ impl History {
         prop_assert_eq!(self.pool.queued_requests(), 0);
         for key in self.rosters.iter().flat_map(|roster| roster.keys()) {
             let workspace = key.workspace();
-            let held = (key.in_flight(), workspace.in_flight(), workspace.reserved());
-            prop_assert_eq!(held, (0, 0, 0), "{:?}", key);
+            let in_use = (key.in_flight(), workspace.in_flight(), workspace.reserved());
+            prop_assert_eq!(in_use, (0, 0, 0), "no lease and no reserved credits must remain at {:?}", key);
             for group in ConcurrencyGroup::all() {
-                prop_assert_eq!(workspace.concurrency(group).0, 0, "{:?}", key);
+                let (running, _) = workspace.concurrency(group);
+                prop_assert_eq!(running, 0, "no slot must remain acquired at {:?}", key);
             }
         }
         Ok(())
     }
 }
 
-/// Runs the same 100 histories in every test run. `KEYCHOIR_HISTORIES=5000` runs 5000 random histories
-/// instead.
-fn histories() -> ProptestConfig {
-    let configured_cases = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|text| text.parse().ok());
+/// Returns a configuration that runs the same 100 histories in every test run. `KEYCHOIR_HISTORIES=5000` runs 5000
+/// random histories instead.
+fn history_config() -> ProptestConfig {
+    let configured_cases = std::env::var("KEYCHOIR_HISTORIES").ok().and_then(|count| count.parse().ok());
     let rng_seed = if configured_cases.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
     let cases = configured_cases.unwrap_or(100);
     ProptestConfig { rng_seed, failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
 proptest! {
-    #![proptest_config(histories())]
+    #![proptest_config(history_config())]
 
     #[test]
     fn no_request_waits_or_is_refused_while_a_key_could_serve_it(

@@ -1,4 +1,4 @@
-//! Tests of leases: which key is reserved, how its credits and slots are reserved, charged and returned.
+//! Tests leases: which key is reserved, and how its credits and slots are reserved, charged and returned.
 
 use super::*;
 
@@ -43,7 +43,7 @@ fn the_key_with_most_credits_serves_one_request_when_no_key_can_pay() {
         full,
         "the request must wait for reserved credits"
     );
-    // The refusal reports the remaining credits: larger requests skip the key, and smaller ones use it.
+    // The refusal reports the remaining credits. Larger requests skip the key, and smaller requests use it.
     let verdict =
         Verdict::WorkspaceQuota(Shortfall { remaining: Some(5), required: Some(10), ..Shortfall::default() });
     let roster = pool.roster();
@@ -84,11 +84,13 @@ fn kept_credits_are_not_overcommitted() {
         pool.try_lease(&speech_request(51, &[]), NOW).unwrap_err(),
         Unavailable::Exhausted { resets_at, left: Some(100) }
     );
-    let held = pool.try_lease(&speech_request(40, &[]), NOW).unwrap().lease;
-    let busy = pool.try_lease(&speech_request(20, &[]), NOW).unwrap_err();
-    let full = Unavailable::Full { until: Some(UnixMs(9_000_000)) };
-    assert_eq!(busy, full, "reserved credits may be returned");
-    drop(held);
+    let lease = pool.try_lease(&speech_request(40, &[]), NOW).unwrap().lease;
+    assert_eq!(
+        pool.try_lease(&speech_request(20, &[]), NOW).unwrap_err(),
+        Unavailable::Full { until: resets_at },
+        "the request must wait, because the reserved credits may be returned"
+    );
+    drop(lease);
     assert!(pool.try_lease(&speech_request(50, &[]), NOW).is_ok());
 }
 
@@ -122,20 +124,26 @@ fn a_charge_reports_every_changed_key_of_its_workspace() {
         [(0, StateChange::CooldownEnded), (1, StateChange::CooldownEnded)]
     );
     assert_eq!(reported_changes(1, later(61)), []);
-    // A changed cooldown invalidates the cache.
+    // A changed cooldown is found, although the last evaluation was current.
     pool.roster().keys()[1].set_cooldown(Cooldown { reason: CooldownReason::Billing, until: later(90) });
     let cooldown = StateChange::CooldownStarted { reason: CooldownReason::Billing, until: Some(later(90)) };
     assert_eq!(reported_changes(1, later(62)), [(1, cooldown)]);
-    // The charge changes the state.
-    let near = reported_changes(75, later(63));
-    assert!(matches!(near.as_slice(), [(0, StateChange::NearLimit(_))]), "{near:?}");
+    // The charge itself changes the state.
+    let near_limit = reported_changes(75, later(63));
+    assert!(
+        matches!(near_limit.as_slice(), [(0, StateChange::NearLimit(_))]),
+        "only the first key must be reported as near its limit: {near_limit:?}"
+    );
     assert_eq!(reported_changes(1, later(64)), []);
-    let spent = reported_changes(19, later(65));
-    let exhausted = |(position, change): &(usize, StateChange)| {
+    let last_changes = reported_changes(19, later(65));
+    let is_exhaustion = |(position, change): &(usize, StateChange)| {
         *position < 2
             && matches!(change, StateChange::CooldownStarted { reason: CooldownReason::Exhausted, .. })
     };
-    assert!(spent.iter().any(exhausted), "{spent:?}");
+    assert!(
+        last_changes.iter().any(is_exhaustion),
+        "a key of the workspace must be reported as exhausted: {last_changes:?}"
+    );
 }
 
 #[test]
@@ -156,9 +164,9 @@ fn a_charge_after_a_refusal_is_counted_once() {
 fn a_sent_request_without_a_reported_cost_is_charged_its_estimate() {
     let pool = separate_keys(1);
     pool.report_quota(0, 0, 100, NOW);
-    let mut charged = pool.try_lease(&speech_request(30, &[]), NOW).unwrap().lease;
-    pool.charge(&pool.roster(), &mut charged, 10, NOW);
-    drop(charged);
+    let mut charged_lease = pool.try_lease(&speech_request(30, &[]), NOW).unwrap().lease;
+    pool.charge(&pool.roster(), &mut charged_lease, 10, NOW);
+    drop(charged_lease);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 10);
     let mut sent_lease = pool.try_lease(&speech_request(30, &[]), NOW).unwrap().lease;
     sent_lease.mark_sent();
@@ -232,7 +240,10 @@ fn a_request_without_a_slot_fails_because_all_keys_are_busy() {
                 for _ in 0..20_000 {
                     match pool.try_lease(&speech_request(1, &[]), NOW) {
                         Ok(reserved) => drop(reserved),
-                        Err(reason) => assert!(matches!(reason, Unavailable::Full { .. }), "{reason:?}"),
+                        Err(reason) => assert!(
+                            matches!(reason, Unavailable::Full { .. }),
+                            "the reason must be that all keys are busy, not {reason:?}"
+                        ),
                     }
                 }
             });
@@ -240,15 +251,15 @@ fn a_request_without_a_slot_fails_because_all_keys_are_busy() {
     });
 }
 
-/// The test holds all locks of the pool: the locks of the queue, of roster updates, and of the evidence of each
-/// workspace.
+/// The test holds the locks of the queue, of roster updates, and of the evidence of each workspace while another thread
+/// selects and releases a key.
 #[test]
 fn a_key_is_selected_and_released_without_a_lock() {
     let pool = separate_keys(3);
     let roster = pool.roster();
-    let _queue = pool.queue.hold_lock();
-    let _roster_update = pool.roster_update.lock().unwrap();
-    let _evidence: Vec<_> =
+    let _queue_lock = pool.queue.hold_lock();
+    let _roster_lock = pool.roster_update.lock().unwrap();
+    let _evidence_locks: Vec<_> =
         roster.keys().iter().map(|key| key.workspace().evidence_cell.hold_lock()).collect();
     let (sender, receiver) = std::sync::mpsc::channel();
     let selecting_pool = Arc::clone(&pool);

@@ -1,4 +1,4 @@
-//! Tests of the pauses that operators set.
+//! Tests the pauses that operators set.
 
 use super::*;
 use crate::policy::key_state::Pause;
@@ -17,7 +17,7 @@ fn set_pause(pool: &Arc<Pool>, position: usize, pause: Option<Pause>, now: UnixM
     pool.transitions(now)
 }
 
-/// Reserves a key like a request, which continues with the new keys after a reload.
+/// Reserves a key as the proxy does: after a reload, the request selects from the new roster.
 async fn reserve(pool: &Arc<Pool>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
     loop {
         match pool.reserve(&pool.roster(), request).await {
@@ -68,7 +68,7 @@ fn a_pause_ends_at_its_time_by_itself() {
     assert!(pool.snapshot(just_before)[0].pause.is_some());
     assert_eq!(pool.select(&[], later(5)), Ok(0));
     assert!(pool.snapshot(later(5))[0].pause.is_none());
-    // The request at that time has reported the end.
+    // The request at that time has reported the end of the pause.
     assert_eq!(changes(&pool.report_quota(0, 1, 100, later(6))), []);
 }
 
@@ -121,7 +121,7 @@ async fn a_queued_request_receives_a_key_that_is_resumed() {
     let roster = pool.roster();
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
     set_pause(&pool, 1, pause_until(None), NOW);
-    let _held = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
+    let _lease = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
     let request = speech_request(1, &[]);
     let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
@@ -138,7 +138,7 @@ async fn a_queued_request_receives_a_key_whose_pause_ends() {
     let now = crate::clock::now();
     let until = now.plus(Duration::from_secs(30));
     set_pause(&pool, 1, pause_until(None), now);
-    let _held = pool.try_reserve(&roster, &speech_request(1, &[]), now).unwrap();
+    let _lease = pool.try_reserve(&roster, &speech_request(1, &[]), now).unwrap();
     let request = speech_request(1, &[]);
     let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
@@ -146,8 +146,11 @@ async fn a_queued_request_receives_a_key_whose_pause_ends() {
     set_pause(&pool, 1, pause_until(Some(until)), now);
     let reserved = queued.await.unwrap();
     assert_eq!(reserved.lease.key().position(), 1);
-    let delay = crate::clock::now().since(until);
-    assert!(crate::clock::now() >= until && delay <= MAX_TIMER_DELAY, "{delay:?}");
+    let now = crate::clock::now();
+    assert!(
+        now >= until && now.since(until) <= MAX_TIMER_DELAY,
+        "the request must wait until {until:?}, not until {now:?}"
+    );
 }
 
 #[tokio::test]
@@ -155,11 +158,11 @@ async fn a_queued_request_fails_when_the_last_usable_key_is_paused() {
     let pool = separate_keys(1);
     let roster = pool.roster();
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
-    let _held = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
+    let _lease = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
     let request = speech_request(1, &[]);
     let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
     set_pause(&pool, 0, pause_until(None), NOW);
-    let failed = poll_once(&mut queued).expect("the request must be evaluated again");
-    assert_eq!(failed.unwrap_err(), Unavailable::Paused { until: None });
+    let result = poll_once(&mut queued).expect("the request must be evaluated again");
+    assert_eq!(result.unwrap_err(), Unavailable::Paused { until: None });
 }

@@ -1,4 +1,4 @@
-//! Tests of the roster: the state of keys and workspaces after a reload and after a reported identifier.
+//! Tests the roster: the state of keys and workspaces after a reload and after a reported identifier.
 
 use super::*;
 
@@ -35,8 +35,8 @@ fn a_request_in_flight_keeps_its_roster() {
     let reserved = pool.try_reserve(&roster_before, &speech_request(0, &[]), NOW).unwrap();
     assert_eq!(roster_before.position_of(reserved.lease.key()), Some(0));
     assert_eq!(reserved.lease.key().position(), 1, "the key must have its position in the latest roster");
-    let next = pool.try_reserve(&roster_before, &speech_request(0, &[0]), NOW).unwrap();
-    assert_eq!(roster_before.position_of(next.lease.key()), Some(1));
+    let other = pool.try_reserve(&roster_before, &speech_request(0, &[0]), NOW).unwrap();
+    assert_eq!(roster_before.position_of(other.lease.key()), Some(1));
     // The results of requests in flight are still recorded for a removed key.
     pool.reload(vec![entry(1, None, None)], SETTINGS);
     record_attempt(&pool, &roster_before, reserved.lease.key(), quota_refusal(), None, NOW);
@@ -58,8 +58,8 @@ fn a_renamed_key_keeps_its_state() {
 #[test]
 fn a_new_key_of_a_known_workspace_shares_its_credits() {
     let pool = pool_with_history();
-    let reloaded = pool.reload(vec![entry(3, None, Some("w")), entry(1, None, Some("w"))], SETTINGS);
-    assert_eq!(reloaded, ReloadSummary { keys: 2, added: 1, removed: 2 });
+    let summary = pool.reload(vec![entry(3, None, Some("w")), entry(1, None, Some("w"))], SETTINGS);
+    assert_eq!(summary, ReloadSummary { keys: 2, added: 1, removed: 2 });
     let keys = pool.roster().keys().to_vec();
     assert!(std::ptr::eq(keys[0].workspace(), keys[1].workspace()));
     assert_eq!(keys[0].workspace().quota(NOW).count, 20);
@@ -108,8 +108,8 @@ fn a_new_position_of_the_key_in_use_is_not_reported() {
 #[test]
 fn keys_with_the_same_workspace_identifier_share_credits() {
     let pool = separate_keys(3);
-    for (key, count) in [(0, 10), (1, 10), (2, 70)] {
-        pool.report_quota(key, count, 100, NOW);
+    for (position, count) in [(0, 10), (1, 10), (2, 70)] {
+        pool.report_quota(position, count, 100, NOW);
     }
     let roster_before = pool.roster();
     assert!(pool.record_workspace(&roster_before.keys()[1], "ws_1"));
@@ -168,8 +168,11 @@ fn an_identified_workspace_takes_its_configured_name() {
     let pool = separate_keys(1);
     pool.record_workspace(&pool.roster().keys()[0], "ws_1");
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
-    let named = pool.roster();
-    assert_eq!(named.keys()[0].workspace().membership().name(), Some("studio"));
+    let named_roster = pool.roster();
+    assert_eq!(named_roster.keys()[0].workspace().membership().name(), Some("studio"));
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
-    assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "the key must be the same object");
+    assert!(
+        Arc::ptr_eq(&named_roster.keys()[0], &pool.roster().keys()[0]),
+        "a reload without a change must keep the key"
+    );
 }

@@ -4,7 +4,7 @@
 use super::RetryState;
 use crate::clock;
 use crate::policy::key_state::KeyState;
-use crate::policy::replay::{ResponseSource, final_response_source};
+use crate::policy::replay::{ResponseSource, choose_response_source};
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::Verdict;
 use crate::proxy::error::ProxyError;
@@ -34,7 +34,7 @@ impl RetryState {
             }
             (_, unavailable) => unavailable,
         };
-        match final_response_source(response.verdict, unavailable) {
+        match choose_response_source(response.verdict, unavailable) {
             ResponseSource::Upstream => Ok(response),
             ResponseSource::Proxy => Err(self.unavailable_error(unavailable)),
         }

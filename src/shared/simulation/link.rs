@@ -178,7 +178,7 @@ impl SimulatedConnection {
                 self.replica().record_response();
                 Ok(())
             }
-            () = pool.demand() => {
+            () = pool.demand_increased() => {
                 self.is_demanded = true;
                 Ok(())
             }

@@ -45,7 +45,8 @@ fn validate(sender: Sender, stream: &[u8], chunk_lengths: &[usize]) -> Validatio
 fn check_end(stream: &[&[u8]], expected: Option<StreamEnd>) {
     let stream = stream.concat();
     assert_eq!(validate(Sender::Client, &stream, &[]).end, expected);
-    assert_eq!(validate(Sender::Client, &stream, &vec![1; stream.len()]).end, expected, "byte by byte");
+    let in_single_bytes = validate(Sender::Client, &stream, &vec![1; stream.len()]);
+    assert_eq!(in_single_bytes.end, expected, "the end must be the same in chunks of one byte");
 }
 
 fn end_by_violation(violation: Violation) -> Option<StreamEnd> {
@@ -114,7 +115,7 @@ fn only_close_codes_that_may_be_sent_are_accepted() {
     for code in 0..=u16::MAX {
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         let expected = if is_allowed { Ok(code) } else { Err(Violation::CloseCode) };
-        assert_eq!(validate_close(&code.to_be_bytes()), expected, "{code}");
+        assert_eq!(validate_close(&code.to_be_bytes()), expected, "the close code is {code}");
     }
     check_end(&[&frame(CLOSE, b"")], Some(StreamEnd::Closed { code: 1005 }));
     check_end(&[&frame(CLOSE, b"\x0f\xa0why")], Some(StreamEnd::Closed { code: 4000 }));
@@ -187,7 +188,10 @@ proptest! {
         let in_chunks = validate(Sender::Client, &stream, &chunk_lengths);
         prop_assert_eq!(in_one_chunk.end, in_chunks.end);
         // The first bytes of a frame may be accepted before a later chunk reveals the violation.
-        prop_assert!(in_chunks.valid_length >= in_one_chunk.valid_length || in_one_chunk.end.is_none());
+        prop_assert!(
+            in_chunks.valid_length >= in_one_chunk.valid_length || in_one_chunk.end.is_none(),
+            "no byte that is valid in one chunk must be dropped"
+        );
     }
 
     #[test]

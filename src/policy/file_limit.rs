@@ -1,6 +1,6 @@
-//! Computes the maximum number of client connections from the limit of open files. At the maximum, the server
-//! stops accepting and clients wait in the backlog. Otherwise, requests would fail with 502 for lack of a
-//! file for the upstream connection, and the database could not open its files.
+//! Computes the maximum number of client connections from the limit of open files. At the maximum, the server stops
+//! accepting connections, and clients wait in the backlog. Without this maximum, requests would fail with 502, because
+//! no file is left for the upstream connection, and the database could not open its files.
 
 /// Files for purposes other than client and upstream connections: the database with its logs, listeners,
 /// event queues of the workers, name lookups, the mirror, and uploads on disk.
@@ -17,16 +17,15 @@ pub struct RequestedLimits {
     pub idle_connections: usize,
 }
 
-/// Returns the maximum number of client connections if `file_limit` files may be open: the configured one if
-/// each connection can then have a request in flight, or fewer, but at least one.
+/// Returns the maximum number of client connections if `file_limit` files may be open: the configured number if each
+/// connection can then have a request in flight, and otherwise fewer, but at least one.
 #[must_use]
 pub fn max_connections(file_limit: u64, requested: RequestedLimits) -> usize {
-    let usable = file_limit - RESERVED_FILES.min(file_limit / 2);
-    let idle = (requested.idle_connections as u64).min(usable / 4);
-    let usable_without_idle = usable - idle;
+    let usable_files = file_limit - RESERVED_FILES.min(file_limit / 2);
+    let idle_files = (requested.idle_connections as u64).min(usable_files / 4);
+    let request_files = usable_files - idle_files;
     // Every connection may need a second file for its request, up to the maximum number of requests.
-    let max_clients =
-        (usable_without_idle / 2).max(usable_without_idle.saturating_sub(requested.requests as u64)).max(1);
+    let max_clients = (request_files / 2).max(request_files.saturating_sub(requested.requests as u64)).max(1);
     requested.connections.min(usize::try_from(max_clients).unwrap_or(usize::MAX))
 }
 
@@ -40,27 +39,27 @@ mod tests {
         RequestedLimits { connections: 10_000, requests: 5_000, idle_connections: 256 };
 
     #[track_caller]
-    fn check(limit: u64, requested: RequestedLimits, expected: usize) {
+    fn check_max_connections(limit: u64, requested: RequestedLimits, expected: usize) {
         assert_eq!(max_connections(limit, requested), expected, "{limit} files for {requested:?}");
     }
 
     #[test]
     fn a_large_limit_allows_the_configured_connections() {
-        check(u64::MAX, DEFAULT, 10_000);
-        check(1_048_576, DEFAULT, 10_000);
-        check(15_384, DEFAULT, 10_000);
-        check(15_383, DEFAULT, 9_999);
-        check(1_024, RequestedLimits { connections: 100, ..DEFAULT }, 100);
+        check_max_connections(u64::MAX, DEFAULT, 10_000);
+        check_max_connections(1_048_576, DEFAULT, 10_000);
+        check_max_connections(15_384, DEFAULT, 10_000);
+        check_max_connections(15_383, DEFAULT, 9_999);
+        check_max_connections(1_024, RequestedLimits { connections: 100, ..DEFAULT }, 100);
     }
 
     #[test]
     fn a_small_limit_allows_fewer_connections() {
-        check(4_096, DEFAULT, 1_856);
-        check(1_024, DEFAULT, 336);
-        check(1_024, RequestedLimits { requests: 10, ..DEFAULT }, 662);
-        check(256, DEFAULT, 48);
-        check(1, DEFAULT, 1);
-        check(0, DEFAULT, 1);
+        check_max_connections(4_096, DEFAULT, 1_856);
+        check_max_connections(1_024, DEFAULT, 336);
+        check_max_connections(1_024, RequestedLimits { requests: 10, ..DEFAULT }, 662);
+        check_max_connections(256, DEFAULT, 48);
+        check_max_connections(1, DEFAULT, 1);
+        check_max_connections(0, DEFAULT, 1);
     }
 
     proptest! {
