@@ -46,7 +46,7 @@ impl OperatorSession {
 /// All codes that can start a session, and all sessions.
 #[derive(Clone, Debug, Default)]
 pub struct SessionTable {
-    /// The fingerprints of the codes, with the times at which the codes were created.
+    /// The fingerprints of the codes, with the times at which the codes were created, the oldest first.
     codes: Vec<(SessionTokenFingerprint, UnixMs)>,
     sessions: Vec<OperatorSession>,
 }
@@ -83,7 +83,7 @@ impl SessionTable {
     ) -> bool {
         self.remove_expired_codes(now);
         let Some(index) = self.codes.iter().position(|(known, _)| known == code) else { return false };
-        self.codes.swap_remove(index);
+        self.codes.remove(index);
         self.sessions.retain(|session| !session.has_ended(limits, now));
         if self.sessions.len() >= MAX_SESSIONS {
             let least_recent = self.sessions.iter().enumerate().min_by_key(|(_, session)| session.used_at);
@@ -175,6 +175,20 @@ mod tests {
         );
         assert!(!table.start(&fingerprint("guess"), fingerprint("t"), LIMITS, START));
         assert_eq!(table.sessions().len(), 1);
+    }
+
+    #[test]
+    fn a_full_table_drops_the_oldest_code() {
+        let mut table = SessionTable::default();
+        let code = |number: usize| fingerprint(&format!("code {number}"));
+        (0..MAX_CODES).for_each(|number| table.add_code(code(number), START));
+        assert!(table.start(&code(0), fingerprint("s"), LIMITS, START), "the first code must be valid");
+        table.add_code(code(MAX_CODES), START);
+        table.add_code(code(MAX_CODES + 1), START);
+        assert!(!table.start(&code(1), fingerprint("t"), LIMITS, START), "the oldest code must be dropped");
+        for number in 2..MAX_CODES + 2 {
+            assert!(table.start(&code(number), fingerprint("t"), LIMITS, START), "code {number} must be valid");
+        }
     }
 
     #[test]

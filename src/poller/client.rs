@@ -63,10 +63,9 @@ impl<C: Connect> ProviderClient<'_, C> {
         self.send(host, key, Uri::from_static("/v1/user/subscription")).await
     }
 
-    /// Requests the identifier of the key's workspace. Returns `None` without a successful response, for example
-    /// if the key lacks the permission to read the identifier.
-    pub(super) async fn request_workspace_id(&self, key: &Key) -> Option<String> {
-        parse_workspace_id(&self.request_body(key, Uri::from_static("/v1/user")).await?)
+    /// Requests the user of the key, whose document contains the identifier of the key's workspace.
+    pub(super) async fn request_user(&self, key: &Key) -> Result<ProviderResponse, NoProviderResponse> {
+        self.send(key.destination(), key, Uri::from_static("/v1/user")).await
     }
 
     /// Requests the provider's models. Returns `None` without a successful response, for example if the key lacks
@@ -150,6 +149,21 @@ pub(super) struct ProviderResponse {
 }
 
 impl ProviderResponse {
+    /// Returns whether a later request would get the same response, because the key decides about it and not the load
+    /// of the provider.
+    pub(super) fn is_final(&self) -> bool {
+        !self.status.is_server_error()
+            && !matches!(
+                self.verdict,
+                Verdict::RateLimited(_) | Verdict::Concurrency { .. } | Verdict::Busy | Verdict::Unreadable
+            )
+    }
+
+    /// Returns the identifier of the workspace from the user of a key, or `None` if the key may not read the user.
+    pub(super) fn workspace_id(&self) -> Option<String> {
+        if self.verdict == Verdict::Served { parse_workspace_id(&self.body) } else { None }
+    }
+
     /// Interprets the response to a request for the subscription as an observation of the key. Returns `None` for
     /// an error that does not concern the key.
     pub(super) fn observation(&self) -> Option<Observation> {

@@ -312,7 +312,7 @@ impl<C: Connect> QuotaPoller<C> {
         None
     }
 
-    /// Requests the workspace of a key once, after the first conclusive poll of the key.
+    /// Requests the workspace of a key after each conclusive poll of the key, until the provider's response is final.
     async fn find_workspace(
         &self,
         client: &ProviderClient<'_, C>,
@@ -323,7 +323,9 @@ impl<C: Connect> QuotaPoller<C> {
         if outcome != PollOutcome::Conclusive || polled_key.has_checked_workspace {
             return;
         }
-        if let Some(id) = client.request_workspace_id(key).await
+        let Ok(response) = client.request_user(key).await else { return };
+        polled_key.has_checked_workspace = response.is_final();
+        if let Some(id) = response.workspace_id()
             && self.pool.record_workspace(key, &id)
         {
             debug!(
@@ -332,7 +334,6 @@ impl<C: Connect> QuotaPoller<C> {
                 "the provider returned the workspace of the key"
             );
         }
-        polled_key.has_checked_workspace = true;
     }
 
     /// Requests the models with one key after the other, until the provider returns them.

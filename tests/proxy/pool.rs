@@ -195,6 +195,34 @@ async fn keys_of_the_same_workspace_are_detected() {
 }
 
 #[tokio::test]
+async fn the_workspace_of_a_key_is_requested_again_after_an_error_of_the_provider() {
+    let plan = Plan {
+        keys: vec![
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) },
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(SECOND_KEY, 0) },
+        ],
+        ..Plan::default().with_workspace(WorkspacePlan::new("ws_1", 500))
+    };
+    let mut second = Vec::new();
+    let proxy = start_proxy_with(plan, |config| {
+        second = config.keys.split_off(1);
+        config.quota_polling.interval = Duration::from_secs(1);
+    })
+    .await;
+    let server_error = "server_error".parse().unwrap();
+    proxy.simulator.queue_route_faults(SECOND_KEY, "/v1/user", vec![server_error]);
+    proxy.reload(|config| config.keys.append(&mut second), |_| {});
+    let workspace_requests = || {
+        let requests = proxy.simulator.ledger().requests;
+        let is_second = |key: &Option<String>| key.as_deref() == Some(SECOND_KEY);
+        requests.iter().filter(|request| is_second(&request.key) && request.path_and_query == "/v1/user").count()
+    };
+    wait_until(|| workspace_requests() == 2).await;
+    wait_until(|| proxy.app.pool().roster().workspaces().len() == 1).await;
+    proxy.close().await;
+}
+
+#[tokio::test]
 async fn a_missing_permission_is_recorded_at_the_first_refusal() {
     let mut plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
