@@ -216,7 +216,7 @@ impl<C: Connect> Upstream<C> {
     }
 
     /// Sends one attempt with `key`, and waits for the head of the response. The attempt is sent to `key_authority` if it
-    /// is set, and otherwise to the configured authority. The calling task polls the connection, without a task per connection.
+    /// is set, and otherwise to the configured authority. The calling task polls the connection.
     ///
     /// If an idle connection turns out to be closed before it accepts a byte of the request, the attempt uses the
     /// next connection.
