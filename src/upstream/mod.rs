@@ -90,7 +90,8 @@ struct Inner<C> {
     connector: C,
     /// The pool of the configured authority.
     default_pool: AuthorityPool,
-    /// The pools of other regions and of keys with an own forward proxy. The first request to an authority adds its pool.
+    /// The pools of other regions and of keys with an own forward proxy. The first request to an authority adds its
+    /// pool.
     other_pools: ArcSwap<Vec<AuthorityPool>>,
     settings: Settings,
     tasks: Tasks,
@@ -215,8 +216,8 @@ impl<C: Connect> Upstream<C> {
         find(&other_pools.load()).unwrap_or(new_pool)
     }
 
-    /// Sends one attempt with `key`, and waits for the head of the response. The attempt is sent to `key_authority` if it
-    /// is set, and otherwise to the configured authority. The calling task polls the connection.
+    /// Sends one attempt with `key`, and waits for the head of the response. The attempt is sent to `key_authority` if
+    /// it is set, and otherwise to the configured authority. The calling task polls the connection.
     ///
     /// If an idle connection turns out to be closed before it accepts a byte of the request, the attempt uses the
     /// next connection.

@@ -1,13 +1,13 @@
 //! Lists the provider's refusals in a table: one row per meaning and wording, the most specific first. HTTP,
 //! WebSockets and the simulator use this table.
 //!
-//! To add a wording, add its code or message to a row, or add a row, and add an example, which the simulator
-//! can then send. The tests below check that the row of the example classifies it. A test of the simulator
-//! checks that it has the same verdict in speech and dialogue sessions, and `tests/proxy/refusal_matrix.rs`
-//! that its table contains a line for it. `codes.rs` needs a code only if no row matches it: the status of the
-//! code then decides on WebSockets.
+//! To add a wording, add its code or message to a row, or add a row. Also add an example, which the simulator can then
+//! send. The tests below check that the row of an example is the first that matches it. A test of the simulator checks
+//! that an example has the same verdict in speech and dialogue sessions, and `tests/proxy/refusal_matrix.rs` checks
+//! that its own table contains a line for each example. Add a code to `codes.rs` only if no row matches it: on a
+//! WebSocket, the error is then classified by the status of the code.
 //!
-//! Messages are matched like codes, because a close frame may have only a message.
+//! Messages are matched like codes, because a close frame may contain only a message.
 //!
 //! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured
 //! responses of 2023 to 2026 in public issues, which are named where a form differs from that table.
@@ -32,7 +32,7 @@ pub(super) fn find_verdict(
     ROWS.iter().find_map(|row| row.verdict(status, body, retry_after))
 }
 
-/// Iterates over all examples of refusals.
+/// Returns an iterator over all examples of refusals.
 pub(crate) fn examples() -> impl Iterator<Item = &'static Example> {
     ROWS.iter().flat_map(|row| row.examples).chain(STATUS_EXAMPLES)
 }
@@ -42,11 +42,13 @@ pub(crate) fn meaning_of_example(example: &Example) -> Option<RefusalMeaning> {
     ROWS.iter().find(|row| row.examples.contains(example)).map(|row| row.meaning)
 }
 
+/// The start of the message of a server that found no credentials.
 const NOT_AUTHENTICATED_MESSAGE: &str = "you must be authenticated";
+/// The refusal of a library voice, which two examples send with different codes.
 const LIBRARY_VOICE_MESSAGE: &str =
     "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
 
-/// Messages about a maximum number of voices or other objects of a workspace, which depends on the plan.
+/// Words of messages about the maximum number of voices or other objects of a workspace, which depends on the plan.
 const SLOT_WORDS: BodyPattern = message_parts(&[
     "slot",
     "custom voice",
@@ -62,20 +64,23 @@ const OUT_OF_CREDITS: BodyPattern =
         "you have exceeded your quota",
         "you do not have enough credits",
     ]);
+/// The code for a payment that is required for credits or for a plan.
 const PAYMENT_REQUIRED: BodyPattern = codes(&["payment_required"]);
+/// A word of messages about a payment.
 const PAYMENT_WORD: BodyPattern = message_parts(&["pay"]);
+/// Words of messages about a plan.
 const PLAN_WORDS: BodyPattern =
     message_parts(&["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"]);
 
-#[rustfmt::skip] // one condition per line, two lines per example
+#[rustfmt::skip] // Each condition has one line, and each example has two.
 static ROWS: &[RefusalRow] = &[
-    // The credits of the key's own cap or of the workspace do not suffice.
+    // The credits that are left to the key or to the workspace do not suffice.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
                 "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, while {more} credits are required for this request."),
         ]),
-    // A quota of something other than credits: the account can serve every other request.
+    // The quota counts voices or other objects instead of credits, so the account can serve every other request.
     row(OUT_OF_CREDITS, RefusalMeaning::SlotsWithoutCredits)
         .and(SLOT_WORDS)
         .examples(&[
@@ -111,8 +116,8 @@ static ROWS: &[RefusalRow] = &[
             example("rate_limit_words", 429, BodyFormat::Legacy("too_many_requests"), "Too many requests."),
         ]),
 
-    // The key is not accepted. This message starts with "Invalid API key", but is about the host. Sources:
-    // elevenlabs-mcp#72, and dograh#269 for the reason of a close frame.
+    // The key is not accepted. The message of the first row starts with "Invalid API key", but is about the host.
+    // Sources: elevenlabs-mcp#72, and dograh#269 for the reason of a close frame.
     row(message_parts(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
         .examples(&[
             example("wrong_host", 401, BodyFormat::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
@@ -129,8 +134,8 @@ static ROWS: &[RefusalRow] = &[
         .examples(&[
             example("invalid_words", 401, BodyFormat::Legacy("invalid_api_key"), "Invalid API key"),
         ]),
-    // The form of live transcription, captured with a bad key. The code alone is ambiguous, because the
-    // provider also sends it for a key without the permission.
+    // Live transcription sends this code and message for a bad key (captured). The code alone is ambiguous, because
+    // the provider also sends it for a key without the permission.
     row(codes(&["auth_error"]), RefusalMeaning::InvalidKey)
         .and(message_prefixes(&[NOT_AUTHENTICATED_MESSAGE]))
         .examples(&[
@@ -138,7 +143,7 @@ static ROWS: &[RefusalRow] = &[
                 "You must be authenticated to use this endpoint."),
         ]),
 
-    // The account of the key is suspected of abuse, or unpaid.
+    // The account of the key is suspected of abuse, or its invoice is unpaid.
     row(codes(&["detected_unusual_activity"])
             .or_message_prefixes(&["unusual activity detected"]), RefusalMeaning::Abuse)
         .examples(&[
@@ -195,7 +200,7 @@ static ROWS: &[RefusalRow] = &[
             example("output_format_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
                 "Output format '{format}' is only available on the {plan} tier and above."),
         ]),
-    // A client error with any status may have these codes: 400 and 401 are the older forms.
+    // A client error with any status may have these codes. The statuses 400 and 401 are older.
     row(codes(&["paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404])
         .examples(&[
@@ -309,10 +314,11 @@ static ROWS: &[RefusalRow] = &[
         ]),
 ];
 
+/// Texts of messages about a resource that does not exist.
 const MISSING_RESOURCE: BodyPattern =
     message_parts(&[" was not found", " does not exist", " not found", " could not be found", " not exist"]);
 
-/// Examples that no row matches, which are classified by their status.
+/// Examples that no row matches. They are classified by their status.
 #[rustfmt::skip]
 static STATUS_EXAMPLES: &[Example] = &[
     example("unauthorized", 401, BodyFormat::Bare, "Unauthorized"),
@@ -325,7 +331,8 @@ static STATUS_EXAMPLES: &[Example] = &[
 mod tests {
     use super::*;
 
-    fn body(example: &Example) -> ErrorBody {
+    /// Returns the parsed body of an example, with the placeholders in its message.
+    fn body_of(example: &Example) -> ErrorBody {
         let message = example.message;
         let json = match example.body {
             BodyFormat::Typed([kind, code, status]) => {
@@ -340,9 +347,10 @@ mod tests {
         ErrorBody::parse(json.to_string().as_bytes())
     }
 
+    /// Returns the number of the first row that matches an example.
     fn row_of(example: &Example) -> Option<usize> {
         let status = StatusCode::from_u16(example.status).unwrap();
-        ROWS.iter().position(|row| row.verdict(status, &body(example), None).is_some())
+        ROWS.iter().position(|row| row.verdict(status, &body_of(example), None).is_some())
     }
 
     #[test]
@@ -350,11 +358,16 @@ mod tests {
         for (number, row) in ROWS.iter().enumerate() {
             assert!(!row.examples.is_empty(), "row {number} must have an example: {row:?}");
             for example in row.examples {
-                assert_eq!(row_of(example), Some(number), "{}", example.name);
+                assert_eq!(
+                    row_of(example),
+                    Some(number),
+                    "row {number} must be the first that matches {}",
+                    example.name
+                );
             }
         }
         for example in STATUS_EXAMPLES {
-            assert_eq!(row_of(example), None, "{}", example.name);
+            assert_eq!(row_of(example), None, "no row must match {}", example.name);
         }
     }
 
@@ -366,9 +379,9 @@ mod tests {
             }
         }
         let mut names: Vec<&str> = examples().map(|example| example.name).collect();
-        let count = names.len();
+        let example_count = names.len();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), count);
+        assert_eq!(names.len(), example_count, "the names of the examples must be unique");
     }
 }
