@@ -1,13 +1,12 @@
-//! Lists the resources of the provider in a table: one row per resource that belongs to one account.
-//! A row lists the paths, parameters, fields and headers that contain identifiers of the resource.
+//! Lists the resources of the provider that belong to one account, in a table with one row per resource. A row lists
+//! the paths, parameters, fields and headers that contain identifiers of the resource.
 //!
-//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment; a pattern also
-//! matches longer paths that start with the pattern. Identifiers in responses are listed by whole routes, in
-//! which every identifier is `{id}`.
+//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment. The path of a request may be
+//! longer than the pattern. Fields of responses are listed by whole routes, in which every identifier is `{id}`.
 //!
-//! Source: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
+//! Sources: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
 
-use super::fields::Field;
+use super::fields::IdentifierField;
 use super::kind::ResourceKind;
 
 mod agents;
@@ -16,37 +15,36 @@ mod agents;
 #[derive(Debug)]
 pub(super) struct ResourceRow {
     /// The name of the resource.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "documentation, and the names in the test of the table")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the tests of the table read the name"))]
     pub(super) resource: &'static str,
-    /// Patterns of request paths.
+    /// The patterns of request paths that contain identifiers.
     pub(super) paths: &'static [&'static str],
-    /// Query parameters of requests.
-    pub(super) query: &'static [Field],
-    /// Fields of request bodies.
-    pub(super) body: &'static [Field],
-    /// Headers of responses.
-    pub(super) headers: &'static [Field],
-    /// Fields of responses to requests that create the resource.
+    /// The query parameters of requests that contain identifiers.
+    pub(super) query: &'static [IdentifierField],
+    /// The fields of request bodies that contain identifiers.
+    pub(super) body: &'static [IdentifierField],
+    /// The headers of responses that contain identifiers.
+    pub(super) headers: &'static [IdentifierField],
+    /// The fields of responses to requests that create the resource.
     pub(super) created: &'static [RouteFields],
-    /// Fields of responses that list the resource.
+    /// The fields of responses that list the resource.
     pub(super) lists: &'static [RouteFields],
 }
 
-/// Routes, and the fields of their responses.
-pub(super) type RouteFields = (&'static [&'static str], &'static [Field]);
+/// Routes, and the fields of their responses that contain identifiers.
+pub(super) type RouteFields = (&'static [&'static str], &'static [IdentifierField]);
 
+/// A row without locations, from which the other rows take their empty parts.
 const EMPTY_ROW: ResourceRow =
     ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], created: &[], lists: &[] };
 
-/// Returns all rows: media first, then agents and the account.
+/// Returns all rows: first the rows of media, and then the rows of agents and of the account.
 pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
     MEDIA.iter().chain(agents::ROWS)
 }
 
-#[rustfmt::skip] // a table
+/// The rows of voices, audio, video and music.
+#[rustfmt::skip] // Each line has several fields.
 static MEDIA: &[ResourceRow] = &[
     ResourceRow {
         resource: "voice",
@@ -232,13 +230,13 @@ static MEDIA: &[ResourceRow] = &[
 ];
 
 /// The fields of a list response that contain its next cursor.
-pub(super) const CURSORS: [Field; 4] = [
+pub(super) const CURSORS: [IdentifierField; 4] = [
     (".next_page_token", ResourceKind::Cursor),
     (".next_cursor", ResourceKind::Cursor),
     (".cursor", ResourceKind::Cursor),
     (".last_sort_id", ResourceKind::Cursor),
 ];
 
-/// Routes whose response differs from account to account and contains no identifiers.
+/// Routes whose response describes the account and contains no identifiers.
 pub(super) const ACCOUNT_READS: RouteFields =
     (&["user", "user/subscription", "usage/character-stats", "convai/analytics/live-count"], &[]);

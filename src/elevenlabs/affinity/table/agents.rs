@@ -1,9 +1,11 @@
-//! Lists the rows of the table of resources for agents and for the account: orders, tokens and cursors.
+//! Lists the rows of the table of resources for agents, speech engines, orders, webhooks, tokens, signed URLs and the
+//! cursors of lists.
 
 use super::super::kind::ResourceKind;
 use super::{EMPTY_ROW, ResourceRow};
 
-#[rustfmt::skip] // a table
+/// The rows, each with the locations of the identifiers of one resource.
+#[rustfmt::skip] // Each line has several fields.
 pub(super) static ROWS: &[ResourceRow] = &[
     ResourceRow {
         resource: "agent",
@@ -147,7 +149,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
         lists: &[(&["productions/orders"], &[("orders.order_id", ResourceKind::Order)])],
         ..EMPTY_ROW
     },
-    // Clients may not call these endpoints unless the configuration allows it.
+    // Clients may not call the endpoints of the next row unless the configuration allows it.
     ResourceRow {
         resource: "workspace webhook / service account / key / group",
         paths: &["workspace/webhooks/{webhook}"],
@@ -180,7 +182,8 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("next_page_token", ResourceKind::Cursor), ("page_token", ResourceKind::Cursor), ("cursor", ResourceKind::Cursor),
             ("last_sort_id", ResourceKind::Cursor),
         ],
-        // Includes the routes of the other rows: any of their responses may contain a cursor.
+        // These lists contain no identifiers, but their responses may contain a cursor. The responses of the other
+        // rows may contain a cursor as well.
         lists: &[(
             &[
                 "dubbing", "dubbing/project", "music/finetunes", "speech-engine", "convai/tags", "convai/users",
