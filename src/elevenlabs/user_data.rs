@@ -54,7 +54,8 @@ const USER: &[(&str, Redaction)] = &[
     ("is_new_user", Keep), ("can_use_delayed_payment_methods", Keep), ("is_onboarding_completed", Keep),
     ("is_onboarding_checklist_completed", Keep), ("show_compliance_terms", Keep), ("is_api_key_hashed", Keep),
     ("created_at", Keep), ("seat_type", Keep), ("subscription", Object(SUBSCRIPTION)),
-    ("user_id", Placeholder), ("workspace_id", Placeholder), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
+    ("user_id", Placeholder), ("workspace_id", Placeholder), ("first_name", Null), ("xi_api_key", Null),
+    ("xi_api_key_preview", Null),
     ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
 ];
 
@@ -168,7 +169,8 @@ mod tests {
     fn personal_fields_are_removed_and_credits_are_kept() {
         check_redacted(
             &json!({
-                "user_id": "u-1", "workspace_id": "w-1", "first_name": "John", "xi_api_key": "sk_1", "xi_api_key_preview": "sk_...1",
+                "user_id": "u-1", "workspace_id": "w-1", "first_name": "John", "xi_api_key": "sk_1",
+                "xi_api_key_preview": "sk_...1",
                 "referral_link_code": "r", "partnerstack_partner_default_link": "https://p", "is_new_user": false,
                 "created_at": 1_700_000_000, "seat_type": "workspace_admin",
                 "subscription": {
@@ -177,7 +179,8 @@ mod tests {
                 },
             }),
             &json!({
-                "user_id": "redacted", "workspace_id": "redacted", "first_name": null, "xi_api_key": null, "xi_api_key_preview": null,
+                "user_id": "redacted", "workspace_id": "redacted", "first_name": null, "xi_api_key": null,
+                "xi_api_key_preview": null,
                 "referral_link_code": null, "partnerstack_partner_default_link": null, "is_new_user": false,
                 "created_at": 1_700_000_000, "seat_type": "workspace_admin",
                 "subscription": {

@@ -73,7 +73,10 @@ pub enum TlsError {
     #[error("the file of certificate authorities {} contains no certificate", .0.display())]
     Empty(PathBuf),
     /// A certificate in the file cannot be used as a certificate authority.
-    #[error("the file of certificate authorities {} has a certificate that is not a certificate authority: {source}", .path.display())]
+    #[error(
+        "the file of certificate authorities {} has a certificate that is not a certificate authority: {source}",
+        .path.display()
+    )]
     Unusable {
         /// The configured path.
         path: PathBuf,

@@ -93,7 +93,9 @@ static MEDIA: &[ResourceRow] = &[
         paths: &["voices/collections/{voice collection}"],
         query: &[("collection_id", ResourceKind::Collection)],
         body: &[("collection_id", ResourceKind::Collection)],
-        created: &[(&["voices/collections"], &[(".collection_id", ResourceKind::Collection), (".id", ResourceKind::Collection)])],
+        created: &[(&["voices/collections"], &[
+            (".collection_id", ResourceKind::Collection), (".id", ResourceKind::Collection),
+        ])],
         lists: &[(&["voices/collections"], &[
             ("collections.collection_id", ResourceKind::Collection), ("collections.id", ResourceKind::Collection),
         ])],
@@ -106,7 +108,8 @@ static MEDIA: &[ResourceRow] = &[
         body: &[("history_item_ids", ResourceKind::HistoryItem), ("history_item_id", ResourceKind::HistoryItem)],
         headers: &[("history-item-id", ResourceKind::HistoryItem)],
         lists: &[(&["history", "audio-isolation/history"], &[
-            ("history.history_item_id", ResourceKind::HistoryItem), (".last_history_item_id", ResourceKind::HistoryItem),
+            ("history.history_item_id", ResourceKind::HistoryItem),
+            (".last_history_item_id", ResourceKind::HistoryItem),
         ])],
         ..EMPTY_ROW
     },
@@ -164,7 +167,8 @@ static MEDIA: &[ResourceRow] = &[
         ],
         query: &[("project_id", ResourceKind::Project)],
         body: &[
-            ("project_id", ResourceKind::Project), ("chapter_id", ResourceKind::Chapter), ("from_chapter_id", ResourceKind::Chapter),
+            ("project_id", ResourceKind::Project), ("chapter_id", ResourceKind::Chapter),
+            ("from_chapter_id", ResourceKind::Chapter),
             ("project_snapshot_id", ResourceKind::Snapshot), ("chapter_snapshot_id", ResourceKind::Snapshot),
         ],
         created: &[
@@ -179,7 +183,8 @@ static MEDIA: &[ResourceRow] = &[
             (&["studio/projects"], &[("projects.project_id", ResourceKind::Project)]),
             (&["studio/projects/{id}/chapters"], &[("chapters.chapter_id", ResourceKind::Chapter)]),
             (&["studio/projects/{id}/snapshots", "studio/projects/{id}/chapters/{id}/snapshots"], &[
-                ("snapshots.project_snapshot_id", ResourceKind::Snapshot), ("snapshots.chapter_snapshot_id", ResourceKind::Snapshot),
+                ("snapshots.project_snapshot_id", ResourceKind::Snapshot),
+                ("snapshots.chapter_snapshot_id", ResourceKind::Snapshot),
             ]),
         ],
         ..EMPTY_ROW
@@ -217,7 +222,8 @@ static MEDIA: &[ResourceRow] = &[
         resource: "music",
         paths: &["music/finetunes/{finetune}"],
         body: &[
-            ("song_id", ResourceKind::Song), ("finetune_id", ResourceKind::Finetune), ("stem_variation_id", ResourceKind::Song),
+            ("song_id", ResourceKind::Song), ("finetune_id", ResourceKind::Finetune),
+            ("stem_variation_id", ResourceKind::Song),
         ],
         headers: &[("song-id", ResourceKind::Song)],
         created: &[

@@ -72,29 +72,33 @@ const PAYMENT_WORD: BodyPattern = message_parts(&["pay"]);
 const PLAN_WORDS: BodyPattern =
     message_parts(&["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"]);
 
-#[rustfmt::skip] // Each condition has one line, and each example has two.
+#[rustfmt::skip] // The parts of a row and of an example have few lines.
 static ROWS: &[RefusalRow] = &[
     // The credits that are left to the key or to the workspace do not suffice.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
-                "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, while {more} credits are required for this request."),
+                "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, \
+                while {more} credits are required for this request."),
         ]),
     // The quota counts voices or other objects instead of credits, so the account can serve every other request.
     row(OUT_OF_CREDITS, RefusalMeaning::SlotsWithoutCredits)
         .and(SLOT_WORDS)
         .examples(&[
             example("quota_slots", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
-                "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade your subscription."),
+                "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade \
+                your subscription."),
         ]),
     row(OUT_OF_CREDITS, RefusalMeaning::WorkspaceQuota)
         .examples(&[
             example("quota_short", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
-                "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
+                "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} \
+                credits are required for this request."),
             example("quota_words", 401, BodyFormat::Legacy("quota_exceeded"), "This request exceeds your quota."),
             // Source of both numbers of credits in a 402 response: Yaroslavlazarenko/elevenlabs-proxy.
             example("quota_402", 402, BodyFormat::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
-                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
+                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} \
+                credits are required for this request."),
         ]),
 
     // The workspace has sent too many concurrent requests, or too many in a span of time.
@@ -121,12 +125,14 @@ static ROWS: &[RefusalRow] = &[
     row(message_parts(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
         .examples(&[
             example("wrong_host", 401, BodyFormat::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
-                "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL."),
+                "Invalid API key: The API key used is for a data residency stack, however this server is a global \
+                server. Please check you are calling the correct API URL."),
         ]),
     row(codes(&["missing_permissions", "insufficient_permissions"])
             .or_message_parts(&[MISSING_PERMISSION]), RefusalMeaning::MissingPermission)
         .examples(&[
-            example("missing_permissions_403", 403, BodyFormat::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
+            example("missing_permissions_403", 403,
+                BodyFormat::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
                 "The API key you used is missing the permission text_to_speech to execute this operation."),
         ]),
     row(codes(&["invalid_api_key"])
@@ -161,7 +167,8 @@ static ROWS: &[RefusalRow] = &[
     row(codes(&["*_limit_reached"]), RefusalMeaning::Slots)
         .examples(&[
             example("voice_limit_reached", 400, BodyFormat::Legacy("voice_limit_reached"),
-                "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your subscription to increase your custom voice limit."),
+                "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your \
+                subscription to increase your custom voice limit."),
         ]),
     row(message_prefixes(&["you have reached your "]), RefusalMeaning::Slots)
         .and(SLOT_WORDS)
@@ -174,11 +181,14 @@ static ROWS: &[RefusalRow] = &[
             .or_message_parts(&["exceeds the character limit"]), RefusalMeaning::PlanFeature(Some(Subject::TextLength)))
         .examples(&[
             example("max_character_limit_exceeded", 400, BodyFormat::Legacy("max_character_limit_exceeded"),
-                "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
+                "This request's text has {needed} characters and exceeds the character limit of {exceeded} \
+                characters for your subscription."),
         ]),
     // Source: elevenlabs-js#233.
     row(codes(&["workspace_access_denied", "invalid_workspace_type"])
-            .or_message_prefixes(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
+            .or_message_prefixes(&[
+                "you do not have access to this workspace", "operation not supported on legacy workspace",
+            ]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
         .examples(&[
             example("invalid_workspace_type", 400, BodyFormat::Legacy("invalid_workspace_type"),
                 "Operation not supported on legacy workspace"),
@@ -187,44 +197,61 @@ static ROWS: &[RefusalRow] = &[
     // The plan lacks a feature.
     row(codes(&["voice_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Voice)))
         .examples(&[
-            example("voice_access_denied", 403, BodyFormat::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
+            example("voice_access_denied", 403,
+                BodyFormat::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
                 "You do not have access to this voice."),
         ]),
     row(codes(&["model_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Model)))
         .examples(&[
-            example("model_access_denied", 403, BodyFormat::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
+            example("model_access_denied", 403,
+                BodyFormat::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
                 "You do not have access to the model '{model}'. Please upgrade your subscription."),
         ]),
     row(codes(&["output_format_not_allowed"]), RefusalMeaning::PlanFeature(Some(Subject::OutputFormat)))
         .examples(&[
-            example("output_format_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
+            example("output_format_not_allowed", 403,
+                BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
                 "Output format '{format}' is only available on the {plan} tier and above."),
         ]),
     // A client error with any status may have these codes. The statuses 400 and 401 are older.
-    row(codes(&["paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"]), RefusalMeaning::PlanFeature(None))
+    row(codes(&[
+            "paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed",
+            "upgrade_required", "only_for_*", "can_not_use_*",
+        ]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404])
         .examples(&[
             // Source of the value of `status`: dograh#290 of May 2026.
-            example("library_voice", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY_VOICE_MESSAGE),
+            example("library_voice", 402,
+                BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]),
+                LIBRARY_VOICE_MESSAGE),
             example("free_users_not_allowed", 400, BodyFormat::Legacy("free_users_not_allowed"),
                 "You need to be on the creator tier or above to use this voice."),
-            example("feature_not_available", 403, BodyFormat::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
+            example("feature_not_available", 403,
+                BodyFormat::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
                 "This feature is not available on your subscription."),
             example("only_for_creator", 403, BodyFormat::Legacy("only_for_creator+"),
                 "This feature is only available on the creator tier and above."),
-            example("cloning_not_allowed", 400, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
+            example("cloning_not_allowed", 400,
+                BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
-            example("cloning_not_allowed_402", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
+            example("cloning_not_allowed_402", 402,
+                BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
             // Source: pipedream#10319.
             example("cloning_not_allowed_old", 400, BodyFormat::Legacy("can_not_use_instant_voice_cloning"),
                 "Your subscription has no access to use instant voice cloning, please upgrade."),
-            example("professional_cloning_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
+            example("professional_cloning_not_allowed", 403,
+                BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
         ]),
     // Sources: captured responses, and the refusals of plans that public issues quote. Refusals for
     // concurrency and for used-up credits are excluded, because they also advise to upgrade.
-    row(message_parts(&["free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription", "upgrade your plan", "your subscription does not include ", "your subscription has no access ", "not available on your ", "is only available on the ", "you need to be on the ", "you do not have access to the model "]), RefusalMeaning::PlanFeature(None))
+    row(message_parts(&[
+            "free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription",
+            "upgrade your plan", "your subscription does not include ", "your subscription has no access ",
+            "not available on your ", "is only available on the ", "you need to be on the ",
+            "you do not have access to the model ",
+        ]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404, 429])
         .without(message_parts(&["credit", "quota", "too many"]))
         .examples(&[
@@ -270,9 +297,11 @@ static ROWS: &[RefusalRow] = &[
                 "A voice for the voice_id {subject} was not found."),
             example("voice_does_not_exist", 400, BodyFormat::Legacy("voice_does_not_exist"),
                 "A voice with voice_id {subject} does not exist."),
-            example("dubbing_not_found", 404, BodyFormat::Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]),
+            example("dubbing_not_found", 404,
+                BodyFormat::Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]),
                 "A dubbing with ID '{subject}' was not found."),
-            example("project_not_found", 404, BodyFormat::Typed(["not_found", "project_not_found", "project_not_found"]),
+            example("project_not_found", 404,
+                BodyFormat::Typed(["not_found", "project_not_found", "project_not_found"]),
                 "A project with ID '{subject}' was not found."),
             // Source: the OpenAPI document, for the audio of a dubbing.
             example("dubbing_language_not_found", 404, BodyFormat::Unwrapped("dubbing_not_found"),
@@ -294,7 +323,8 @@ static ROWS: &[RefusalRow] = &[
     // a key.
     row(codes(&["validation_error", "invalid_parameters"]), RefusalMeaning::RequestError)
         .examples(&[
-            example("invalid_parameters", 401, BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
+            example("invalid_parameters", 401,
+                BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
                 "A parameter is invalid."),
         ]),
     row(EMPTY_PATTERN, RefusalMeaning::RequestError)
@@ -322,7 +352,8 @@ const MISSING_RESOURCE: BodyPattern =
 #[rustfmt::skip]
 static STATUS_EXAMPLES: &[Example] = &[
     example("unauthorized", 401, BodyFormat::Bare, "Unauthorized"),
-    example("sign_in_required", 401, BodyFormat::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
+    example("sign_in_required", 401,
+        BodyFormat::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
         "You must be signed in to use this feature."),
     example("dubbing_not_dubbed", 425, BodyFormat::Unwrapped("dubbing_not_dubbed"), "Dubbing has not finished yet."),
 ];

@@ -4,9 +4,12 @@ use super::*;
 use crate::policy::permission::Permission;
 use crate::policy::verdict::{Shortfall, Subject};
 
-const QUOTA_MESSAGE: &str = "This request exceeds your quota of 10000. You have 0 credits remaining, while 43 credits are required for this request.";
-const KEY_CAP_MESSAGE: &str = "This request exceeds your API key (production) quota of 5. You have 5 credits remaining, while 1727 credits are required for this request.";
-const CONCURRENCY_MESSAGE: &str = "Too many concurrent requests. Your current subscription is associated with a maximum of 4 concurrent requests (running in parallel).";
+const QUOTA_MESSAGE: &str = "This request exceeds your quota of 10000. You have 0 credits remaining, \
+    while 43 credits are required for this request.";
+const KEY_CAP_MESSAGE: &str = "This request exceeds your API key (production) quota of 5. You have 5 \
+    credits remaining, while 1727 credits are required for this request.";
+const CONCURRENCY_MESSAGE: &str = "Too many concurrent requests. Your current subscription is associated \
+    with a maximum of 4 concurrent requests (running in parallel).";
 
 const FORBIDDEN: Verdict = Verdict::Unexplained(UnexplainedRefusal::Forbidden);
 
@@ -153,7 +156,8 @@ fn only_a_code_or_message_about_the_key_makes_it_invalid() {
 
 #[test]
 fn a_key_of_another_region_is_not_invalid() {
-    let message = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let message = "Invalid API key: The API key used is for a data residency stack, however this server \
+        is a global server. Please check you are calling the correct API URL.";
     check_verdict(
         401,
         &error_body("authentication_error", "unauthorized", "invalid_api_key", message),
@@ -513,7 +517,8 @@ fn a_message_has_the_same_verdict_as_its_code() {
         ("Operation not supported on legacy workspace", plan_feature(Subject::Endpoint)),
         ("You do not have access to this workspace.", plan_feature(Subject::Endpoint)),
         (
-            "This request's text has 9 characters and exceeds the character limit of 8 characters for your subscription.",
+            "This request's text has 9 characters and exceeds the character limit of 8 characters for your \
+            subscription.",
             plan_feature(Subject::TextLength),
         ),
         (

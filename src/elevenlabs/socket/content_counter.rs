@@ -65,11 +65,9 @@ enum ParserState {
     /// The start of the outermost object.
     #[default]
     Start,
-    /// A value.
     Value,
     /// The first value of a list, or the end of the list.
     FirstValue,
-    /// A name.
     BeforeName,
     /// The first name of an object, or the end of the object.
     BeforeFirstName,
@@ -79,7 +77,6 @@ enum ParserState {
     AfterValue,
     /// The next byte of a number or a literal, or what may follow a value.
     Scalar,
-    /// The next byte of a string.
     String(Escape),
     /// Only white space, because the outermost object is complete.
     Complete,
@@ -125,7 +122,6 @@ struct StringProgress {
 /// The meaning of a string in the message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum StringRole {
-    /// The name of a member.
     Name,
     /// A text or audio whose characters are counted.
     Counted,

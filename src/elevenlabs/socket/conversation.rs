@@ -51,7 +51,9 @@ mod tests {
         let parse = |id: &str| {
             let first_message = serde_json::json!({
                 "type": "conversation_initiation_metadata",
-                "conversation_initiation_metadata_event": {"conversation_id": id, "agent_output_audio_format": "pcm_16000"},
+                "conversation_initiation_metadata_event": {
+                    "conversation_id": id, "agent_output_audio_format": "pcm_16000",
+                },
             });
             conversation_id(first_message.to_string().as_bytes())
         };

@@ -422,7 +422,9 @@ mod tests {
         #[test]
         fn all_credentials_and_only_credentials_are_blanked(
             members in prop::collection::vec(("[a-zA-Z_\\-\"\\\\\u{e9}]{0,90}", json_values()), 0..6),
-            credentials in prop::collection::vec((0_usize..6, prop::sample::select(&CREDENTIAL_NAMES[..]), json_values()), 0..4),
+            credentials in prop::collection::vec(
+                (0_usize..6, prop::sample::select(&CREDENTIAL_NAMES[..]), json_values()), 0..4
+            ),
             escapes in prop::collection::vec(any::<bool>(), 1..40),
             blanks in prop::collection::vec(any::<u8>(), 1..20),
             cuts in prop::collection::vec(1_usize..40, 0..60),

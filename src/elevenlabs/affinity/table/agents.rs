@@ -17,25 +17,33 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch),
             ("target_branch_id", ResourceKind::Branch),
         ],
-        body: &[("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch)],
+        body: &[
+            ("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch),
+        ],
         created: &[
             (&["convai/agents/create", "convai/agents/{id}/duplicate"], &[
-                (".agent_id", ResourceKind::Agent), (".main_branch_id", ResourceKind::Branch), (".initial_version_id", ResourceKind::Branch),
+                (".agent_id", ResourceKind::Agent), (".main_branch_id", ResourceKind::Branch),
+                (".initial_version_id", ResourceKind::Branch),
             ]),
             (&["convai/agents/{id}/branches"], &[
-                (".id", ResourceKind::Branch), (".created_branch_id", ResourceKind::Branch), (".created_version_id", ResourceKind::Branch),
+                (".id", ResourceKind::Branch), (".created_branch_id", ResourceKind::Branch),
+                (".created_version_id", ResourceKind::Branch),
             ]),
         ],
         lists: &[
             (&["convai/agents"], &[("agents.agent_id", ResourceKind::Agent)]),
-            (&["convai/agents/{id}/branches"], &[("results.id", ResourceKind::Branch), ("branches.id", ResourceKind::Branch)]),
+            (&["convai/agents/{id}/branches"], &[
+                ("results.id", ResourceKind::Branch), ("branches.id", ResourceKind::Branch),
+            ]),
         ],
         ..EMPTY_ROW
     },
     ResourceRow {
         resource: "conversation",
         paths: &["convai/conversations/{conversation}"],
-        query: &[("conversation_id", ResourceKind::Conversation), ("parent_conversation_id", ResourceKind::Conversation)],
+        query: &[
+            ("conversation_id", ResourceKind::Conversation), ("parent_conversation_id", ResourceKind::Conversation),
+        ],
         body: &[("conversation_id", ResourceKind::Conversation)],
         created: &[(
             &[
@@ -63,7 +71,9 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("whatsapp_phone_number_id", ResourceKind::PhoneNumber),
         ],
         created: &[(&["convai/phone-numbers"], &[(".phone_number_id", ResourceKind::PhoneNumber)])],
-        lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[("phone_number_id", ResourceKind::PhoneNumber)])],
+        lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[
+            ("phone_number_id", ResourceKind::PhoneNumber),
+        ])],
         ..EMPTY_ROW
     },
     ResourceRow {
@@ -74,7 +84,8 @@ pub(super) static ROWS: &[ResourceRow] = &[
         ],
         query: &[("parent_folder_id", ResourceKind::Document), ("document_ids", ResourceKind::Document)],
         body: &[
-            ("knowledge_base.id", ResourceKind::Document), ("document_ids", ResourceKind::Document), ("document_id", ResourceKind::Document),
+            ("knowledge_base.id", ResourceKind::Document), ("document_ids", ResourceKind::Document),
+            ("document_id", ResourceKind::Document),
             ("parent_folder_id", ResourceKind::Document), ("move_to", ResourceKind::Document),
         ],
         created: &[
@@ -85,7 +96,9 @@ pub(super) static ROWS: &[ResourceRow] = &[
                 ],
                 &[(".id", ResourceKind::Document)],
             ),
-            (&["convai/knowledge-base/crawl"], &[(".id", ResourceKind::Document), (".root_folder_id", ResourceKind::Document)]),
+            (&["convai/knowledge-base/crawl"], &[
+                (".id", ResourceKind::Document), (".root_folder_id", ResourceKind::Document),
+            ]),
         ],
         lists: &[(&["convai/knowledge-base"], &[("documents.id", ResourceKind::Document)])],
         ..EMPTY_ROW
@@ -98,8 +111,10 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "convai/test-invocations/{test}",
         ],
         body: &[
-            ("tool_ids", ResourceKind::Tool), ("tool_id", ResourceKind::Tool), ("mcp_server_ids", ResourceKind::McpServer),
-            ("mcp_server_id", ResourceKind::McpServer), ("secret_id", ResourceKind::Secret), ("test_id", ResourceKind::Test),
+            ("tool_ids", ResourceKind::Tool), ("tool_id", ResourceKind::Tool),
+            ("mcp_server_ids", ResourceKind::McpServer),
+            ("mcp_server_id", ResourceKind::McpServer), ("secret_id", ResourceKind::Secret),
+            ("test_id", ResourceKind::Test),
             ("test_ids", ResourceKind::Test), ("test_invocation_id", ResourceKind::Test),
         ],
         created: &[
@@ -179,7 +194,8 @@ pub(super) static ROWS: &[ResourceRow] = &[
     ResourceRow {
         resource: "list cursor",
         query: &[
-            ("next_page_token", ResourceKind::Cursor), ("page_token", ResourceKind::Cursor), ("cursor", ResourceKind::Cursor),
+            ("next_page_token", ResourceKind::Cursor), ("page_token", ResourceKind::Cursor),
+            ("cursor", ResourceKind::Cursor),
             ("last_sort_id", ResourceKind::Cursor),
         ],
         // These lists contain no identifiers, but their responses may contain a cursor. The responses of the other

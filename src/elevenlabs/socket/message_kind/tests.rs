@@ -90,7 +90,8 @@ fn a_code_that_denies_access_is_retried_in_another_account() {
 
 #[test]
 fn a_key_of_another_host_is_recognized_on_every_websocket() {
-    let text = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let text = "Invalid API key: The API key used is for a data residency stack, however this server is \
+        a global server. Please check you are calling the correct API URL.";
     for (dialect, message) in [
         (Dialect::Speech, json!({"message": text, "error": "invalid_api_key", "code": 1008})),
         (Dialect::Dialogue, json!({"message": text, "error": "invalid_api_key"})),
@@ -176,7 +177,8 @@ fn a_close_frame_is_classified_by_its_reason_and_then_by_its_code() {
     check_close(1008, "Invalid API key", Some(Verdict::InvalidKey));
     check_close(
         1008,
-        "Too many concurrent requests. Your current subscription is associated with a maximum of 10 concurrent requests (running ",
+        "Too many concurrent requests. Your current subscription is associated with a maximum of 10 concurrent \
+        requests (running ",
         Some(Verdict::Concurrency { maximum: Some(10) }),
     );
     check_close(
@@ -186,7 +188,8 @@ fn a_close_frame_is_classified_by_its_reason_and_then_by_its_code() {
     );
     check_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
     // The provider truncates the reason to 123 bytes, the maximum of a close frame.
-    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this \
+        server is a global server. Please check you are calling the correct API URL.";
     check_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
     check_close(1009, "", Some(Verdict::RequestError));
     check_close(1011, "", Some(Verdict::ServerError));
