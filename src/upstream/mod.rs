@@ -370,7 +370,7 @@ where
     } else {
         match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Ready(Err(RequestWriteError::Body)) => return Poll::Ready(Err(ConnectionError::Closed)),
-            // The provider no longer reads the request, but may have sent a response.
+            // The provider has stopped reading the request, but may have sent a response.
             Poll::Ready(Err(RequestWriteError::Connection(error))) => Some(error),
             Poll::Ready(Ok(())) | Poll::Pending => None,
         }

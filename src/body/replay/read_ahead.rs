@@ -62,7 +62,7 @@ where
                 }
             }
         });
-        // After a timeout, the start consists of the bytes received so far.
+        // After a timeout, the start consists of the bytes that were received before the timeout.
         let _ = tokio::time::timeout(timeout, read_ahead).await;
         let state = lock(&self.state);
         // `read_ahead` contains all received bytes, even if the replay buffer has dropped them.

@@ -28,8 +28,8 @@ const fn row(status: u16, error_type: &'static str, codes: &'static [&'static st
 pub(in crate::elevenlabs) const DOCUMENTED_CODES: &[StatusRow] = &[
     row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text",
         "invalid_parameters", "missing_required_field", "invalid_voice_settings", "invalid_voice_id",
-        "unsupported_model", "invalid_audio", "invalid_audio_format", "invalid_output_format", "audio_too_long", "audio_too_short", "invalid_file_type",
-        "invalid_page_size", "invalid_cursor"]),
+        "unsupported_model", "invalid_audio", "invalid_audio_format", "invalid_output_format", "audio_too_long",
+        "audio_too_short", "invalid_file_type", "invalid_page_size", "invalid_cursor"]),
     row(400, "invalid_request", &["bad_request", "malformed_json", "invalid_content_type", "request_too_large"]),
     row(401, "authentication_error", &["invalid_api_key", "missing_api_key", "invalid_authorization_header",
         "unauthorized", "sign_in_required"]),

@@ -241,7 +241,9 @@ static ROWS: &[RefusalRow] = &[
             example("cloning_not_allowed_old", 400, BodyFormat::Legacy("can_not_use_instant_voice_cloning"),
                 "Your subscription has no access to use instant voice cloning, please upgrade."),
             example("professional_cloning_not_allowed", 403,
-                BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
+                BodyFormat::Typed([
+                    "authorization_error", "subscription_required", "can_not_use_professional_voice_cloning",
+                ]),
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
         ]),
     // Sources: captured responses, and the refusals of plans that public issues quote. Refusals for
