@@ -23,7 +23,7 @@ const CODE_MEMBERS: [&str; 6] = ["code", "status", "error", "message_type", "err
 const MESSAGE_MEMBERS: [&str; 3] = ["message", "reason", "detail"];
 /// Members that contain a nested error.
 const NESTED_MEMBERS: [&str; 3] = ["detail", "error", "error_event"];
-/// Further members of WebSocket errors. Sources: captured errors; the Python SDK 2.78.
+/// Other members of WebSocket errors. Sources: captured errors, and the provider's Python SDK 2.78.
 const OTHER_MEMBERS: [&str; 8] =
     ["param", "request_id", "docs_url", "context_id", "contextId", "event_id", "debug_message", "details"];
 
@@ -162,7 +162,7 @@ const MAX_CODE_BYTES: usize = 64;
 /// Maximum length of the code in a summary.
 const MAX_SUMMARY_CODE_CHARS: usize = 60;
 
-/// Whether `text` is a code and not a message: a single word of certain characters.
+/// Whether `text` is a code and not a message. A code is a single word of letters, digits and `_-+.`.
 fn is_code(text: &str) -> bool {
     let is_code_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
     !text.is_empty() && text.len() <= MAX_CODE_BYTES && text.bytes().all(is_code_byte)
