@@ -27,7 +27,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use keychoir::body::budget::{BufferBudget, BufferLimits, BufferReservation};
-use keychoir::body::inspect::{BodyInspector, Inspect};
+use keychoir::body::inspect::{BodyInspector, InspectedBody};
 use keychoir::body::redacted_body::{RedactedBody, redact_headers};
 use keychoir::body::replay::Replay;
 use keychoir::clock;
@@ -458,8 +458,12 @@ impl Body for EndlessBody {
 }
 
 fn prepare_relay(redactor: Option<Arc<Redactor>>) -> PrepareCalls {
-    let inspected: Inspect<EndlessBody, NoInspector> =
-        Inspect::new(EndlessBody(body_chunk(redactor.is_some())), None, 0, BufferReservation::default());
+    let inspected: InspectedBody<EndlessBody, NoInspector> = InspectedBody::new(
+        EndlessBody(body_chunk(redactor.is_some())),
+        None,
+        0,
+        BufferReservation::default(),
+    );
     let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
     prepare(no_items, move |()| {
         // The redactor holds back a few bytes until it has seen the following bytes.

@@ -146,11 +146,11 @@ fn blank_credentials(message: &[u8], chunk_lengths: &[u8]) -> Vec<u8> {
     let (mut blanker, mut output, mut rest) = (CredentialBlanker::default(), Vec::new(), message);
     for length in chunk_lengths {
         let (chunk, following) = rest.split_at(usize::from(*length).min(rest.len()));
-        blanker.process(chunk, &mut output);
+        blanker.blank_chunk(chunk, &mut output);
         assert!(output.len() <= message.len() - following.len(), "the output must not be longer than the input");
         rest = following;
     }
-    blanker.process(rest, &mut output);
+    blanker.blank_chunk(rest, &mut output);
     blanker.finish(&mut output);
     output
 }
@@ -159,10 +159,10 @@ fn count_characters(message: &[u8], chunk_lengths: &[u8]) -> u64 {
     let (mut counter, mut rest) = (ContentCounter::default(), message);
     for length in chunk_lengths {
         let (chunk, following) = rest.split_at(usize::from(*length).min(rest.len()));
-        counter.process(chunk);
+        counter.count_chunk(chunk);
         rest = following;
     }
-    counter.process(rest);
+    counter.count_chunk(rest);
     counter.finish(Dialect::Speech).content.characters
 }
 

@@ -1,22 +1,24 @@
 //! Limits the total size of all buffers of the proxy: request bodies, response bodies and WebSocket sessions
-//! in memory, and request bodies also on disk. Each buffer has a [`BufferReservation`], which takes memory
+//! in memory, and request bodies also on disk. Each buffer in memory has a [`BufferReservation`], which takes memory
 //! from the budget before the buffer grows, and returns the memory on drop.
 //!
 //! A reservation takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
-//! shared with other cores. The first bytes of each reservation do not count:
+//! shared with other cores. The first bytes of each reservation do not count against the budget:
 //!
 //! | buffer | not counted | when the budget is exhausted |
 //! |---|---|---|
 //! | a request body that is kept for a retry | 16 KiB | the body continues on disk |
-//! | the write queue of that disk file | 16 KiB | reading from the client waits for the disk |
+//! | the write queue of the body on disk | 16 KiB | reading from the client waits for the disk |
+//! | the start of a body on disk that is read before the first attempt | 16 KiB | reading ahead ends |
 //! | the copy of a response with identifiers | 16 KiB | the identifiers are not recorded |
-//! | an error or a document that is read completely | 16 KiB | the body is streamed, or withheld if it must be changed |
+//! | a response that is read completely | 16 KiB | the body is streamed, or withheld if it must be redacted |
 //! | a compressed response that is searched for keys | 64 KiB | the response ends with an error |
 //! | reads of a fast response | 16 KiB | the response is read in chunks of 8 KiB |
 //! | the buffers of a session | 64 KiB | its first messages are dropped, then the session is closed (1013) |
 //!
-//! A request thus uses at most 128 KiB that the budget does not count, in addition to hyper's buffer of 64
-//! KiB in each direction. A session uses at most 64 KiB, and an idle connection uses no such memory.
+//! The buffers of one request thus contain at most 160 KiB that the budget does not count. Hyper's buffer of
+//! `server.max_request_headers_size` in each direction is not counted either. A session uses at most 64 KiB that the
+//! budget does not count, and an idle connection uses no such memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +40,7 @@ pub struct BufferLimits {
     pub max_total_disk: u64,
     /// Minimum percentage of the disk that stays free.
     pub min_disk_free_percent: u64,
-    /// The directory of the anonymous temporary files.
+    /// The directory in which the anonymous temporary files are created.
     pub directory: PathBuf,
 }
 
@@ -48,24 +50,24 @@ pub struct BufferBudget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    memory: Arc<Counter>,
-    disk: Arc<Counter>,
+    memory: Arc<BoundedCounter>,
+    disk: Arc<BoundedCounter>,
     limits: BufferLimits,
 }
 
-/// Bytes in use, and their maximum.
+/// The number of bytes in use, and its maximum.
 #[derive(Debug)]
-struct Counter {
+struct BoundedCounter {
     used: AtomicU64,
     max: AtomicU64,
 }
 
-impl Counter {
+impl BoundedCounter {
     fn new(max: u64) -> Arc<Self> {
         Arc::new(Self { used: AtomicU64::new(0), max: AtomicU64::new(max) })
     }
 
-    /// Takes `bytes` if they are available. Returns whether they were taken.
+    /// Takes `bytes` if the sum does not exceed the maximum. Returns whether they were taken.
     fn take(&self, bytes: u64) -> bool {
         let max = self.max.load(Ordering::Relaxed);
         let add = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= max);
@@ -85,11 +87,12 @@ impl BufferBudget {
     /// Creates an unused budget.
     #[must_use]
     pub fn new(limits: &BufferLimits) -> Self {
-        let (memory, disk) = (Counter::new(limits.max_total_memory), Counter::new(limits.max_total_disk));
+        let (memory, disk) =
+            (BoundedCounter::new(limits.max_total_memory), BoundedCounter::new(limits.max_total_disk));
         Self(Arc::new(Inner { memory, disk, limits: limits.clone() }))
     }
 
-    /// Creates a budget without memory and disk.
+    /// Creates a budget without memory and without disk space.
     #[must_use]
     pub fn empty() -> Self {
         Self::new(&BufferLimits {
@@ -113,10 +116,14 @@ impl BufferBudget {
         Self(Arc::new(Inner { memory, disk, limits }))
     }
 
-    /// Creates a reservation. Its first `free` bytes do not count against the budget.
+    /// Creates a reservation whose first `unbudgeted_bytes` do not count against the budget.
     #[must_use]
-    pub fn reservation(&self, free: usize) -> BufferReservation {
-        BufferReservation { budget: Some(self.clone()), free_bytes: free as u64, taken_bytes: 0 }
+    pub fn reservation(&self, unbudgeted_bytes: usize) -> BufferReservation {
+        BufferReservation {
+            budget: Some(self.clone()),
+            unbudgeted_bytes: unbudgeted_bytes as u64,
+            taken_bytes: 0,
+        }
     }
 
     /// Returns the number of bytes of memory in use.
@@ -131,25 +138,25 @@ impl BufferBudget {
         self.0.memory.max.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of bytes of disk in use.
+    /// Returns the number of bytes on disk in use.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         self.0.disk.used()
     }
 
-    /// Returns the maximum number of bytes of disk.
+    /// Returns the maximum number of bytes on disk.
     #[must_use]
     pub fn max_disk(&self) -> u64 {
         self.0.disk.max.load(Ordering::Relaxed)
     }
 
-    /// Whether a request body of `bytes` may be kept in memory, regardless of other bodies.
+    /// Whether one request body of `bytes` may be kept in memory. The total of all bodies is not compared.
     pub(super) fn fits_in_memory(&self, bytes: u64) -> bool {
         bytes <= self.0.limits.max_body_memory
     }
 
-    /// Takes `bytes` of disk for a request body with `used_bytes` on disk. Returns `false` if they exceed a
-    /// limit.
+    /// Takes `bytes` on disk for a request body that has `used_bytes` on disk. Returns `false` and takes nothing if
+    /// the bytes exceed the limit of one body or the limit of all bodies.
     pub(super) fn take_disk(&self, used_bytes: u64, bytes: u64) -> bool {
         used_bytes.saturating_add(bytes) <= self.0.limits.max_body_disk && self.0.disk.take(bytes)
     }
@@ -170,35 +177,36 @@ impl BufferBudget {
 /// The memory that one buffer has taken from the budget. Dropping the reservation returns the memory.
 ///
 /// The default reservation has no budget and can have any size. It is used for the proxy's own requests, which are
-/// few.
+/// few, and in place of a reservation whose buffer is not used yet.
 #[derive(Debug, Default)]
 pub struct BufferReservation {
     budget: Option<BufferBudget>,
-    free_bytes: u64,
+    unbudgeted_bytes: u64,
     taken_bytes: u64,
 }
 
 impl BufferReservation {
-    /// The usual number of free bytes, enough for a typical request or response.
-    pub const FREE: usize = 16 * 1024;
+    /// The number of bytes of most buffers that do not count against the budget. They are enough for a typical
+    /// request or response.
+    pub const UNBUDGETED_BYTES: usize = 16 * 1024;
 
     /// Resizes the reservation for a buffer of `bytes`: takes missing memory from the budget, or returns excess
     /// memory. Returns whether the budget had the memory. If it did not, the reservation is unchanged.
     #[must_use]
     pub fn try_resize(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
-        let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
-        let steps = needed_bytes.div_ceil(RESERVATION_STEP).saturating_mul(RESERVATION_STEP);
+        let needed_bytes = (bytes as u64).saturating_sub(self.unbudgeted_bytes);
+        let rounded_bytes = round_up_to_step(needed_bytes);
         if needed_bytes > self.taken_bytes {
             // If less than a whole step is available, the exact number of bytes is taken.
-            let target = [steps, needed_bytes]
+            let target_bytes = [rounded_bytes, needed_bytes]
                 .into_iter()
-                .find(|target| budget.0.memory.take(target - self.taken_bytes));
-            let Some(target) = target else { return false };
-            self.taken_bytes = target;
-        } else if needed_bytes == 0 || steps + RESERVATION_STEP < self.taken_bytes {
+                .find(|target_bytes| budget.0.memory.take(target_bytes - self.taken_bytes));
+            let Some(target_bytes) = target_bytes else { return false };
+            self.taken_bytes = target_bytes;
+        } else if needed_bytes == 0 || rounded_bytes + RESERVATION_STEP < self.taken_bytes {
             // One extra step is kept for a buffer whose size varies around a step boundary.
-            self.release_above(steps);
+            self.release_above(rounded_bytes);
         }
         true
     }
@@ -210,8 +218,8 @@ impl BufferReservation {
 
     /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
-        let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
-        self.release_above(needed_bytes.div_ceil(RESERVATION_STEP).saturating_mul(RESERVATION_STEP));
+        let needed_bytes = (bytes as u64).saturating_sub(self.unbudgeted_bytes);
+        self.release_above(round_up_to_step(needed_bytes));
     }
 
     /// Returns the memory above `kept_bytes` to the budget.
@@ -221,6 +229,10 @@ impl BufferReservation {
             self.taken_bytes = kept_bytes;
         }
     }
+}
+
+fn round_up_to_step(bytes: u64) -> u64 {
+    bytes.div_ceil(RESERVATION_STEP).saturating_mul(RESERVATION_STEP)
 }
 
 impl Drop for BufferReservation {
@@ -233,7 +245,9 @@ impl Drop for BufferReservation {
 mod tests {
     use super::*;
 
-    const FREE: usize = 1_000;
+    const STEP: usize = RESERVATION_STEP as usize;
+    /// The number of bytes of each reservation that do not count against the budget.
+    const UNBUDGETED: usize = 1_000;
 
     fn budget(max_total_memory: u64) -> BufferBudget {
         BufferBudget::new(&BufferLimits {
@@ -246,67 +260,81 @@ mod tests {
         })
     }
 
-    /// Resizes one reservation to each size, and checks whether that succeeds and how many bytes of the budget
-    /// are in use.
+    /// A resize to `bytes`, its expected success, and the bytes of the budget that are in use afterwards.
+    struct Resize {
+        bytes: usize,
+        is_granted: bool,
+        used_bytes: u64,
+    }
+
+    fn granted(bytes: usize, used_bytes: u64) -> Resize {
+        Resize { bytes, is_granted: true, used_bytes }
+    }
+
+    fn refused(bytes: usize, used_bytes: u64) -> Resize {
+        Resize { bytes, is_granted: false, used_bytes }
+    }
+
+    /// Resizes one reservation several times, and compares each result with the expected one.
     #[track_caller]
-    fn check(max_total_memory: u64, sizes: &[(usize, bool, u64)]) {
+    fn check_resizes(max_total_memory: u64, resizes: &[Resize]) {
         let budget = budget(max_total_memory);
-        let mut reservation = budget.reservation(FREE);
-        for (size, has_resized, used_bytes) in sizes {
+        let mut reservation = budget.reservation(UNBUDGETED);
+        for Resize { bytes, is_granted, used_bytes } in resizes {
+            let is_resized = reservation.try_resize(*bytes);
             assert_eq!(
-                (reservation.try_resize(*size), budget.memory_bytes()),
-                (*has_resized, *used_bytes),
-                "{size}"
+                (is_resized, budget.memory_bytes()),
+                (*is_granted, *used_bytes),
+                "the resize to {bytes} bytes must have the expected result"
             );
         }
         drop(reservation);
-        assert_eq!(budget.memory_bytes(), 0);
+        assert_eq!(budget.memory_bytes(), 0, "a dropped reservation must return its memory");
     }
 
     #[test]
-    fn a_reservation_takes_memory_in_steps_beyond_its_free_bytes() {
-        let step = RESERVATION_STEP as usize;
-        check(
+    fn a_reservation_takes_memory_in_steps_beyond_its_unbudgeted_bytes() {
+        check_resizes(
             10 * RESERVATION_STEP,
             &[
-                (0, true, 0),
-                (FREE, true, 0),
-                (FREE + 1, true, RESERVATION_STEP),
-                (FREE + step, true, RESERVATION_STEP),
+                granted(0, 0),
+                granted(UNBUDGETED, 0),
+                granted(UNBUDGETED + 1, RESERVATION_STEP),
+                granted(UNBUDGETED + STEP, RESERVATION_STEP),
             ],
         );
-        check(
+        check_resizes(
             10 * RESERVATION_STEP,
             &[
-                (FREE + step + 1, true, 2 * RESERVATION_STEP),
-                (FREE + 1, true, 2 * RESERVATION_STEP),
-                (FREE, true, 0),
+                granted(UNBUDGETED + STEP + 1, 2 * RESERVATION_STEP),
+                granted(UNBUDGETED + 1, 2 * RESERVATION_STEP),
+                granted(UNBUDGETED, 0),
             ],
         );
-        check(
+        check_resizes(
             10 * RESERVATION_STEP,
-            &[(FREE + 5 * step, true, 5 * RESERVATION_STEP), (FREE + step, true, RESERVATION_STEP)],
+            &[
+                granted(UNBUDGETED + 5 * STEP, 5 * RESERVATION_STEP),
+                granted(UNBUDGETED + STEP, RESERVATION_STEP),
+            ],
         );
     }
 
     #[test]
     fn the_last_bytes_of_the_budget_are_taken_exactly() {
-        check(RESERVATION_STEP + 10, &[(FREE + RESERVATION_STEP as usize + 10, true, RESERVATION_STEP + 10)]);
-        check(
+        check_resizes(RESERVATION_STEP + 10, &[granted(UNBUDGETED + STEP + 10, RESERVATION_STEP + 10)]);
+        check_resizes(
             RESERVATION_STEP + 10,
-            &[(FREE + RESERVATION_STEP as usize + 11, false, 0), (FREE + 1, true, RESERVATION_STEP)],
+            &[refused(UNBUDGETED + STEP + 11, 0), granted(UNBUDGETED + 1, RESERVATION_STEP)],
         );
-        check(0, &[(FREE, true, 0), (FREE + 1, false, 0)]);
+        check_resizes(0, &[granted(UNBUDGETED, 0), refused(UNBUDGETED + 1, 0)]);
     }
 
     #[test]
     fn a_reservation_that_cannot_grow_is_unchanged() {
-        check(
+        check_resizes(
             RESERVATION_STEP,
-            &[
-                (FREE + 5, true, RESERVATION_STEP),
-                (FREE + RESERVATION_STEP as usize + 1, false, RESERVATION_STEP),
-            ],
+            &[granted(UNBUDGETED + 5, RESERVATION_STEP), refused(UNBUDGETED + STEP + 1, RESERVATION_STEP)],
         );
     }
 
@@ -319,16 +347,16 @@ mod tests {
     fn existing_buffers_count_against_reloaded_limits() {
         let old_budget = budget(10 * RESERVATION_STEP);
         let mut old_reservation = old_budget.reservation(0);
-        assert!(old_reservation.try_resize(2 * RESERVATION_STEP as usize));
+        assert!(old_reservation.try_resize(2 * STEP));
         let new_budget = budget(3 * RESERVATION_STEP).with_counters_of(&old_budget);
         assert_eq!(
             (new_budget.memory_bytes(), new_budget.max_memory(), old_budget.max_memory()),
             (2 * RESERVATION_STEP, 3 * RESERVATION_STEP, 3 * RESERVATION_STEP)
         );
         let mut new_reservation = new_budget.reservation(0);
-        assert!(!new_reservation.try_resize(2 * RESERVATION_STEP as usize));
+        assert!(!new_reservation.try_resize(2 * STEP));
         drop(old_reservation);
-        assert!(new_reservation.try_resize(3 * RESERVATION_STEP as usize));
+        assert!(new_reservation.try_resize(3 * STEP));
     }
 
     #[test]
@@ -337,14 +365,17 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    for bytes in 0..2_000 {
-                        let mut reservation = budget.reservation(FREE);
-                        let _ = reservation.try_resize(bytes * 400);
-                        assert!(budget.memory_bytes() <= 20 * RESERVATION_STEP);
+                    for bytes in (0..2_000).map(|index| index * 400) {
+                        let mut reservation = budget.reservation(UNBUDGETED);
+                        let _ = reservation.try_resize(bytes);
+                        assert!(
+                            budget.memory_bytes() <= 20 * RESERVATION_STEP,
+                            "the memory in use must not exceed the budget"
+                        );
                     }
                 });
             }
         });
-        assert_eq!(budget.memory_bytes(), 0);
+        assert_eq!(budget.memory_bytes(), 0, "dropped reservations must return their memory");
     }
 }

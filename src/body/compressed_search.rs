@@ -1,9 +1,10 @@
 //! Searches a compressed body for keys while the original bytes are relayed. The search decompresses a copy
-//! of the body, and releases a frame once the decoded text of the frame contains no key. The compressed bytes
-//! are searched as well, because not every body with a `content-encoding` is compressed.
+//! of the body, and releases a frame once the decoded text up to its end contains no key and does not end with the
+//! beginning of one. The compressed bytes are searched as well, because not every body with a `content-encoding` is
+//! compressed.
 //!
-//! This search is separate from `redacted_body`, because a key inside compressed data cannot be replaced. The
-//! response ends with an error instead.
+//! This search is separate from the search of uncompressed bodies in `redacted_body`, because a key inside compressed
+//! data cannot be replaced. A response with such a key ends with an error instead.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -30,15 +31,15 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Number of decompressed bytes after which the task yields, which is about a millisecond of work. The last step may
-/// exceed the number.
+/// Number of decompressed bytes after which a turn of the search ends and the task yields, which is about a millisecond
+/// of work. The last step of a turn may exceed this number.
 const BYTES_PER_TURN: usize = 256 * 1024;
 
-/// Maximum number of compressed bytes that are decompressed in one step. They expand to one mebibyte at most.
+/// Maximum number of compressed bytes that one step decompresses. They expand to about one mebibyte at most.
 const STEP_SIZE: usize = 1024;
 
-/// Number of buffer bytes per search that do not count against the budget: one read, the decoded text of one step, and
-/// the windows of two decoders.
+/// Number of buffer bytes per search that do not count against the budget. They are enough for one read, the usual
+/// decoded text of one step, and the windows of two decoders.
 pub(super) const UNBUDGETED_BYTES: usize = 64 * 1024;
 
 /// Maximum number of compressed bytes that are held back while the text ends with what may be the beginning of a key.
@@ -48,13 +49,14 @@ const MAX_HELD_BYTES: usize = 256 * 1024;
 /// The search for keys in one compressed body.
 pub(super) struct CompressedSearch {
     redactor: Arc<Redactor>,
-    redaction: StreamRedaction,
+    /// The search of the decoded text.
+    decoded_redaction: StreamRedaction,
     /// The search of the compressed bytes. A lenient client may read data that is not compressed, and data
     /// that follows the compressed data.
     encoded_redaction: StreamRedaction,
-    /// Whether the compressed bytes contain a key.
+    /// Whether `encoded_redaction` has found a key in the compressed bytes.
     has_key: bool,
-    /// The codings, from the outermost to the innermost.
+    /// The decoders, from the outermost coding to the innermost.
     stages: Vec<CodingStage>,
     /// The frame that is being searched.
     current_frame: Option<Frame<Bytes>>,
@@ -62,11 +64,11 @@ pub(super) struct CompressedSearch {
     held_frames: VecDeque<Frame<Bytes>>,
     /// Frames that may be forwarded.
     released_frames: VecDeque<Frame<Bytes>>,
-    /// The memory of all frames.
+    /// The memory of all frames, and of the input of the decoders.
     reservation: BufferReservation,
 }
 
-/// The result of one turn of the search.
+/// The progress of the search after one turn.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SearchProgress {
     /// The search of the current frame is not finished.
@@ -81,7 +83,7 @@ impl CompressedSearch {
         let stages = codings.iter().rev().map(|coding| CodingStage::new(*coding)).collect();
         Self {
             redactor,
-            redaction: StreamRedaction::default(),
+            decoded_redaction: StreamRedaction::default(),
             encoded_redaction: StreamRedaction::default(),
             has_key: false,
             stages,
@@ -115,15 +117,16 @@ impl CompressedSearch {
             return Err(WithholdReason::ContainsKey);
         }
         let progress = self.search_current_frame()?;
-        let encoded_bytes: usize = self.stages.iter().map(|stage| stage.input.capacity()).sum();
+        let input_bytes: usize = self.stages.iter().map(|stage| stage.input.capacity()).sum();
         let unsent_bytes = usize::try_from(self.unsent_bytes()).unwrap_or(usize::MAX);
-        if self.reservation.try_resize(encoded_bytes.saturating_add(unsent_bytes)) {
+        if self.reservation.try_resize(input_bytes.saturating_add(unsent_bytes)) {
             Ok(progress)
         } else {
             Err(WithholdReason::NoMemory)
         }
     }
 
+    /// Decodes and searches the current frame until the turn ends. Releases the frame if no key may begin in it.
     fn search_current_frame(&mut self) -> Result<SearchProgress, WithholdReason> {
         let mut decoded_bytes = 0;
         while let Some(index) = self.stages.iter().rposition(CodingStage::can_decode) {
@@ -131,7 +134,7 @@ impl CompressedSearch {
             decoded_bytes += decoded.len();
             match self.stages.get_mut(index + 1) {
                 Some(next) => next.input.extend_from_slice(&decoded),
-                None if self.redaction.contains_key(&self.redactor, &decoded) => {
+                None if self.decoded_redaction.contains_key(&self.redactor, &decoded) => {
                     return Err(WithholdReason::ContainsKey);
                 }
                 None => {}
@@ -141,7 +144,7 @@ impl CompressedSearch {
             }
         }
         self.held_frames.extend(self.current_frame.take());
-        if self.redaction.is_idle() && self.encoded_redaction.is_idle() {
+        if self.decoded_redaction.is_idle() && self.encoded_redaction.is_idle() {
             self.release_held_frames();
         } else if self.held_bytes() > MAX_HELD_BYTES {
             return Err(WithholdReason::ContainsKey);
@@ -149,10 +152,11 @@ impl CompressedSearch {
         Ok(SearchProgress::Complete)
     }
 
-    /// Ends the body and releases the frames held back for an incomplete key. `trailers` is the last frame.
-    pub(super) fn finish(&mut self, trailers: Option<Frame<Bytes>>) {
+    /// Ends the body and releases the frames that were held back for an incomplete key. `last_frame` follows them, and
+    /// contains the trailers if the body has trailers.
+    pub(super) fn finish(&mut self, last_frame: Option<Frame<Bytes>>) {
         self.release_held_frames();
-        self.released_frames.extend(trailers);
+        self.released_frames.extend(last_frame);
     }
 
     fn release_held_frames(&mut self) {
@@ -169,7 +173,7 @@ impl CompressedSearch {
         self.current_frame.is_some()
     }
 
-    /// Returns the number of bytes received and not yet forwarded.
+    /// Returns the number of bytes that were received and are not yet forwarded.
     pub(super) fn unsent_bytes(&self) -> u64 {
         (data_bytes(self.released_frames.iter().chain(&self.current_frame)) + self.held_bytes()) as u64
     }
@@ -194,10 +198,10 @@ impl fmt::Debug for CompressedSearch {
     }
 }
 
-/// The decoder of one coding.
+/// The decoder of one coding, and its input.
 struct CodingStage {
     decoder: Decoder,
-    /// Received bytes that are not yet decoded.
+    /// Bytes from the previous stage, or from the body, that are not yet decoded.
     input: BytesMut,
 }
 
@@ -205,7 +209,7 @@ enum Decoder {
     Gzip(MultiGzDecoder<Vec<u8>>),
     Zlib(ZlibDecoder<Vec<u8>>),
     RawDeflate(DeflateDecoder<Vec<u8>>),
-    /// `deflate`, before its format is detected.
+    /// The coding `deflate`, before the format of the body is detected.
     UnknownDeflate,
     /// The body is malformed, and its remaining bytes are not decoded.
     Failed,
@@ -220,6 +224,7 @@ impl CodingStage {
         Self { decoder, input: BytesMut::new() }
     }
 
+    /// Whether the input has enough bytes for a step.
     fn can_decode(&self) -> bool {
         // Two bytes are needed to detect the format of `deflate`.
         let needed_bytes = if matches!(self.decoder, Decoder::UnknownDeflate) { 2 } else { 1 };
@@ -252,7 +257,7 @@ impl CodingStage {
     }
 }
 
-/// Decodes `input`. Returns whether the input is valid.
+/// Writes `input` to `decoder` and flushes the decoded bytes. Returns whether the input is valid.
 fn decode_all(decoder: &mut impl Write, input: &[u8]) -> bool {
     decoder.write_all(input).and_then(|()| decoder.flush()).is_ok()
 }
@@ -277,7 +282,7 @@ mod tests {
         std::iter::from_fn(|| search.pop_released()).flat_map(|frame| frame.into_data().unwrap()).collect()
     }
 
-    /// Searches `body` in chunks. Returns the forwarded bytes, and whether a key was found.
+    /// Searches `body` in chunks. Returns the forwarded bytes, and whether the search has withheld the rest.
     fn forward(codings: &[Coding], body: &[u8], chunk_size: usize) -> (Vec<u8>, bool) {
         let mut search = search(codings);
         let mut forwarded_bytes = Vec::new();
@@ -294,10 +299,11 @@ mod tests {
         }
         search.finish(None);
         forwarded_bytes.extend(pop_all(&mut search));
-        assert!(search.is_empty());
+        assert!(search.is_empty(), "all frames must be forwarded");
         (forwarded_bytes, false)
     }
 
+    /// The codings of a body, and the function that encodes a text with them.
     type Encoding = (&'static [Coding], fn(&[u8]) -> Vec<u8>);
 
     const ENCODINGS: [Encoding; 5] = [
@@ -317,7 +323,7 @@ mod tests {
                     assert_eq!(
                         forward(codings, &body, chunk_size),
                         (body.clone(), false),
-                        "{codings:?} in chunks of {chunk_size} bytes"
+                        "a body with {codings:?} in chunks of {chunk_size} bytes must be forwarded"
                     );
                 }
             }
@@ -333,16 +339,20 @@ mod tests {
                     .collect();
                 let body = encode(format!("{noise}{KEY} and more").as_bytes());
                 for chunk_size in [1, 7, 1_000, 100_000] {
-                    let (forwarded, has_key) = forward(codings, &body, chunk_size);
+                    let (forwarded_bytes, is_withheld) = forward(codings, &body, chunk_size);
                     assert!(
-                        has_key,
-                        "{codings:?} after {noise_length} bytes, in chunks of {chunk_size} bytes"
+                        is_withheld,
+                        "a key after {noise_length} bytes must be found in chunks of {chunk_size} bytes with \
+                         {codings:?}"
                     );
                     // The forwarded bytes reveal no more of the key than its short form.
                     let mut forwarded_search = search(codings);
-                    forwarded_search.push(forwarded.into());
+                    forwarded_search.push(forwarded_bytes.into());
                     while forwarded_search.run_turn() == Ok(SearchProgress::Incomplete) {}
-                    assert!(forwarded_search.redaction.is_idle());
+                    assert!(
+                        forwarded_search.decoded_redaction.is_idle(),
+                        "the forwarded bytes must not end with more of the key than its short form shows"
+                    );
                 }
             }
         }
@@ -360,12 +370,14 @@ mod tests {
             [KEY.as_bytes().to_vec(), [gzip(b"x"), KEY.into()].concat(), [zlib(b"x"), KEY.into()].concat()]
         {
             for (codings, chunk_size) in [(&[Coding::Gzip][..], 3), (&[Coding::Deflate], 1_000)] {
-                assert!(forward(codings, &body, chunk_size).1);
+                let (_, is_withheld) = forward(codings, &body, chunk_size);
+                assert!(is_withheld, "a key in bytes that cannot be decoded must be found with {codings:?}");
             }
         }
         // The valid part of a malformed body is decoded and searched.
         let body = [zlib(KEY.as_bytes()), b"garbage".to_vec()].concat();
-        assert!(forward(&[Coding::Deflate], &body, 1_000).1);
+        let (_, is_withheld) = forward(&[Coding::Deflate], &body, 1_000);
+        assert!(is_withheld, "a key before malformed bytes must be found");
     }
 
     #[test]
@@ -376,6 +388,6 @@ mod tests {
         while search.run_turn() == Ok(SearchProgress::Incomplete) {
             turns += 1;
         }
-        assert!(turns >= 40, "the search must take at least 40 turns, not {turns}");
+        assert!(turns >= 40, "the search must take at least 40 turns, but it took {turns}");
     }
 }

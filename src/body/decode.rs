@@ -1,5 +1,5 @@
-//! Decompresses a complete body, so that the body can be classified or searched. The supported codings are
-//! those that `policy::headers` offers to the upstream, so that a response can be decoded.
+//! Decompresses a complete body, so that the body can be classified or searched. The supported codings are the ones
+//! that `policy::headers` offers to the upstream. `redacted_body` uses the list of codings of a streamed body.
 
 use std::io::Read;
 
@@ -52,16 +52,17 @@ pub fn decode_body(body: &[u8], encoding: Option<&str>, max_bytes: usize) -> Opt
     inner.iter().rev().try_fold(decoded_body, |encoded, coding| remove_coding(*coding, &encoded, max_bytes))
 }
 
+/// Decodes one coding of `body`. Returns `None` if the body is malformed or its decoded size exceeds `max_bytes`.
 fn remove_coding(coding: Coding, body: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     match coding {
         Coding::Gzip => read_bounded(MultiGzDecoder::new(body), max_bytes),
-        // The check value and the checksum of the zlib format distinguish it from the raw format.
+        // A raw stream fails the check value or the checksum of the zlib format, and is then decoded as raw.
         Coding::Deflate => read_bounded(ZlibDecoder::new(body), max_bytes)
             .or_else(|| read_bounded(DeflateDecoder::new(body), max_bytes)),
     }
 }
 
-/// Reads all bytes. Returns `None` if reading fails or there are more than `max_bytes`.
+/// Reads all bytes of `decoder`. Returns `None` if reading fails or there are more than `max_bytes`.
 fn read_bounded(decoder: impl Read, max_bytes: usize) -> Option<Vec<u8>> {
     let mut decoded_body = Vec::new();
     let limit = u64::try_from(max_bytes).ok()?.checked_add(1)?;
@@ -78,69 +79,78 @@ pub(super) mod tests {
 
     use super::*;
 
+    /// Compresses `text` in the format of `gzip`.
     pub(in crate::body) fn gzip(text: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }
 
+    /// Compresses `text` in the zlib format of `deflate`.
     pub(in crate::body) fn zlib(text: &[u8]) -> Vec<u8> {
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }
 
+    /// Compresses `text` in the raw format of `deflate`.
     pub(in crate::body) fn raw_deflate(text: &[u8]) -> Vec<u8> {
         let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }
 
+    /// Decodes `body` to at most 100 bytes, and compares the decoded body with the expected one.
     #[track_caller]
-    fn check(body: &[u8], encoding: Option<&str>, expected: Option<&[u8]>) {
-        assert_eq!(decode_body(body, encoding, 100).as_deref(), expected, "{encoding:?}");
+    fn check_decoded(body: &[u8], encoding: Option<&str>, expected: Option<&[u8]>) {
+        let decoded_body = decode_body(body, encoding, 100);
+        assert_eq!(
+            decoded_body.as_deref(),
+            expected,
+            "a body with the encoding {encoding:?} must be decoded"
+        );
     }
 
     #[test]
     fn known_encodings_are_decoded() {
-        check(b"plain", None, Some(b"plain"));
-        check(b"plain", Some("identity"), Some(b"plain"));
-        check(b"plain", Some(""), Some(b"plain"));
-        check(&gzip(b"zipped"), Some(" GZIP "), Some(b"zipped"));
-        check(&gzip(b"zipped"), Some("x-gzip"), Some(b"zipped"));
-        check(&zlib(b"deflated"), Some("deflate"), Some(b"deflated"));
-        check(&raw_deflate(b"deflated"), Some("deflate"), Some(b"deflated"));
+        check_decoded(b"plain", None, Some(b"plain"));
+        check_decoded(b"plain", Some("identity"), Some(b"plain"));
+        check_decoded(b"plain", Some(""), Some(b"plain"));
+        check_decoded(&gzip(b"zipped"), Some(" GZIP "), Some(b"zipped"));
+        check_decoded(&gzip(b"zipped"), Some("x-gzip"), Some(b"zipped"));
+        check_decoded(&zlib(b"deflated"), Some("deflate"), Some(b"deflated"));
+        check_decoded(&raw_deflate(b"deflated"), Some("deflate"), Some(b"deflated"));
     }
 
     #[test]
     fn two_codings_are_decoded_from_the_outer_to_the_inner() {
-        check(&gzip(&gzip(b"twice")), Some("gzip, gzip"), Some(b"twice"));
-        check(&zlib(&gzip(b"both")), Some("gzip,deflate"), Some(b"both"));
-        check(&gzip(&raw_deflate(b"both")), Some("deflate, identity, X-Gzip"), Some(b"both"));
-        check(&gzip(&gzip(&gzip(b"thrice"))), Some("gzip, gzip, gzip"), None);
-        check(&gzip(b"outer decoded"), Some("gzip, gzip"), None);
-        check(&gzip(b"outer decoded"), Some("br, gzip"), None);
+        check_decoded(&gzip(&gzip(b"twice")), Some("gzip, gzip"), Some(b"twice"));
+        check_decoded(&zlib(&gzip(b"both")), Some("gzip,deflate"), Some(b"both"));
+        check_decoded(&gzip(&raw_deflate(b"both")), Some("deflate, identity, X-Gzip"), Some(b"both"));
+        check_decoded(&gzip(&gzip(&gzip(b"thrice"))), Some("gzip, gzip, gzip"), None);
+        check_decoded(&gzip(b"outer decoded"), Some("gzip, gzip"), None);
+        check_decoded(&gzip(b"outer decoded"), Some("br, gzip"), None);
     }
 
     #[test]
-    fn a_body_in_a_different_coding_than_declared_is_not_decoded() {
-        check(b"plain", Some("gzip"), None);
-        check(b"plain", Some("deflate"), None);
-        check(&gzip(b"zipped")[..12], Some("gzip"), None);
+    fn a_malformed_body_and_a_body_of_an_unknown_coding_are_not_decoded() {
+        check_decoded(b"plain", Some("gzip"), None);
+        check_decoded(b"plain", Some("deflate"), None);
+        check_decoded(&gzip(b"zipped")[..12], Some("gzip"), None);
         for encoding in ["br", "zstd", "compress", "gzip;q=1", "unreadable"] {
-            check(b"plain", Some(encoding), None);
+            check_decoded(b"plain", Some(encoding), None);
         }
     }
 
     #[test]
     fn a_compression_bomb_is_not_decoded() {
-        let decoded = vec![b'x'; 10_000_000];
-        check(&gzip(&[b'x'; 100]), Some("gzip"), Some(&[b'x'; 100]));
-        check(&gzip(&[b'x'; 101]), Some("gzip"), None);
-        for bomb in [gzip(&decoded), zlib(&decoded), raw_deflate(&decoded)] {
-            check(&bomb, Some("gzip"), None);
-            check(&bomb, Some("deflate"), None);
+        let large_body = vec![b'x'; 10_000_000];
+        check_decoded(&gzip(&[b'x'; 100]), Some("gzip"), Some(&[b'x'; 100]));
+        check_decoded(&gzip(&[b'x'; 101]), Some("gzip"), None);
+        for bomb in [gzip(&large_body), zlib(&large_body), raw_deflate(&large_body)] {
+            check_decoded(&bomb, Some("gzip"), None);
+            check_decoded(&bomb, Some("deflate"), None);
         }
-        check(&gzip(&gzip(&decoded)), Some("gzip, gzip"), None);
+        check_decoded(&gzip(&gzip(&large_body)), Some("gzip, gzip"), None);
     }
 }

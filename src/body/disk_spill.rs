@@ -1,4 +1,4 @@
-//! Stores the part of a request body that exceeds its memory in an anonymous temporary file. The operating
+//! Stores the part of a request body that exceeds the memory limit in an anonymous temporary file. The operating
 //! system deletes the file when its last handle is closed, even after a crash.
 //!
 //! File operations block, so they run on the runtime's blocking threads. The size of the write queue is
@@ -20,7 +20,7 @@ use super::budget::{BufferBudget, BufferReservation};
 use crate::platform::files;
 use crate::tasks;
 
-/// Maximum number of bytes in the write queue, not counting the chunk that exceeds it.
+/// Maximum number of bytes in the write queue at which another chunk may be queued. That chunk may exceed it.
 const MAX_QUEUED_BYTES: u64 = 256 * 1024;
 /// Maximum number of bytes of one read from the file.
 const MAX_READ_BYTES: u64 = 64 * 1024;
@@ -31,9 +31,9 @@ pub(super) struct DiskSpill {
     directory: Arc<Path>,
     min_free_percent: u64,
     file: Option<Arc<File>>,
-    /// Bytes already in the file.
+    /// The number of bytes in the file.
     written_bytes: u64,
-    /// Chunks that are not yet in the file. The first ones may be part of the pending write.
+    /// Chunks that are not yet in the file. The first of them belong to the pending write.
     queue: VecDeque<Bytes>,
     queue_bytes: u64,
     /// The memory of the queue.
@@ -42,13 +42,15 @@ pub(super) struct DiskSpill {
     pending_read: Option<PendingRead>,
 }
 
+/// A write of the first chunks of the queue.
 #[derive(Debug)]
 struct PendingWrite {
     task: JoinHandle<io::Result<Arc<File>>>,
-    chunks: usize,
+    chunk_count: usize,
     bytes: u64,
 }
 
+/// A read at an offset of the file.
 #[derive(Debug)]
 struct PendingRead {
     offset: u64,
@@ -61,7 +63,7 @@ impl DiskSpill {
         Self {
             directory: budget.directory().into(),
             min_free_percent: budget.min_disk_free_percent(),
-            reservation: budget.reservation(BufferReservation::FREE),
+            reservation: budget.reservation(BufferReservation::UNBUDGETED_BYTES),
             file: None,
             written_bytes: 0,
             queue: VecDeque::new(),
@@ -76,28 +78,32 @@ impl DiskSpill {
         self.written_bytes + self.queue_bytes
     }
 
-    /// Queues data for the file.
+    /// Appends data to the write queue.
     pub(super) fn push(&mut self, data: Bytes) {
         self.queue_bytes += data.len() as u64;
         self.queue.push_back(data);
     }
 
-    /// Drives the pending write. Returns `Ready` once more data may be queued.
+    /// Polls the pending write, and starts the next write of the queue. Returns `Ready` once more data may be queued.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file cannot be created or written, or when the disk is nearly full.
     pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if let Some(write) = &mut self.pending_write {
                 match Pin::new(&mut write.task).poll(cx) {
                     Poll::Pending => {
-                        let bytes = usize::try_from(self.queue_bytes).unwrap_or(usize::MAX);
+                        let queue_bytes = usize::try_from(self.queue_bytes).unwrap_or(usize::MAX);
                         let has_capacity =
-                            self.queue_bytes <= MAX_QUEUED_BYTES && self.reservation.try_resize(bytes);
+                            self.queue_bytes <= MAX_QUEUED_BYTES && self.reservation.try_resize(queue_bytes);
                         return if has_capacity { Poll::Ready(Ok(())) } else { Poll::Pending };
                     }
-                    Poll::Ready(result) => {
-                        let (chunks, bytes) = (write.chunks, write.bytes);
+                    Poll::Ready(written_file) => {
+                        let (chunk_count, bytes) = (write.chunk_count, write.bytes);
                         self.pending_write = None;
-                        self.file = Some(result.map_err(io::Error::other)??);
-                        self.queue.drain(..chunks);
+                        self.file = Some(written_file.map_err(io::Error::other)??);
+                        self.queue.drain(..chunk_count);
                         self.queue_bytes -= bytes;
                         self.written_bytes += bytes;
                     }
@@ -113,16 +119,27 @@ impl DiskSpill {
 
     /// Starts a write of the whole queue.
     fn start_write(&self) -> PendingWrite {
-        let data: Vec<Bytes> = self.queue.iter().cloned().collect();
+        let chunks: Vec<Bytes> = self.queue.iter().cloned().collect();
         let (file, directory) = (self.file.clone(), Arc::clone(&self.directory));
         let (offset, bytes, min_free_percent) = (self.written_bytes, self.queue_bytes, self.min_free_percent);
-        let chunks = data.len();
-        let task =
-            tasks::spawn_blocking(move || write(file, &directory, min_free_percent, offset, bytes, &data));
-        PendingWrite { task, chunks, bytes }
+        let chunk_count = chunks.len();
+        let task = tasks::spawn_blocking(move || -> io::Result<Arc<File>> {
+            let file = match file {
+                Some(file) => file,
+                None => Arc::new(tempfile::tempfile_in(directory)?),
+            };
+            require_free_disk(&file, bytes, min_free_percent)?;
+            write_chunks(&file, offset, &chunks)?;
+            Ok(file)
+        });
+        PendingWrite { task, chunk_count, bytes }
     }
 
     /// Reads one or more bytes at `offset`, which must be less than [`bytes`](Self::bytes).
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file cannot be read.
     pub(super) fn poll_read(&mut self, offset: u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if offset >= self.written_bytes {
             return Poll::Ready(self.read_queue(offset - self.written_bytes));
@@ -144,6 +161,7 @@ impl DiskSpill {
         Poll::Ready(data.map_err(io::Error::other).flatten())
     }
 
+    /// Returns the bytes at `offset` of the queue, up to the end of their chunk.
     fn read_queue(&self, mut offset: u64) -> io::Result<Bytes> {
         for chunk in &self.queue {
             let length = chunk.len() as u64;
@@ -152,33 +170,25 @@ impl DiskSpill {
             }
             offset -= length;
         }
-        Err(io::Error::other("the offset lies beyond the end"))
+        Err(io::Error::other("the offset is beyond the end of the write queue"))
     }
 }
 
-/// Writes `data`, which has `bytes` bytes, at the end of the file. Creates a missing file. Fails if less than
-/// `min_free_percent` of the disk would remain free.
-fn write(
-    file: Option<Arc<File>>,
-    directory: &Path,
-    min_free_percent: u64,
-    mut offset: u64,
-    bytes: u64,
-    data: &[Bytes],
-) -> io::Result<Arc<File>> {
-    let file = match file {
-        Some(file) => file,
-        None => Arc::new(tempfile::tempfile_in(directory)?),
-    };
-    let disk = files::disk_space_of(&file)?;
+/// Fails if less than `min_free_percent` of the disk would be free after a write of `bytes`.
+fn require_free_disk(file: &File, bytes: u64, min_free_percent: u64) -> io::Result<()> {
+    let disk = files::disk_space_of(file)?;
     if disk.free.saturating_sub(bytes) < disk.total / 100 * min_free_percent {
         return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is nearly full"));
     }
-    for chunk in data {
-        files::write_all_at(&file, chunk, offset)?;
+    Ok(())
+}
+
+fn write_chunks(file: &File, mut offset: u64, chunks: &[Bytes]) -> io::Result<()> {
+    for chunk in chunks {
+        files::write_all_at(file, chunk, offset)?;
         offset += chunk.len() as u64;
     }
-    Ok(file)
+    Ok(())
 }
 
 fn read_range(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {

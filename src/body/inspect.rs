@@ -1,6 +1,6 @@
 //! Copies a response body while the body is relayed, and delays the end of the body until the copy has been
-//! inspected. The identifiers in a response are thus recorded before the client can use them in its next
-//! request.
+//! inspected. The proxy thus records the identifiers in a response before the client can use them in its next
+//! request. A body that exceeds a size limit or the buffer budget is relayed without inspection.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,21 +14,21 @@ use super::budget::BufferReservation;
 
 /// Inspects the copy of a body.
 pub trait BodyInspector: Send + 'static {
-    /// Called with the complete body, unless the body fails, exceeds the limit, or does not fit the buffer
-    /// budget.
+    /// Inspects the complete body. This method is not called if the body fails, exceeds the size limit, or does not
+    /// fit the buffer budget.
     fn inspect(self, body: &[u8]);
 }
 
 /// A body that passes a copy of itself to a [`BodyInspector`].
 ///
 /// The last received frame is held until the next frame or the end of the body is received. A client thus receives the
-/// end of the body only after [`BodyInspector::inspect`] has run. Frames are no longer held once the copy is
-/// discarded.
+/// end of the body only after [`BodyInspector::inspect`] has run. After the copy is discarded, each frame is relayed
+/// without delay.
 ///
 /// # Cancel safety
 ///
 /// Dropping the body discards the copy, and the inspector is not called.
-pub struct Inspect<B, I> {
+pub struct InspectedBody<B, I> {
     body: B,
     inspector: Option<I>,
     copy: Vec<u8>,
@@ -40,8 +40,9 @@ pub struct Inspect<B, I> {
     has_ended: bool,
 }
 
-impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
-    /// Relays `body`. The body is inspected unless it exceeds `max_bytes` or `reservation` cannot grow for the copy.
+impl<B: Body<Data = Bytes>, I: BodyInspector> InspectedBody<B, I> {
+    /// Relays `body`. `inspector` inspects the body unless the body exceeds `max_bytes` or `reservation` cannot grow
+    /// for the copy. Without an inspector, the body is only relayed.
     pub fn new(body: B, inspector: Option<I>, max_bytes: usize, reservation: BufferReservation) -> Self {
         let is_too_large = body.size_hint().lower() > max_bytes as u64;
         let inspector = inspector.filter(|_| max_bytes > 0 && !is_too_large);
@@ -49,10 +50,11 @@ impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
     }
 
     fn copy_data(&mut self, data: &[u8]) {
-        let bytes = self.copy.len() + data.len();
+        let length = self.copy.len() + data.len();
         // A `Vec` at least doubles its capacity when it grows.
-        let capacity = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
-        if bytes <= self.max_bytes && self.reservation.try_resize(capacity) {
+        let capacity =
+            if length > self.copy.capacity() { length.max(2 * self.copy.capacity()) } else { length };
+        if length <= self.max_bytes && self.reservation.try_resize(capacity) {
             self.copy.extend_from_slice(data);
         } else {
             self.discard_copy();
@@ -60,7 +62,7 @@ impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
     }
 
     #[cfg(test)]
-    pub(super) fn copied_bytes(&self) -> usize {
+    pub(super) fn copy_capacity(&self) -> usize {
         self.copy.capacity()
     }
 
@@ -69,7 +71,8 @@ impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
         self.reservation.shrink(0);
     }
 
-    fn finish_copy(&mut self) {
+    /// Inspects the copy and frees it. Later calls do nothing.
+    fn inspect_copy(&mut self) {
         if let Some(inspector) = self.inspector.take() {
             inspector.inspect(&std::mem::take(&mut self.copy));
             self.reservation.shrink(0);
@@ -77,7 +80,7 @@ impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
     }
 }
 
-impl<B, I> Body for Inspect<B, I>
+impl<B, I> Body for InspectedBody<B, I>
 where
     B: Body<Data = Bytes> + Unpin,
     I: BodyInspector + Unpin,
@@ -104,7 +107,7 @@ where
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 None => {
                     this.has_ended = true;
-                    this.finish_copy();
+                    this.inspect_copy();
                 }
                 // The held frame is dropped with the incomplete copy.
                 Some(Err(error)) => {
@@ -116,10 +119,10 @@ where
                     match frame.data_ref() {
                         Some(data) => this.copy_data(data),
                         // Trailers end the body.
-                        None => this.finish_copy(),
+                        None => this.inspect_copy(),
                     }
                     if this.body.is_end_stream() {
-                        this.finish_copy();
+                        this.inspect_copy();
                     }
                     if let Some(previous) = this.held_frame.replace(frame) {
                         return Poll::Ready(Some(Ok(previous)));
@@ -140,9 +143,9 @@ where
     }
 }
 
-impl<B: fmt::Debug, I> fmt::Debug for Inspect<B, I> {
+impl<B: fmt::Debug, I> fmt::Debug for InspectedBody<B, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inspect").field("body", &self.body).finish_non_exhaustive()
+        f.debug_struct("InspectedBody").field("body", &self.body).finish_non_exhaustive()
     }
 }
 
@@ -174,10 +177,13 @@ mod tests {
         }
     }
 
-    /// A body of scripted poll results.
+    type FramePoll = Poll<Result<Frame<Bytes>, &'static str>>;
+
+    /// A body that returns the scripted poll results one after another.
     #[derive(Debug)]
     struct ScriptedBody {
-        frames: VecDeque<Poll<Result<Frame<Bytes>, &'static str>>>,
+        polls: VecDeque<FramePoll>,
+        /// Whether `is_end_stream` returns `true` after the last frame.
         detects_end: bool,
     }
 
@@ -189,7 +195,7 @@ mod tests {
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
-            match self.frames.pop_front() {
+            match self.polls.pop_front() {
                 None => Poll::Ready(None),
                 Some(Poll::Ready(frame)) => Poll::Ready(Some(frame)),
                 Some(Poll::Pending) => {
@@ -200,55 +206,59 @@ mod tests {
         }
 
         fn is_end_stream(&self) -> bool {
-            self.detects_end && self.frames.is_empty()
+            self.detects_end && self.polls.is_empty()
         }
     }
 
-    fn ready_data(text: &'static str) -> Poll<Result<Frame<Bytes>, &'static str>> {
+    fn ready_data(text: &'static str) -> FramePoll {
         Poll::Ready(Ok(Frame::data(Bytes::from_static(text.as_bytes()))))
     }
 
-    fn inspect(
-        frames: impl IntoIterator<Item = Poll<Result<Frame<Bytes>, &'static str>>>,
-        detects_end: bool,
+    /// Returns an inspected body that detects its end only when it is polled again, and its inspector.
+    fn inspected_body(
+        polls: impl IntoIterator<Item = FramePoll>,
         max_bytes: usize,
-    ) -> (Inspect<ScriptedBody, RecordingInspector>, RecordingInspector) {
+    ) -> (InspectedBody<ScriptedBody, RecordingInspector>, RecordingInspector) {
         let inspector = RecordingInspector::default();
-        let body = ScriptedBody { frames: frames.into_iter().collect(), detects_end };
-        (Inspect::new(body, Some(inspector.clone()), max_bytes, BufferReservation::default()), inspector)
+        let body = ScriptedBody { polls: polls.into_iter().collect(), detects_end: false };
+        (
+            InspectedBody::new(body, Some(inspector.clone()), max_bytes, BufferReservation::default()),
+            inspector,
+        )
     }
 
-    async fn next_chunk(inspect: &mut Inspect<ScriptedBody, RecordingInspector>) -> Option<String> {
-        let data = inspect.frame().await?.unwrap().into_data().unwrap();
+    async fn next_chunk(inspected: &mut InspectedBody<ScriptedBody, RecordingInspector>) -> Option<String> {
+        let data = inspected.frame().await?.unwrap().into_data().unwrap();
         Some(String::from_utf8(data.to_vec()).unwrap())
     }
 
     #[tokio::test]
     async fn the_end_of_a_body_follows_its_inspection() {
         for detects_end in [false, true] {
-            let frames = [ready_data("ab"), Poll::Pending, ready_data("cd"), Poll::Pending, ready_data("ef")];
-            let (mut inspect, inspector) = inspect(frames, detects_end, 6);
-            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
-            assert!(!inspect.is_end_stream());
-            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("cd"));
+            let polls = [ready_data("ab"), Poll::Pending, ready_data("cd"), Poll::Pending, ready_data("ef")];
+            let (mut inspected, inspector) = inspected_body(polls, 6);
+            inspected.body.detects_end = detects_end;
+            assert_eq!(next_chunk(&mut inspected).await.as_deref(), Some("ab"));
+            assert!(!inspected.is_end_stream());
+            assert_eq!(next_chunk(&mut inspected).await.as_deref(), Some("cd"));
             if !detects_end {
                 assert_eq!(inspector.copy(), None);
             }
-            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ef"));
+            assert_eq!(next_chunk(&mut inspected).await.as_deref(), Some("ef"));
             assert_eq!(inspector.copy().as_deref(), Some("abcdef"));
-            assert!(inspect.is_end_stream());
-            assert_eq!(next_chunk(&mut inspect).await, None);
+            assert!(inspected.is_end_stream());
+            assert_eq!(next_chunk(&mut inspected).await, None);
         }
     }
 
     #[tokio::test]
     async fn a_large_response_is_relayed_without_delay_and_not_inspected() {
-        let (mut inspect, inspector) =
-            inspect([ready_data("abc"), ready_data("def"), Poll::Pending, ready_data("g")], false, 5);
+        let (mut inspected, inspector) =
+            inspected_body([ready_data("abc"), ready_data("def"), Poll::Pending, ready_data("g")], 5);
         for expected in ["abc", "def", "g"] {
-            assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some(expected));
+            assert_eq!(next_chunk(&mut inspected).await.as_deref(), Some(expected));
         }
-        assert_eq!(next_chunk(&mut inspect).await, None);
+        assert_eq!(next_chunk(&mut inspected).await, None);
         assert_eq!(inspector.copy(), None);
     }
 
@@ -256,33 +266,34 @@ mod tests {
     async fn a_body_with_a_declared_length_above_the_limit_is_not_copied() {
         let inspector = RecordingInspector::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
-        let mut inspect = Inspect::new(body, Some(inspector.clone()), 5, BufferReservation::default());
-        assert_eq!(inspect.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
-        assert_eq!((inspect.copy.capacity(), inspector.copy()), (0, None));
+        let mut inspected =
+            InspectedBody::new(body, Some(inspector.clone()), 5, BufferReservation::default());
+        assert_eq!(inspected.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
+        assert_eq!((inspected.copy.capacity(), inspector.copy()), (0, None));
     }
 
     #[tokio::test]
     async fn trailers_end_a_body() {
         let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
-        let (mut inspect, inspector) = inspect([ready_data("ab"), trailers], false, 5);
-        assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
+        let (mut inspected, inspector) = inspected_body([ready_data("ab"), trailers], 5);
+        assert_eq!(next_chunk(&mut inspected).await.as_deref(), Some("ab"));
         assert_eq!(inspector.copy().as_deref(), Some("ab"));
-        assert!(inspect.frame().await.unwrap().unwrap().is_trailers());
+        assert!(inspected.frame().await.unwrap().unwrap().is_trailers());
     }
 
     #[tokio::test]
-    async fn a_broken_response_is_not_inspected() {
-        let (mut inspect, inspector) =
-            inspect([ready_data("ab"), ready_data("cd"), Poll::Ready(Err("reset"))], false, 50);
-        assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
-        assert!(inspect.frame().await.unwrap().is_err());
+    async fn a_failed_response_is_not_inspected() {
+        let (mut inspected, inspector) =
+            inspected_body([ready_data("ab"), ready_data("cd"), Poll::Ready(Err("reset"))], 50);
+        assert_eq!(next_chunk(&mut inspected).await.as_deref(), Some("ab"));
+        assert!(inspected.frame().await.unwrap().is_err());
         assert_eq!(inspector.copy(), None);
     }
 
     #[tokio::test]
     async fn an_empty_response_is_inspected() {
-        let (mut inspect, inspector) = inspect([], false, 50);
-        assert_eq!(next_chunk(&mut inspect).await, None);
+        let (mut inspected, inspector) = inspected_body([], 50);
+        assert_eq!(next_chunk(&mut inspected).await, None);
         assert_eq!(inspector.copy().as_deref(), Some(""));
     }
 }

@@ -1,6 +1,7 @@
-//! Contains the adapters around message bodies: [`replay`] buffers a request body for retries, [`peek`] reads
-//! a response before it is relayed, [`inspect`] copies a response while it is relayed, [`redacted_body`]
-//! removes keys from responses, and [`relay`] reports how a relay ended. [`budget`] limits their buffers.
+//! Contains the adapters around message bodies: [`replay`] sends a request body again for a retry, [`peek`] reads
+//! a response before it is relayed, [`inspect`] copies a response while it is relayed, [`redacted_body`] replaces
+//! keys in a response, and [`relay`] reports how the relay of a response ended. [`budget`] limits the memory and the
+//! disk space of their buffers, and [`decode`] decompresses complete bodies. The `proxy` module combines the adapters.
 
 pub mod budget;
 pub mod decode;
@@ -19,7 +20,7 @@ pub use replay_buffer::ReplayLoss;
 
 use http_body::SizeHint;
 
-/// Returns the size hint of a body that returns `buffered_bytes` and then a body with the hint `rest`.
+/// Returns the size hint of a body that consists of `buffered_bytes` and of a rest with the hint `rest`.
 fn add_to_hint(rest: &SizeHint, buffered_bytes: u64) -> SizeHint {
     let mut hint = SizeHint::new();
     hint.set_lower(rest.lower() + buffered_bytes);

@@ -1,5 +1,5 @@
-//! Reads a response body, so that the response can be classified, and keeps the frames, so that the body can
-//! still be relayed.
+//! Reads a response body, so that the response can be classified or redacted, and keeps the frames, so that the body
+//! can still be relayed. Reading is limited by a number of bytes, a timeout and the buffer budget.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,15 +13,15 @@ use http_body_util::BodyExt;
 use super::add_to_hint;
 use super::budget::{BufferBudget, BufferReservation};
 
-/// A body whose first frames are already read. The body relays exactly the received frames,
-/// unless [`replace`](Self::replace) was called.
+/// A body whose first frames are already read. The body relays exactly the received frames, unless
+/// [`replace`](Self::replace) was called.
 #[derive(Debug)]
 pub struct PeekedBody<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
-    /// The error that ended reading. It is returned after the preceding frames.
+    /// The error that ended reading. It is returned after `frames`.
     error: Option<B::Error>,
     inner: B,
-    /// The memory of the frames read.
+    /// The memory of `frames`.
     reservation: BufferReservation,
     is_over_budget: bool,
 }
@@ -47,7 +47,7 @@ where
         self.inner
     }
 
-    /// Wraps `body` and calls [`read_to_end`](Self::read_to_end).
+    /// Wraps `body` and calls [`read_to_end`](Self::read_to_end). Returns the peeked body and the result of that call.
     ///
     /// # Cancel safety
     ///
@@ -59,13 +59,13 @@ where
         budget: Option<&BufferBudget>,
     ) -> (Self, Option<Vec<u8>>) {
         let mut peeked = Self::new(body);
-        let bytes = peeked.read_to_end(max_bytes, timeout, budget).await;
-        (peeked, bytes)
+        let whole_body = peeked.read_to_end(max_bytes, timeout, budget).await;
+        (peeked, whole_body)
     }
 
-    /// Reads to the end of the body, up to `max_bytes` bytes, for at most `timeout`, and while `budget` has
-    /// memory. If `budget` is `None`, the memory is unlimited. Returns all bytes of the body, including the
-    /// bytes read by earlier calls. Returns `None` if the end of the body was not read.
+    /// Reads the body until its end, for at most `timeout`, while the body has at most `max_bytes` bytes, and while
+    /// `budget` has memory. If `budget` is `None`, the memory is unlimited. Returns all bytes of the body, including
+    /// the bytes that earlier calls have read. Returns `None` if the end of the body was not read.
     ///
     /// # Cancel safety
     ///
@@ -77,8 +77,9 @@ where
         budget: Option<&BufferBudget>,
     ) -> Option<Vec<u8>> {
         if self.reservation.budget().is_none() {
-            self.reservation =
-                budget.map(|budget| budget.reservation(BufferReservation::FREE)).unwrap_or_default();
+            self.reservation = budget
+                .map(|budget| budget.reservation(BufferReservation::UNBUDGETED_BYTES))
+                .unwrap_or_default();
         }
         tokio::time::timeout(timeout, self.read_frames(max_bytes)).await.unwrap_or(None)
     }
@@ -89,8 +90,8 @@ where
         self.is_over_budget
     }
 
-    /// Replaces the body with `data`. Call it only after [`read_to_end`](Self::read_to_end) returned the whole
-    /// body; otherwise the unread rest follows `data`.
+    /// Replaces the frames already read with `data`. The whole body is replaced if
+    /// [`read_to_end`](Self::read_to_end) has returned it. Otherwise, the unread rest of the body follows `data`.
     pub fn replace(&mut self, data: Bytes) {
         self.frames.clear();
         self.reservation.shrink(data.len());
@@ -101,15 +102,15 @@ where
         if self.error.is_some() {
             return None;
         }
-        let mut bytes = Vec::new();
-        self.frames.iter().filter_map(Frame::data_ref).for_each(|data| bytes.extend_from_slice(data));
-        if bytes.len() > max_bytes {
+        let mut whole_body = Vec::new();
+        self.frames.iter().filter_map(Frame::data_ref).for_each(|data| whole_body.extend_from_slice(data));
+        if whole_body.len() > max_bytes {
             return None;
         }
         while let Some(frame) = self.inner.frame().await {
             match frame {
                 Ok(frame) => {
-                    bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    whole_body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
                     self.frames.push_back(frame);
                 }
                 Err(error) => {
@@ -117,16 +118,16 @@ where
                     return None;
                 }
             }
-            if bytes.len() > max_bytes {
+            if whole_body.len() > max_bytes {
                 return None;
             }
-            // The bytes are in memory twice: in the frames, and joined in `bytes`.
-            if !self.reservation.try_resize(bytes.len() + bytes.capacity()) {
+            // The bytes are in memory twice: in the frames, and joined in `whole_body`.
+            if !self.reservation.try_resize(whole_body.len() + whole_body.capacity()) {
                 self.is_over_budget = true;
                 return None;
             }
         }
-        Some(bytes)
+        Some(whole_body)
     }
 }
 
@@ -203,8 +204,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_body_is_read_completely_and_relayed_in_the_same_frames() {
-        let (mut peeked, bytes) = peek(body(vec![Ok("ab"), Ok("c")]), 3, READ_TIMEOUT).await;
-        assert_eq!(bytes.as_deref(), Some(&b"abc"[..]));
+        let (mut peeked, whole_body) = peek(body(vec![Ok("ab"), Ok("c")]), 3, READ_TIMEOUT).await;
+        assert_eq!(whole_body.as_deref(), Some(&b"abc"[..]));
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "c");
         assert!(peeked.frame().await.is_none());
@@ -212,8 +213,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_not_returned_and_is_relayed_completely() {
-        let (peeked, bytes) = peek(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, READ_TIMEOUT).await;
-        assert_eq!(bytes, None);
+        let (peeked, whole_body) = peek(body(vec![Ok("ab"), Ok("cd"), Ok("ef")]), 3, READ_TIMEOUT).await;
+        assert_eq!(whole_body, None);
         assert_eq!(peeked.collect().await.unwrap().to_bytes(), "abcdef");
     }
 
@@ -228,9 +229,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_fails_is_relayed_with_its_error() {
-        let (mut peeked, bytes) =
+        let (mut peeked, whole_body) =
             peek(body(vec![Ok("ab"), Err(io::ErrorKind::ConnectionReset)]), 9, READ_TIMEOUT).await;
-        assert_eq!(bytes, None);
+        assert_eq!(whole_body, None);
         assert_eq!(peeked.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         assert!(!peeked.is_end_stream());
         assert_eq!(peeked.frame().await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -238,8 +239,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reading_a_pending_body_times_out() {
-        let (_, bytes) = peek(PendingBody, 9, Duration::from_secs(2)).await;
-        assert_eq!(bytes, None);
+        let (_, whole_body) = peek(PendingBody, 9, Duration::from_secs(2)).await;
+        assert_eq!(whole_body, None);
     }
 
     #[derive(Debug)]

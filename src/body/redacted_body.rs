@@ -1,5 +1,6 @@
-//! Replaces the pool's keys in a response body with their short forms. Data without a key is forwarded
-//! without a copy. A compressed body is only searched, by `compressed_search`.
+//! Replaces the pool's keys in a response body, its trailers and the response headers with their short forms. Data
+//! without a key is forwarded without a copy. A key in a compressed body cannot be replaced, so `compressed_search`
+//! only searches such a body.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,10 +29,13 @@ pub struct RedactedBody<B> {
 enum BodySearch {
     /// The body is forwarded without a search.
     Off,
+    /// Keys are replaced in the bytes of the body.
     Plain(PlainSearch),
+    /// The body is decompressed and searched.
     Compressed(Box<CompressedSearch>),
 }
 
+/// The search of a body whose bytes are searched and redacted as they are received.
 #[derive(Debug)]
 struct PlainSearch {
     redactor: Arc<Redactor>,
@@ -44,7 +48,7 @@ struct PlainSearch {
     has_ended: bool,
 }
 
-/// Maximum size of a frame of padding. A response with many keys can need a large amount of padding.
+/// Maximum size of a frame of padding, because a response with many keys can need a large amount of padding.
 const MAX_PADDING_FRAME_SIZE: usize = 16 * 1024;
 
 impl<B: Body> RedactedBody<B> {
@@ -63,9 +67,9 @@ impl<B: Body> RedactedBody<B> {
         Self { body, search: redactor.map_or(BodySearch::Off, plain) }
     }
 
-    /// Wraps a body with `codings`, in the order in which they were applied. `None` means that the codings
-    /// cannot be decoded. In that case, the encoded bytes are searched and redacted. The buffers of a
-    /// `CompressedSearch` count against `budget`.
+    /// Wraps a body with `codings`, in the order in which they were applied. `None` means that the proxy cannot decode
+    /// the codings. In that case, the encoded bytes are searched and redacted. The buffers of the search of a
+    /// compressed body count against `budget`.
     pub fn with_codings(
         body: B,
         redactor: Option<Arc<Redactor>>,
@@ -87,6 +91,7 @@ impl<B: Body> RedactedBody<B> {
 }
 
 impl PlainSearch {
+    /// Replaces the keys in `data`. The end of `data` is held back if it may be the beginning of a key.
     fn redact(&mut self, mut data: Bytes) -> Bytes {
         match self.redaction.redact_chunk(&self.redactor, &data) {
             RedactedChunk::Prefix(length) => data.truncate(length),
@@ -256,15 +261,16 @@ mod tests {
     use crate::secret::ApiKey;
 
     const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
-    const SHORT: &str = "sk_6c036526...d452b";
+    const SHORT_FORM: &str = "sk_6c036526...d452b";
 
     fn redactor() -> Option<Arc<Redactor>> {
         Some(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())))
     }
 
-    struct Frames(VecDeque<Frame<Bytes>>);
+    /// A stream of scripted frames.
+    struct FrameStream(VecDeque<Frame<Bytes>>);
 
-    impl futures_core::Stream for Frames {
+    impl futures_core::Stream for FrameStream {
         type Item = Result<Frame<Bytes>, WithholdReason>;
 
         fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -273,21 +279,21 @@ mod tests {
     }
 
     /// Returns a body of `chunks` without a declared length.
-    fn streamed_body(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
+    fn streamed_body(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<FrameStream> {
         let data = chunks.iter().map(|chunk| Frame::data(Bytes::copy_from_slice(chunk.as_bytes())));
-        StreamBody::new(Frames(data.chain(trailers.map(Frame::trailers)).collect()))
+        StreamBody::new(FrameStream(data.chain(trailers.map(Frame::trailers)).collect()))
     }
 
     #[tokio::test]
     async fn a_redacted_body_has_its_declared_length() {
-        for text in [format!("\"{KEY}\" and {KEY}."), KEY.to_owned(), "nothing".to_owned(), String::new()] {
-            let full =
+        for text in [format!("\"{KEY}\" and {KEY}."), KEY.to_owned(), "no key".to_owned(), String::new()] {
+            let source =
                 Full::new(Bytes::from(text.clone())).map_err(|never| -> WithholdReason { match never {} });
-            let mut body: RedactedBody<_> = RedactedBody::new(full, redactor());
+            let mut body = RedactedBody::new(source, redactor());
             assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
             let whole_body = (&mut body).collect().await.unwrap().to_bytes();
             assert_eq!(whole_body.len(), text.len());
-            assert_eq!(whole_body.trim_ascii_end(), text.replace(KEY, SHORT).as_bytes());
+            assert_eq!(whole_body.trim_ascii_end(), text.replace(KEY, SHORT_FORM).as_bytes());
             assert!(body.is_end_stream());
         }
     }
@@ -310,7 +316,7 @@ mod tests {
         let mut next_frame = async || body.frame().await.unwrap().unwrap();
         assert_eq!(next_frame().await.into_data().unwrap(), "sk_6");
         assert_eq!(next_frame().await.into_data().unwrap(), "c03");
-        assert_eq!(next_frame().await.into_trailers().unwrap()["x-key"], SHORT);
+        assert_eq!(next_frame().await.into_trailers().unwrap()["x-key"], SHORT_FORM);
     }
 
     #[tokio::test]
@@ -319,19 +325,20 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
     }
 
+    /// Returns a redacted body of `encoded_body`, which is compressed with gzip.
     fn compressed_body(
-        body: Vec<u8>,
+        encoded_body: Vec<u8>,
     ) -> RedactedBody<impl Body<Data = Bytes, Error = WithholdReason> + Unpin> {
-        let body = Full::new(Bytes::from(body)).map_err(|never| -> WithholdReason { match never {} });
+        let body = Full::new(Bytes::from(encoded_body)).map_err(|never| -> WithholdReason { match never {} });
         RedactedBody::with_codings(body, redactor(), Some(vec![Coding::Gzip]), &BufferBudget::empty())
     }
 
     #[tokio::test]
     async fn a_compressed_body_is_relayed_unchanged_or_withheld() {
-        let clean = gzip(b"nothing sk_6c036526aaaa");
-        let mut body = compressed_body(clean.clone());
-        assert_eq!(body.size_hint().exact(), Some(clean.len() as u64));
-        assert_eq!((&mut body).collect().await.unwrap().to_bytes(), clean);
+        let encoded_body = gzip(b"the beginning of a key: sk_6c036526aaaa");
+        let mut body = compressed_body(encoded_body.clone());
+        assert_eq!(body.size_hint().exact(), Some(encoded_body.len() as u64));
+        assert_eq!((&mut body).collect().await.unwrap().to_bytes(), encoded_body);
         assert!(body.is_end_stream());
         let error = compressed_body(gzip(format!("a {KEY} b").as_bytes())).collect().await.unwrap_err();
         assert_eq!(error, WithholdReason::ContainsKey);
@@ -346,7 +353,7 @@ mod tests {
                 codings,
                 &BufferBudget::empty(),
             );
-            assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT);
+            assert_eq!(body.collect().await.unwrap().to_bytes(), SHORT_FORM);
         }
     }
 

@@ -1,5 +1,5 @@
-//! Wraps the complete response body: counts the relayed bytes, and reports exactly once how the relay ended,
-//! even if the server drops the body early.
+//! Wraps the body of a response to the client: counts the relayed bytes, and reports exactly once how the relay
+//! ended, even if the server drops the body early.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 pub enum RelayEnd {
     /// The complete body was returned to the server.
     Complete,
-    /// The body was dropped before its end: the client has disconnected.
+    /// The body was dropped before its end, because the client has disconnected.
     ClientDisconnected,
     /// The body ended with an error.
     UpstreamFailed,
@@ -20,33 +20,34 @@ pub enum RelayEnd {
 
 /// Receives the outcome of a relay, exactly once.
 pub trait OnBodyEnd: Send + 'static {
-    /// Called when the relay ends, with the number of relayed body bytes.
-    fn on_end(self, end: RelayEnd, bytes: u64);
+    /// Records that the relay has ended. `relayed_bytes` is the number of relayed bytes of the body.
+    fn on_end(self, end: RelayEnd, relayed_bytes: u64);
 }
 
 /// A body that calls [`OnBodyEnd`] when it ends, fails or is dropped.
 ///
 /// # Cancel safety
 ///
-/// Dropping the body reports [`RelayEnd::ClientDisconnected`], unless the body had ended. A server does not
-/// poll again after the last byte of a body whose length is known.
+/// Dropping the body reports [`RelayEnd::ClientDisconnected`], or [`RelayEnd::Complete`] if all frames were returned.
+/// A server does not poll a body again after the last byte if the length of the body is known.
 #[derive(Debug)]
 pub struct Relay<B: Body, O: OnBodyEnd> {
     /// `None` only during drop.
     body: Option<B>,
+    /// `None` after the end was reported.
     on_end: Option<O>,
-    bytes: u64,
+    relayed_bytes: u64,
 }
 
 impl<B: Body, O: OnBodyEnd> Relay<B, O> {
     /// Relays `body` and calls [`OnBodyEnd::on_end`] at its end.
     pub fn new(body: B, on_end: O) -> Self {
-        Self { body: Some(body), on_end: Some(on_end), bytes: 0 }
+        Self { body: Some(body), on_end: Some(on_end), relayed_bytes: 0 }
     }
 
     fn report_end(&mut self, end: RelayEnd) {
         if let Some(on_end) = self.on_end.take() {
-            on_end.on_end(end, self.bytes);
+            on_end.on_end(end, self.relayed_bytes);
         }
     }
 }
@@ -67,7 +68,7 @@ where
         let frame = ready!(Pin::new(body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) => self.bytes += data.len() as u64,
+                Some(data) => self.relayed_bytes += data.len() as u64,
                 // Trailers end the body. The server does not poll again.
                 None => self.report_end(RelayEnd::Complete),
             },
@@ -93,8 +94,8 @@ impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
         } else {
             RelayEnd::ClientDisconnected
         };
-        // Closes the upstream connection first, so that the provider can see the end of this request before
-        // the next request takes the key's concurrency slot.
+        // The upstream connection is closed first, so that the provider can see the end of this request before
+        // another request uses the concurrency slot of the key.
         self.body = None;
         self.report_end(end);
     }
@@ -102,6 +103,7 @@ impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use http::HeaderMap;
@@ -112,8 +114,8 @@ mod tests {
     struct EndSender(Sender<(RelayEnd, u64)>);
 
     impl OnBodyEnd for EndSender {
-        fn on_end(self, end: RelayEnd, bytes: u64) {
-            self.0.send((end, bytes)).unwrap();
+        fn on_end(self, end: RelayEnd, relayed_bytes: u64) {
+            self.0.send((end, relayed_bytes)).unwrap();
         }
     }
 
@@ -167,21 +169,22 @@ mod tests {
 
     #[test]
     fn the_upstream_body_is_dropped_before_the_end_is_reported() {
-        struct ReferenceCountSender(std::sync::Arc<()>, Sender<usize>);
+        struct ReferenceCountSender {
+            reference: Arc<()>,
+            sender: Sender<usize>,
+        }
         impl OnBodyEnd for ReferenceCountSender {
             fn on_end(self, _: RelayEnd, _: u64) {
-                self.1.send(std::sync::Arc::strong_count(&self.0)).unwrap();
+                self.sender.send(Arc::strong_count(&self.reference)).unwrap();
             }
         }
-        let (shared, (sender, receiver)) = (std::sync::Arc::new(()), channel());
-        let body = Box::pin(PendingBody(std::sync::Arc::clone(&shared)));
-        drop(Relay::new(body, ReferenceCountSender(shared, sender)));
-        assert_eq!(receiver.recv().unwrap(), 1, "the end must be reported before the body is dropped");
+        let (reference, (sender, receiver)) = (Arc::new(()), channel());
+        let body = Box::pin(PendingBody(Arc::clone(&reference)));
+        drop(Relay::new(body, ReferenceCountSender { reference, sender }));
+        assert_eq!(receiver.recv().unwrap(), 1, "the body must be dropped before the end is reported");
     }
 
-    struct PendingBody(
-        #[expect(dead_code, reason = "`ReferenceCountSender` counts the reference")] std::sync::Arc<()>,
-    );
+    struct PendingBody(#[expect(dead_code, reason = "`ReferenceCountSender` counts the reference")] Arc<()>);
 
     impl Body for PendingBody {
         type Data = Bytes;
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_response_is_reported_once() {
+    async fn a_failed_response_is_reported_once() {
         let (mut relay, receiver) = relay(FailingBody);
         assert!(relay.frame().await.unwrap().is_err());
         drop(relay);

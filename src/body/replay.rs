@@ -1,5 +1,5 @@
-//! Sends a request body more than once. The first attempt streams the body to the upstream and copies it into
-//! a replay buffer. A later attempt sends the buffer, and continues with the bytes that still arrive. A body
+//! Sends a request body more than once. The first attempt streams the body to the upstream while a replay buffer
+//! keeps the bytes. A later attempt sends the buffered bytes, and continues with the bytes that still arrive. A body
 //! that exceeds the buffer is sent only once.
 
 mod read_ahead;
@@ -23,22 +23,24 @@ use read_ahead::buffered_start;
 pub use read_ahead::{BodyStart, SlowUploadError};
 pub use upload_wait::UploadWait;
 
-/// A request body and its replay buffer.
+/// A request body and its replay buffer. Each attempt sends an [`AttemptBody`] from the first byte.
 #[derive(Debug)]
 pub struct Replay<B> {
     state: Arc<Mutex<ReplayState<B>>>,
 }
 
-/// The body of one attempt. A later attempt supersedes this body, so that two connections never share the
-/// bytes that still arrive.
+/// The body of one attempt. The start of a later attempt makes this body fail, so that two connections never share
+/// the bytes that still arrive.
 #[derive(Debug)]
 pub struct AttemptBody<B> {
     state: Arc<Mutex<ReplayState<B>>>,
+    /// The number of the attempt.
     attempt: u32,
+    /// The number of bytes that this body has returned.
     offset: u64,
 }
 
-/// The progress of the upload, for the task that waits for the response.
+/// The progress of the upload in the current attempt, for the task that waits for the response.
 #[derive(Debug)]
 pub struct UploadProgress<B> {
     state: Arc<Mutex<ReplayState<B>>>,
@@ -53,29 +55,30 @@ pub enum AttemptBodyError {
     /// The client's body ended early or was malformed.
     #[error("the request body of the client ended early")]
     ClientBodyFailed,
-    /// The replay buffer cannot be read back.
+    /// The replay buffer cannot be read.
     #[error("the buffered part of the request body was lost: {0}")]
     Lost(ReplayLoss),
 }
 
+/// The state that a [`Replay`], its attempts and their [`UploadProgress`] share.
 #[derive(Debug)]
 struct ReplayState<B> {
+    /// The body that the client sends, or `None` for the proxy's own requests, which have no body.
     source: Option<B>,
     source_state: SourceState,
     buffer: ReplayBuffer,
-    /// Chunks read ahead of the first attempt, in case the replay buffer cannot keep them.
+    /// Chunks that were read before the first attempt. They are kept here, because the replay buffer may drop them.
     read_ahead: VecDeque<Bytes>,
     /// The memory of `read_ahead` if the replay buffer is on disk. Otherwise, `read_ahead` and the replay
     /// buffer share the same bytes.
     read_ahead_reservation: Option<BufferReservation>,
     /// The offset of `read_ahead` in the body.
     read_ahead_offset: u64,
-    /// The declared length.
+    /// The declared length of the body, or `None` if the client declares none.
     length: Option<u64>,
     /// The number of the current attempt. The first attempt has number 1.
     attempt: u32,
-    /// Number of bytes that the connection has polled from the current attempt's body. They may not be written
-    /// yet.
+    /// The number of bytes that the connection has polled from the current attempt's body.
     polled_bytes: u64,
     /// Whether the connection has accepted a byte of the current attempt.
     has_started: bool,
@@ -90,8 +93,10 @@ struct ReplayState<B> {
     client_wait_start: Option<Instant>,
 }
 
+/// The result of the last poll of the client's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SourceState {
+    /// Bytes have arrived, or the body has not been polled yet.
     Ready,
     Pending,
     Complete,
@@ -102,8 +107,8 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Wraps `source`, which is buffered up to the limits of `budget`. The source is not read before an
-    /// attempt is polled or the body is read ahead.
+    /// Wraps `source`, whose bytes are buffered up to the limits of `budget`. The source is not read before an attempt
+    /// is polled or the body is read ahead.
     #[must_use]
     pub fn new(source: B, budget: &BufferBudget) -> Self {
         let source_state = if source.is_end_stream() { SourceState::Complete } else { SourceState::Ready };
@@ -145,7 +150,7 @@ where
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Starts an attempt from the first byte. The attempt supersedes the previous one.
+    /// Starts an attempt from the first byte. The body of the previous attempt fails from then on.
     #[must_use]
     pub fn start_attempt(&self) -> AttemptBody<B> {
         let mut state = lock(&self.state);
@@ -159,13 +164,13 @@ where
         AttemptBody { state: Arc::clone(&self.state), attempt: state.attempt, offset: 0 }
     }
 
-    /// Returns the declared length of the body.
+    /// Returns the declared length of the body, or `None` if the client declares none.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         lock(&self.state).length
     }
 
-    /// Whether another attempt could send all bytes that have arrived so far, and continue with the rest.
+    /// Returns whether another attempt could send all bytes that have arrived, and continue with the rest.
     #[must_use]
     pub fn replayable_body(&self) -> ReplayableBody {
         let state = lock(&self.state);
@@ -218,29 +223,29 @@ impl<B> UploadProgress<B> {
         lock(&self.state).has_started
     }
 
-    /// Returns the number of bytes that the connection has polled from the current attempt's body. They may not
+    /// Returns the number of bytes that the connection has polled from the current attempt's body. Some of them may not
     /// be written yet.
     #[must_use]
     pub fn polled_bytes(&self) -> u64 {
         lock(&self.state).polled_bytes
     }
 
-    /// Returns up to `max_bytes` of the buffered start of the body.
+    /// Returns up to `max_bytes` of the start of the body from the replay buffer.
     #[must_use]
     pub fn buffered_start(&self, max_bytes: usize) -> BodyStart {
         buffered_start(&lock(&self.state), max_bytes)
     }
 
-    /// Declares that there will be no further attempt. The buffer is freed once the connection has
-    /// polled all buffered bytes.
+    /// Records that no further attempt will be started. The buffer is freed once the connection has polled all
+    /// buffered bytes.
     pub fn release(&self) {
         let mut state = lock(&self.state);
         state.is_released = true;
         state.discard_if_released();
     }
 
-    /// Returns the time by which the client must send more bytes to reach `rate`, or `None` while the upload
-    /// does not wait for the client.
+    /// Returns the time by which the client must send more bytes to reach `rate`. Returns `None` while the upload does
+    /// not wait for the client, or if the rate is not limited.
     #[must_use]
     pub fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
         lock(&self.state).min_rate_deadline(rate)
@@ -258,7 +263,7 @@ impl<B> ReplayState<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Polls the next data for an attempt at `offset`.
+    /// Polls the next data for an attempt that has sent the body up to `offset`.
     fn poll_data(
         &mut self,
         offset: u64,
@@ -290,6 +295,7 @@ where
         }
     }
 
+    /// Polls the next data from the client, and buffers it.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
         loop {
             match self.source_state {
@@ -311,8 +317,8 @@ where
             match frame {
                 None => self.source_state = SourceState::Complete,
                 Some(Err(_)) => self.source_state = SourceState::Failed,
-                // Trailers are dropped, because one could be named `xi-api-key`, and the provider does not
-                // read trailers.
+                // Trailers are dropped, because a trailer could be named `xi-api-key`, and the provider reads no
+                // trailers.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         if source.is_end_stream() {
@@ -330,27 +336,28 @@ where
 
 impl<B> ReplayState<B> {
     fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
-        let remaining = rate.timeout_after(self.received_bytes)?.saturating_sub(self.client_wait_time);
-        self.client_wait_start?.checked_add(remaining)
+        let remaining_time = rate.timeout_after(self.received_bytes)?.saturating_sub(self.client_wait_time);
+        self.client_wait_start?.checked_add(remaining_time)
     }
 
-    /// Reserves memory for the chunks read ahead. Returns whether the budget had it. The chunks share the memory
-    /// of the replay buffer unless the buffer is on disk.
+    /// Reserves memory for the chunks that were read ahead. Returns whether the budget had the memory. Unless the
+    /// replay buffer is on disk, the chunks share its memory and need no reservation.
     fn try_reserve_read_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;
         }
         let bytes = self.read_ahead.iter().map(Bytes::len).sum();
         self.read_ahead_reservation
-            .get_or_insert_with(|| self.buffer.budget().reservation(BufferReservation::FREE))
+            .get_or_insert_with(|| self.buffer.budget().reservation(BufferReservation::UNBUDGETED_BYTES))
             .try_resize(bytes)
     }
 
-    /// Returns the end offset of the chunks read ahead.
+    /// Returns the offset in the body at which `read_ahead` ends.
     fn read_ahead_end(&self) -> u64 {
         self.read_ahead_offset + self.read_ahead.iter().map(|chunk| chunk.len() as u64).sum::<u64>()
     }
 
+    /// Records that the current attempt's body has returned `data`, and frees buffers that are not needed again.
     fn record_polled(&mut self, data: &Bytes) {
         self.last_polled_at = clock::instant();
         self.polled_bytes += data.len() as u64;
@@ -400,9 +407,8 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        let length = lock(&self.state).length;
-        length
-            .map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.offset)))
+        let remaining = lock(&self.state).length.map(|length| length.saturating_sub(self.offset));
+        remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -1,5 +1,5 @@
 //! Buffers a request body for retries: keeps the first part in memory and the rest in an anonymous temporary
-//! file. The whole buffer is dropped when both limits are exceeded.
+//! file. If the rest exceeds its limit or the file cannot be used, the whole buffer is dropped.
 
 use std::fmt;
 use std::io;
@@ -10,10 +10,10 @@ use bytes::{Bytes, BytesMut};
 use super::budget::{BufferBudget, BufferReservation};
 use super::disk_spill::DiskSpill;
 
-/// The reason why a body cannot be sent again.
+/// The reason why the replay buffer of a body was dropped, so that the body cannot be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayLoss {
-    /// The body exceeds the limit of one body, or all bodies together exceed their limit.
+    /// The body exceeds the limits of one body, or all bodies together exceed their limits.
     TooLarge,
     /// The disk is nearly full.
     DiskFull,
@@ -24,7 +24,7 @@ pub enum ReplayLoss {
 }
 
 impl ReplayLoss {
-    /// Returns the code in the log.
+    /// Returns the code of this reason in the log.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -68,10 +68,11 @@ pub(super) fn join_chunks<'a>(chunks: impl Iterator<Item = &'a [u8]>, max_bytes:
 pub(super) struct ReplayBuffer {
     budget: BufferBudget,
     reservation: BufferReservation,
-    /// The chunks in memory, each with its end offset.
+    /// The chunks in memory, each with the offset of its end in the body.
     chunks: Vec<(Bytes, u64)>,
     /// The joined small chunks that follow `chunks`.
     small_chunks: BytesMut,
+    /// The part of the body that follows the part in memory.
     spill: Option<DiskSpill>,
     loss: Option<ReplayLoss>,
 }
@@ -79,7 +80,7 @@ pub(super) struct ReplayBuffer {
 impl ReplayBuffer {
     pub(super) fn new(budget: BufferBudget) -> Self {
         Self {
-            // The reservation is replaced once the body exceeds the free bytes, which most bodies do not.
+            // The reservation is replaced once the body exceeds the unbudgeted bytes. Most bodies do not exceed them.
             reservation: BufferReservation::default(),
             budget,
             chunks: Vec::new(),
@@ -125,6 +126,7 @@ impl ReplayBuffer {
         self.chunks.last().map_or(0, |(_, end)| *end)
     }
 
+    /// Appends data to the part in memory, and joins small chunks.
     fn push_to_memory(&mut self, data: &Bytes) {
         // The first chunk is not copied, because it is the complete body of most requests.
         let is_small = data.len() < SMALL_CHUNK_SIZE && !self.chunks.is_empty();
@@ -145,17 +147,18 @@ impl ReplayBuffer {
         self.chunks.push((chunk, end));
     }
 
-    /// Returns `Ready` once more data can be buffered. A slow disk thus delays reading from the client.
+    /// Returns `Ready` once more data can be buffered. A slow disk thus delays reading from the client. A failed write
+    /// drops the buffer.
     pub(super) fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(spill) = &mut self.spill
             && let Err(error) = ready!(spill.poll_capacity(cx))
         {
-            self.fail(&error);
+            self.discard_after(&error);
         }
         Poll::Ready(())
     }
 
-    /// Buffers the next data, or drops the buffer if the data does not fit.
+    /// Buffers the next data of the body, or drops the buffer if the data does not fit.
     pub(super) fn push(&mut self, data: &Bytes) {
         let bytes = data.len() as u64;
         if self.loss.is_some() || bytes == 0 {
@@ -164,7 +167,7 @@ impl ReplayBuffer {
         let memory_bytes = self.memory_bytes() + bytes;
         let fits_in_memory = self.spill.is_none()
             && self.budget.fits_in_memory(memory_bytes)
-            && self.cover_memory(usize::try_from(memory_bytes).unwrap_or(usize::MAX));
+            && self.try_reserve_memory(usize::try_from(memory_bytes).unwrap_or(usize::MAX));
         if fits_in_memory {
             return self.push_to_memory(data);
         }
@@ -175,9 +178,10 @@ impl ReplayBuffer {
         self.spill.get_or_insert_with(|| DiskSpill::new(budget)).push(data.clone());
     }
 
-    fn cover_memory(&mut self, bytes: usize) -> bool {
-        if bytes > BufferReservation::FREE && self.reservation.budget().is_none() {
-            self.reservation = self.budget.reservation(BufferReservation::FREE);
+    /// Reserves memory for a part in memory of `bytes`. Returns whether the budget had the memory.
+    fn try_reserve_memory(&mut self, bytes: usize) -> bool {
+        if bytes > BufferReservation::UNBUDGETED_BYTES && self.reservation.budget().is_none() {
+            self.reservation = self.budget.reservation(BufferReservation::UNBUDGETED_BYTES);
         }
         self.reservation.try_resize(bytes)
     }
@@ -206,20 +210,21 @@ impl ReplayBuffer {
         match &mut self.spill {
             Some(spill) if offset - memory_bytes < spill.bytes() => {
                 let data = ready!(spill.poll_read(offset - memory_bytes, cx));
-                Poll::Ready(Some(data.map_err(|error| self.fail(&error))))
+                Poll::Ready(Some(data.map_err(|error| self.discard_after(&error))))
             }
             Some(_) | None => Poll::Ready(None),
         }
     }
 
-    fn fail(&mut self, error: &io::Error) -> ReplayLoss {
+    /// Drops all data after an error of the disk. Returns the reason.
+    fn discard_after(&mut self, error: &io::Error) -> ReplayLoss {
         let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let loss = if is_full { ReplayLoss::DiskFull } else { ReplayLoss::DiskFailed };
         self.discard(loss);
         loss
     }
 
-    /// Drops all data. The first reason is kept.
+    /// Drops all data. The first call determines the reason of the loss.
     pub(super) fn discard(&mut self, reason: ReplayLoss) {
         self.loss.get_or_insert(reason);
         self.chunks = Vec::new();
@@ -255,6 +260,7 @@ mod tests {
         }))
     }
 
+    /// Reads the buffered part of the body from its start to its end.
     async fn read_all(buffer: &mut ReplayBuffer) -> Vec<u8> {
         let mut read_bytes = Vec::new();
         loop {
@@ -271,11 +277,12 @@ mod tests {
         let mut buffer = buffer();
         let body_bytes: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
         for byte in &body_bytes {
-            // Each byte is a slice of a whole read buffer, as when bytes arrive one at a time.
+            // Each byte is a slice of a whole read buffer, like a byte that arrives alone.
             buffer.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
         }
         assert_eq!(read_all(&mut buffer).await, body_bytes);
-        assert!(buffer.chunks.len() < 10, "{} chunks", buffer.chunks.len());
+        let chunk_count = buffer.chunks.len();
+        assert!(chunk_count < 10, "small chunks must be joined, but there are {chunk_count} chunks");
         assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024, "memory must be taken in steps of 64 KiB");
         buffer.discard(ReplayLoss::Released);
         assert_eq!(buffer.budget.memory_bytes(), 0);

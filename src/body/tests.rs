@@ -1,5 +1,5 @@
-//! Tests the buffer budget across all body adapters: their behavior when the budget is exhausted, and the
-//! return of all memory.
+//! Tests the buffer budget with all body adapters: their behavior when the budget is exhausted, and that they return
+//! all memory.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::WithholdReason;
 use super::budget::{BufferBudget, BufferLimits, BufferReservation};
 use super::decode::Coding;
 use super::decode::tests::gzip;
-use super::inspect::{BodyInspector, Inspect};
+use super::inspect::{BodyInspector, InspectedBody};
 use super::peek::PeekedBody;
 use super::redacted_body::RedactedBody;
 use super::replay::{BodyStart, Replay};
@@ -38,7 +38,10 @@ fn budget(memory_bytes: usize, disk_bytes: usize) -> BufferBudget {
     })
 }
 
-/// A body in chunks of 8 KiB, the size of a read.
+/// The size of the chunks of a [`ChunkedBody`], which is the size of a read.
+const CHUNK_SIZE: usize = 8 * 1024;
+
+/// A body in chunks of [`CHUNK_SIZE`].
 struct ChunkedBody {
     remaining: Bytes,
 }
@@ -57,7 +60,7 @@ impl Body for ChunkedBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WithholdReason>>> {
-        let length = self.remaining.len().min(8 * 1024);
+        let length = self.remaining.len().min(CHUNK_SIZE);
         let chunk = self.remaining.split_to(length);
         Poll::Ready((!chunk.is_empty()).then(|| Ok(Frame::data(chunk))))
     }
@@ -88,7 +91,8 @@ fn random_bytes(count: usize) -> Vec<u8> {
     std::iter::repeat_with(next_byte).take(count).collect()
 }
 
-async fn upload(budget: &BufferBudget) -> (ReplayableBody, u64) {
+/// Sends a body twice. Returns whether it could be sent again, and the number of its bytes on disk.
+async fn upload_twice(budget: &BufferBudget) -> (ReplayableBody, u64) {
     let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), budget);
     for _ in 0..2 {
         assert_eq!(replay.start_attempt().collect().await.unwrap().to_bytes(), random_bytes(MIB));
@@ -96,6 +100,7 @@ async fn upload(budget: &BufferBudget) -> (ReplayableBody, u64) {
     (replay.replayable_body(), budget.disk_bytes())
 }
 
+/// Reads a body ahead, and checks that it is sent completely. Returns the start that was read ahead.
 async fn read_ahead(budget: &BufferBudget) -> BodyStart {
     let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), budget);
     let body_start = replay.peek_body(MIB, READ_TIMEOUT).await;
@@ -103,24 +108,26 @@ async fn read_ahead(budget: &BufferBudget) -> BodyStart {
     body_start
 }
 
+/// Relays a body with an inspector. Returns the number of inspected bodies.
 async fn inspect(budget: &BufferBudget) -> usize {
     let inspector = CountingInspector::default();
-    let inspect = Inspect::new(
+    let inspected = InspectedBody::new(
         ChunkedBody::new(random_bytes(MIB)),
         Some(inspector.clone()),
         MIB,
-        budget.reservation(BufferReservation::FREE),
+        budget.reservation(BufferReservation::UNBUDGETED_BYTES),
     );
     assert_eq!(
-        inspect.collect().await.unwrap().to_bytes(),
+        inspected.collect().await.unwrap().to_bytes(),
         random_bytes(MIB),
         "the body must be relayed unchanged"
     );
     inspector.0.load(Ordering::Relaxed)
 }
 
-async fn peek(budget: &BufferBudget) -> (bool, bool) {
-    let (peeked, bytes) =
+/// Reads a body completely if the budget has the memory, and relays it.
+async fn peek(budget: &BufferBudget) -> PeekOutcome {
+    let (peeked, whole_body) =
         PeekedBody::read(ChunkedBody::new(random_bytes(MIB)), MIB, READ_TIMEOUT, Some(budget)).await;
     let is_over_budget = peeked.is_over_budget();
     assert_eq!(
@@ -128,11 +135,17 @@ async fn peek(budget: &BufferBudget) -> (bool, bool) {
         random_bytes(MIB),
         "the body must be relayed unchanged"
     );
-    (bytes.is_some(), is_over_budget)
+    PeekOutcome { is_complete: whole_body.is_some(), is_over_budget }
 }
 
-/// Searches what may be the beginning of a key, followed by many bytes that decode to an empty text and are held in
-/// memory. Returns whether the body was relayed unchanged.
+#[derive(Debug, PartialEq, Eq)]
+struct PeekOutcome {
+    is_complete: bool,
+    is_over_budget: bool,
+}
+
+/// Relays a compressed body that starts with the beginning of a key, followed by many bytes that decode to an empty
+/// text and are held in memory. Returns whether the body was relayed unchanged.
 async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason> {
     let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();
     let codings = Some(vec![Coding::Gzip]);
@@ -144,11 +157,11 @@ async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason
 #[tokio::test]
 async fn every_adapter_buffers_within_the_budget() {
     let budget = budget(16 * MIB, 0);
-    assert_eq!(upload(&budget).await, (ReplayableBody::Buffered, 0));
+    assert_eq!(upload_twice(&budget).await, (ReplayableBody::Buffered, 0));
     let body_start = read_ahead(&budget).await;
-    assert!(body_start.is_complete && body_start.bytes.len() == MIB, "{} bytes", body_start.bytes.len());
+    assert!(body_start.is_complete && body_start.bytes.len() == MIB, "the whole body must be read ahead");
     assert_eq!(inspect(&budget).await, 1);
-    assert_eq!(peek(&budget).await, (true, false));
+    assert_eq!(peek(&budget).await, PeekOutcome { is_complete: true, is_over_budget: false });
     assert_eq!(search_compressed(&budget).await, Ok(true));
     assert_eq!(budget.memory_bytes(), 0);
 }
@@ -156,16 +169,20 @@ async fn every_adapter_buffers_within_the_budget() {
 #[tokio::test]
 async fn no_adapter_buffers_without_memory() {
     let budget = budget(0, 16 * MIB);
-    let (replayable_body, disk_bytes) = upload(&budget).await;
+    let (replayable_body, disk_bytes) = upload_twice(&budget).await;
     assert_eq!(
         (replayable_body, disk_bytes),
         (ReplayableBody::Buffered, (MIB - 16 * 1024) as u64),
         "all bytes except the first 16 KiB must be on disk"
     );
     let BodyStart { bytes, is_complete } = read_ahead(&budget).await;
-    assert!(!is_complete && bytes.len() <= 3 * BufferReservation::FREE, "{} bytes", bytes.len());
+    assert!(
+        !is_complete && bytes.len() <= 3 * BufferReservation::UNBUDGETED_BYTES,
+        "few bytes must be read ahead, but there are {}",
+        bytes.len()
+    );
     assert_eq!(inspect(&budget).await, 0);
-    assert_eq!(peek(&budget).await, (false, true));
+    assert_eq!(peek(&budget).await, PeekOutcome { is_complete: false, is_over_budget: true });
     // The body cannot be searched for a key, so it is not forwarded.
     assert_eq!(search_compressed(&budget).await, Err(WithholdReason::NoMemory));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
@@ -182,17 +199,18 @@ async fn an_upload_without_memory_and_disk_is_sent_once() {
 #[tokio::test]
 async fn a_small_body_needs_no_budget() {
     let budget = budget(0, 0);
-    let data = random_bytes(BufferReservation::FREE / 4);
-    let (_, bytes) = PeekedBody::read(ChunkedBody::new(data.clone()), MIB, READ_TIMEOUT, Some(&budget)).await;
-    assert_eq!(bytes, Some(data.clone()));
+    let data = random_bytes(BufferReservation::UNBUDGETED_BYTES / 4);
+    let (_, whole_body) =
+        PeekedBody::read(ChunkedBody::new(data.clone()), MIB, READ_TIMEOUT, Some(&budget)).await;
+    assert_eq!(whole_body, Some(data.clone()));
     let inspector = CountingInspector::default();
-    let inspect = Inspect::new(
+    let inspected = InspectedBody::new(
         ChunkedBody::new(data.clone()),
         Some(inspector.clone()),
         MIB,
-        budget.reservation(BufferReservation::FREE),
+        budget.reservation(BufferReservation::UNBUDGETED_BYTES),
     );
-    inspect.collect().await.unwrap();
+    inspected.collect().await.unwrap();
     assert_eq!(inspector.0.load(Ordering::Relaxed), 1);
     let replay = Replay::new(ChunkedBody::new(data.clone()), &budget);
     replay.start_attempt().collect().await.unwrap();
@@ -207,30 +225,37 @@ async fn a_small_body_needs_no_budget() {
 #[tokio::test]
 async fn a_cancelled_body_returns_all_its_memory() {
     let budget = budget(64 * MIB, 0);
-    for chunks in [1, 3, 50, 127] {
+    for chunk_count in [1, 3, 50, 127] {
         let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), &budget);
         let mut attempt = replay.start_attempt();
-        let reservation = || budget.reservation(BufferReservation::FREE);
-        let mut inspect = Inspect::new(
+        let reservation = || budget.reservation(BufferReservation::UNBUDGETED_BYTES);
+        let mut inspected = InspectedBody::new(
             ChunkedBody::new(random_bytes(MIB)),
             Some(CountingInspector::default()),
             MIB,
             reservation(),
         );
-        for _ in 0..chunks {
+        for _ in 0..chunk_count {
             attempt.frame().await.unwrap().unwrap();
-            inspect.frame().await.unwrap().unwrap();
+            inspected.frame().await.unwrap().unwrap();
         }
         let (peeked, _) = PeekedBody::read(
             ChunkedBody::new(random_bytes(MIB)),
-            chunks * 8 * 1024,
+            chunk_count * CHUNK_SIZE,
             READ_TIMEOUT,
             Some(&budget),
         )
         .await;
-        assert!(chunks == 1 || budget.memory_bytes() > 0);
-        drop((replay, attempt, inspect, peeked));
-        assert_eq!(budget.memory_bytes(), 0, "{chunks} chunks");
+        assert!(
+            chunk_count == 1 || budget.memory_bytes() > 0,
+            "bodies of {chunk_count} chunks must use the budget"
+        );
+        drop((replay, attempt, inspected, peeked));
+        assert_eq!(
+            budget.memory_bytes(),
+            0,
+            "dropped bodies of {chunk_count} chunks must return their memory"
+        );
     }
 }
 
@@ -240,46 +265,56 @@ fn thousands_of_responses_never_exceed_the_budget() {
     let budget = budget(4 * MIB, 0);
     let inspector = CountingInspector::default();
     let data = Bytes::from(random_bytes(MIB / 4));
-    let inspect = |data: &Bytes| {
-        Inspect::new(
+    let new_body = || {
+        InspectedBody::new(
             ChunkedBody::new(data.clone()),
             Some(inspector.clone()),
             MIB,
-            budget.reservation(BufferReservation::FREE),
+            budget.reservation(BufferReservation::UNBUDGETED_BYTES),
         )
     };
-    let mut inspects: Vec<_> = (0..RESPONSES).map(|_| inspect(&data)).collect();
+    let mut bodies: Vec<_> = (0..RESPONSES).map(|_| new_body()).collect();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..20 {
-        for inspect in &mut inspects {
-            assert!(matches!(Pin::new(inspect).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        for body in &mut bodies {
+            assert!(matches!(Pin::new(body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
         }
-        assert!(budget.memory_bytes() <= budget.max_memory());
-        let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
-        assert!(copied <= 4 * MIB + RESPONSES * BufferReservation::FREE, "{copied} bytes");
+        assert!(budget.memory_bytes() <= budget.max_memory(), "the memory in use must not exceed the budget");
+        let copied_bytes: usize = bodies.iter().map(InspectedBody::copy_capacity).sum();
+        assert!(
+            copied_bytes <= 4 * MIB + RESPONSES * BufferReservation::UNBUDGETED_BYTES,
+            "the copies must not exceed the budget and the unbudgeted bytes, but have {copied_bytes} bytes"
+        );
     }
     // The first few bodies are copied completely.
-    for inspect in &mut inspects {
-        while let Poll::Ready(Some(_)) = Pin::new(&mut *inspect).poll_frame(&mut cx) {}
+    for body in &mut bodies {
+        while let Poll::Ready(Some(_)) = Pin::new(&mut *body).poll_frame(&mut cx) {}
     }
     let inspected_bodies = inspector.0.load(Ordering::Relaxed);
-    assert!((8..=64).contains(&inspected_bodies), "{inspected_bodies}");
-    drop(inspects);
+    assert!(
+        (8..=64).contains(&inspected_bodies),
+        "the bodies that fit the budget must be inspected, but {inspected_bodies} were inspected"
+    );
+    drop(bodies);
     assert_eq!(budget.memory_bytes(), 0);
 }
 
 #[tokio::test]
 async fn padding_for_many_keys_is_sent_in_bounded_frames() {
     let text = Bytes::from(KEY.repeat(5_000));
-    let full = http_body_util::Full::new(text.clone()).map_err(|never| -> WithholdReason { match never {} });
-    let mut body = RedactedBody::new(full, redactor());
+    let source =
+        http_body_util::Full::new(text.clone()).map_err(|never| -> WithholdReason { match never {} });
+    let mut body = RedactedBody::new(source, redactor());
     body.frame().await.unwrap().unwrap();
-    let (mut bytes, mut largest_frame) = (5_000 * "sk_6c036526...d452b".len(), 0);
+    let (mut sent_bytes, mut largest_frame) = (5_000 * "sk_6c036526...d452b".len(), 0);
     while let Some(frame) = body.frame().await {
         let padding = frame.unwrap().into_data().unwrap();
         largest_frame = largest_frame.max(padding.len());
-        bytes += padding.len();
+        sent_bytes += padding.len();
     }
-    assert!(largest_frame <= 16 * 1024, "{largest_frame} bytes");
-    assert!(body.is_end_stream() && bytes <= text.len());
+    assert!(largest_frame <= 16 * 1024, "a frame of padding must not have {largest_frame} bytes");
+    assert!(
+        body.is_end_stream() && sent_bytes <= text.len(),
+        "the redacted body must not be longer than the original"
+    );
 }

@@ -1,13 +1,13 @@
-//! Determines the provider's concurrency group of a request, and the limit of each group on a plan. The provider
-//! limits the concurrent requests of a workspace separately for each family of models.
+//! Determines the concurrency group of a request, and the limit of each group on a plan. The provider limits the
+//! concurrent requests of a workspace separately for each family of models.
 //!
-//! The limit of the plan is only the initial value. A limit that the provider reports in a header or a
-//! refusal replaces it.
+//! The limit of the plan is only the initial limit. A limit that the provider reports in a header or a refusal replaces
+//! it.
 
 use super::endpoint::Operation;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// Number of the first group without a constant below.
+/// The number of the first group without a constant below.
 const FIRST_UNNAMED: u8 = 9;
 
 impl ConcurrencyGroup {
@@ -30,7 +30,7 @@ impl ConcurrencyGroup {
     /// Conversations with agents.
     pub const CONVERSATION: Self = Self::from_number(8);
 
-    /// Returns the unnamed group with an index, or `None` if the index is too large.
+    /// Returns one of the groups without a constant, by its index among them, or `None` if the index is too large.
     #[must_use]
     pub fn unnamed(index: usize) -> Option<Self> {
         let number = u8::try_from(index).ok()?.checked_add(FIRST_UNNAMED)?;
@@ -73,11 +73,10 @@ impl ConcurrencyGroup {
 
     /// Returns the maximum number of concurrent requests of this group on a plan, or `None` if it is unknown.
     ///
-    /// Source: the provider's blog of June 2026. The provider changes these numbers, so a number reported
-    /// in a response replaces them.
+    /// Source: the provider's blog of June 2026. The provider sometimes changes these numbers.
     #[must_use]
     pub fn max_on_plan(self, tier: &str) -> Option<u32> {
-        let speech = match tier {
+        let speech_requests = match tier {
             "free" => 2,
             "starter" => 3,
             "creator" => 5,
@@ -86,10 +85,10 @@ impl ConcurrencyGroup {
             _ => return None,
         };
         match self {
-            Self::SPEECH => Some(speech),
-            Self::FAST_SPEECH => Some(speech * 2),
-            Self::TRANSCRIPTION => Some(speech * 4),
-            Self::LIVE_TRANSCRIPTION => Some(speech * 3),
+            Self::SPEECH => Some(speech_requests),
+            Self::FAST_SPEECH => Some(speech_requests * 2),
+            Self::TRANSCRIPTION => Some(speech_requests * 4),
+            Self::LIVE_TRANSCRIPTION => Some(speech_requests * 3),
             _ => None,
         }
     }
@@ -113,7 +112,7 @@ mod tests {
             ("eleven_text_to_sound_v2", Some(ConcurrencyGroup::SOUND_EFFECTS)),
             ("gpt", None),
         ] {
-            assert_eq!(ConcurrencyGroup::for_model(id), group, "{id}");
+            assert_eq!(ConcurrencyGroup::for_model(id), group, "{id} must have the expected group");
         }
     }
 
@@ -137,9 +136,9 @@ mod tests {
 
     #[test]
     fn every_unnamed_group_has_a_number_below_the_maximum() {
-        let unnamed: Vec<ConcurrencyGroup> = (0..100).map_while(ConcurrencyGroup::unnamed).collect();
-        assert_eq!(unnamed.len(), 7);
-        for group in unnamed {
+        let unnamed_groups: Vec<ConcurrencyGroup> = (0..100).map_while(ConcurrencyGroup::unnamed).collect();
+        assert_eq!(unnamed_groups.len(), 7);
+        for group in unnamed_groups {
             assert!(group.index() < ConcurrencyGroup::COUNT && group > ConcurrencyGroup::CONVERSATION);
         }
     }

@@ -1,12 +1,13 @@
-//! Parses the cost and the concurrency limit that the headers of a response report.
+//! Parses the headers of a response in which the provider reports the cost of the request and the maximum number of
+//! concurrent requests.
 
 use http::HeaderMap;
 
-/// The cost and the concurrency limit in a response's headers.
+/// The cost and the concurrency limit in the headers of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportedCost {
-    /// Credits charged, from `character-cost` (the header in use) or `x-character-count` (the name in the
-    /// provider's introduction). `None` if the response has neither.
+    /// The charged credits, from `character-cost` (the header that the provider sends) or `x-character-count` (the
+    /// header in its introduction), or `None` if the response has neither.
     pub credits: Option<u64>,
     /// Maximum number of concurrent requests of this kind in the workspace, from
     /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
@@ -14,26 +15,27 @@ pub struct ReportedCost {
 }
 
 impl ReportedCost {
-    /// Parses the headers of a response. Loops over the headers once instead of searching for each name,
-    /// because most responses contain none of the names.
+    /// Parses the headers of a response. One loop over the headers is faster than a search for each name, because most
+    /// responses contain none of the names.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Self {
-        let (mut cost, mut count, mut max_concurrent) = (None, None, None);
+        let (mut character_cost, mut character_count, mut max_concurrent) = (None, None, None);
         for (name, value) in headers {
             let text = || value.to_str().unwrap_or_default().trim();
             match name.as_str() {
-                "character-cost" => cost = cost.or_else(|| parse_credits(text())),
-                "x-character-count" => count = count.or_else(|| parse_credits(text())),
+                "character-cost" => character_cost = character_cost.or_else(|| parse_credits(text())),
+                "x-character-count" => character_count = character_count.or_else(|| parse_credits(text())),
                 "maximum-concurrent-requests" => max_concurrent = max_concurrent.or(text().parse().ok()),
                 _ => {}
             }
         }
-        Self { credits: cost.or(count), max_concurrent: max_concurrent.filter(|&max| max > 0) }
+        let credits = character_cost.or(character_count);
+        Self { credits, max_concurrent: max_concurrent.filter(|&maximum| maximum > 0) }
     }
 }
 
-/// Maximum plausible cost: the largest plans have about ten million credits a month. A larger value is an
-/// error of its sender, and sums of such values would overflow.
+/// Maximum plausible cost. The largest plans have about ten million credits a month, so a larger number is an error of
+/// its sender. Sums of such numbers could overflow.
 const MAX_CREDITS: u64 = 1_000_000_000;
 
 /// Parses a number of credits, rounded up to whole credits.
@@ -50,25 +52,26 @@ fn parse_credits(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// Compares the credits in a header with the expected ones.
     #[track_caller]
-    fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
+    fn check_credits(name: &'static str, value: &'static str, expected: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
         assert_eq!(ReportedCost::from_headers(&headers).credits, expected);
     }
 
     #[test]
     fn the_cost_is_parsed_from_either_header() {
-        check("character-cost", "43", Some(43));
-        check("x-character-count", "43", Some(43));
-        check("content-length", "43", None);
+        check_credits("character-cost", "43", Some(43));
+        check_credits("x-character-count", "43", Some(43));
+        check_credits("content-length", "43", None);
     }
 
     #[test]
     fn a_fraction_is_rounded_up() {
-        check("character-cost", "3.0", Some(3));
-        check("character-cost", " 3.01 ", Some(4));
-        check("character-cost", "0", Some(0));
-        check("character-cost", "1000000000.0", Some(MAX_CREDITS));
+        check_credits("character-cost", "3.0", Some(3));
+        check_credits("character-cost", " 3.01 ", Some(4));
+        check_credits("character-cost", "0", Some(0));
+        check_credits("character-cost", "1000000000.0", Some(MAX_CREDITS));
     }
 
     #[test]
@@ -97,7 +100,7 @@ mod tests {
             "1000000000.1",
             "1.x",
         ] {
-            check("character-cost", value, None);
+            check_credits("character-cost", value, None);
         }
     }
 }

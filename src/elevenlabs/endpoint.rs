@@ -1,9 +1,8 @@
-//! Classifies a request by method and path: its route for logs and usage records, its effect, whether it
-//! costs credits, and whether a client may send it.
+//! Classifies a request by its method and path: its route for logs and usage records, its effect, whether it costs
+//! credits, which permission its key needs, and whether a client may send it.
 //!
-//! One table (`table`) has all known endpoints. Unknown paths are allowed, because the API grows by
-//! dozens of paths a month. Only a short list is denied: endpoints that could disable a key, create a key
-//! or manage the workspace.
+//! One table (`table`) contains all known endpoints. Unknown paths are allowed, because the API grows by dozens of
+//! paths a month. Only the endpoints that could disable or create a key, or manage the workspace, are denied.
 
 mod literals;
 mod route;
@@ -29,9 +28,9 @@ pub struct Endpoint {
     pub route: Route,
     /// Whether the request changes or generates something.
     pub effect: Effect,
-    /// Whether the provider charges for the request, for the usage record.
+    /// Whether the request is known to cost credits. The usage record contains it.
     pub metering: Metering,
-    /// Whether the request costs credits, may cost credits or costs none, for the client's quota.
+    /// Whether the request costs credits, may cost credits or costs none. The quota of the client depends on it.
     pub billing: Billing,
     /// Whether the response lets the client use the provider without the proxy.
     pub grants_direct_access: bool,
@@ -47,7 +46,7 @@ pub struct Endpoint {
     pub returns_websocket_url: bool,
     /// Whether the request creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
-    /// The protocol of a request that opens a WebSocket.
+    /// The protocol of a request that opens a WebSocket, or `None` for another request.
     pub socket: Option<Dialect>,
 }
 
@@ -64,7 +63,7 @@ pub enum Metering {
 /// The work of a request, which determines the rule of its price and its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// No charged work: the request reads or manages resources.
+    /// The request reads or manages resources, which is not charged.
     Reading,
     /// Text to speech.
     Speech,
@@ -111,11 +110,11 @@ impl Operation {
 pub enum Access {
     /// Clients may call the endpoint.
     Open,
-    /// Clients may not call the endpoint, for this reason, which is shown to them.
+    /// Clients may not call the endpoint. The error response contains this reason.
     Denied(&'static str),
 }
 
-/// Classifies a request by its path as received.
+/// Classifies a request by its received path.
 ///
 /// # Errors
 ///
@@ -124,7 +123,7 @@ pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPathErro
     Ok(Endpoint::classify(method, &Segments::new(&Path::parse(path)?)))
 }
 
-/// Returns the protocol of a WebSocket at a path as received, or `None` if the path is ambiguous.
+/// Returns the protocol of a WebSocket at a received path, or `None` if the path is ambiguous.
 #[must_use]
 pub fn websocket_dialect(path: &str) -> Option<Dialect> {
     let path = Path::parse(path).ok()?;
@@ -161,12 +160,13 @@ impl Endpoint {
         }
     }
 
+    /// Creates the endpoint of a request that opens no WebSocket.
     fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, codes: &SegmentCodes) -> Self {
         let properties = codes.properties(methods);
         let grants_direct_access = properties.grants_direct_access || ends_in_direct_access(segments);
         let billing = match properties.operation {
             Some(_) => Billing::Metered,
-            // Requesting a token costs no credits, but using it does.
+            // A request for a token costs no credits, but the later use of the token does.
             None if grants_direct_access => Billing::Unlisted,
             None if is_safe || properties.is_free == Some(true) => Billing::Free,
             None => Billing::Unlisted,
@@ -195,11 +195,11 @@ fn ends_in_direct_access(segments: &Segments<'_>) -> bool {
     last.is_some_and(|last| table::DIRECT_ACCESS_ENDINGS.contains(&last.text()))
 }
 
-/// The first segments after the version, in the codes of the table. The version does not change the
-/// meaning of a path.
+/// The codes of the first segments after the version. The version does not change the meaning of a path.
 struct SegmentCodes {
+    /// The number of the literal of each segment, or [`row::NOT_LITERAL`].
     codes: [u8; row::MAX_SEGMENTS],
-    /// Number of all segments after the version.
+    /// The number of all segments after the version.
     count: usize,
     has_version: bool,
 }
@@ -217,13 +217,15 @@ impl SegmentCodes {
         Self { codes, count: after_version.len(), has_version }
     }
 
+    /// Returns the properties of a request with one of `methods`.
     fn properties(&self, methods: row::Methods) -> row::EndpointProperties {
         row::find_properties(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
     }
 
+    /// Returns the protocol of a WebSocket at the path.
     fn dialect(&self) -> Dialect {
-        let unlisted = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
-        self.properties(row::SOCKET).socket.unwrap_or(unlisted)
+        let default_dialect = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
+        self.properties(row::SOCKET).socket.unwrap_or(default_dialect)
     }
 }
 
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_route_is_documented_in_any_case_and_with_any_identifier() {
+    fn a_documented_route_is_recognized_in_any_case_and_with_any_identifier() {
         let is_documented = |path: &str| lookup(&Method::GET, path).unwrap().route.is_documented();
         for path in [
             "/v1/text-to-speech/x/stream",
@@ -267,10 +269,10 @@ mod tests {
             "/v2/voices",
             "/v1/convai/conversation",
         ] {
-            assert!(is_documented(path), "{path}");
+            assert!(is_documented(path), "{path} must be documented");
         }
         for path in ["/", "/v1/voices/voices/voices", "/v1/some-new-thing/abc", "/v9/voices"] {
-            assert!(!is_documented(path), "{path}");
+            assert!(!is_documented(path), "{path} must not be documented");
         }
         for line in include_str!("endpoint/routes.txt").lines() {
             assert_eq!(Route::parse(line).to_string(), line, "each segment must be a literal of the API");
@@ -312,7 +314,11 @@ mod tests {
             ("/v1/dubbing", Operation::Other),
             ("/v1/user", Operation::Reading),
         ] {
-            assert_eq!(lookup(&Method::POST, path).unwrap().operation, operation, "{path}");
+            assert_eq!(
+                lookup(&Method::POST, path).unwrap().operation,
+                operation,
+                "{path} must have the expected operation"
+            );
             assert_eq!(lookup(&Method::GET, path).unwrap().operation, Operation::Reading);
         }
     }
@@ -320,7 +326,7 @@ mod tests {
     #[track_caller]
     fn check_billing(method: &str, path: &str, expected: Billing) {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(lookup(&method, path).unwrap().billing, expected, "{method} {path}");
+        assert_eq!(lookup(&method, path).unwrap().billing, expected, "{method} {path} must have its billing");
     }
 
     #[test]
@@ -397,7 +403,8 @@ mod tests {
             ("/v1/translation/realtime", Billing::Unlisted),
             ("/runCase", Billing::Unlisted),
         ] {
-            assert_eq!(Endpoint::classify_websocket(&Segments::split(path)).billing, expected, "{path}");
+            let billing = Endpoint::classify_websocket(&Segments::split(path)).billing;
+            assert_eq!(billing, expected, "the WebSocket {path} must have its billing");
         }
     }
 
@@ -414,19 +421,20 @@ mod tests {
             ("GET", "/v1/ConvAI/conversation/token"),
         ] {
             let endpoint = lookup(&method.parse().unwrap(), path).unwrap();
-            assert!(endpoint.grants_direct_access, "{path}");
-            assert_eq!(endpoint.billing, Billing::Unlisted, "{path}");
+            assert!(endpoint.grants_direct_access, "{path} must grant direct access");
+            assert_eq!(endpoint.billing, Billing::Unlisted, "{path} may cost credits");
         }
         for path in ["/v1/voices", "/v1/convai/conversations/x", "/v1/models"] {
-            assert!(!lookup(&Method::GET, path).unwrap().grants_direct_access, "{path}");
+            let endpoint = lookup(&Method::GET, path).unwrap();
+            assert!(!endpoint.grants_direct_access, "{path} must not grant direct access");
         }
     }
 
     #[track_caller]
-    fn check_denied(path: &str, expected: bool) {
+    fn check_denied(path: &str) {
         for method in [Method::GET, Method::POST, Method::DELETE] {
             let access = lookup(&method, path).unwrap().access;
-            assert_eq!(matches!(access, Access::Denied(_)), expected, "{method} {path}: {access:?}");
+            assert!(matches!(access, Access::Denied(_)), "{method} {path} must be denied");
         }
     }
 
@@ -447,7 +455,7 @@ mod tests {
             "/v1/convai/secrets/s/dependencies/tools",
             "/v1/convai/settings",
         ] {
-            check_denied(path, true);
+            check_denied(path);
         }
     }
 
@@ -461,7 +469,7 @@ mod tests {
             "/V1/SERVICE-ACCOUNTS",
             "/service-accounts",
         ] {
-            check_denied(path, true);
+            check_denied(path);
         }
     }
 
@@ -479,18 +487,20 @@ mod tests {
             "/v1/%20service-accounts",
             "/v1/service-accounts%3fx",
         ] {
-            assert!(lookup(&Method::POST, path).is_err(), "{path}");
-            assert_eq!(websocket_dialect(path), None, "{path}");
+            assert!(lookup(&Method::POST, path).is_err(), "{path} must be ambiguous");
+            assert_eq!(websocket_dialect(path), None, "{path} must be ambiguous");
         }
     }
 
     #[test]
     fn an_endpoint_that_returns_owner_data_is_recognized_in_every_spelling() {
         for path in ["/v1/user", "/v1/user/subscription", "/v1/%75ser/", "/v2/User", "/user/subscription"] {
-            assert!(lookup(&Method::GET, path).unwrap().returns_owner_data, "{path}");
+            let endpoint = lookup(&Method::GET, path).unwrap();
+            assert!(endpoint.returns_owner_data, "{path} must return owner data");
         }
         for path in ["/v1/users", "/v1/user/x", "/v1/voices/user"] {
-            assert!(!lookup(&Method::GET, path).unwrap().returns_owner_data, "{path}");
+            let endpoint = lookup(&Method::GET, path).unwrap();
+            assert!(!endpoint.returns_owner_data, "{path} must not return owner data");
         }
     }
 
@@ -501,11 +511,8 @@ mod tests {
             ("/v1/convai/conversation/get_signed_url", true),
             ("/v1/convai/conversation/token", false),
         ] {
-            assert_eq!(
-                lookup(&Method::GET, path).unwrap().returns_websocket_url,
-                returns_websocket_url,
-                "{path}"
-            );
+            let endpoint = lookup(&Method::GET, path).unwrap();
+            assert_eq!(endpoint.returns_websocket_url, returns_websocket_url, "{path} must be classified");
         }
     }
 
@@ -521,7 +528,11 @@ mod tests {
             let decoded_path = Path::parse(path).unwrap();
             let endpoint = Endpoint::classify_websocket(&Segments::new(&decoded_path));
             assert_eq!(websocket_dialect(path), Some(dialect));
-            assert_eq!((endpoint.socket, endpoint.metering), (Some(dialect), metering), "{path}");
+            assert_eq!(
+                (endpoint.socket, endpoint.metering),
+                (Some(dialect), metering),
+                "{path} must be classified"
+            );
             assert_eq!(lookup(&Method::GET, path).unwrap().socket, None);
         }
         let segments = Segments::split("/v1/service-accounts");
@@ -539,7 +550,10 @@ mod tests {
             "/v1/what/comes/next",
             "/docs",
         ] {
-            check_denied(path, false);
+            for method in [Method::GET, Method::POST, Method::DELETE] {
+                let access = lookup(&method, path).unwrap().access;
+                assert_eq!(access, Access::Open, "{method} {path} must be open");
+            }
         }
     }
 }

@@ -1,20 +1,22 @@
-//! Estimates the cost of a request before it is sent, so that keys without enough credits are skipped.
+//! Estimates the cost of a request before it is sent, so that keys without enough credits are skipped. Also returns the
+//! price of a minute of a session.
 //!
-//! If the provider's price is known, the estimate is an upper bound: some plans charge less for the same
-//! text, but no plan charges more. The `character-cost` of the response replaces the estimate.
+//! If the provider's price is known, the estimate is an upper bound: some plans charge less for the same text, but no
+//! plan charges more. The `character-cost` of the response replaces the estimate.
 
 use super::endpoint::Operation;
 use super::models::Models;
 use super::request_body::{DEFAULT_MODEL, RequestBodyFeatures};
 
-/// Credits per second of a sound effect whose request has a length. Source: the provider's documentation;
-/// 5 to 10 were measured.
+/// Credits per second of a sound effect whose request contains a length. Source: the provider's documentation. In
+/// measurements, the provider charged 5 to 10 credits per second.
 const SOUND_EFFECT_CREDITS_PER_SECOND: u64 = 20;
-/// Credits of a sound effect whose request has no length: 100 to 200 in the documentation.
+/// Maximum credits of a sound effect whose request contains no length. Source: the provider's documentation (100 to
+/// 200).
 const SOUND_EFFECT_CREDITS: u64 = 200;
 /// Credits per minute of the voice changer and of audio isolation. Source: the provider's documentation.
 const AUDIO_CREDITS_PER_MINUTE: u64 = 1_000;
-/// Bytes per second of audio in the most common upload format: MP3 of 128 kbit/s.
+/// Bytes per second of audio in the most common upload format, which is MP3 of 128 kbit/s.
 const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 
 /// Estimates the cost in credits from the operation, the text and the size of the body. Returns 0 for a free
@@ -38,7 +40,7 @@ pub fn estimate_credits(
         Operation::Conversion | Operation::Isolation => body_bytes.map(|bytes| {
             bytes.saturating_mul(AUDIO_CREDITS_PER_MINUTE).div_ceil(60 * AUDIO_BYTES_PER_SECOND)
         }),
-        // The length of the input or the output is not known in advance.
+        // The length of the input or of the output is unknown before the request is sent.
         Operation::Transcription
         | Operation::LiveTranscription
         | Operation::Conversation
@@ -71,38 +73,49 @@ pub fn credits_per_minute(operation: Operation) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// Compares the estimate for a complete body with the expected one.
     #[track_caller]
-    fn check(operation: Operation, body: &str, bytes: Option<u64>, expected: Option<u64>) {
+    fn check_estimate(operation: Operation, body: &str, bytes: Option<u64>, expected: Option<u64>) {
         let features = RequestBodyFeatures::parse(body.as_bytes(), true);
         assert_eq!(estimate_credits(operation, &features, bytes, &Models::default()), expected);
     }
 
     #[test]
     fn speech_is_estimated_by_its_characters() {
-        check(Operation::Speech, r#"{"text":"hello"}"#, None, Some(5));
-        check(Operation::Speech, r#"{"text":"hello","model_id":"eleven_flash_v2_5"}"#, None, Some(3));
-        check(Operation::Dialogue, r#"{"inputs":[{"text":"ab"},{"text":"c"}]}"#, None, Some(3));
-        check(Operation::Speech, "{}", None, None);
+        check_estimate(Operation::Speech, r#"{"text":"hello"}"#, None, Some(5));
+        check_estimate(
+            Operation::Speech,
+            r#"{"text":"hello","model_id":"eleven_flash_v2_5"}"#,
+            None,
+            Some(3),
+        );
+        check_estimate(Operation::Dialogue, r#"{"inputs":[{"text":"ab"},{"text":"c"}]}"#, None, Some(3));
+        check_estimate(Operation::Speech, "{}", None, None);
     }
 
     #[test]
-    fn an_effect_is_estimated_by_its_seconds() {
-        check(Operation::SoundEffects, r#"{"text":"rain","duration_seconds":2.5}"#, None, Some(50));
-        check(Operation::SoundEffects, r#"{"text":"rain"}"#, None, Some(200));
-        check(Operation::SoundEffects, r#"{"text":"rain","duration_seconds":null}"#, None, Some(200));
+    fn a_sound_effect_is_estimated_by_its_seconds() {
+        check_estimate(Operation::SoundEffects, r#"{"text":"rain","duration_seconds":2.5}"#, None, Some(50));
+        check_estimate(Operation::SoundEffects, r#"{"text":"rain"}"#, None, Some(200));
+        check_estimate(
+            Operation::SoundEffects,
+            r#"{"text":"rain","duration_seconds":null}"#,
+            None,
+            Some(200),
+        );
     }
 
     #[test]
     fn audio_is_estimated_by_its_minutes() {
-        check(Operation::Conversion, "", Some(60 * 16_000), Some(1_000));
-        check(Operation::Isolation, "", Some(1), Some(1));
-        check(Operation::Conversion, "", None, None);
+        check_estimate(Operation::Conversion, "", Some(60 * 16_000), Some(1_000));
+        check_estimate(Operation::Isolation, "", Some(1), Some(1));
+        check_estimate(Operation::Conversion, "", None, None);
     }
 
     #[test]
     fn a_cost_without_a_known_rule_is_not_estimated() {
-        check(Operation::Transcription, "", Some(5), None);
-        check(Operation::Music, "{}", None, None);
-        check(Operation::Reading, "", None, Some(0));
+        check_estimate(Operation::Transcription, "", Some(5), None);
+        check_estimate(Operation::Music, "{}", None, None);
+        check_estimate(Operation::Reading, "", None, Some(0));
     }
 }

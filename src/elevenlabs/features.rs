@@ -1,5 +1,6 @@
-//! Determines the features of a request that a plan, a workspace or a key may lack. A refusal proves a limit of the
-//! narrowest feature that it names. Later requests with that feature are sent to other accounts first.
+//! Determines the features of a request that a plan, a workspace or a key may lack. A refusal proves that the account
+//! lacks the narrowest feature that the refusal names. The pool sends later requests with that feature to other
+//! accounts first.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub struct RequestFeatures {
     pub model: Option<Arc<str>>,
     /// The output format that the query names.
     pub output_format: Option<Arc<str>>,
-    /// Number of characters of the text.
+    /// The number of characters of the text that the body contains.
     pub characters: Option<u64>,
     /// The permission that the key needs, if it is known.
     pub permission: Option<Permission>,
@@ -42,12 +43,17 @@ pub enum Feature {
     Model(Arc<str>),
     /// An output format.
     OutputFormat(Arc<str>),
-    /// The length of a text with a model; [`Limit`] has the number of characters.
+    /// The length of a text with a model. [`Limit`] contains the number of characters.
     TextLength(Option<Arc<str>>),
     /// A permission of a key.
     Permission(Permission),
-    /// An endpoint; `true` for requests that change or generate something.
-    Endpoint(Route, bool),
+    /// An endpoint, separately for requests with and without an effect.
+    Endpoint {
+        /// The route of the endpoint.
+        route: Route,
+        /// Whether the request changes or generates something.
+        has_effect: bool,
+    },
     /// All properties of the request, if the refusal names no narrower feature.
     SimilarRequest(Box<RequestShape>),
 }
@@ -62,7 +68,7 @@ pub struct RequestShape {
     output_format: Option<Arc<str>>,
 }
 
-/// A limited feature, and the smallest size that is refused if the feature has a size.
+/// A feature that an account lacks, and the smallest refused size if the feature has a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// The limited feature.
@@ -97,7 +103,7 @@ pub enum RestrictionKind {
 
 impl RequestFeatures {
     /// Returns the limit that a refusal of this request proves, and the kind of restriction that the refusal
-    /// causes. Returns `None` for a verdict that is not about the capabilities of an account.
+    /// causes. Returns `None` for a verdict that proves no limit of an account.
     #[must_use]
     pub fn proven_limit(&self, verdict: Verdict) -> Option<(Limit, RestrictionKind)> {
         let (subject, kind) = match verdict {
@@ -134,14 +140,15 @@ impl RequestFeatures {
         Some((self.limit_of_subject(subject), kind))
     }
 
-    /// Returns the limit of the subject of a refusal, or of similar requests if this request has no known
-    /// value for the subject.
+    /// Returns the limit of the feature that the subject of a refusal names. If this request does not have the feature,
+    /// returns the limit of similar requests.
     fn limit_of_subject(&self, subject: Subject) -> Limit {
         let feature = self.feature_of_subject(subject).unwrap_or_else(|| self.similar_request_feature());
         let characters = self.characters.filter(|_| matches!(feature, Feature::TextLength(_)));
         Limit { feature, from_characters: characters.unwrap_or(0) }
     }
 
+    /// Returns the feature of this request that `subject` names, or `None` if the request does not have it.
     fn feature_of_subject(&self, subject: Subject) -> Option<Feature> {
         match subject {
             Subject::Voice => self.voice.map(Feature::Voice),
@@ -161,11 +168,11 @@ impl RequestFeatures {
 
     /// Whether the text is longer than a free account may send with this model.
     pub(super) fn exceeds_free_text_length(&self, models: &Models) -> bool {
-        let max = self.model.as_deref().and_then(|model| models.max_free_characters(model));
-        self.characters.zip(max).is_some_and(|(characters, max)| characters > max)
+        let maximum = self.model.as_deref().and_then(|model| models.max_free_characters(model));
+        self.characters.zip(maximum).is_some_and(|(characters, maximum)| characters > maximum)
     }
 
-    /// Iterates over all features of this request that an earlier refusal may have limited.
+    /// Returns an iterator over all features of this request that an earlier refusal may have limited.
     pub fn all_features(&self) -> impl Iterator<Item = Feature> {
         [Subject::Voice, Subject::Model, Subject::OutputFormat, Subject::TextLength]
             .into_iter()
@@ -175,7 +182,7 @@ impl RequestFeatures {
     }
 
     fn endpoint_feature(&self) -> Feature {
-        Feature::Endpoint(self.route, self.effect == Effect::Some)
+        Feature::Endpoint { route: self.route, has_effect: self.effect == Effect::Some }
     }
 
     fn similar_request_feature(&self) -> Feature {
@@ -200,7 +207,7 @@ impl fmt::Display for Limit {
                 model.as_ref().map_or(Ok(()), |model| write!(f, " with model {model}"))
             }
             Feature::Permission(permission) => write!(f, "the permission {}", permission.name()),
-            Feature::Endpoint(route, has_effect) => {
+            Feature::Endpoint { route, has_effect } => {
                 write!(f, "{} {route}", if *has_effect { "calls of" } else { "reads of" })
             }
             Feature::SimilarRequest(shape) => {
@@ -218,6 +225,7 @@ mod tests {
     use crate::elevenlabs::affinity::{Identifier, ResourceKind};
     use crate::policy::verdict::Shortfall;
 
+    /// Returns the features of a request for speech that has every feature except a voice to add.
     fn speech() -> RequestFeatures {
         RequestFeatures {
             route: Route::parse("/v1/text-to-speech/x"),
@@ -231,14 +239,16 @@ mod tests {
         }
     }
 
+    /// Compares the text of the limit that a refusal proves with the expected text.
     #[track_caller]
-    fn check(features: &RequestFeatures, verdict: Verdict, expected: &str) {
-        assert_eq!(features.proven_limit(verdict).unwrap().0.to_string(), expected);
+    fn check_limit(features: &RequestFeatures, verdict: Verdict, expected: &str) {
+        let (limit, _) = features.proven_limit(verdict).unwrap();
+        assert_eq!(limit.to_string(), expected);
     }
 
     #[test]
     fn a_refusal_limits_the_narrowest_feature_that_it_names() {
-        let plan = Verdict::PlanFeature;
+        let plan_feature = Verdict::PlanFeature;
         for (subject, expected) in [
             (Subject::Voice, "a requested voice"),
             (Subject::Model, "model eleven_v3"),
@@ -247,40 +257,40 @@ mod tests {
             (Subject::Endpoint, "calls of /v1/text-to-speech/{id}"),
             (Subject::Unnamed, "some requests of /v1/text-to-speech/{id} as pcm_44100"),
         ] {
-            check(&speech(), plan(subject), expected);
+            check_limit(&speech(), plan_feature(subject), expected);
         }
-        let without_values =
+        let without_features =
             RequestFeatures { voice: None, model: None, output_format: None, characters: None, ..speech() };
         for subject in [Subject::Voice, Subject::Model, Subject::OutputFormat, Subject::TextLength] {
-            check(&without_values, plan(subject), "some requests of /v1/text-to-speech/{id}");
+            check_limit(&without_features, plan_feature(subject), "some requests of /v1/text-to-speech/{id}");
         }
-        check(&without_values, Verdict::Slots, "calls of /v1/text-to-speech/{id}");
-        check(
-            &without_values,
+        check_limit(&without_features, Verdict::Slots, "calls of /v1/text-to-speech/{id}");
+        check_limit(
+            &without_features,
             Verdict::Unexplained(UnexplainedRefusal::Forbidden),
             "calls of /v1/text-to-speech/{id}",
         );
     }
 
     #[test]
-    fn a_missing_permission_is_limited_if_the_request_is_known_to_need_it() {
+    fn a_missing_permission_is_a_limit_if_the_request_is_known_to_need_it() {
         let missing = |name: Option<&str>| Verdict::MissingPermission(name.and_then(Permission::parse));
-        check(&speech(), missing(None), "the permission text_to_speech");
-        check(&speech(), missing(Some("text_to_speech")), "the permission text_to_speech");
-        check(&speech(), missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
+        check_limit(&speech(), missing(None), "the permission text_to_speech");
+        check_limit(&speech(), missing(Some("text_to_speech")), "the permission text_to_speech");
+        check_limit(&speech(), missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
         let without_permission = RequestFeatures { permission: None, ..speech() };
-        check(&without_permission, missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
+        check_limit(&without_permission, missing(Some("voices_read")), "calls of /v1/text-to-speech/{id}");
     }
 
     #[test]
-    fn a_verdict_about_a_key_limits_no_feature() {
+    fn a_verdict_about_another_subject_limits_no_feature() {
         for verdict in [
             Verdict::Served,
             Verdict::KeyQuota(Shortfall::default()),
             Verdict::RequestError,
             Verdict::NotFound,
         ] {
-            assert_eq!(speech().proven_limit(verdict), None, "{verdict:?}");
+            assert_eq!(speech().proven_limit(verdict), None, "{verdict:?} must prove no limit");
         }
     }
 
@@ -296,7 +306,10 @@ mod tests {
             Subject::Unnamed,
         ] {
             let (limit, _) = speech().proven_limit(Verdict::PlanFeature(subject)).unwrap();
-            assert!(speech().all_features().any(|feature| feature == limit.feature), "{subject:?}");
+            assert!(
+                speech().all_features().any(|feature| feature == limit.feature),
+                "the limit of {subject:?} must be a feature of the same request"
+            );
         }
         let with_other_voice =
             RequestFeatures { voice: Some(Identifier::new(ResourceKind::Voice, "v2").hash), ..speech() };

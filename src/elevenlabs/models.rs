@@ -1,7 +1,8 @@
-//! Finds the price of a character and the concurrency group of each model of the provider.
+//! Finds the price of a character, the concurrency group and the maximum text of a free account for each model of the
+//! provider.
 //!
-//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Until that list is received, and for
-//! models that it omits, both follow from the model's name.
+//! Source: `GET /v1/models` (`model_rates`, `concurrency_group`, `max_characters_request_free_user`). Before the poller
+//! has received that list, and for models that it omits, the name of a model determines its price and group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,17 +11,18 @@ use serde::Deserialize;
 
 use crate::policy::concurrency_group::ConcurrencyGroup;
 
-/// Number of micro-credits in a credit. Prices are integers in micro-credits per character, because this
-/// avoids rounding errors.
+/// Number of micro-credits in a credit. Prices are integers in micro-credits per character, which avoids rounding
+/// errors.
 const MICRO_CREDITS: u64 = 1_000_000;
 
 /// The models of the provider's list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Models {
-    /// Sorted by identifier.
+    /// The models, sorted by identifier.
     listed: Vec<Model>,
 }
 
+/// The known properties of a model. A property is `None` if the list omits it or contains an implausible number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Model {
     id: Arc<str>,
@@ -44,7 +46,7 @@ struct RatesDocument {
     cost_discount_multiplier: Option<f64>,
 }
 
-/// Maximum number of models, which bounds the memory that a forged response could use.
+/// Maximum number of models, which limits the memory that a forged response can use.
 const MAX_MODELS: usize = 1_000;
 
 impl Models {
@@ -59,7 +61,7 @@ impl Models {
             .map(|document| Model {
                 micro_credits_per_character: document.model_rates.micro_credits(),
                 group: document.concurrency_group.and_then(|name| groups.get(&name).copied()),
-                max_free_characters: document.max_characters_request_free_user.filter(|max| *max > 0),
+                max_free_characters: document.max_characters_request_free_user.filter(|maximum| *maximum > 0),
                 id: document.model_id.into(),
             })
             .collect();
@@ -67,6 +69,7 @@ impl Models {
         Some(Self { listed: models })
     }
 
+    /// Returns the listed model with an identifier.
     fn find(&self, id: &str) -> Option<&Model> {
         let index = self.listed.binary_search_by(|model| (*model.id).cmp(id)).ok()?;
         self.listed.get(index)
@@ -98,6 +101,7 @@ impl Models {
 }
 
 impl RatesDocument {
+    /// Returns the price of a character, or `None` if the price is missing or implausible.
     fn micro_credits(&self) -> Option<u64> {
         let credits_per_character =
             self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
@@ -109,8 +113,8 @@ impl RatesDocument {
     }
 }
 
-/// Maps the provider's names of groups to concurrency groups. A name gets the group of its first model, or
-/// an unnamed group if an earlier name has that group.
+/// Maps the provider's names of groups to concurrency groups. A name gets the group of its first model. If an earlier
+/// name already has that group, the name gets an unnamed group.
 fn assign_groups(documents: &[ModelDocument]) -> HashMap<String, ConcurrencyGroup> {
     let mut groups: HashMap<String, ConcurrencyGroup> = HashMap::new();
     let mut unnamed_count = 0;
@@ -122,9 +126,9 @@ fn assign_groups(documents: &[ModelDocument]) -> HashMap<String, ConcurrencyGrou
         let group_of_model =
             ConcurrencyGroup::for_model(&document.model_id).unwrap_or(ConcurrencyGroup::OTHER);
         let is_assigned = groups.values().any(|group| *group == group_of_model);
-        let unnamed = if is_assigned { ConcurrencyGroup::unnamed(unnamed_count) } else { None };
-        unnamed_count += usize::from(unnamed.is_some());
-        groups.insert(name.clone(), unnamed.unwrap_or(group_of_model));
+        let unnamed_group = if is_assigned { ConcurrencyGroup::unnamed(unnamed_count) } else { None };
+        unnamed_count += usize::from(unnamed_group.is_some());
+        groups.insert(name.clone(), unnamed_group.unwrap_or(group_of_model));
     }
     groups
 }
@@ -133,17 +137,16 @@ fn assign_groups(documents: &[ModelDocument]) -> HashMap<String, ConcurrencyGrou
 mod tests {
     use super::*;
 
-    fn parse_list(models: &[(&str, f64, f64, &str)]) -> Models {
-        let models: Vec<_> = models
-            .iter()
-            .map(|(id, rate, discount, group)| {
-                serde_json::json!({
-                    "model_id": id, "name": "x", "concurrency_group": group,
-                    "model_rates": {"character_cost_multiplier": rate, "cost_discount_multiplier": discount},
-                })
-            })
-            .collect();
-        Models::parse(serde_json::to_string(&models).unwrap().as_bytes()).unwrap()
+    /// Returns the entry of a model in the provider's list.
+    fn entry(id: &str, rate: f64, discount: f64, group: &str) -> serde_json::Value {
+        serde_json::json!({
+            "model_id": id, "name": "x", "concurrency_group": group,
+            "model_rates": {"character_cost_multiplier": rate, "cost_discount_multiplier": discount},
+        })
+    }
+
+    fn parse_list(entries: &[serde_json::Value]) -> Models {
+        Models::parse(serde_json::to_string(entries).unwrap().as_bytes()).unwrap()
     }
 
     #[test]
@@ -158,7 +161,8 @@ mod tests {
 
     #[test]
     fn the_list_takes_precedence_over_the_names_of_models() {
-        let models = parse_list(&[("eleven_v3", 0.8, 0.5, "a"), ("eleven_flash_v2", 1.0, 1.0, "b")]);
+        let models =
+            parse_list(&[entry("eleven_v3", 0.8, 0.5, "a"), entry("eleven_flash_v2", 1.0, 1.0, "b")]);
         assert_eq!(models.max_credits("eleven_v3", 100), 40);
         assert_eq!(models.max_credits("eleven_v3", 1), 1);
         assert_eq!(models.max_credits("eleven_flash_v2", 10), 10);
@@ -167,10 +171,10 @@ mod tests {
     #[test]
     fn each_group_of_the_provider_gets_a_concurrency_group() {
         let models = parse_list(&[
-            ("eleven_v3", 1.0, 1.0, "standard"),
-            ("eleven_multilingual_v2", 1.0, 1.0, "multilingual"),
-            ("eleven_turbo_v2", 0.5, 1.0, "standard"),
-            ("eleven_flash_v2", 0.5, 1.0, "fast"),
+            entry("eleven_v3", 1.0, 1.0, "standard"),
+            entry("eleven_multilingual_v2", 1.0, 1.0, "multilingual"),
+            entry("eleven_turbo_v2", 0.5, 1.0, "standard"),
+            entry("eleven_flash_v2", 0.5, 1.0, "fast"),
         ]);
         assert_eq!(models.concurrency_group("eleven_v3"), Some(ConcurrencyGroup::SPEECH));
         assert_eq!(models.concurrency_group("eleven_turbo_v2"), Some(ConcurrencyGroup::SPEECH));
@@ -181,16 +185,19 @@ mod tests {
     #[test]
     fn groups_beyond_the_maximum_share_one_concurrency_group() {
         let ids: Vec<String> = (0..40).map(|number| format!("eleven_v{number}")).collect();
-        let listed_models: Vec<_> = ids.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
-        let models = parse_list(&listed_models);
-        assert!(ids.iter().all(|id| models.concurrency_group(id).is_some()));
+        let entries: Vec<_> = ids.iter().map(|id| entry(id, 1.0, 1.0, id)).collect();
+        let models = parse_list(&entries);
+        assert!(
+            ids.iter().all(|id| models.concurrency_group(id).is_some()),
+            "every listed model must have a concurrency group"
+        );
         assert_eq!(models.concurrency_group("eleven_v39"), Some(ConcurrencyGroup::SPEECH));
     }
 
     #[test]
     fn implausible_rates_are_ignored() {
         for rate in [-1.0, 1e9] {
-            assert_eq!(parse_list(&[("eleven_v3", rate, 1.0, "a")]).max_credits("eleven_v3", 10), 10);
+            assert_eq!(parse_list(&[entry("eleven_v3", rate, 1.0, "a")]).max_credits("eleven_v3", 10), 10);
         }
     }
 

@@ -1,10 +1,10 @@
 //! Corrects paths that result from a wrong base URL: some clients need a base URL with `/v1`, and other clients a
-//! base URL without it. A path is corrected only if no correct base URL can lead to it. All other bytes of the path
-//! are unchanged.
+//! base URL without it. A path is corrected only if no correct base URL can lead to it. The correction adds or removes
+//! a version or a slash, and changes no other byte of the path.
 
 use super::endpoint::is_root;
 
-/// The error of a base URL that was corrected in a path.
+/// The mistake in a base URL whose effect on a path was corrected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PathFix {
     /// The base URL ends in a version, and the client adds a second version: `/v1/v1/…`.
@@ -16,7 +16,7 @@ pub enum PathFix {
 }
 
 impl PathFix {
-    /// Returns the correction of the base URL, for the log.
+    /// Returns advice about the base URL of the client, for the log.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
@@ -27,7 +27,7 @@ impl PathFix {
     }
 }
 
-/// Returns the corrected path, if `path` can only result from a wrong base URL.
+/// Returns the corrected path and the mistake, if `path` can only result from a wrong base URL.
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     if let Some(fixed_path) = without_doubled_slash(path) {
@@ -43,14 +43,14 @@ pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     is_root(first_segment).then(|| (format!("/v1{path}"), PathFix::MissingVersion))
 }
 
-/// Removes the second slash that results from a base URL with a slash at its end: before the version, or
-/// between the version and a known root.
+/// Removes the second slash that results from a base URL with a slash at its end. The slash is removed before a version
+/// or a known root at the start of the path, and between a version and a known root. Returns `None` for other paths.
 fn without_doubled_slash(path: &str) -> Option<String> {
     let (before, after) = path.split_once("//")?;
-    let after_segment = first_segment_of(after);
+    let next_segment = first_segment_of(after);
     let is_doubled = match before.strip_prefix('/') {
-        None => before.is_empty() && (is_version(after_segment) || is_root(after_segment)),
-        Some(version) => is_version(version) && is_root(after_segment),
+        None => before.is_empty() && (is_version(next_segment) || is_root(next_segment)),
+        Some(version) => is_version(version) && is_root(next_segment),
     };
     is_doubled.then(|| format!("{before}/{after}"))
 }
@@ -71,33 +71,34 @@ pub fn is_version(segment: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// Compares the correction of `path` with the expected one.
     #[track_caller]
-    fn check(path: &str, expected: Option<(&str, PathFix)>) {
-        let corrected = fix_path(path);
-        assert_eq!(corrected.as_ref().map(|(path, fix)| (path.as_str(), *fix)), expected);
+    fn check_fix(path: &str, expected: Option<(&str, PathFix)>) {
+        let fixed_path = fix_path(path);
+        assert_eq!(fixed_path.as_ref().map(|(path, fix)| (path.as_str(), *fix)), expected);
     }
 
     #[test]
     fn a_doubled_version_is_removed() {
-        check("/v1/v1/text-to-speech/x", Some(("/v1/text-to-speech/x", PathFix::DoubledVersion)));
-        check("/v1/v2/voices", Some(("/v2/voices", PathFix::DoubledVersion)));
-        check("/v1/v1", Some(("/v1", PathFix::DoubledVersion)));
+        check_fix("/v1/v1/text-to-speech/x", Some(("/v1/text-to-speech/x", PathFix::DoubledVersion)));
+        check_fix("/v1/v2/voices", Some(("/v2/voices", PathFix::DoubledVersion)));
+        check_fix("/v1/v1", Some(("/v1", PathFix::DoubledVersion)));
     }
 
     #[test]
     fn a_missing_version_is_added_before_a_known_root() {
-        check("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", PathFix::MissingVersion)));
-        check("/voices", Some(("/v1/voices", PathFix::MissingVersion)));
-        check("/user/%20//a;b", Some(("/v1/user/%20//a;b", PathFix::MissingVersion)));
+        check_fix("/text-to-speech/x/stream", Some(("/v1/text-to-speech/x/stream", PathFix::MissingVersion)));
+        check_fix("/voices", Some(("/v1/voices", PathFix::MissingVersion)));
+        check_fix("/user/%20//a;b", Some(("/v1/user/%20//a;b", PathFix::MissingVersion)));
     }
 
     #[test]
     fn a_doubled_slash_of_a_base_url_is_removed() {
-        check("//v1/voices", Some(("/v1/voices", PathFix::DoubledSlash)));
-        check("/v1//voices", Some(("/v1/voices", PathFix::DoubledSlash)));
-        check("//voices", Some(("/v1/voices", PathFix::MissingVersion)));
-        check("//v1/v1/voices", Some(("/v1/voices", PathFix::DoubledVersion)));
-        check("/v1//user//x", Some(("/v1/user//x", PathFix::DoubledSlash)));
+        check_fix("//v1/voices", Some(("/v1/voices", PathFix::DoubledSlash)));
+        check_fix("/v1//voices", Some(("/v1/voices", PathFix::DoubledSlash)));
+        check_fix("//voices", Some(("/v1/voices", PathFix::MissingVersion)));
+        check_fix("//v1/v1/voices", Some(("/v1/voices", PathFix::DoubledVersion)));
+        check_fix("/v1//user//x", Some(("/v1/user//x", PathFix::DoubledSlash)));
     }
 
     #[test]
@@ -118,7 +119,7 @@ mod tests {
             "/vx/v1",
             "/api/v1/v1",
         ] {
-            check(path, None);
+            check_fix(path, None);
         }
     }
 }

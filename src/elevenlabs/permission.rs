@@ -1,13 +1,13 @@
-//! Lists the names of the permissions that the provider gives to keys. A refusal names the missing permission; the
-//! key is then used last for requests that need the permission, and serves all other requests as before. The table of
-//! endpoints lists the permission that each request needs.
+//! Lists the names of the permissions that the provider gives to keys. A refusal names the missing permission. The pool
+//! then uses the key last for requests that need the permission, and without a change for all other requests. The table
+//! of endpoints contains the permission that each request needs.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.
 
 use crate::policy::permission::Permission;
 
 /// The permissions that requests through a pool can need, sorted by name.
-#[rustfmt::skip]
+#[rustfmt::skip] // Each line has several names.
 const NAMES: [&str; 35] = [
     "add_voice_from_voice_library", "audio_isolation", "audio_native_read", "audio_native_write",
     "convai_read", "convai_write", "create_instant_voice_clone", "create_professional_voice_clone",
@@ -33,7 +33,7 @@ impl Permission {
     }
 }
 
-/// Returns the permission with a name, at compile time. An unknown name does not compile.
+/// Returns the permission with a name. An unknown name in a constant is a compile error.
 pub(super) const fn permission(name: &str) -> Permission {
     let mut index = 0;
     while !is_equal(NAMES[index].as_bytes(), name.as_bytes()) {
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_names_are_sorted_and_can_be_parsed() {
-        assert!(NAMES.is_sorted_by(|a, b| a < b));
+        assert!(NAMES.is_sorted_by(|left, right| left < right), "the names must be sorted and distinct");
         for name in NAMES {
             let permission = Permission::parse(name).unwrap();
             assert_eq!(permission.name(), name);

@@ -1,11 +1,12 @@
-//! Classifies a response of the provider: whether the key, the workspace, the request or the provider is
-//! at fault, and for which reason.
+//! Classifies a response of the provider: whether it is a refusal, for which reason, and whether the reason concerns
+//! the key, the workspace, the request or the provider.
 //!
-//! The status alone is ambiguous: a 401 response is a bad key, an empty account, a missing permission or an unpaid
-//! bill, and the statuses 400, 402 and 403 are equally ambiguous. The body decides. It contains a `code`, `status`,
-//! `type` and message in one of several formats, and the most specific known code or message decides (`table`). If no
-//! code or message is known, the status is evidence about this request only. WebSocket errors are classified by the
-//! same table, with the status that a code has over HTTP (`codes`).
+//! The status alone is ambiguous: a 401 response can mean a bad key, an empty account, a missing permission or an
+//! unpaid bill, and the statuses 400, 402 and 403 are equally ambiguous. The body determines the reason. It contains a
+//! `code`,
+//! `status`, `type` and message in one of several formats, and the first row of `table` that matches them determines
+//! the verdict. If no row matches, the status is evidence about this request only. WebSocket errors are classified by
+//! the same table, and otherwise with the status that their code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;
@@ -26,20 +27,19 @@ pub(crate) use table::{examples, meaning_of_example};
 /// Whether the body of a response with the given `status` is needed to classify it.
 #[must_use]
 pub fn is_body_needed(status: StatusCode) -> bool {
-    // The provider has reported an invalid key, a missing voice and a plan without a feature with a 400
-    // response. The body of a 404 response names the missing resource: a model is missing for every account,
-    // a voice for one.
+    // The provider has sent 400 responses for an invalid key, a missing voice and a plan without a feature. The body
+    // of a 404 response names the missing resource: a model is missing for every account, and a voice for one account.
     matches!(status.as_u16(), 400 | 401 | 402 | 403 | 404 | 429)
 }
 
-/// Classifies a response. `body` is `None` if it was not needed, or if the response has no body, as to a
-/// `HEAD` request. `retry_after` comes from the response headers.
+/// Classifies a response. `body` is `None` if it is not needed, or if the response has no body, such as a response to a
+/// `HEAD` request. `retry_after` is the value of the `Retry-After` header.
 #[must_use]
 pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
     if !status.is_client_error() && !status.is_server_error() {
         return Verdict::Served;
     }
-    // The body of a 422 response is not needed: the provider validates the schema before it checks the key.
+    // The body of a 422 response is not needed, because the provider validates the schema before it checks the key.
     if is_body_needed(status)
         && let Some(verdict) = body.and_then(|body| table::find_verdict(status, body, retry_after))
     {
@@ -48,8 +48,8 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     classify_by_status(status, body, retry_after)
 }
 
-/// Classifies a refusal whose body could not be read within the limits. A status that usually blames the
-/// account leads to one attempt with another workspace.
+/// Classifies a refusal whose body could not be read within the limits. If its status usually concerns an account, the
+/// verdict allows one attempt with another workspace.
 #[must_use]
 pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
     let verdict = classify_by_status(status, Some(&ErrorBody::default()), retry_after);
@@ -79,7 +79,7 @@ fn classify_by_status(
         429 => Verdict::Unexplained(UnexplainedRefusal::TooMany(retry_after)),
         503 => Verdict::Busy,
         500.. => Verdict::ServerError,
-        // This includes a 404 response that names no resource of an account, which means a missing endpoint.
+        // A 404 response that names no resource of an account means a missing endpoint.
         _ => Verdict::RequestError,
     }
 }

@@ -1,7 +1,8 @@
-//! Lists the regions of ElevenLabs. A region has its own host name, and a key works only at the host of its region.
+//! Finds the region of ElevenLabs that a host serves. Each region has its own host, and a key is valid only at the host
+//! of its region. The usage record of an attempt contains its region.
 
 /// Returns the name of the region that a host serves: `global`, `us`, or a region with data residency such as
-/// `eu`. Returns the host itself if it is not one of ElevenLabs.
+/// `eu`. Returns the host itself if it is not a host of ElevenLabs' API.
 ///
 /// Source: the environments of the provider's Python SDK 2.78 (`api.elevenlabs.io`, `api.us.elevenlabs.io`,
 /// `api.eu.residency.elevenlabs.io`).
@@ -23,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_of_the_provider_has_a_region() {
+    fn only_an_api_host_of_the_provider_has_a_region() {
         for (host, region) in [
             ("api.elevenlabs.io", "global"),
             ("api.us.elevenlabs.io", "us"),

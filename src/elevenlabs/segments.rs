@@ -1,4 +1,5 @@
-//! Splits a path into segments, and finds the literal of the provider's API that each segment equals.
+//! Splits a decoded path into segments, and finds the literal of the provider's API that each segment equals. The
+//! endpoints, routes and identifiers of a request are found in these segments, so that each path is split only once.
 
 use std::ops::Deref;
 
@@ -16,9 +17,10 @@ pub struct Segment<'a> {
 /// so that splitting a path allocates no memory.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
+    /// The first segments. Only the first `count` of them are valid.
     inline: [Segment<'a>; MAX_INLINE],
     count: usize,
-    /// All segments, if their number exceeds [`MAX_INLINE`].
+    /// All segments if their number exceeds [`MAX_INLINE`], and otherwise none.
     overflow: Vec<Segment<'a>>,
 }
 
@@ -26,12 +28,12 @@ pub struct Segments<'a> {
 const MAX_INLINE: usize = 12;
 
 impl<'a> Segment<'a> {
-    /// Returns the segment as written.
+    /// Returns the segment as it is written in the decoded path.
     pub(super) fn text(&self) -> &'a str {
         self.text
     }
 
-    /// Returns the literal of the API that the segment equals, if any.
+    /// Returns the literal of the API that the segment equals, or `None` for another segment.
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }

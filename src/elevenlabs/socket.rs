@@ -1,7 +1,8 @@
-//! Describes the provider's WebSocket protocols: the messages of each protocol, its price and its concurrency group.
+//! Describes the provider's WebSocket protocols: their messages and credentials, the content that they charge, and
+//! their concurrency groups.
 //!
-//! The provider accepts an upgrade with a 101 response even for a bad key, and reports the refusal in a
-//! message or a close frame (captured, September 2026).
+//! The provider accepts an upgrade with a 101 response even for a bad key, and sends the refusal in a message or a
+//! close frame (captured, September 2026).
 
 mod audio_format;
 mod content_counter;
@@ -65,7 +66,7 @@ impl Dialect {
         Self::Foreign,
     ];
 
-    /// Returns the name in metrics.
+    /// Returns the name of the protocol in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -92,7 +93,7 @@ impl Dialect {
         }
     }
 
-    /// Returns at which times a session counts as one request of its concurrency group.
+    /// Returns the time in which a session counts as one request of its concurrency group.
     #[must_use]
     pub fn concurrency_counting(self) -> ConcurrencyCounting {
         match self {
@@ -110,7 +111,7 @@ impl Dialect {
         self.concurrency_counting() == ConcurrencyCounting::WhileSpeaking
     }
 
-    /// Whether the proxy parses the messages of a session. Compression must not be negotiated in that case.
+    /// Whether the proxy parses the messages of a session. For such a session, the proxy must not offer compression.
     #[must_use]
     pub fn is_inspected(self) -> bool {
         self != Self::Foreign
@@ -122,8 +123,8 @@ impl Dialect {
         self.generates_speech()
     }
 
-    /// Returns the model of a session that names no model. Source: the OpenAPI document, for speech over
-    /// HTTP.
+    /// Returns the model of a session that names no model, or `None` if the session has no model. Source for speech:
+    /// the OpenAPI document of speech over HTTP.
     #[must_use]
     pub fn default_model(self) -> Option<&'static str> {
         match self {

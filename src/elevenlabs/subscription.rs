@@ -1,5 +1,5 @@
-//! Parses the responses that the poller requests about an account: the subscription (`GET
-//! /v1/user/subscription`) and the workspace of a key (`GET /v1/user`).
+//! Parses the responses about an account that the poller requests: the subscription (`GET /v1/user/subscription`) and
+//! the workspace of a key (`GET /v1/user`).
 //!
 //! Sources: `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document, and `User` of its
 //! Python SDK 2.78.
@@ -16,9 +16,9 @@ use crate::policy::units::UnixMs;
 pub struct Subscription {
     /// The used credits, their limit, the overage and the reset date.
     pub quota: Quota,
-    /// The name of the plan, which the provider chooses freely.
+    /// The name of the plan. The provider can introduce any name.
     pub tier: Option<String>,
-    /// Whether the latest invoice is paid, or `None` when the status does not determine it.
+    /// Whether the latest invoice is paid, or `None` if the status does not show it.
     pub is_paid: Option<bool>,
     /// The features of the plan besides credits.
     pub capabilities: Capabilities,
@@ -53,15 +53,14 @@ impl Subscription {
                 .filter(|&credits| credits > 0)
                 .map_or(Extension::None, Extension::Credits)
         };
-        let reset_seconds =
+        let reset_unix_seconds =
             document.next_character_count_reset_unix.and_then(|reset| u64::try_from(reset).ok());
         let quota = Quota {
             count: document.character_count,
-            // The provider serves a pay-as-you-go account, which has no limit or a limit of 0 (help centre,
-            // 2026).
+            // A pay-as-you-go account has no limit or a limit of 0, and the provider serves it (help centre, 2026).
             limit: document.character_limit.filter(|limit| *limit > 0),
             extension,
-            resets_at: reset_seconds
+            resets_at: reset_unix_seconds
                 .filter(|&seconds| seconds > 0)
                 .map(|seconds| UnixMs(seconds.saturating_mul(1_000))),
         };
@@ -80,8 +79,8 @@ impl Subscription {
     }
 }
 
-/// Parses the identifier of the workspace to which a key belongs, from the body of a response. Returns only a
-/// valid identifier.
+/// Parses the identifier of the workspace to which a key belongs, from the body of a response. Returns `None` for an
+/// identifier that is not valid.
 #[must_use]
 pub fn parse_workspace_id(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
@@ -91,45 +90,62 @@ pub fn parse_workspace_id(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<User>(body).ok()?.workspace_id.filter(|id| is_valid_identifier(id))
 }
 
-/// Whether an identifier in a response is short and has only characters that need no escape in a path.
+/// Maximum length of an identifier in a response. The provider's identifiers are shorter.
+const MAX_IDENTIFIER_BYTES: usize = 128;
+
+/// Whether an identifier in a response is short and contains only characters that need no escape in a path.
 pub(super) fn is_valid_identifier(id: &str) -> bool {
-    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    (1..=128).contains(&id.len()) && id.bytes().all(is_valid)
+    let is_identifier_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    (1..=MAX_IDENTIFIER_BYTES).contains(&id.len()) && id.bytes().all(is_identifier_byte)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(extra: &str, extension: Extension, resets_at: Option<u64>) {
-        let body = format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{extra}}}"#);
-        let quota = Quota { count: 5_420, limit: Some(100_000), extension, resets_at: resets_at.map(UnixMs) };
-        let is_paid =
-            if extra.contains("active") { Some(true) } else { extra.contains("past_due").then_some(false) };
-        let capabilities = Capabilities::default();
-        let expected = Subscription { quota, tier: Some("creator".to_owned()), is_paid, capabilities };
-        assert_eq!(Subscription::parse(body.as_bytes()), Some(expected));
+    /// Parses a subscription of 100,000 credits with additional members.
+    fn parse_with(members: &str) -> Subscription {
+        let body =
+            format!(r#"{{"tier":"creator","character_count":5420,"character_limit":100000{members}}}"#);
+        Subscription::parse(body.as_bytes()).unwrap()
     }
 
     #[test]
-    fn credits_and_payment_are_parsed() {
-        check(
-            r#","next_character_count_reset_unix":1738356858,"voice_limit":10"#,
-            Extension::None,
-            Some(1_738_356_858_000),
-        );
-        check(r#","next_character_count_reset_unix":null"#, Extension::None, None);
-        check(r#","status":"active""#, Extension::None, None);
-        check(r#","status":"past_due""#, Extension::None, None);
+    fn the_credits_and_the_plan_are_parsed() {
+        let expected = Subscription {
+            quota: Quota {
+                count: 5_420,
+                limit: Some(100_000),
+                extension: Extension::None,
+                resets_at: Some(UnixMs(1_738_356_858_000)),
+            },
+            tier: Some("creator".to_owned()),
+            is_paid: None,
+            capabilities: Capabilities::default(),
+        };
+        let members = r#","next_character_count_reset_unix":1738356858,"voice_limit":10"#;
+        assert_eq!(parse_with(members), expected);
+        assert_eq!(parse_with(r#","next_character_count_reset_unix":null"#).quota.resets_at, None);
+    }
+
+    #[test]
+    fn the_status_shows_whether_the_invoice_is_paid() {
+        assert_eq!(parse_with(r#","status":"active""#).is_paid, Some(true));
+        assert_eq!(parse_with(r#","status":"past_due""#).is_paid, Some(false));
+        assert_eq!(parse_with(r#","status":"free""#).is_paid, None);
     }
 
     #[test]
     fn overage_is_a_number_or_unlimited() {
-        check(r#","max_credit_limit_extension":10000"#, Extension::Credits(10_000), None);
-        check(r#","max_credit_limit_extension":0"#, Extension::None, None);
-        check(r#","max_credit_limit_extension":"unlimited""#, Extension::Unlimited, None);
-        check(r#","max_credit_limit_extension":null"#, Extension::None, None);
+        for (extension, expected) in [
+            ("10000", Extension::Credits(10_000)),
+            ("0", Extension::None),
+            (r#""unlimited""#, Extension::Unlimited),
+            ("null", Extension::None),
+        ] {
+            let members = format!(r#","max_credit_limit_extension":{extension}"#);
+            assert_eq!(parse_with(&members).quota.extension, expected);
+        }
     }
 
     #[test]
@@ -137,16 +153,13 @@ mod tests {
         for limit in ["", r#","character_limit":0"#, r#","character_limit":null"#] {
             let body = format!(r#"{{"tier":"payg","character_count":900{limit}}}"#);
             let quota = Subscription::parse(body.as_bytes()).unwrap().quota;
-            assert_eq!((quota.count, quota.limit), (900, None), "{limit}");
+            assert_eq!((quota.count, quota.limit), (900, None), "{limit:?} must be an unknown limit");
         }
     }
 
     #[test]
     fn slots_and_capabilities_are_parsed() {
-        let capabilities = |extra: &str| {
-            let body = format!(r#"{{"character_count":1,"character_limit":9{extra}}}"#);
-            Subscription::parse(body.as_bytes()).unwrap().capabilities
-        };
+        let capabilities = |members: &str| parse_with(members).capabilities;
         let no_slots =
             capabilities(r#","can_use_instant_voice_cloning":false,"voice_limit":10,"voice_slots_used":12"#);
         assert_eq!(no_slots, Capabilities { can_clone: Some(false), voices_left: Some(0) });
@@ -161,7 +174,7 @@ mod tests {
         };
         assert_eq!(parse(r#""ws_1-A""#).as_deref(), Some("ws_1-A"));
         for value in ["null", "\"\"", "7", "\"a b\"", &format!("\"{}\"", "x".repeat(129))] {
-            assert_eq!(parse(value), None, "{value}");
+            assert_eq!(parse(value), None, "{value} must not be a workspace identifier");
         }
         assert_eq!(parse_workspace_id(b"[]"), None);
     }

@@ -1,8 +1,9 @@
-//! Redacts the responses to `GET /v1/user` and `/v1/user/subscription`: a client of the pool gets only
-//! the fields listed here.
+//! Redacts the responses to `GET /v1/user` and `/v1/user/subscription`: a client of the pool receives only the fields
+//! that this file lists.
 //!
-//! Credits, limits and features of the plan are listed, because apps read them. All other fields are removed: names,
-//! email addresses and invoices describe the account holder, and so may fields that the provider adds later.
+//! Credits, limits and features of the plan are listed, because apps read them. All other fields are removed, because
+//! names, email addresses and invoices describe the account holder. Fields that the provider adds later may also
+//! describe the account holder.
 //!
 //! Sources: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document
 //! (August 2026), and the models of its SDKs, which must still parse the redacted document.
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, json};
 /// The redaction of a listed field.
 #[derive(Clone, Copy)]
 enum Redaction {
-    /// A number, a flag or a short word is unchanged. Any other value is removed.
+    /// A number, a flag, `null` or a short word is unchanged. Any other value is removed.
     Keep,
     /// The SDK models require the field: its value becomes `null`.
     Null,
@@ -30,7 +31,8 @@ enum Redaction {
 
 use Redaction::{EmptyList, False, Keep, Message, Null, Object, Placeholder};
 
-#[rustfmt::skip] // a table
+/// The fields of a subscription.
+#[rustfmt::skip] // Each line has several fields.
 const SUBSCRIPTION: &[(&str, Redaction)] = &[
     ("tier", Keep), ("status", Keep), ("currency", Keep), ("billing_period", Keep),
     ("character_refresh_period", Keep), ("character_count", Keep), ("character_limit", Keep),
@@ -46,56 +48,59 @@ const SUBSCRIPTION: &[(&str, Redaction)] = &[
     ("next_invoice", Null), ("pending_change", Null), ("open_invoices", EmptyList), ("has_open_invoices", False),
 ];
 
-#[rustfmt::skip] // a table
+/// The fields of a user.
+#[rustfmt::skip] // Each line has several fields.
 const USER: &[(&str, Redaction)] = &[
     ("is_new_user", Keep), ("can_use_delayed_payment_methods", Keep), ("is_onboarding_completed", Keep),
     ("is_onboarding_checklist_completed", Keep), ("show_compliance_terms", Keep), ("is_api_key_hashed", Keep),
     ("created_at", Keep), ("seat_type", Keep), ("subscription", Object(SUBSCRIPTION)),
-    ("user_id", Placeholder), ("workspace_id", Placeholder), ("first_name", Null), ("xi_api_key", Null), ("xi_api_key_preview", Null),
+    ("user_id", Placeholder), ("workspace_id", Placeholder), ("first_name", Null), ("xi_api_key", Null),
+    ("xi_api_key_preview", Null),
     ("referral_link_code", Null), ("partnerstack_partner_default_link", Null),
 ];
 
-/// The fields of a refusal. The input that a validation error quotes from the request is not listed.
-#[rustfmt::skip] // a table
+/// The fields of a refusal. The input of the request that a validation error contains is not listed.
+#[rustfmt::skip] // Each line has several fields.
 const REFUSAL: &[(&str, Redaction)] = &[
     ("status", Keep), ("code", Keep), ("type", Keep), ("param", Keep), ("request_id", Keep),
     ("message", Message), ("msg", Message),
 ];
 
-/// Maximum length of a word. All words of the API are shorter.
+/// Maximum length of a kept word. All words of the API are shorter.
 const MAX_WORD_BYTES: usize = 64;
 
 /// Maximum length of the message of a refusal. Longer messages are truncated.
 const MAX_MESSAGE_CHARS: usize = 500;
 
-/// Returns the document with only its listed fields, or `None` if the document is not a JSON object.
-/// Responses with any status are redacted.
+/// Returns the document with only its listed fields, or `None` if the document is not a JSON object. The document may
+/// be the body of a response with any status.
 #[must_use]
 pub fn redact(document: &[u8]) -> Option<Vec<u8>> {
     let fields: Map<String, Value> = serde_json::from_slice(document).ok()?;
-    let redacted = redact_fields(fields, |name, value| match name {
+    let redacted_fields = redact_fields(fields, |name, value| match name {
         "detail" => redact_refusal(value),
         name => redact_value(name, value, &[USER, SUBSCRIPTION]),
     });
-    serde_json::to_vec(&redacted).ok()
+    serde_json::to_vec(&redacted_fields).ok()
 }
 
-/// Returns the body that replaces a refusal that cannot be redacted.
+/// Returns the body that replaces a response that cannot be redacted.
 #[must_use]
 pub fn withheld_body() -> Vec<u8> {
     let message = "Keychoir withholds this response: it may describe the owner of the API key.";
     json!({"detail": {"status": "answer_withheld", "message": message}}).to_string().into_bytes()
 }
 
+/// Redacts each field with `redact_field`, and removes the fields for which it returns `None`.
 fn redact_fields(
     fields: Map<String, Value>,
     redact_field: impl Fn(&str, Value) -> Option<Value>,
 ) -> Map<String, Value> {
-    let redacted = fields.into_iter().filter_map(|(name, value)| {
-        let value = redact_field(&name, value)?;
-        Some((name, value))
+    let redacted_fields = fields.into_iter().filter_map(|(name, value)| {
+        let redacted_value = redact_field(&name, value)?;
+        Some((name, redacted_value))
     });
-    redacted.collect()
+    redacted_fields.collect()
 }
 
 /// Redacts an object by a list of fields.
@@ -131,7 +136,7 @@ fn redact_refusal(detail: Value) -> Option<Value> {
     }
 }
 
-/// Whether a value is a number, a flag, `null` or a short word.
+/// Whether a value is a number, a flag, `null` or a short word. Such a value does not describe a person.
 fn is_scalar(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => true,
@@ -143,7 +148,7 @@ fn is_scalar(value: &Value) -> bool {
     }
 }
 
-/// Replaces the email addresses in a message.
+/// Replaces the email addresses in a message, and truncates the message.
 fn redact_message(text: &str) -> String {
     let words = text.split(' ').map(|word| if word.contains('@') { "..." } else { word });
     words.collect::<Vec<_>>().join(" ").chars().take(MAX_MESSAGE_CHARS).collect()
@@ -153,17 +158,19 @@ fn redact_message(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Compares the redacted document with the expected one.
     #[track_caller]
-    fn check(document: &Value, expected: &Value) {
+    fn check_redacted(document: &Value, expected: &Value) {
         let redacted = redact(document.to_string().as_bytes()).unwrap();
         assert_eq!(&serde_json::from_slice::<Value>(&redacted).unwrap(), expected);
     }
 
     #[test]
     fn personal_fields_are_removed_and_credits_are_kept() {
-        check(
+        check_redacted(
             &json!({
-                "user_id": "u-1", "workspace_id": "w-1", "first_name": "John", "xi_api_key": "sk_1", "xi_api_key_preview": "sk_...1",
+                "user_id": "u-1", "workspace_id": "w-1", "first_name": "John", "xi_api_key": "sk_1",
+                "xi_api_key_preview": "sk_...1",
                 "referral_link_code": "r", "partnerstack_partner_default_link": "https://p", "is_new_user": false,
                 "created_at": 1_700_000_000, "seat_type": "workspace_admin",
                 "subscription": {
@@ -172,7 +179,8 @@ mod tests {
                 },
             }),
             &json!({
-                "user_id": "redacted", "workspace_id": "redacted", "first_name": null, "xi_api_key": null, "xi_api_key_preview": null,
+                "user_id": "redacted", "workspace_id": "redacted", "first_name": null, "xi_api_key": null,
+                "xi_api_key_preview": null,
                 "referral_link_code": null, "partnerstack_partner_default_link": null, "is_new_user": false,
                 "created_at": 1_700_000_000, "seat_type": "workspace_admin",
                 "subscription": {
@@ -185,7 +193,7 @@ mod tests {
 
     #[test]
     fn invoices_are_removed() {
-        check(
+        check_redacted(
             &json!({
                 "character_limit": 100_000, "max_credit_limit_extension": "unlimited",
                 "next_invoice": {"amount_due_cents": 2_200}, "open_invoices": [{"amount_due_cents": 2_200}],
@@ -208,36 +216,39 @@ mod tests {
             json!({"tier": "john@example.com"}),
             json!({"Tier": "creator"}),
         ] {
-            check(&document, &json!({}));
+            check_redacted(&document, &json!({}));
         }
-        check(&json!({"subscription": {"owner": owner, "email": "j@x"}}), &json!({"subscription": {}}));
-        check(&json!({"subscription": "John"}), &json!({}));
+        check_redacted(
+            &json!({"subscription": {"owner": owner, "email": "j@x"}}),
+            &json!({"subscription": {}}),
+        );
+        check_redacted(&json!({"subscription": "John"}), &json!({}));
     }
 
     #[test]
     fn a_refusal_keeps_its_listed_fields() {
-        check(
+        check_redacted(
             &json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key", "email": "j@x"}}),
             &json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}),
         );
-        check(&json!({"detail": "User j@x is gone"}), &json!({"detail": "User ... is gone"}));
-        check(
+        check_redacted(&json!({"detail": "User j@x is gone"}), &json!({"detail": "User ... is gone"}));
+        check_redacted(
             &json!({"detail": [{"loc": ["query"], "msg": "field required", "type": "missing", "input": "John"}]}),
             &json!({"detail": [{"msg": "field required", "type": "missing"}]}),
         );
-        check(&json!({"detail": {"message": {"first_name": "John"}}}), &json!({"detail": {}}));
+        check_redacted(&json!({"detail": {"message": {"first_name": "John"}}}), &json!({"detail": {}}));
         assert_eq!(redact(&withheld_body()), Some(withheld_body()));
     }
 
     #[test]
     fn redaction_adds_no_field() {
-        check(&json!({"tier": "free"}), &json!({"tier": "free"}));
+        check_redacted(&json!({"tier": "free"}), &json!({"tier": "free"}));
     }
 
     #[test]
     fn a_body_that_is_not_an_object_is_rejected() {
-        for text in ["", "[]", "null", "<html>", "{\"first_name\":\"J"] {
-            assert_eq!(redact(text.as_bytes()), None);
+        for body in ["", "[]", "null", "<html>", "{\"first_name\":\"J"] {
+            assert_eq!(redact(body.as_bytes()), None);
         }
     }
 }

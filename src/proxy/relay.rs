@@ -20,7 +20,7 @@ use super::ownership_recorder::OwnershipRecorder;
 use super::upstream_response::UpstreamResponse;
 use crate::body::budget::{BufferBudget, BufferReservation};
 use crate::body::decode::parse_codings;
-use crate::body::inspect::Inspect;
+use crate::body::inspect::InspectedBody;
 use crate::body::peek::PeekedBody;
 use crate::body::redacted_body::RedactedBody;
 use crate::body::relay::{OnBodyEnd, Relay, RelayEnd};
@@ -42,7 +42,7 @@ pub enum ResponseBody {
 /// The provider's body, searched for identifiers and keys. The end of the body completes the attempt and the
 /// access log.
 type RelayedBody =
-    Relay<RedactedBody<Inspect<PeekedBody<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
+    Relay<RedactedBody<InspectedBody<PeekedBody<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
 
 /// Completes the usage record and the access log when a relay ends.
 #[derive(Debug)]
@@ -81,9 +81,11 @@ pub(super) fn relay(
     }
     let max_bytes = ownership.as_ref().map_or(0, |recorder| recorder.max_bytes);
     // Identifiers are read from the body as it arrived. Keys are redacted afterwards.
-    let reservation =
-        ownership.as_ref().map(|_| buffers.reservation(BufferReservation::FREE)).unwrap_or_default();
-    let inspected = Inspect::new(body, ownership, max_bytes, reservation);
+    let reservation = ownership
+        .as_ref()
+        .map(|_| buffers.reservation(BufferReservation::UNBUDGETED_BYTES))
+        .unwrap_or_default();
+    let inspected = InspectedBody::new(body, ownership, max_bytes, reservation);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = parse_codings(headers::content_encoding(&head.headers).as_deref());
     let relay = Relay::new(

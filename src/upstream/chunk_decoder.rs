@@ -1,5 +1,5 @@
-//! Decodes the chunked transfer coding (RFC 9112, section 7.1). Adjacent small chunks are joined in place in
-//! the read buffer, so that one read returns few frames.
+//! Decodes a response body in the chunked transfer coding (RFC 9112, section 7.1). Adjacent small chunks are joined in
+//! place in the read buffer, so that one read returns few frames.
 
 use std::fmt;
 
@@ -10,11 +10,12 @@ use http::header::{HeaderName, HeaderValue};
 /// Maximum size of a chunk that is moved directly after the previous chunk. Moving a chunk is cheaper than returning
 /// a separate frame.
 const MAX_MOVED_BYTES: u64 = 16 * 1024;
-/// Maximum number of bytes of chunk extensions in one body. Extensions are ignored, so a larger number of
-/// bytes is an attack.
+/// Maximum number of bytes of chunk extensions in one body. The decoder ignores them, so a server has no reason to send
+/// more of them.
 const MAX_EXTENSION_BYTES: u64 = 16 * 1024;
 /// Maximum number of bytes of the trailers of one body.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
+/// Maximum number of trailers of one body.
 const MAX_TRAILERS: usize = 64;
 
 /// Decodes one chunked body.
@@ -24,24 +25,31 @@ pub struct ChunkDecoder {
     extension_bytes: u64,
 }
 
+/// The part of a body that the decoder expects next. A number in the states of a size line is the size of the chunk.
 #[derive(Debug, Default)]
 enum DecoderState {
-    /// Before the first digit of a chunk size.
+    /// The first digit of a chunk size.
     #[default]
     Size,
-    /// After some digits of the size.
+    /// More digits of the size, or the end of the size.
     Digits(u64),
-    /// After white space that follows the size.
+    /// More white space after the size, or the end of the size line.
     Blanks(u64),
+    /// More bytes of a chunk extension, or the end of the size line.
     Extension(u64),
-    /// After the carriage return of the size line.
+    /// The line feed of the size line.
     SizeLf(u64),
+    /// The remaining bytes of a chunk, whose number the variant contains.
     Data(u64),
+    /// The carriage return after a chunk.
     DataCr,
+    /// The line feed after a chunk.
     DataLf,
-    /// After the last chunk, with the trailer bytes received so far.
+    /// More trailers. The variant contains the received lines of the trailers.
     Trailers(Vec<u8>),
+    /// Nothing, because the body is complete. The variant contains the trailers until they are returned.
     Complete(Option<HeaderMap>),
+    /// Nothing, because the body is invalid.
     Failed(ChunkError),
 }
 
@@ -50,7 +58,7 @@ enum DecoderState {
 pub enum DecodedPart {
     /// Bytes of the body.
     Data(Bytes),
-    /// The trailers. The body is complete.
+    /// The trailers, which complete the body.
     Trailers(HeaderMap),
     /// More bytes must be read to decode the next part.
     Incomplete,
@@ -63,7 +71,7 @@ pub enum DecodedPart {
 pub enum ChunkError {
     /// A chunk or a trailer is malformed.
     Malformed,
-    /// A size, the extensions or the trailers are too large.
+    /// A chunk size, the extensions or the trailers are too large.
     TooLarge,
 }
 
@@ -141,23 +149,23 @@ impl ChunkDecoder {
         }
     }
 
-    /// Whether the body is complete, including its trailers.
+    /// Whether the body is complete and its trailers, if any, have been returned.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         matches!(self.state, DecoderState::Complete(None))
     }
 
-    /// Decodes one or more bytes of framing, and returns their number. The usual forms are decoded in one
-    /// step.
+    /// Decodes one or more bytes between two chunks, and returns their number. A usual size line, and a usual line end
+    /// after a chunk, are decoded in one step.
     fn decode_framing(&mut self, bytes: &[u8]) -> usize {
-        let decode_result = match (&self.state, bytes) {
+        let decoded_step = match (&self.state, bytes) {
             (DecoderState::Size, _) => {
                 decode_plain_size(bytes).map(|(size, length)| (DecoderState::Data(size), length))
             }
             (DecoderState::DataCr, [b'\r', b'\n', ..]) => Some((DecoderState::Size, 2)),
             _ => None,
         };
-        if let Some((state, length)) = decode_result {
+        if let Some((state, length)) = decoded_step {
             self.state = state;
             return length;
         }
@@ -165,6 +173,7 @@ impl ChunkDecoder {
         1
     }
 
+    /// Decodes one byte of a size line, or of the line end after a chunk.
     fn decode_framing_byte(&mut self, byte: u8) {
         self.state = match (&self.state, byte) {
             (DecoderState::Size, _) => hex_digit(byte).map_or(MALFORMED, DecoderState::Digits),
@@ -183,7 +192,7 @@ impl ChunkDecoder {
                 DecoderState::Digits(size) | DecoderState::Blanks(size) | DecoderState::Extension(size),
                 b'\r',
             ) => DecoderState::SizeLf(*size),
-            // A bare line feed is rejected, because only some parsers end the line there.
+            // A line feed without a carriage return is rejected, because only some parsers end the line there.
             (DecoderState::Extension(_), b'\n') => MALFORMED,
             (DecoderState::Extension(size), _) => {
                 self.extension_bytes += 1;
@@ -249,6 +258,7 @@ fn hex_digit(byte: u8) -> Option<u64> {
     char::from(byte).to_digit(16).map(u64::from)
 }
 
+/// Parses the complete lines of the trailers. Returns the state in which the body is complete or has failed.
 fn parse_trailers(lines: &[u8]) -> DecoderState {
     let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILERS];
     let parsed_headers = match httparse::parse_headers(lines, &mut slots) {
@@ -274,12 +284,19 @@ mod tests {
 
     use super::*;
 
-    /// Decodes `encoded`, received in segments of `segment_sizes`. Returns `Err(None)` if the body is
-    /// incomplete, or if bytes remain after the body.
+    /// The reason why bytes are not exactly one chunked body.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum DecodeFailure {
+        Incomplete,
+        BytesAfterBody,
+        Invalid(ChunkError),
+    }
+
+    /// Decodes `encoded`, which is received in segments of `segment_sizes`. Returns the body and its trailers.
     fn decode_all(
         encoded: &[u8],
         segment_sizes: &[usize],
-    ) -> Result<(Vec<u8>, Option<HeaderMap>), Option<ChunkError>> {
+    ) -> Result<(Vec<u8>, Option<HeaderMap>), DecodeFailure> {
         let (mut decoder, mut buffer, mut body, mut trailers) =
             (ChunkDecoder::default(), BytesMut::new(), Vec::new(), None);
         let (mut rest, mut sizes) = (encoded, segment_sizes.iter().cycle());
@@ -290,35 +307,40 @@ mod tests {
                 Ok(DecodedPart::Complete) if buffer.is_empty() && rest.is_empty() => {
                     return Ok((body, trailers));
                 }
-                Ok(DecodedPart::Complete) => return Err(None),
-                Ok(DecodedPart::Incomplete) if rest.is_empty() => return Err(None),
+                Ok(DecodedPart::Complete) => return Err(DecodeFailure::BytesAfterBody),
+                Ok(DecodedPart::Incomplete) if rest.is_empty() => return Err(DecodeFailure::Incomplete),
                 Ok(DecodedPart::Incomplete) => {
                     let size = sizes.next().copied().unwrap_or(rest.len()).clamp(1, rest.len());
                     buffer.extend_from_slice(&rest[..size]);
                     rest = &rest[size..];
                 }
-                Err(error) => return Err(Some(error)),
+                Err(error) => return Err(DecodeFailure::Invalid(error)),
             }
         }
     }
 
+    /// Decodes `encoded` in segments of several sizes, and compares the body or the failure with the expected one.
     #[track_caller]
-    fn check(text: &str, expected: Result<&str, Option<ChunkError>>) {
+    fn check_decoded(encoded: &str, expected: Result<&str, DecodeFailure>) {
         for sizes in [vec![], vec![1], vec![2], vec![3, 1]] {
-            let result =
-                decode_all(text.as_bytes(), &sizes).map(|(body, _)| String::from_utf8(body).unwrap());
-            assert_eq!(result, expected.map(str::to_owned), "{text:?} in segments of {sizes:?} bytes");
+            let body =
+                decode_all(encoded.as_bytes(), &sizes).map(|(body, _)| String::from_utf8(body).unwrap());
+            assert_eq!(
+                body,
+                expected.map(str::to_owned),
+                "{encoded:?} in segments of {sizes:?} bytes must be decoded as expected"
+            );
         }
     }
 
     #[test]
-    fn valid_chunks_are_decoded_and_malformed_chunks_rejected() {
-        check("0\r\n\r\n", Ok(""));
-        check("2\r\nab\r\n0\r\n\r\n", Ok("ab"));
-        check("2\r\nab\r\n003;x=\"y\"\r\ncde\r\n00\r\n\r\n", Ok("abcde"));
-        check("0000000002\r\nab\r\n00000000\r\n\r\n", Ok("ab"));
-        check("A \t\r\n0123456789\r\n0\r\n\r\n", Ok("0123456789"));
-        let malformed = Err(Some(ChunkError::Malformed));
+    fn valid_chunks_are_decoded_and_malformed_chunks_are_rejected() {
+        check_decoded("0\r\n\r\n", Ok(""));
+        check_decoded("2\r\nab\r\n0\r\n\r\n", Ok("ab"));
+        check_decoded("2\r\nab\r\n003;x=\"y\"\r\ncde\r\n00\r\n\r\n", Ok("abcde"));
+        check_decoded("0000000002\r\nab\r\n00000000\r\n\r\n", Ok("ab"));
+        check_decoded("A \t\r\n0123456789\r\n0\r\n\r\n", Ok("0123456789"));
+        let malformed = Err(DecodeFailure::Invalid(ChunkError::Malformed));
         for text in [
             "\r\n",
             "g\r\n",
@@ -335,14 +357,16 @@ mod tests {
             "0\r\na: 1\n\r\n",
             "0\r\na: 1\rb\r\n\r\n",
         ] {
-            check(text, malformed);
+            check_decoded(text, malformed);
         }
-        check("10000000000000000\r\n", Err(Some(ChunkError::TooLarge)));
-        check(&format!("1;{}\r\na\r\n", "x".repeat(17_000)), Err(Some(ChunkError::TooLarge)));
-        check(&format!("0\r\nx: {}\r\n\r\n", "x".repeat(17_000)), Err(Some(ChunkError::TooLarge)));
-        for text in ["", "2\r\nab", "2\r\nab\r\n", "2\r\nab\r\n0\r\n", "0\r\n\r\nmore"] {
-            check(text, Err(None));
+        let too_large = Err(DecodeFailure::Invalid(ChunkError::TooLarge));
+        check_decoded("10000000000000000\r\n", too_large);
+        check_decoded(&format!("1;{}\r\na\r\n", "x".repeat(17_000)), too_large);
+        check_decoded(&format!("0\r\nx: {}\r\n\r\n", "x".repeat(17_000)), too_large);
+        for text in ["", "2\r\nab", "2\r\nab\r\n", "2\r\nab\r\n0\r\n"] {
+            check_decoded(text, Err(DecodeFailure::Incomplete));
         }
+        check_decoded("0\r\n\r\nmore", Err(DecodeFailure::BytesAfterBody));
     }
 
     #[test]
@@ -370,30 +394,31 @@ mod tests {
     proptest! {
         #[test]
         fn any_chunks_are_decoded_in_any_segments(
-            bodies in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), 0..3usize), 0..12),
-            large in prop::option::of(0..12usize),
+            chunks in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), 0..3usize), 0..12),
+            large_chunk_index in prop::option::of(0..12usize),
             sizes in prop::collection::vec(1..60_000usize, 1..6),
             has_small_segments in any::<bool>(),
         ) {
-            let (mut text, mut expected) = (Vec::new(), Vec::new());
-            for (index, (body, zeros)) in bodies.iter().enumerate() {
-                let body = if large == Some(index) { body.repeat(2_000) } else { body.clone() };
-                text.extend_from_slice(format!("{}{:X}\r\n", "0".repeat(*zeros), body.len()).as_bytes());
-                text.extend_from_slice(&body);
-                text.extend_from_slice(b"\r\n");
-                expected.extend_from_slice(&body);
+            let (mut encoded, mut expected) = (Vec::new(), Vec::new());
+            for (index, (chunk, leading_zeros)) in chunks.iter().enumerate() {
+                let chunk = if large_chunk_index == Some(index) { chunk.repeat(2_000) } else { chunk.clone() };
+                let size_line = format!("{}{:X}\r\n", "0".repeat(*leading_zeros), chunk.len());
+                encoded.extend_from_slice(size_line.as_bytes());
+                encoded.extend_from_slice(&chunk);
+                encoded.extend_from_slice(b"\r\n");
+                expected.extend_from_slice(&chunk);
             }
-            text.extend_from_slice(b"0\r\n\r\n");
+            encoded.extend_from_slice(b"0\r\n\r\n");
             let sizes: Vec<usize> =
                 if has_small_segments { sizes.iter().map(|size| size % 7 + 1).collect() } else { sizes };
-            prop_assert_eq!(decode_all(&text, &sizes).unwrap().0, expected);
+            prop_assert_eq!(decode_all(&encoded, &sizes).unwrap().0, expected);
         }
 
         #[test]
-        fn the_result_does_not_depend_on_the_segments(text in prop::collection::vec(prop_oneof![
+        fn the_segments_do_not_determine_whether_a_body_is_valid(encoded in prop::collection::vec(prop_oneof![
             Just(b'0'), Just(b'2'), Just(b'\r'), Just(b'\n'), Just(b';'), any::<u8>()], 0..80),
             size in 1..20usize) {
-            prop_assert_eq!(decode_all(&text, &[]).is_ok(), decode_all(&text, &[size]).is_ok());
+            prop_assert_eq!(decode_all(&encoded, &[]).is_ok(), decode_all(&encoded, &[size]).is_ok());
         }
     }
 }

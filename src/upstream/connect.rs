@@ -1,6 +1,6 @@
-//! Opens connections to the provider: resolves the name, races its addresses over TCP and performs the TLS
-//! handshake. With a forward proxy, it does the same for the proxy, and then performs the TLS handshake with the
-//! provider in a tunnel.
+//! Opens connections to the provider: resolves the host name, connects to the fastest of its addresses over TCP and
+//! performs the TLS handshake. With a forward proxy, it connects to the proxy in the same way, opens a tunnel, and
+//! performs the TLS handshake with the provider in the tunnel. It also creates the TLS configurations of clients.
 
 use std::future::Future;
 use std::io;
@@ -23,9 +23,9 @@ use super::tunnel::{self, ForwardProxyError, ForwardProxyErrorKind};
 use crate::policy::authority::{Authority, Scheme};
 use crate::policy::forward_proxy::{ForwardProxy, ProxyScheme};
 
-/// Opens streams to an authority. Tests implement it without a network.
+/// Opens streams to an authority. Tests implement this trait with in-memory pipes.
 pub trait Connect: Send + Sync + 'static {
-    /// The type of the streams.
+    /// The type of an open stream.
     type Io: ByteStream + 'static;
 
     /// Opens one stream to `authority`.
@@ -73,7 +73,10 @@ pub enum TlsError {
     #[error("the file of certificate authorities {} contains no certificate", .0.display())]
     Empty(PathBuf),
     /// A certificate in the file cannot be used as a certificate authority.
-    #[error("the file of certificate authorities {} has a certificate that is not a certificate authority: {source}", .path.display())]
+    #[error(
+        "the file of certificate authorities {} has a certificate that is not a certificate authority: {source}",
+        .path.display()
+    )]
     Unusable {
         /// The configured path.
         path: PathBuf,
@@ -89,17 +92,18 @@ pub struct TcpTlsConnector {
 }
 
 impl TcpTlsConnector {
-    /// Creates a connector that trusts the root certificates of the public web and in `ca_file`.
+    /// Creates a connector that trusts the public certificate authorities and those in `ca_file`.
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be used, or the TLS library supports no protocol version.
+    /// Fails when the file cannot be read or contains no usable certificate, or the TLS library has no usable protocol
+    /// version.
     pub fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
         Ok(Self { tls: TlsConnector::from(Arc::new(client_tls_config(ca_file)?)) })
     }
 }
 
-/// Returns a TLS configuration that trusts the root certificates of the public web and in `ca_file`.
+/// Returns a TLS configuration that trusts the public certificate authorities and those in `ca_file`.
 pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     if let Some(path) = ca_file {
@@ -108,12 +112,13 @@ pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, 
     tls_config_with(roots)
 }
 
-/// Returns a TLS configuration that trusts only the certificate authorities in `ca_file`, or the ones of the public web
-/// without a file. A server in a private network needs no public authority.
+/// Returns a TLS configuration that trusts only the certificate authorities in `ca_file`, because a server in a private
+/// network needs no public authority. Without a file, it trusts the public authorities.
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be used, or the TLS library supports no protocol version.
+/// Fails when the file cannot be read or contains no usable certificate, or the TLS library has no usable protocol
+/// version.
 pub fn private_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let Some(path) = ca_file else { return client_tls_config(None) };
     let mut roots = RootCertStore::empty();
@@ -140,13 +145,13 @@ impl Connect for TcpTlsConnector {
 
     async fn connect(&self, authority: &Authority) -> Result<Self::Io, ConnectError> {
         if let Some(proxy) = authority.proxy() {
-            let tunnel = self
+            let tunnel_stream = self
                 .open_tunnel(proxy, authority)
                 .await
                 .map_err(|kind| ConnectError::Proxy(ForwardProxyError::new(proxy, kind)))?;
             return Ok(match authority.scheme() {
-                Scheme::Http => Either::Left(tunnel),
-                Scheme::Https => Either::Right(self.handshake(authority, tunnel).await?),
+                Scheme::Http => Either::Left(tunnel_stream),
+                Scheme::Https => Either::Right(self.perform_tls_handshake(authority, tunnel_stream).await?),
             });
         }
         let tcp = match connect_tcp(authority.host(), authority.port()).await {
@@ -156,17 +161,17 @@ impl Connect for TcpTlsConnector {
         };
         Ok(Either::Left(match authority.scheme() {
             Scheme::Http => Either::Left(tcp),
-            Scheme::Https => Either::Right(self.handshake(authority, tcp).await?),
+            Scheme::Https => Either::Right(self.perform_tls_handshake(authority, tcp).await?),
         }))
     }
 }
 
-/// A connection to the provider or to a forward proxy.
+/// A connection to the provider or to a forward proxy, with or without TLS.
 type TcpOrTls = Either<TcpStream, TlsStream<TcpStream>>;
 
 impl TcpTlsConnector {
     /// Performs the TLS handshake with the provider.
-    async fn handshake<S: ByteStream>(
+    async fn perform_tls_handshake<S: ByteStream>(
         &self,
         authority: &Authority,
         stream: S,
@@ -198,6 +203,7 @@ impl TcpTlsConnector {
     }
 }
 
+/// Adds the certificate authorities in the PEM file at `path` to `roots`.
 fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
     let count_before = roots.len();
@@ -220,7 +226,8 @@ pub enum TcpError {
     Connect(io::Error),
 }
 
-/// Resolves a host and connects to the first address that accepts a connection (RFC 8305). The caller bounds the time.
+/// Resolves a host name and connects to the first address that accepts a connection (RFC 8305). The caller limits the
+/// duration.
 ///
 /// # Errors
 ///
@@ -239,16 +246,16 @@ async fn connect_any(addresses: Vec<SocketAddr>) -> Result<TcpStream, TcpError> 
     loop {
         let address = addresses.next();
         let has_started_attempt = address.is_some();
-        let result = if let Some(address) = address {
+        let finished_attempt = if let Some(address) = address {
             attempts.spawn(TcpStream::connect(address));
             tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, attempts.join_next()).await
         } else {
             Ok(attempts.join_next().await)
         };
-        match result {
+        match finished_attempt {
             Ok(Some(Ok(Ok(tcp)))) => {
-                // Small writes are sent immediately, because a first chunk must not wait for an
-                // acknowledgement.
+                // Small writes are sent immediately, because the first chunk of a body must not wait until the
+                // provider acknowledges the head.
                 tcp.set_nodelay(true).map_err(TcpError::Connect)?;
                 return Ok(tcp);
             }
@@ -264,15 +271,18 @@ async fn connect_any(addresses: Vec<SocketAddr>) -> Result<TcpStream, TcpError> 
     }
 }
 
-/// Alternates the address families, and keeps the order of the resolver within each family.
+/// Returns the addresses with alternating families, in the order of the resolver within each family.
 fn interleave_families(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let starts_with_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first_family, second_family): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.is_ipv6() == starts_with_ipv6);
-    let mut remaining = second_family.into_iter();
-    let mut interleaved: Vec<SocketAddr> =
-        first_family.into_iter().flat_map(|address| [Some(address), remaining.next()]).flatten().collect();
-    interleaved.extend(remaining);
+    let mut second_family = second_family.into_iter();
+    let mut interleaved: Vec<SocketAddr> = first_family
+        .into_iter()
+        .flat_map(|address| [Some(address), second_family.next()])
+        .flatten()
+        .collect();
+    interleaved.extend(second_family);
     interleaved
 }
 
@@ -284,7 +294,7 @@ mod tests {
     fn address_families_alternate_and_no_address_is_lost() {
         let parse =
             |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        for (input, expected) in [
+        for (resolved, expected) in [
             (
                 &["1.1.1.1:1", "1.1.1.2:1", "[::1]:1"] as &[&str],
                 &["1.1.1.1:1", "[::1]:1", "1.1.1.2:1"] as &[&str],
@@ -293,7 +303,7 @@ mod tests {
             (&["1.1.1.1:1"], &["1.1.1.1:1"]),
             (&[], &[]),
         ] {
-            assert_eq!(interleave_families(parse(input)), parse(expected));
+            assert_eq!(interleave_families(parse(resolved)), parse(expected));
         }
     }
 
@@ -307,14 +317,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_without_a_listener_is_an_error() {
-        let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let result = connect_tcp("127.0.0.1", closed_port.port()).await;
-        assert!(matches!(result, Err(TcpError::Connect(_))));
+        // The listener is dropped immediately, so that its port is closed.
+        let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let connect_result = connect_tcp("127.0.0.1", closed_address.port()).await;
+        assert!(
+            matches!(connect_result, Err(TcpError::Connect(_))),
+            "the connection must be refused, but the result is {connect_result:?}"
+        );
     }
 
     #[tokio::test]
     async fn a_name_without_an_address_is_an_unresolved_name() {
-        let result = connect_any(Vec::new()).await;
-        assert!(matches!(result, Err(TcpError::Name(_))), "{result:?}");
+        let connect_result = connect_any(Vec::new()).await;
+        assert!(
+            matches!(connect_result, Err(TcpError::Name(_))),
+            "a name without an address must not be resolved, but the result is {connect_result:?}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Owns an open upstream connection: its stream, its read buffer, whose size follows the received data, and
-//! one timer.
+//! Owns an open upstream connection: its stream, its read buffer and one timer. The size of a read adapts to the
+//! received data: it grows while the stream is fast, and shrinks after several small reads.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -28,8 +28,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 /// The stream of an upstream connection, independent of the type of its connector.
 pub type BoxedStream = Box<dyn ByteStream>;
 
-/// Maximum number of bytes of interim responses and empty lines before a response, which is enough for
-/// thousands of them. An endless sequence would keep a core busy until the response timeout.
+/// Maximum number of bytes of interim responses and empty lines before a response, which is enough for thousands of
+/// interim responses. An endless sequence would keep a core busy until the response timeout.
 const MAX_INTERIM_BYTES: usize = 1024 * 1024;
 /// Minimum size of a read, which is enough for a head and a short response, or for a chunk of a slow stream.
 const MIN_READ_SIZE: usize = 8 * 1024;
@@ -38,11 +38,11 @@ const MAX_READ_SIZE: usize = 128 * 1024;
 /// If the read size is larger than this, the first read of a response has the minimum size and is forwarded
 /// separately, so that the client receives the first bytes earlier.
 const MAX_FIRST_READ_SIZE: usize = 32 * 1024;
-/// Maximum number of consecutive reads that fill at most half of the read size. The read size is then halved.
+/// Number of consecutive reads of at most half of the read size, after which the read size is halved.
 const MAX_SMALL_READS: u8 = 8;
 
 thread_local! {
-    /// The buffer of small reads, shared by all connections of a thread.
+    /// The buffer of small reads, which all connections of a thread share.
     static SHARED_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MIN_READ_SIZE].into());
 }
 
@@ -52,21 +52,22 @@ pub(super) struct Connection {
     /// Bytes that were read but not yet consumed.
     pub(super) read_buf: BytesMut,
     pub(super) timer: DeadlineTimer,
-    /// The number of bytes of interim responses that were skipped before the awaited head.
+    /// The number of bytes of interim responses that were skipped before the head of the next response.
     interim_bytes: usize,
     opened_at: Instant,
     /// The size of the next read, which is adapted to the sizes of the last reads.
     read_size: usize,
     /// Whether the next read is the first read of a response.
     is_first_read: bool,
+    /// The number of consecutive reads of at most half of the read size.
     small_reads: u8,
-    /// The buffer grows when its free capacity is less than this number of bytes.
+    /// The minimum number of free bytes in the read buffer before a read. The buffer grows if it has less.
     min_free_capacity: usize,
-    /// The memory of reads larger than the minimum: the buffer, and a chunk that is not written yet.
+    /// The memory of reads larger than the minimum: the read buffer, and a chunk that the server has not written yet.
     reservation: BufferReservation,
 }
 
-/// Bytes of read buffers per connection that do not count against the budget.
+/// Number of bytes of the read buffers of a connection that do not count against the budget.
 pub(super) const UNBUDGETED_BYTES: usize = 2 * MIN_READ_SIZE;
 
 impl Connection {
@@ -90,13 +91,13 @@ impl Connection {
         self.opened_at
     }
 
-    /// Whether the last reads were large, which means that the stream is fast.
+    /// Whether the read size has grown beyond [`MAX_FIRST_READ_SIZE`], which means that the stream is fast.
     pub(super) fn is_fast(&self) -> bool {
         self.read_size > MAX_FIRST_READ_SIZE
     }
 
-    /// Reads more bytes, and returns their number, which is 0 at the end of the stream. While a read is
-    /// pending and there are no unread bytes, the connection has no buffer.
+    /// Reads more bytes into the read buffer, and returns their number, which is 0 at the end of the stream. While a
+    /// read is pending and the read buffer is empty, the buffer has no memory.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_size == MIN_READ_SIZE || (self.is_first_read && self.is_fast()) {
             return self.poll_fill_small(cx);
@@ -118,8 +119,8 @@ impl Connection {
         read_result
     }
 
-    /// Reads into the shared buffer and copies the bytes. For a few bytes, copying is cheaper than allocating
-    /// and freeing a buffer.
+    /// Reads into the shared buffer of the thread and copies the bytes. For a few bytes, a copy is cheaper than the
+    /// allocation of a buffer.
     fn poll_fill_small(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SHARED_BUFFER.with_borrow_mut(|shared_buffer| {
             let mut buffer = ReadBuf::new(shared_buffer);
@@ -131,7 +132,8 @@ impl Connection {
         })
     }
 
-    /// Decodes the response head, and skips interim responses. Returns `None` until the head is complete.
+    /// Decodes the next response head in the read buffer, and skips interim responses. Returns `None` until the head is
+    /// complete.
     pub(super) fn decode_head(&mut self, method: &Method) -> Result<Option<ResponseHead>, HeadError> {
         let unread_before = self.read_buf.len();
         let head = head::decode_response(&mut self.read_buf, method)?;
@@ -157,7 +159,7 @@ impl Connection {
             self.min_free_capacity = self.read_size;
             return;
         }
-        // A short read leaves free capacity for the next read, while its own chunk may not be written yet.
+        // After a read that does not fill the buffer, the next read may use the rest of the buffer.
         self.min_free_capacity = self.read_size / 2;
         if bytes_read > self.read_size / 2 {
             self.small_reads = 0;
@@ -170,9 +172,9 @@ impl Connection {
         }
     }
 
-    /// Reads from the connection without waiting. Returns whether it can be used for a request: it is open, and no
-    /// unexpected bytes have arrived.
-    pub(super) fn check_idle(&mut self) -> bool {
+    /// Reads from the idle connection without waiting. Returns whether it can be used for a request, which means that
+    /// it is open and that no unexpected bytes have arrived.
+    pub(super) fn is_reusable(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.read_buf.is_empty() && self.poll_fill(&mut cx).is_pending()
     }
@@ -191,8 +193,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A timer for a deadline that usually moves later. The timer is reset when it fires, not when the deadline
-/// moves.
+/// A timer for a deadline that usually moves to a later time. Such a move does not reset the timer, because a reset per
+/// chunk is expensive. When the timer fires before the deadline, it is reset to the deadline.
 #[derive(Debug, Default)]
 pub(super) struct DeadlineTimer {
     timer: Option<Pin<Box<Sleep>>>,
@@ -248,10 +250,13 @@ mod tests {
         let mut timer = DeadlineTimer::default();
         let deadline = clock::instant();
         poll_fn(|cx| {
-            while let Poll::Ready(restore) = coop::poll_proceed(cx) {
-                restore.made_progress();
+            while let Poll::Ready(budget_unit) = coop::poll_proceed(cx) {
+                budget_unit.made_progress();
             }
-            assert!(timer.poll_until(deadline, cx).is_ready());
+            assert!(
+                timer.poll_until(deadline, cx).is_ready(),
+                "the timer must ignore the budget of the task"
+            );
             Poll::Ready(())
         })
         .await;
@@ -305,8 +310,8 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(connection.poll_fill(&mut cx).is_pending());
         assert_eq!(connection.read_buf.capacity(), 0);
-        assert!(connection.check_idle());
+        assert!(connection.is_reusable());
         server.write_all(b"x").await.unwrap();
-        assert!(!connection.check_idle());
+        assert!(!connection.is_reusable(), "a connection with unexpected bytes must not be reused");
     }
 }

@@ -1,6 +1,6 @@
-//! Encodes the heads of upstream requests and decodes the heads of responses, without I/O. The decoder
-//! rejects every response that hyper's client rejects, because two parsers that differ allow response
-//! smuggling.
+//! Encodes the heads of upstream requests and decodes the heads of responses, without I/O. The decoder rejects every
+//! response that hyper's client rejects: if two parsers disagree about the end of a response, an attacker can make
+//! one of them take the rest for another response.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -17,14 +17,14 @@ use super::loop_marker::{HOP_HEADER, LoopMarker};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
 
-/// Maximum size of a response head. The heads of the provider have a few kilobytes.
+/// Maximum size of a response head. The heads of the provider have only a few kilobytes.
 const MAX_HEAD_SIZE: usize = 128 * 1024;
 /// Maximum number of headers of one head, which is also hyper's limit.
 const MAX_HEADERS: usize = 100;
 /// Number of header slots of the first parse. A head with more headers is parsed again with `MAX_HEADERS`
 /// slots.
 const USUAL_HEADERS: usize = 32;
-/// Initial capacity of a request head: a request line and a few headers.
+/// Initial capacity of a request head, which is enough for a request line and a few headers.
 const USUAL_HEAD_SIZE: usize = 1_024;
 
 /// The framing of a request body.
@@ -34,11 +34,12 @@ pub(super) enum RequestFraming {
     Empty,
     /// The request declares the length of its body in bytes.
     Length(u64),
-    /// Chunked transfer coding.
+    /// The request sends its body in the chunked transfer coding.
     Chunked,
 }
 
 impl RequestFraming {
+    /// Returns the framing of a request with `body`.
     pub(super) fn new<B: Body>(body: &B) -> Self {
         match body.size_hint().exact() {
             _ if body.is_end_stream() => Self::Empty,
@@ -48,7 +49,7 @@ impl RequestFraming {
     }
 }
 
-/// Encodes a request head. No other function writes a key to a head. The result must not be logged.
+/// Encodes a request head. No other function writes a key to a head. The head must not be logged.
 pub(super) fn encode_request(
     authority: &Authority,
     key: &ApiKey,
@@ -58,31 +59,33 @@ pub(super) fn encode_request(
 ) -> BytesMut {
     let UpstreamRequestHead { method, target, headers } = request;
     let mut head = BytesMut::with_capacity(USUAL_HEAD_SIZE);
-    let mut put = |slices: &[&[u8]]| slices.iter().for_each(|slice| head.extend_from_slice(slice));
-    put(&[method.as_str().as_bytes(), b" ", authority.prefix().as_bytes()]);
+    let mut append = |slices: &[&[u8]]| slices.iter().for_each(|slice| head.extend_from_slice(slice));
+    append(&[method.as_str().as_bytes(), b" ", authority.prefix().as_bytes()]);
     let path_and_query = target.path_and_query().map_or("/", |path_and_query| path_and_query.as_str());
     // The path of an absolute target may be empty (RFC 9112, section 3.2.2).
-    put(&[if path_and_query.starts_with('?') { b"/" } else { b"" }, path_and_query.as_bytes()]);
-    put(&[b" HTTP/1.1\r\nhost: "]);
-    put(&[authority.host_header().as_bytes(), b"\r\n"]);
+    append(&[if path_and_query.starts_with('?') { b"/" } else { b"" }, path_and_query.as_bytes()]);
+    append(&[b" HTTP/1.1\r\nhost: "]);
+    append(&[authority.host_header().as_bytes(), b"\r\n"]);
     let is_marked = !authority.is_elevenlabs();
     for (name, value) in headers {
-        // The header of `framing` replaces a length. The `content-length: 0` of an empty body is kept.
-        let is_length = *name == CONTENT_LENGTH && framing != RequestFraming::Empty;
-        if is_length || *name == TRANSFER_ENCODING || (!is_marked && *name == HOP_HEADER) {
+        // The header of `framing` replaces the length of a body. The `content-length: 0` of an empty body is kept.
+        let is_replaced_length = *name == CONTENT_LENGTH && framing != RequestFraming::Empty;
+        if is_replaced_length || *name == TRANSFER_ENCODING || (!is_marked && *name == HOP_HEADER) {
             continue;
         }
-        put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+        append(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     if is_marked {
-        put(&[HOP_HEADER.as_str().as_bytes(), b": ", loop_marker.id().as_bytes(), b"\r\n"]);
+        append(&[HOP_HEADER.as_str().as_bytes(), b": ", loop_marker.id().as_bytes(), b"\r\n"]);
     }
     match framing {
         RequestFraming::Empty => {}
-        RequestFraming::Length(bytes) => put(&[b"content-length: ", bytes.to_string().as_bytes(), b"\r\n"]),
-        RequestFraming::Chunked => put(&[b"transfer-encoding: chunked\r\n"]),
+        RequestFraming::Length(bytes) => {
+            append(&[b"content-length: ", bytes.to_string().as_bytes(), b"\r\n"])
+        }
+        RequestFraming::Chunked => append(&[b"transfer-encoding: chunked\r\n"]),
     }
-    put(&[b"xi-api-key: ", key.expose().as_bytes(), b"\r\n\r\n"]);
+    append(&[b"xi-api-key: ", key.expose().as_bytes(), b"\r\n\r\n"]);
     head
 }
 
@@ -91,13 +94,13 @@ pub(super) fn encode_request(
 pub enum ResponseFraming {
     /// The length of the body in bytes, which is 0 if the response has no body.
     Length(u64),
-    /// Chunked transfer coding.
+    /// The body has the chunked transfer coding.
     Chunked,
     /// The end of the connection ends the body.
     Close,
 }
 
-/// The head of a response.
+/// The head of a response and its consequences for the connection.
 #[derive(Debug)]
 pub struct ResponseHead {
     /// The status. 101 is the only informational status.
@@ -121,7 +124,7 @@ pub enum HeadError {
     Malformed,
     /// The head is larger than the limit.
     TooLarge,
-    /// The head contains contradictory lengths.
+    /// The head contains contradictory or invalid lengths of the body.
     Ambiguous,
     /// The body uses a transfer coding other than chunked (RFC 9112, section 6.1).
     UnsupportedCoding,
@@ -130,9 +133,9 @@ pub enum HeadError {
 impl fmt::Display for HeadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Malformed => "the bytes received are not HTTP",
+            Self::Malformed => "the received bytes are not HTTP",
             Self::TooLarge => "the response head is too large",
-            Self::Ambiguous => "the response head has two lengths",
+            Self::Ambiguous => "the response head has an ambiguous length of the body",
             Self::UnsupportedCoding => "the response body has a transfer coding other than chunked",
         })
     }
@@ -182,15 +185,16 @@ pub fn decode_response(received: &mut BytesMut, method: &Method) -> Result<Optio
     }
 }
 
-/// Returns the offset after the empty line that ends a head.
+/// Returns the offset after the empty line that ends the first head in `received`.
 fn find_head_end(received: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', received).find_map(|line| match received.get(line + 1..)? {
-        [b'\n', ..] => Some(line + 2),
-        [b'\r', b'\n', ..] => Some(line + 3),
+    memchr::memchr_iter(b'\n', received).find_map(|line_end| match received.get(line_end + 1..)? {
+        [b'\n', ..] => Some(line_end + 2),
+        [b'\r', b'\n', ..] => Some(line_end + 3),
         _ => None,
     })
 }
 
+/// Parses a complete head, first with few header slots.
 fn parse_head(bytes: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let parser = httparse::ParserConfig::default();
     let mut usual_headers = [const { MaybeUninit::uninit() }; USUAL_HEADERS];
@@ -240,17 +244,19 @@ fn convert_head(
     Ok(ResponseHead { status, version, headers, extensions, framing, is_keep_alive })
 }
 
-/// The values of the `content-length`, `transfer-encoding` and `connection` headers of a head.
+/// The parsed values of the `content-length`, `transfer-encoding` and `connection` headers of a head.
 #[derive(Debug, Default)]
 struct FramingHeaders {
     /// Whether chunked is the only transfer coding, or `None` if there is no transfer coding.
     is_chunked: Option<bool>,
+    /// The declared length, an error if the values are invalid or contradictory, or `None` if there is no length.
     length: Option<Result<u64, HeadError>>,
     has_close: bool,
     has_keep_alive: bool,
 }
 
 impl FramingHeaders {
+    /// Parses a header if it is one of the three headers.
     fn add(&mut self, name: &HeaderName, value: &HeaderValue) {
         if *name == CONTENT_LENGTH {
             // A value that is not ASCII is replaced with an empty value, which is not a number.
@@ -293,6 +299,7 @@ impl FramingHeaders {
         }
     }
 
+    /// Whether the headers allow another request on the connection (RFC 9112, section 9.3).
     fn is_keep_alive(&self, version: Version) -> bool {
         !self.has_close && (version == Version::HTTP_11 || self.has_keep_alive)
     }
@@ -307,32 +314,56 @@ fn parse_decimal(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// The parts of a head that determine how the response and the connection end.
+    #[derive(Debug, PartialEq, Eq)]
+    struct DecodedEnd {
+        status: u16,
+        framing: ResponseFraming,
+        is_keep_alive: bool,
+    }
+
+    fn keep_alive(status: u16, framing: ResponseFraming) -> DecodedEnd {
+        DecodedEnd { status, framing, is_keep_alive: true }
+    }
+
+    fn closing(status: u16, framing: ResponseFraming) -> DecodedEnd {
+        DecodedEnd { status, framing, is_keep_alive: false }
+    }
+
+    /// Decodes `text`, which is followed by other bytes, and compares the decoded head with the expected one.
     #[track_caller]
-    fn check(text: &str, method: &Method, expected: Result<(u16, ResponseFraming, bool), HeadError>) {
+    fn check_head(text: &str, method: &Method, expected: Result<DecodedEnd, HeadError>) {
         let mut received_bytes = BytesMut::from(text);
         received_bytes.extend_from_slice(b"rest");
-        let decoded_head = decode_response(&mut received_bytes, method).map(|head| {
+        let decoded_end = decode_response(&mut received_bytes, method).map(|head| {
             let head = head.expect("the head must be complete");
-            (head.status.as_u16(), head.framing, head.is_keep_alive)
+            DecodedEnd {
+                status: head.status.as_u16(),
+                framing: head.framing,
+                is_keep_alive: head.is_keep_alive,
+            }
         });
-        assert_eq!(decoded_head, expected, "{text:?}");
-        if decoded_head.is_ok() {
-            assert_eq!(received_bytes, "rest");
+        assert_eq!(decoded_end, expected, "the head {text:?} must be decoded as expected");
+        if decoded_end.is_ok() {
+            assert_eq!(received_bytes, "rest", "only the head must be removed");
         }
     }
 
     #[test]
     fn ambiguous_framing_is_rejected() {
         let cases = [
-            ("content-length: 5", Ok((200, ResponseFraming::Length(5), true))),
-            ("content-length: 5\r\ncontent-length: 5", Ok((200, ResponseFraming::Length(5), true))),
-            ("content-length: 5, 5", Ok((200, ResponseFraming::Length(5), true))),
+            ("content-length: 5", Ok(keep_alive(200, ResponseFraming::Length(5)))),
+            ("content-length: 5\r\ncontent-length: 5", Ok(keep_alive(200, ResponseFraming::Length(5)))),
+            ("content-length: 5, 5", Ok(keep_alive(200, ResponseFraming::Length(5)))),
             ("content-length: 5\r\ncontent-length: 6", Err(HeadError::Ambiguous)),
             ("content-length: +5", Err(HeadError::Ambiguous)),
             ("content-length: ", Err(HeadError::Ambiguous)),
             ("content-length: 99999999999999999999", Err(HeadError::Ambiguous)),
-            ("transfer-encoding: chunked", Ok((200, ResponseFraming::Chunked, true))),
-            ("transfer-encoding:  Chunked \r\ncontent-length: 9", Ok((200, ResponseFraming::Chunked, true))),
+            ("transfer-encoding: chunked", Ok(keep_alive(200, ResponseFraming::Chunked))),
+            (
+                "transfer-encoding:  Chunked \r\ncontent-length: 9",
+                Ok(keep_alive(200, ResponseFraming::Chunked)),
+            ),
             // The proxy does not decode other codings, and does not forward the header that declares them.
             ("transfer-encoding: gzip, chunked", Err(HeadError::UnsupportedCoding)),
             ("transfer-encoding: chunked, gzip", Err(HeadError::UnsupportedCoding)),
@@ -342,15 +373,15 @@ mod tests {
             ("transfer-encoding: identity\r\ncontent-length: 9", Err(HeadError::UnsupportedCoding)),
             ("transfer-encoding: something", Err(HeadError::UnsupportedCoding)),
             ("transfer-encoding:", Err(HeadError::UnsupportedCoding)),
-            ("x: 1", Ok((200, ResponseFraming::Close, false))),
-            ("connection: close\r\ncontent-length: 5", Ok((200, ResponseFraming::Length(5), false))),
+            ("x: 1", Ok(closing(200, ResponseFraming::Close))),
+            ("connection: close\r\ncontent-length: 5", Ok(closing(200, ResponseFraming::Length(5)))),
             (
                 "connection: x, Close\r\nconnection: keep-alive\r\ncontent-length: 5",
-                Ok((200, ResponseFraming::Length(5), false)),
+                Ok(closing(200, ResponseFraming::Length(5))),
             ),
         ];
         for (headers, expected) in cases {
-            check(&format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\n"), &Method::GET, expected);
+            check_head(&format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\n"), &Method::GET, expected);
         }
     }
 
@@ -360,35 +391,35 @@ mod tests {
             [(204, Method::GET), (304, Method::GET), (200, Method::HEAD), (101, Method::GET)]
         {
             let text = format!("HTTP/1.1 {status} X\r\ncontent-length: 7\r\n\r\n");
-            check(&text, &method, Ok((status, ResponseFraming::Length(0), true)));
+            check_head(&text, &method, Ok(keep_alive(status, ResponseFraming::Length(0))));
         }
     }
 
     #[test]
     fn http_1_0_connections_are_reused_only_with_keep_alive() {
-        check(
+        check_head(
             "HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n",
             &Method::GET,
-            Ok((200, ResponseFraming::Length(1), false)),
+            Ok(closing(200, ResponseFraming::Length(1))),
         );
         let text = "HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\ncontent-length: 1\r\n\r\n";
-        check(text, &Method::GET, Ok((200, ResponseFraming::Length(1), true)));
+        check_head(text, &Method::GET, Ok(keep_alive(200, ResponseFraming::Length(1))));
         let text = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
-        check(text, &Method::GET, Err(HeadError::Ambiguous));
+        check_head(text, &Method::GET, Err(HeadError::Ambiguous));
     }
 
     #[test]
     fn informational_heads_are_skipped() {
         let interim = "\r\nHTTP/1.1 103 Early\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(50);
-        check(
+        check_head(
             &format!("{interim}HTTP/1.1 200 OK\ncontent-length: 2\n\n"),
             &Method::GET,
-            Ok((200, ResponseFraming::Length(2), true)),
+            Ok(keep_alive(200, ResponseFraming::Length(2))),
         );
     }
 
     #[test]
-    fn invalid_heads_are_rejected_before_they_are_complete() {
+    fn invalid_and_too_large_heads_are_rejected() {
         for text in [
             "SSH-2.0-x",
             "HTTP/2 200 OK\r\n\r\n",
@@ -398,7 +429,7 @@ mod tests {
             assert_eq!(
                 decode_response(&mut BytesMut::from(text), &Method::GET).unwrap_err(),
                 HeadError::Malformed,
-                "{text}"
+                "the head {text:?} must be rejected"
             );
         }
         let too_many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: 1\r\n".repeat(MAX_HEADERS + 1));
@@ -407,10 +438,10 @@ mod tests {
             let error = decode_response(&mut BytesMut::from(&*text), &Method::GET).unwrap_err();
             assert_eq!(error, HeadError::TooLarge);
         }
-        for count in [USUAL_HEADERS, USUAL_HEADERS + 1, MAX_HEADERS] {
-            let text = format!("HTTP/1.1 204 X\r\n{}\r\n", "x: 1\r\n".repeat(count));
+        for header_count in [USUAL_HEADERS, USUAL_HEADERS + 1, MAX_HEADERS] {
+            let text = format!("HTTP/1.1 204 X\r\n{}\r\n", "x: 1\r\n".repeat(header_count));
             let head = decode_response(&mut BytesMut::from(&*text), &Method::GET).unwrap().unwrap();
-            assert_eq!(head.headers.get_all("x").iter().count(), count);
+            assert_eq!(head.headers.get_all("x").iter().count(), header_count);
         }
     }
 

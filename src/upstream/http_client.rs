@@ -1,5 +1,5 @@
-//! Builds the HTTP client for requests that are not proxied: requests to Supabase, and requests of the demo
-//! and the tests to Keychoir. The client uses the TLS configuration of the upstream connector, because the
+//! Builds the HTTP client for requests that are not proxied: requests to Supabase, and requests of commands, the demo
+//! and the tests to a running Keychoir. The client uses the TLS configuration of the upstream connector, because the
 //! process has no default TLS provider.
 
 use std::path::Path;
@@ -10,12 +10,12 @@ use reqwest::{ClientBuilder, Proxy};
 use super::connect::{TlsError, client_tls_config};
 use crate::policy::forward_proxy::ForwardProxy;
 
-/// Returns a builder of a client without redirects and proxies, so that credentials are sent only to the host
-/// of the request.
+/// Returns a builder of a client that follows no redirects and ignores the proxies of the environment, so that
+/// credentials are sent only to the host of the request.
 ///
 /// # Errors
 ///
-/// Fails when the TLS library supports no protocol version.
+/// Fails when the TLS library has no usable protocol version.
 pub fn http_client() -> Result<ClientBuilder, TlsError> {
     client_with_roots(None)
 }
@@ -24,18 +24,20 @@ pub fn http_client() -> Result<ClientBuilder, TlsError> {
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be used, or the TLS library supports no protocol version.
+/// Fails when the file cannot be read or contains no usable certificate, or the TLS library has no usable protocol
+/// version.
 pub fn http_client_trusting(ca_file: Option<&Path>) -> Result<ClientBuilder, TlsError> {
     client_with_roots(ca_file)
 }
 
-/// Returns a builder like [`http_client`], of a client that opens its connections through `proxy` and trusts the
-/// certificate authorities in `ca_file`, which may be the authorities of the proxy.
+/// Returns a builder like [`http_client`], of a client that opens its connections through `proxy` and also trusts the
+/// certificate authorities in `ca_file`, which may be the authorities of the proxy. Without a proxy, `ca_file` is
+/// ignored.
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be used, the TLS library supports no protocol version, or the HTTP library rejects
-/// the proxy.
+/// Fails when the file cannot be read or contains no usable certificate, the TLS library has no usable protocol
+/// version, or the HTTP library rejects the proxy.
 pub fn http_client_through(
     proxy: Option<&ForwardProxy>,
     ca_file: Option<&Path>,
@@ -47,7 +49,7 @@ pub fn http_client_through(
     Ok(client_with_roots(ca_file)?.proxy(parsed_proxy))
 }
 
-/// The reason why a client cannot be configured.
+/// The reason why an HTTP client cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpClientError {
     /// TLS cannot be configured.
@@ -60,6 +62,6 @@ pub enum HttpClientError {
 
 #[expect(clippy::disallowed_methods, reason = "the lint names `http_client` as the replacement")]
 fn client_with_roots(ca_file: Option<&Path>) -> Result<ClientBuilder, TlsError> {
-    let tls = client_tls_config(ca_file)?;
-    Ok(reqwest::Client::builder().tls_backend_preconfigured(tls).redirect(Policy::none()).no_proxy())
+    let tls_config = client_tls_config(ca_file)?;
+    Ok(reqwest::Client::builder().tls_backend_preconfigured(tls_config).redirect(Policy::none()).no_proxy())
 }

@@ -1,5 +1,5 @@
-//! Keeps the idle connections to one authority. Connections that are expired or were closed by the provider
-//! are dropped by a periodic sweep or when they are taken.
+//! Keeps the idle connections to one authority for the next requests. A periodic sweep drops the connections that are
+//! expired or that the provider has closed. Such a connection is also dropped instead of being used for a request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use super::connection::Connection;
 use crate::clock;
 use crate::tasks::Tasks;
 
-/// Interval between two sweeps. A connection that the provider has closed stays open for at most this time.
+/// Interval between two sweeps. A connection that the provider has closed stays in the pool for at most this time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A stack of idle connections. The most recently used connection is on top, because it is the least likely
@@ -26,6 +26,7 @@ pub(super) struct IdlePool {
 struct IdleConnections {
     /// Each connection with the time at which it became idle.
     connections: Vec<(Box<Connection>, Instant)>,
+    /// Whether a task sweeps the pool. The task runs only while the pool has connections.
     has_sweep_task: bool,
 }
 
@@ -43,12 +44,12 @@ impl IdlePool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the most recently used connection that is neither expired nor closed. Drops the connections
-    /// above it.
+    /// Takes the most recently used connection that is neither expired nor closed. Drops the expired and closed
+    /// connections above it.
     pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let mut idle = self.lock();
         while let Some((mut connection, idle_since)) = idle.connections.pop() {
-            if !self.is_expired(&connection, idle_since, now) && connection.check_idle() {
+            if !self.is_expired(&connection, idle_since, now) && connection.is_reusable() {
                 return Some(connection);
             }
         }
@@ -76,7 +77,7 @@ impl IdlePool {
     fn sweep(&self, now: Instant) -> bool {
         let mut idle = self.lock();
         idle.connections.retain_mut(|(connection, idle_since)| {
-            !self.is_expired(connection, *idle_since, now) && connection.check_idle()
+            !self.is_expired(connection, *idle_since, now) && connection.is_reusable()
         });
         idle.has_sweep_task = !idle.connections.is_empty();
         idle.has_sweep_task

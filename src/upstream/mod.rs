@@ -2,8 +2,9 @@
 //! far a failed attempt got. A key of a region is sent only to the authority of that region. No other module
 //! writes a key to a request head. Redirects are returned, not followed.
 //!
-//! The client is limited to what the proxy needs. `docs/adr/0007-http1-client-half.md` has the reasons and
-//! measurements, and `src/upstream/tests/strictness.rs` compares it with hyper's client.
+//! The client implements only the part of HTTP/1.1 that the proxy needs. `docs/adr/0007-http1-client-half.md` has the
+//! reasons and measurements, and `src/upstream/tests/strictness.rs` compares the client with hyper's client. Other
+//! modules use the submodules `connect` and `http_client` for connections to Redis and for requests to other servers.
 
 mod connect;
 mod connection;
@@ -89,12 +90,14 @@ struct Inner<C> {
     connector: C,
     /// The pool of the configured authority.
     default_pool: AuthorityPool,
-    /// The pools of regional authorities. The first request to an authority adds its pool.
-    regional_pools: ArcSwap<Vec<AuthorityPool>>,
+    /// The pools of other regions and of keys with an own forward proxy. The first request to an authority adds its
+    /// pool.
+    other_pools: ArcSwap<Vec<AuthorityPool>>,
     settings: Settings,
     tasks: Tasks,
     loop_marker: LoopMarker,
     reachability: ReachabilityCell,
+    /// The budget of the read buffers, or `None` if they are unlimited.
     buffers: Option<BufferBudget>,
 }
 
@@ -121,7 +124,7 @@ impl<C> Clone for Upstream<C> {
 }
 
 impl<C> Upstream<C> {
-    /// Returns the configured authority, which keys without a region use.
+    /// Returns the configured authority, which is used for all keys without an authority of their own.
     #[must_use]
     pub fn authority(&self) -> &Arc<Authority> {
         &self.inner.default_pool.authority
@@ -129,8 +132,8 @@ impl<C> Upstream<C> {
 }
 
 impl<C: Connect> Upstream<C> {
-    /// Creates a client for `authority`. Connections are opened on demand. The read buffers of connections,
-    /// beyond a free minimum, count against `buffers` if it is set.
+    /// Creates a client for `authority`. Connections are opened on demand. The read buffers of connections count
+    /// against `buffers`, except for a minimum per connection. If `buffers` is `None`, they are unlimited.
     pub fn new(
         authority: Authority,
         connector: C,
@@ -143,7 +146,7 @@ impl<C: Connect> Upstream<C> {
             inner: Arc::new(Inner {
                 connector,
                 default_pool,
-                regional_pools: ArcSwap::default(),
+                other_pools: ArcSwap::default(),
                 settings,
                 tasks,
                 loop_marker: LoopMarker::new(),
@@ -153,8 +156,8 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    /// Returns the same client with its own pools for one of `cores` cores, so that cores do not contend for
-    /// connections. The limit of idle connections is divided among the cores.
+    /// Returns a copy of this client with its own connection pools for one of `cores` cores, so that cores do not
+    /// contend for the locks of the pools. The limit of idle connections is divided among the cores.
     #[must_use]
     pub fn for_core(&self, cores: usize) -> Self
     where
@@ -167,7 +170,7 @@ impl<C: Connect> Upstream<C> {
             inner: Arc::new(Inner {
                 connector: inner.connector.clone(),
                 default_pool: AuthorityPool::new(Arc::clone(self.authority()), &settings, &inner.tasks),
-                regional_pools: ArcSwap::default(),
+                other_pools: ArcSwap::default(),
                 settings,
                 tasks: inner.tasks.clone(),
                 loop_marker: inner.loop_marker.clone(),
@@ -177,7 +180,8 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    /// Whether the last connection attempt to the configured authority succeeded. All cores share the cell.
+    /// Returns the cell that contains whether the last connection attempt to the configured authority succeeded. The
+    /// copies of this client for all cores share the cell.
     #[must_use]
     pub fn reachability(&self) -> &ReachabilityCell {
         &self.inner.reachability
@@ -192,35 +196,35 @@ impl<C: Connect> Upstream<C> {
 
     /// Returns the pool of the key's authority, or of the configured authority if the key has none.
     fn pool_for(&self, key_authority: Option<&Arc<Authority>>) -> AuthorityPool {
-        let Inner { default_pool, regional_pools, settings, tasks, .. } = &*self.inner;
+        let Inner { default_pool, other_pools, settings, tasks, .. } = &*self.inner;
         let Some(authority) = key_authority.filter(|authority| **authority != default_pool.authority) else {
             return default_pool.clone();
         };
         let find = |pools: &[AuthorityPool]| pools.iter().find(|pool| pool.authority == *authority).cloned();
-        if let Some(pool) = find(&regional_pools.load()) {
+        if let Some(pool) = find(&other_pools.load()) {
             return pool;
         }
         let new_pool = AuthorityPool::new(Arc::clone(authority), settings, tasks);
         // When two requests add the same authority, the second uses the pool of the first.
-        regional_pools.rcu(|pools| {
+        other_pools.rcu(|pools| {
             let mut pools = pools.to_vec();
             if find(&pools).is_none() {
                 pools.push(new_pool.clone());
             }
             pools
         });
-        find(&regional_pools.load()).unwrap_or(new_pool)
+        find(&other_pools.load()).unwrap_or(new_pool)
     }
 
-    /// Sends one attempt with `key`, to `key_authority` if the key has a region, and waits for the head of
-    /// the response. The calling task drives the connection.
+    /// Sends one attempt with `key`, and waits for the head of the response. The attempt is sent to `key_authority` if
+    /// it is set, and otherwise to the configured authority. The calling task polls the connection.
     ///
-    /// If the provider closed an idle connection before the connection accepted a byte of the request, the
-    /// attempt uses the next connection.
+    /// If an idle connection turns out to be closed before it accepts a byte of the request, the attempt uses the
+    /// next connection.
     ///
     /// # Errors
     ///
-    /// Fails when no complete response head was received.
+    /// Fails when no complete and valid response head was received.
     ///
     /// # Cancel safety
     ///
@@ -244,9 +248,9 @@ impl<C: Connect> Upstream<C> {
             let (mut connection, is_reused) = match pool.idle.take(clock::instant()) {
                 Some(connection) => (connection, true),
                 // The future is boxed, because most requests use an idle connection and do not need it.
-                None => (Box::pin(self.open(&pool.authority)).await?, false),
+                None => (Box::pin(self.open_connection(&pool.authority)).await?, false),
             };
-            match self.receive_head(&mut connection, &mut writer, &request.method, &upload).await {
+            match self.send_and_receive_head(&mut connection, &mut writer, &request.method, &upload).await {
                 Ok(head) if head.status.is_informational() && !request.is_upgraded_by(&head.headers) => {
                     let kind = SendErrorKind::UnexpectedUpgrade(head.status);
                     return Err(SendError::no_response(kind));
@@ -267,13 +271,17 @@ impl<C: Connect> Upstream<C> {
         }
     }
 
-    async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
+    /// Opens a connection within the connect timeout, and records whether the configured authority is reachable.
+    async fn open_connection(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, buffers, .. } = &*self.inner;
-        let open_result = tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
+        let connect_result =
+            tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
         if *authority == **self.authority() {
-            self.inner.reachability.set(open_result.as_ref().is_ok_and(Result::is_ok));
+            let is_connected = connect_result.as_ref().is_ok_and(Result::is_ok);
+            let reachability = if is_connected { Reachability::Reachable } else { Reachability::Unreachable };
+            self.inner.reachability.set(reachability);
         }
-        match open_result {
+        match connect_result {
             Ok(Ok(stream)) => {
                 let reservation =
                     buffers.as_ref().map(|buffers| buffers.reservation(connection::UNBUDGETED_BYTES));
@@ -292,7 +300,7 @@ impl<C: Connect> Upstream<C> {
     }
 
     /// Sends the request and waits for the response head, which may arrive before the request is complete.
-    async fn receive_head<B>(
+    async fn send_and_receive_head<B>(
         &self,
         connection: &mut Connection,
         writer: &mut RequestWriter<B>,
@@ -311,15 +319,15 @@ impl<C: Connect> Upstream<C> {
                     }
                 }));
             }
-            let (deadline, timeout_error) = self.deadline(upload);
+            let (deadline, timeout_error) = self.next_deadline(upload);
             connection.timer.poll_until(deadline, cx).map(|()| Err(timeout_error))
         })
         .await
     }
 
-    /// Returns the deadline of the event that the attempt waits for, and the error of the attempt if the
-    /// event does not occur before the deadline.
-    fn deadline<B: Body<Data = Bytes> + Unpin>(
+    /// Returns the deadline of the event for which the attempt waits, and the error of the attempt if the event does
+    /// not occur before the deadline.
+    fn next_deadline<B: Body<Data = Bytes> + Unpin>(
         &self,
         upload: &UploadProgress<B>,
     ) -> (Instant, SendErrorKind) {
@@ -362,7 +370,7 @@ where
     } else {
         match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Ready(Err(RequestWriteError::Body)) => return Poll::Ready(Err(ConnectionError::Closed)),
-            // The provider no longer reads the request, but may have sent a response.
+            // The provider has stopped reading the request, but may have sent a response.
             Poll::Ready(Err(RequestWriteError::Connection(error))) => Some(error),
             Poll::Ready(Ok(())) | Poll::Pending => None,
         }

@@ -1,5 +1,6 @@
-//! Examines the route to the provider for operators: opens one connection in the same way as for requests, and
-//! sends a request without a key, which the provider refuses without a charge.
+//! Examines the route to the provider for the online check of the configuration: resolves the host name, opens one
+//! connection in the same way as for requests, and sends a request without a key, which the provider refuses without a
+//! charge.
 
 use std::io;
 use std::net::IpAddr;
@@ -15,24 +16,27 @@ use crate::clock;
 use crate::policy::authority::{Authority, Scheme};
 use crate::policy::units::UnixMs;
 
-/// Maximum number of bytes and of headers in a response head.
+/// Maximum number of bytes in a response head.
 const MAX_PROBE_HEAD_BYTES: usize = 32 * 1024;
+/// Minimum free capacity of the buffer for one read of the response.
+const READ_SIZE: usize = 4 * 1024;
+/// Maximum number of headers in a response head.
 const MAX_PROBE_HEADERS: usize = 128;
 
-/// The properties of a route to the provider.
+/// The properties of the route to the provider that a probe has found.
 #[derive(Clone, Debug)]
 pub struct RouteProbe {
-    /// The time from the start of the lookup of the name to the end of the handshakes.
+    /// The duration of the name resolution, the TCP connection and all handshakes together.
     pub connect_time: Duration,
-    /// The certificates of the provider, starting with its own. Empty without TLS.
+    /// The certificates of the provider, starting with its own. The list is empty for a route without TLS.
     pub certificates: Vec<CertificateDer<'static>>,
     /// The status of the response.
     pub status: StatusCode,
-    /// The provider's time, from the `Date` header.
+    /// The provider's time, from the `Date` header, or `None` if the response has no valid `Date`.
     pub date: Option<UnixMs>,
 }
 
-/// The reason that a probe failed.
+/// The reason why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The connection was not open before the timeout.
@@ -44,10 +48,10 @@ pub enum ProbeError {
     /// The response did not arrive before the timeout.
     #[error("no response within {} ms", .0.as_millis())]
     ResponseTimeout(Duration),
-    /// The connection broke.
+    /// The connection broke before the response head was complete.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
-    /// The response is not HTTP/1.
+    /// The response is not HTTP/1, or its head is too large.
     #[error("the response is not HTTP")]
     Malformed,
 }
@@ -55,18 +59,18 @@ pub enum ProbeError {
 /// The timeouts of a probe.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeTimeouts {
-    /// The timeout for the lookup of the name and all handshakes together.
+    /// The timeout for the name resolution, the TCP connection and all handshakes together.
     pub connect: Duration,
     /// The timeout from the request to the end of the response head.
     pub response: Duration,
 }
 
 impl TcpTlsConnector {
-    /// Opens one connection to `authority` and sends a request without a key.
+    /// Opens one connection to `authority`, sends a request without a key, and reads the head of the response.
     ///
     /// # Errors
     ///
-    /// Fails when no response arrives.
+    /// Fails when the connection cannot be opened, or when no valid response head arrives.
     pub async fn probe(
         &self,
         authority: &Authority,
@@ -77,13 +81,15 @@ impl TcpTlsConnector {
             .await
             .map_err(|_| ProbeError::ConnectTimeout(timeouts.connect))??;
         let connect_time = clock::elapsed_since(start);
-        let tls = match (&stream, authority.scheme()) {
+        let tls_session = match (&stream, authority.scheme()) {
             (Either::Right(tunneled), Scheme::Https) => Some(tunneled.get_ref().1),
             (Either::Left(Either::Right(direct)), Scheme::Https) => Some(direct.get_ref().1),
             (Either::Left(_) | Either::Right(_), _) => None,
         };
-        let certificates = tls.and_then(|tls| tls.peer_certificates()).unwrap_or_default();
-        let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let peer_certificates =
+            tls_session.and_then(|session| session.peer_certificates()).unwrap_or_default();
+        let certificates =
+            peer_certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let head = tokio::time::timeout(timeouts.response, request_head(stream, authority))
             .await
             .map_err(|_| ProbeError::ResponseTimeout(timeouts.response))??;
@@ -91,11 +97,11 @@ impl TcpTlsConnector {
     }
 }
 
-/// Resolves a name to its addresses within `timeout`.
+/// Resolves a host name to its addresses within `timeout`.
 ///
 /// # Errors
 ///
-/// Fails when the name has no address, or the resolver does not respond.
+/// Fails when the name cannot be resolved or has no address, or when the resolver does not respond.
 pub async fn resolve(host: &str, timeout: Duration) -> io::Result<Vec<IpAddr>> {
     let lookup = tokio::time::timeout(timeout, tokio::net::lookup_host((host, 0)))
         .await
@@ -115,6 +121,7 @@ struct ProbeHead {
     date: Option<UnixMs>,
 }
 
+/// Sends a request without a key and reads the head of its response.
 async fn request_head<S>(mut stream: S, authority: &Authority) -> Result<ProbeHead, ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -134,16 +141,14 @@ where
         if received_bytes.len() >= MAX_PROBE_HEAD_BYTES {
             return Err(ProbeError::Malformed);
         }
-        let mut chunk = [0; 4096];
-        let length = stream.read(&mut chunk).await?;
-        if length == 0 {
+        received_bytes.reserve(READ_SIZE);
+        if stream.read_buf(&mut received_bytes).await? == 0 {
             return Err(ProbeError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }
-        received_bytes.extend_from_slice(chunk.get(..length).unwrap_or_default());
     }
 }
 
-/// Parses the first head in `bytes`. Returns `None` if it is incomplete.
+/// Parses the response head at the start of `bytes`. Returns `None` if it is incomplete.
 fn parse_probe_head(bytes: &[u8]) -> Result<Option<ProbeHead>, ProbeError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_PROBE_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -152,10 +157,11 @@ fn parse_probe_head(bytes: &[u8]) -> Result<Option<ProbeHead>, ProbeError> {
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(ProbeError::Malformed),
     }
-    let code = response.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = code.ok_or(ProbeError::Malformed)?;
-    let date = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("date"));
-    let date = date.and_then(|header| std::str::from_utf8(header.value).ok()).and_then(parse_http_date);
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or(ProbeError::Malformed)?;
+    let date_header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("date"));
+    let date =
+        date_header.and_then(|header| std::str::from_utf8(header.value).ok()).and_then(parse_http_date);
     Ok(Some(ProbeHead { status, date }))
 }
 
@@ -173,17 +179,22 @@ mod tests {
     fn the_date_of_the_provider_is_read_from_a_complete_head() {
         let head = b"HTTP/1.1 401 Unauthorized\r\nDate: Sat, 29 Nov 2025 20:01:05 GMT\r\n\r\n{";
         for length in 0..head.len() - 1 {
-            assert_eq!(parse_probe_head(&head[..length]).unwrap(), None, "{length}");
+            let parsed_head = parse_probe_head(&head[..length]).unwrap();
+            assert_eq!(parsed_head, None, "the first {length} bytes must be an incomplete head");
         }
         let expected = ProbeHead { status: StatusCode::UNAUTHORIZED, date: Some(UnixMs(1_764_446_465_000)) };
         assert_eq!(parse_probe_head(head).unwrap(), Some(expected));
     }
 
     #[test]
-    fn a_head_without_a_valid_date_has_none() {
+    fn a_head_without_a_valid_date_is_accepted() {
         for head in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\ndate: now\r\n\r\n"] {
             assert_eq!(parse_probe_head(head.as_bytes()).unwrap().unwrap().date, None);
         }
+    }
+
+    #[test]
+    fn bytes_that_are_not_http_are_rejected() {
         assert!(parse_probe_head(b"SSH-2.0-OpenSSH\r\n").is_err());
     }
 }

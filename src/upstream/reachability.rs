@@ -1,11 +1,13 @@
-//! Records whether the last connection attempt to the configured authority succeeded. All cores and the quota
-//! poller share one cell. The polls at startup set the cell before the first request arrives.
+//! Records whether the last connection attempt to the configured authority succeeded. The clients of all cores and
+//! of the quota poller share one cell, so that the polls at startup set it without a request of a client. The health
+//! documents report its value.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The result of the last connection attempt to the configured authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Reachability {
     /// No connection has been attempted yet.
     Unknown,
@@ -15,7 +17,7 @@ pub enum Reachability {
     Unreachable,
 }
 
-/// A shared [`Reachability`]. Clones have the same value.
+/// A shared [`Reachability`], which is unknown at first. All clones contain the same value.
 #[derive(Clone, Debug, Default)]
 pub struct ReachabilityCell(Arc<AtomicU8>);
 
@@ -24,13 +26,14 @@ impl ReachabilityCell {
     #[must_use]
     pub fn get(&self) -> Reachability {
         match self.0.load(Ordering::Relaxed) {
-            1 => Reachability::Reachable,
-            2 => Reachability::Unreachable,
+            code if code == Reachability::Reachable as u8 => Reachability::Reachable,
+            code if code == Reachability::Unreachable as u8 => Reachability::Unreachable,
             _ => Reachability::Unknown,
         }
     }
 
-    pub(super) fn set(&self, is_open: bool) {
-        self.0.store(if is_open { 1 } else { 2 }, Ordering::Relaxed);
+    /// Replaces the result of the last connection attempt.
+    pub(super) fn set(&self, reachability: Reachability) {
+        self.0.store(reachability as u8, Ordering::Relaxed);
     }
 }

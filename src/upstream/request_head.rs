@@ -1,5 +1,6 @@
-//! Defines the head of an upstream request before the key is added. The head is kept until the last attempt,
-//! so it can be copied out of the read buffer of the client's head.
+//! Defines the head of an upstream request before a key is added. The head is kept until the last attempt, so it can
+//! be copied, which allows the read buffer with the client's head to be freed. The head of a WebSocket handshake also
+//! decides whether a 101 response accepts the handshake.
 
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Uri};
@@ -17,16 +18,16 @@ pub struct UpstreamRequestHead {
 }
 
 impl UpstreamRequestHead {
-    /// Copies the target and header values, which reference the read buffer of the client's head, so that the
-    /// buffer can be freed.
+    /// Copies the target and the header values. Before that, they reference the read buffer with the client's head,
+    /// which can thus be freed.
     pub fn compact(&mut self) {
-        if let Ok(copied) = Uri::try_from(self.target.to_string()) {
-            self.target = copied;
+        if let Ok(copied_target) = Uri::try_from(self.target.to_string()) {
+            self.target = copied_target;
         }
         for value in self.headers.values_mut() {
-            let Ok(mut copied) = HeaderValue::from_bytes(value.as_bytes()) else { continue };
-            copied.set_sensitive(value.is_sensitive());
-            *value = copied;
+            let Ok(mut copied_value) = HeaderValue::from_bytes(value.as_bytes()) else { continue };
+            copied_value.set_sensitive(value.is_sensitive());
+            *value = copied_value;
         }
     }
 

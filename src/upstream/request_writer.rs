@@ -1,5 +1,5 @@
-//! Writes a request to the upstream: its head, and its body as the bytes arrive from the client. Small chunks are
-//! joined into one write, but a chunk is never delayed to wait for the next one.
+//! Writes a request to the upstream: its head, and its body as the bytes arrive from the client. A small chunk that is
+//! available with the head is written together with it, but no chunk is delayed until the next one arrives.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -13,8 +13,8 @@ use super::connection::ByteStream;
 use super::head::RequestFraming;
 use crate::body::replay::{AttemptBody, UploadProgress};
 
-/// Maximum size of a chunk that is copied into the buffer of the head, because one buffer is written faster
-/// than two.
+/// Maximum size of a chunk that is copied into the buffer of the head. For a small chunk, a copy and a write of one
+/// buffer are faster than a write of two buffers.
 const MAX_COPIED_BYTES: usize = 4 * 1024;
 
 /// The reason why sending the request ended early.
@@ -22,17 +22,17 @@ const MAX_COPIED_BYTES: usize = 4 * 1024;
 pub(super) enum RequestWriteError {
     /// The connection accepts no more bytes.
     Connection(io::Error),
-    /// The request body failed, or another attempt has taken it over.
+    /// The request body failed, or a later attempt has superseded it.
     Body,
 }
 
-/// A request that is being sent.
+/// A request that is being sent, and its bytes that the connection has not accepted yet.
 pub(super) struct RequestWriter<B> {
     /// The head, the chunk sizes and small chunks, which are written first. The head contains a key.
     buffer: BytesMut,
     /// A large chunk, which is written after `buffer` without a copy.
     large_chunk: Bytes,
-    /// The framing that follows `large_chunk`.
+    /// The bytes of the chunked coding that follow `large_chunk`.
     chunk_end: &'static [u8],
     /// The body, or `None` after its end was read.
     body: Option<AttemptBody<B>>,
@@ -40,8 +40,9 @@ pub(super) struct RequestWriter<B> {
     upload: UploadProgress<B>,
     /// Whether the body has not been polled yet.
     is_first_poll: bool,
-    /// Whether the connection has accepted a byte.
+    /// Whether the connection has accepted a byte of the request.
     has_started: bool,
+    /// Whether the stream is flushed after the last written byte.
     is_flushed: bool,
 }
 
@@ -122,6 +123,7 @@ where
         Poll::Ready(Ok(()))
     }
 
+    /// Buffers one chunk of the body with its framing.
     fn push_data(&mut self, data: Bytes) {
         if data.is_empty() {
             return;
@@ -139,19 +141,19 @@ where
         }
     }
 
+    /// Drops the body and buffers the bytes that end it.
     fn finish_body(&mut self) {
         self.body = None;
         if self.framing == RequestFraming::Chunked {
-            const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
             if self.large_chunk.is_empty() {
-                self.buffer.extend_from_slice(&LAST_CHUNK[2..]);
+                self.buffer.extend_from_slice(b"0\r\n\r\n");
             } else {
-                self.chunk_end = LAST_CHUNK;
+                self.chunk_end = b"\r\n0\r\n\r\n";
             }
         }
     }
 
-    /// Writes all buffered bytes.
+    /// Writes all buffered bytes. Returns `Ready` once the connection has accepted them.
     fn poll_write<S: ByteStream + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,
@@ -159,7 +161,7 @@ where
     ) -> Poll<io::Result<()>> {
         loop {
             let mut stream = Pin::new(&mut *stream);
-            let written =
+            let written_bytes =
                 match (self.buffer.is_empty(), self.large_chunk.is_empty() && self.chunk_end.is_empty()) {
                     (true, true) => return Poll::Ready(Ok(())),
                     (false, true) => ready!(stream.as_mut().poll_write(cx, &self.buffer))?,
@@ -169,24 +171,24 @@ where
                         ready!(stream.as_mut().poll_write_vectored(cx, &slices))?
                     }
                 };
-            if written == 0 {
+            if written_bytes == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             if !std::mem::replace(&mut self.has_started, true) {
                 self.upload.mark_started();
             }
-            self.advance(written);
+            self.remove_written(written_bytes);
         }
     }
 
-    /// Removes `written` bytes from the buffers.
-    fn advance(&mut self, written: usize) {
-        let from_buffer = written.min(self.buffer.len());
-        self.buffer.advance(from_buffer);
-        let from_chunk = (written - from_buffer).min(self.large_chunk.len());
-        self.large_chunk.advance(from_chunk);
-        let from_end = (written - from_buffer - from_chunk).min(self.chunk_end.len());
-        self.chunk_end = &self.chunk_end[from_end..];
+    /// Removes the first `written_bytes` from the buffers.
+    fn remove_written(&mut self, written_bytes: usize) {
+        let buffer_bytes = written_bytes.min(self.buffer.len());
+        self.buffer.advance(buffer_bytes);
+        let chunk_bytes = (written_bytes - buffer_bytes).min(self.large_chunk.len());
+        self.large_chunk.advance(chunk_bytes);
+        let end_bytes = (written_bytes - buffer_bytes - chunk_bytes).min(self.chunk_end.len());
+        self.chunk_end = &self.chunk_end[end_bytes..];
     }
 }
 

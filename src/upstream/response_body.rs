@@ -1,5 +1,6 @@
-//! Implements the body of a response, which owns its connection. A complete body returns the connection to
-//! the idle pool. A body that fails or is dropped closes the connection.
+//! Implements the body of a response, which owns its connection. The body also sends the rest of a request whose
+//! response arrives early. A complete body returns the connection to the idle pool. A body that fails or is dropped
+//! closes the connection.
 
 use std::io;
 use std::mem;
@@ -29,7 +30,7 @@ pub enum ConnectionError {
     /// Reading or writing failed.
     #[error("{0}")]
     Failed(#[source] io::Error),
-    /// The received bytes are not a valid response head.
+    /// The received bytes are not a valid response head, or the head is too large.
     #[error("{0}")]
     Head(#[from] HeadError),
     /// The chunked body is malformed or too large.
@@ -55,25 +56,27 @@ pub enum UpstreamBodyError {
 pub struct UpgradedConnection {
     /// The stream of the connection.
     pub stream: BoxedStream,
-    /// Bytes already read from the stream.
+    /// Bytes that were read from the stream after the response head.
     pub read_buf: BytesMut,
 }
 
-/// A response body as it arrives. `S` is the type of the request body.
+/// A response body that is read from its connection when it is polled. `S` is the type of the client's request body.
 #[derive(Debug)]
 pub struct UpstreamBody<S> {
+    /// The connection, or `None` after it was released or closed.
     connection: Option<Box<Connection>>,
-    /// The remaining part of the request, because a response may arrive before the request is complete.
+    /// The writer of the rest of the request, or `None` after the request is complete.
     writer: Option<Box<RequestWriter<S>>>,
-    remaining: RemainingBody,
+    remaining_body: RemainingBody,
+    /// Whether the connection can be used for another request after this response.
     is_keep_alive: bool,
     idle_pool: Arc<IdlePool>,
     idle_timeout: Duration,
     last_received_at: Instant,
-    /// Whether bytes were received after `last_received_at`. Reads set this flag instead of reading the
-    /// clock.
+    /// Whether bytes were received after `last_received_at`. Each read sets this flag, because reading the clock takes
+    /// longer.
     has_received: bool,
-    /// The error that ended the body. It is delayed until the preceding bytes are written to the client.
+    /// The error that ended the body. The body returns it after the server has written the preceding bytes.
     delayed_error: Option<ConnectionError>,
     /// Whether the task has yielded after the last chunk, so that the server could write the chunk.
     has_yielded: bool,
@@ -95,12 +98,16 @@ enum FirstChunk {
 /// The part of the body that is not yet decoded.
 #[derive(Debug)]
 enum RemainingBody {
+    /// This number of bytes.
     Length(u64),
+    /// The chunks that the decoder has not decoded.
     Chunked(ChunkDecoder),
+    /// All bytes until the connection is closed.
     UntilClose,
 }
 
 impl RemainingBody {
+    /// Decodes the next part of the body and removes it from `read_buf`.
     fn decode(&mut self, read_buf: &mut BytesMut) -> Result<DecodedPart, ChunkError> {
         let take_data = |bytes: usize, read_buf: &mut BytesMut| match bytes {
             0 => DecodedPart::Incomplete,
@@ -140,7 +147,7 @@ where
         idle_pool: Arc<IdlePool>,
         idle_timeout: Duration,
     ) -> Self {
-        let remaining = match head.framing {
+        let remaining_body = match head.framing {
             ResponseFraming::Length(length) => RemainingBody::Length(length),
             ResponseFraming::Chunked => RemainingBody::Chunked(ChunkDecoder::default()),
             ResponseFraming::Close => RemainingBody::UntilClose,
@@ -149,7 +156,7 @@ where
             first_chunk: if connection.is_fast() { FirstChunk::Awaited } else { FirstChunk::Written },
             connection: Some(connection),
             writer: (!writer.is_complete()).then(|| Box::new(writer)),
-            remaining,
+            remaining_body,
             is_keep_alive: head.is_keep_alive,
             idle_pool,
             idle_timeout,
@@ -158,13 +165,13 @@ where
             delayed_error: None,
             has_yielded: false,
         };
-        if body.remaining.is_complete() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        if body.remaining_body.is_complete() && head.status != StatusCode::SWITCHING_PROTOCOLS {
             body.release_connection();
         }
         body
     }
 
-    /// Returns the connection after a 101 response.
+    /// Returns the connection of a 101 response.
     ///
     /// # Errors
     ///
@@ -189,15 +196,16 @@ where
         };
         match writer.poll_send(cx, &mut *connection.stream) {
             Poll::Pending => {}
-            Poll::Ready(sent) => {
-                // The response may still be complete if the provider has stopped reading the request.
-                self.is_keep_alive &= sent.is_ok();
+            Poll::Ready(send_result) => {
+                // If the provider stops reading the request, its response can still be complete. Only the connection
+                // cannot be reused.
+                self.is_keep_alive &= send_result.is_ok();
                 self.writer = None;
             }
         }
     }
 
-    /// Polls the next part of the body, without the idle timeout.
+    /// Polls the next part of the body. This method does not check the idle timeout.
     fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<DecodedPart, ConnectionError>> {
         self.poll_request(cx);
         if let Some(error) = self.delayed_error.take() {
@@ -205,14 +213,14 @@ where
         }
         let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(DecodedPart::Complete)) };
         loop {
-            match self.remaining.decode(&mut connection.read_buf)? {
+            match self.remaining_body.decode(&mut connection.read_buf)? {
                 DecodedPart::Incomplete => {}
                 part @ (DecodedPart::Data(_) | DecodedPart::Trailers(_) | DecodedPart::Complete) => {
                     return Poll::Ready(Ok(part));
                 }
             }
             match ready!(connection.poll_fill(cx)) {
-                Ok(0) if matches!(self.remaining, RemainingBody::UntilClose) => {
+                Ok(0) if matches!(self.remaining_body, RemainingBody::UntilClose) => {
                     return Poll::Ready(Ok(DecodedPart::Complete));
                 }
                 Ok(0) => return Poll::Ready(Err(ConnectionError::Closed)),
@@ -222,8 +230,8 @@ where
         }
     }
 
-    /// Polls the idle timeout. Returns `Ready` once the response has stalled.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamBodyError> {
+    /// Polls the idle timeout. Returns `Ready` with the error once no bytes have arrived within the timeout.
+    fn poll_idle_timeout(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamBodyError> {
         if mem::take(&mut self.has_received) {
             self.last_received_at = clock::instant();
         }
@@ -245,7 +253,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let this = &mut *self;
-        // The server writes its buffered bytes when the body is pending.
+        // The server writes its buffered bytes while the body is pending.
         if this.first_chunk == FirstChunk::Returned {
             (this.first_chunk, this.has_yielded) = (FirstChunk::Written, true);
             cx.waker().wake_by_ref();
@@ -262,7 +270,7 @@ where
             Poll::Ready(body_part) => body_part.map_err(UpstreamBodyError::Broken),
             Poll::Pending => {
                 this.has_yielded = true;
-                Err(ready!(this.poll_stalled(cx)))
+                Err(ready!(this.poll_idle_timeout(cx)))
             }
         };
         Poll::Ready(match body_part {
@@ -271,7 +279,7 @@ where
                 if this.first_chunk == FirstChunk::Awaited {
                     this.first_chunk = FirstChunk::Returned;
                 }
-                if this.remaining.is_complete() {
+                if this.remaining_body.is_complete() {
                     this.release_connection();
                 }
                 Some(Ok(Frame::data(data)))
@@ -292,11 +300,11 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.remaining.is_complete()
+        self.remaining_body.is_complete()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.remaining {
+        match &self.remaining_body {
             RemainingBody::Length(length) => SizeHint::with_exact(*length),
             RemainingBody::Chunked(decoder) if decoder.is_complete() => SizeHint::with_exact(0),
             RemainingBody::Chunked(_) | RemainingBody::UntilClose => SizeHint::default(),

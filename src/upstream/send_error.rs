@@ -1,5 +1,5 @@
-//! Defines the error of an attempt that ended without a response. The error states how far the attempt got,
-//! which determines whether the attempt can be retried.
+//! Defines the error of an attempt that ended without a response. The error contains the progress of the attempt,
+//! which determines whether the request can be sent again.
 
 use std::time::Duration;
 
@@ -12,13 +12,14 @@ use crate::policy::replay::Progress;
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
-    /// The progress of the attempt, which determines whether the attempt can be retried.
+    /// The progress of the attempt at the time of the error.
     pub progress: Progress,
-    /// The cause.
+    /// The cause of the error.
     pub kind: SendErrorKind,
 }
 
 impl SendError {
+    /// Creates the error of an attempt of which no byte was sent.
     pub(super) fn unsent(kind: SendErrorKind) -> Self {
         Self { progress: Progress::Unsent, kind }
     }
@@ -39,6 +40,7 @@ impl SendError {
         Self { progress, kind: error.into() }
     }
 
+    /// Creates the error of an attempt that may have reached the provider.
     pub(super) fn no_response(kind: SendErrorKind) -> Self {
         Self { progress: Progress::NoResponse, kind }
     }
@@ -58,7 +60,7 @@ pub enum SendErrorKind {
     TunnelTimeout {
         /// The proxy without its credentials.
         proxy: String,
-        /// The timeout.
+        /// The timeout for the connection to the proxy and the tunnel together.
         timeout: Duration,
     },
     /// The connection broke before the response head was complete.
@@ -73,7 +75,8 @@ pub enum SendErrorKind {
     /// The client stopped sending the request body.
     #[error("the client sent no more of the request body for {} ms", .0.as_millis())]
     ClientStalled(Duration),
-    /// The client sent the request body below the minimum rate, in bytes per second.
+    /// The client sends the request body at less than the minimum rate. The field contains that rate in bytes per
+    /// second.
     #[error("the client sends the request body at less than {0} bytes per second")]
     ClientTooSlow(u32),
     /// The request body of the client ended early or was malformed.

@@ -1,8 +1,8 @@
 //! Opens a tunnel through a forward proxy: by CONNECT over HTTP/1.1 (RFC 9110, section 9.3.6), or by SOCKS5
 //! (RFC 1928). The proxy gets the host name of the provider and resolves it.
 //!
-//! CONNECT is implemented here and not by a library, because nothing that a proxy sends after the head of its
-//! response may be taken for bytes of the provider, and because the log must name what the proxy responded.
+//! CONNECT is implemented here and not by a library for two reasons. Bytes that a proxy sends after the head of its
+//! response must not be used as bytes of the provider, and the error must contain the response of the proxy.
 
 use std::io;
 
@@ -15,18 +15,19 @@ use tokio_socks::tcp::Socks5Stream;
 use crate::policy::authority::Authority;
 use crate::policy::forward_proxy::{ForwardProxy, host_and_port};
 
-/// Maximum number of bytes in the head of a response to CONNECT, including interim responses. Proxies send few headers.
+/// Maximum number of bytes in the head of a response to CONNECT. Proxies send few headers.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Maximum number of headers of a response to CONNECT.
 const MAX_HEADERS: usize = 64;
-/// Bytes of one read of the response.
+/// Minimum free capacity of the buffer for one read of the response.
 const READ_SIZE: usize = 1024;
 
-/// The reason why a proxy opened no tunnel. It names the proxy without its credentials.
+/// The error of a tunnel that could not be opened. It contains the proxy without its credentials.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy {proxy} {kind}")]
 pub struct ForwardProxyError {
     proxy: String,
-    /// The cause.
+    /// The cause of the error.
     #[source]
     pub kind: ForwardProxyErrorKind,
 }
@@ -36,7 +37,7 @@ impl ForwardProxyError {
         Self { proxy: proxy.to_string(), kind }
     }
 
-    /// Returns whether the proxy refused the credentials, or requires some. In that case, it refuses every connection.
+    /// Whether the proxy refused the credentials, or requires credentials. Such a proxy refuses every connection.
     #[must_use]
     pub fn is_authentication_failure(&self) -> bool {
         match &self.kind {
@@ -73,15 +74,16 @@ pub enum ForwardProxyErrorKind {
     /// The proxy's host is not a valid name in a certificate.
     #[error("has a name that cannot have a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
-    /// The proxy requires credentials, and none are configured. The field contains its status, or the protocol.
+    /// The proxy requires credentials, and none are configured. The field contains the status of its response, or
+    /// `SOCKS5`.
     #[error(
         "requires a user and a password ({0}): add them to `proxy`, as in http://USER:PASSWORD@HOST:PORT"
     )]
     CredentialsMissing(&'static str),
-    /// The proxy refused the configured credentials. The field contains its status, or the protocol.
+    /// The proxy refused the configured credentials. The field contains the status of its response, or `SOCKS5`.
     #[error("refuses the configured user and password ({0}): correct them in `proxy` or `proxy_file`")]
     CredentialsRefused(&'static str),
-    /// The proxy does not accept the scheme `Basic`.
+    /// The proxy does not accept the authentication scheme `Basic`.
     #[error(
         "requires a method of authentication other than Basic (407): run a local proxy that has it, such as Px or \
          Cntlm, and set `proxy` to that"
@@ -95,7 +97,7 @@ pub enum ForwardProxyErrorKind {
         /// The status of the proxy's response.
         status: StatusCode,
     },
-    /// The proxy closed the connection.
+    /// The proxy closed the connection before it sent a complete head.
     #[error("closed the connection before it responded to CONNECT")]
     Closed,
     /// The connection to the proxy broke.
@@ -107,7 +109,8 @@ pub enum ForwardProxyErrorKind {
     /// The head of the response is too large.
     #[error("responded to CONNECT with more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")]
     HeadTooLarge,
-    /// The proxy sent its own data into the tunnel.
+    /// The proxy sent bytes after the head of its response. The provider cannot have sent them, because it sends
+    /// nothing before it has received bytes.
     #[error("sent data after its response to CONNECT, before the provider could")]
     DataAfterHead,
     /// The SOCKS5 handshake failed.
@@ -121,8 +124,12 @@ impl From<io::Error> for ForwardProxyErrorKind {
     }
 }
 
-/// Opens a tunnel to `authority` over `stream`, a new connection to `proxy`. After that, the stream carries the
-/// bytes of the provider. The caller bounds the time.
+/// Opens a tunnel to `authority` by CONNECT over `stream`, a new connection to `proxy`. The returned stream transfers
+/// bytes from and to the provider. The caller limits the duration.
+///
+/// # Errors
+///
+/// Fails when the proxy refuses the tunnel, when its response is invalid, or when the connection breaks.
 pub(super) async fn connect<S>(
     mut stream: S,
     proxy: &ForwardProxy,
@@ -145,8 +152,13 @@ where
     loop {
         while let Some(head) = parse_head(&buffer)? {
             if !head.status.is_informational() {
-                let has_more = buffer.len() > head.length;
-                return head.into_result(proxy, target, has_more).map(|()| stream);
+                let has_data_after_head = buffer.len() > head.length;
+                head.require_tunnel(proxy, target)?;
+                return if has_data_after_head {
+                    Err(ForwardProxyErrorKind::DataAfterHead)
+                } else {
+                    Ok(stream)
+                };
             }
             let _ = buffer.split_to(head.length);
         }
@@ -160,7 +172,7 @@ where
     }
 }
 
-/// The part of a response to CONNECT that determines its result.
+/// The parts of the head of a response to CONNECT that determine whether the tunnel is open.
 struct TunnelHead {
     status: StatusCode,
     /// Whether a `proxy-authenticate` header names the scheme `Basic`.
@@ -170,17 +182,12 @@ struct TunnelHead {
 }
 
 impl TunnelHead {
-    fn into_result(
-        self,
-        proxy: &ForwardProxy,
-        target: String,
-        has_more: bool,
-    ) -> Result<(), ForwardProxyErrorKind> {
+    /// Fails if the response opens no tunnel to `target`. A successful response to CONNECT has no body, even if its
+    /// headers declare a length.
+    fn require_tunnel(&self, proxy: &ForwardProxy, target: String) -> Result<(), ForwardProxyErrorKind> {
         match self.status {
-            // A successful response to CONNECT has no body, whatever its headers say.
-            status if status.is_success() && has_more => Err(ForwardProxyErrorKind::DataAfterHead),
             status if status.is_success() => Ok(()),
-            // Some proxies refuse wrong credentials with 401, as an origin server does, such as tinyproxy.
+            // Some proxies, such as tinyproxy, refuse wrong credentials with 401, as an origin server does.
             StatusCode::UNAUTHORIZED if proxy.credentials().is_some() => {
                 Err(ForwardProxyErrorKind::CredentialsRefused("401"))
             }
@@ -212,12 +219,16 @@ fn parse_head(bytes: &[u8]) -> Result<Option<TunnelHead>, ForwardProxyErrorKind>
     Ok(Some(TunnelHead { status, accepts_basic, length }))
 }
 
-/// Returns whether one of the challenges in a list uses the scheme `Basic`.
+/// Whether one of the challenges in a `proxy-authenticate` header uses the scheme `Basic`.
 fn names_basic(challenges: &[u8]) -> bool {
     challenges.split(|byte| matches!(byte, b' ' | b',')).any(|word| word.eq_ignore_ascii_case(b"basic"))
 }
 
-/// Opens a tunnel by SOCKS5, like [`connect`].
+/// Opens a tunnel to `authority` by SOCKS5 over `stream`, as [`connect`] does by CONNECT.
+///
+/// # Errors
+///
+/// Fails when the proxy refuses the connection, or when the handshake fails.
 pub(super) async fn connect_socks<S>(
     stream: S,
     proxy: &ForwardProxy,
@@ -226,25 +237,25 @@ pub(super) async fn connect_socks<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    const SOCKS: &str = "SOCKS5";
+    const PROTOCOL: &str = "SOCKS5";
     let target = (authority.host(), authority.port());
     let credentials = proxy.credentials();
-    let result = match credentials {
+    let connect_result = match credentials {
         Some(credentials) => {
             let (user, password) = (credentials.expose_user(), credentials.expose_password());
             Socks5Stream::connect_with_password_and_socket(stream, target, user, password).await
         }
         None => Socks5Stream::connect_with_socket(stream, target).await,
     };
-    match result {
-        Ok(stream) => Ok(stream.into_inner()),
+    match connect_result {
+        Ok(socks_stream) => Ok(socks_stream.into_inner()),
         Err(tokio_socks::Error::PasswordAuthFailure(_)) => {
-            Err(ForwardProxyErrorKind::CredentialsRefused(SOCKS))
+            Err(ForwardProxyErrorKind::CredentialsRefused(PROTOCOL))
         }
         Err(tokio_socks::Error::NoAcceptableAuthMethods | tokio_socks::Error::AuthorizationRequired) => {
             Err(match credentials {
-                Some(_) => ForwardProxyErrorKind::CredentialsRefused(SOCKS),
-                None => ForwardProxyErrorKind::CredentialsMissing(SOCKS),
+                Some(_) => ForwardProxyErrorKind::CredentialsRefused(PROTOCOL),
+                None => ForwardProxyErrorKind::CredentialsMissing(PROTOCOL),
             })
         }
         Err(error) => Err(ForwardProxyErrorKind::Socks(error)),

@@ -1,5 +1,5 @@
-//! Reads a request body before an attempt sends the body: to inspect the start of the body, and to wait for a
-//! short body before a key is reserved.
+//! Reads a request body before an attempt sends it: the proxy searches the start of the body for the cost and the
+//! identifiers of a request, and waits for a short body before it reserves a key.
 
 use std::future::poll_fn;
 use std::task::{Poll, ready};
@@ -13,7 +13,7 @@ use crate::body::replay_buffer::join_chunks;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 
-/// The buffered start of a request body.
+/// The start of a request body that has been received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyStart {
     /// The first bytes of the body.
@@ -27,7 +27,7 @@ pub struct BodyStart {
 pub enum SlowUploadError {
     /// The client sent no bytes within the idle timeout.
     Stalled,
-    /// The client sends the body below the minimum rate.
+    /// The client sends the body at less than the minimum rate.
     BelowMinRate,
 }
 
@@ -35,9 +35,13 @@ impl<B> Replay<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    /// Reads up to `max_bytes` of the body ahead, for at most `timeout`. Returns the start of the body, which
-    /// is empty if the declared length exceeds `max_bytes`. An error of the body is returned by the attempt
-    /// that sends the body, not by this method.
+    /// Reads the start of the body ahead, for at most `timeout`. Returns up to `max_bytes` of it, and nothing if the
+    /// declared length exceeds `max_bytes`. An error of the body is returned by the attempt that sends the body, not by
+    /// this method.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not lose bytes: the next attempt sends the bytes that were read.
     pub async fn peek_body(&self, max_bytes: usize, timeout: Duration) -> BodyStart {
         if self.length().is_some_and(|length| length > max_bytes as u64) {
             return BodyStart { bytes: Bytes::new(), is_complete: false };
@@ -58,10 +62,10 @@ where
                 }
             }
         });
-        // After a timeout, the start consists of the bytes received so far.
+        // After a timeout, the start consists of the bytes that were received before the timeout.
         let _ = tokio::time::timeout(timeout, read_ahead).await;
         let state = lock(&self.state);
-        // `read_ahead` is complete even if the replay buffer could not keep the bytes.
+        // `read_ahead` contains all received bytes, even if the replay buffer has dropped them.
         let bytes = match state.read_ahead.iter().collect::<Vec<_>>().as_slice() {
             [] => return buffered_start(&state, max_bytes),
             [chunk] => chunk.slice(..chunk.len().min(max_bytes)),
@@ -77,7 +81,7 @@ where
     ///
     /// # Errors
     ///
-    /// Fails when no bytes arrive within `idle_timeout`, or when the client sends below `rate`.
+    /// Fails when no bytes arrive within `idle_timeout`, or when the client sends at less than `rate`.
     pub async fn wait_for_short_body(
         &self,
         max_bytes: usize,
@@ -99,9 +103,9 @@ where
             };
             self.peek_body(max_bytes, deadline.saturating_duration_since(wait_start)).await;
             let state = lock(&self.state);
-            let waits_for_client =
+            let is_waiting_for_client =
                 state.source_state == SourceState::Pending && state.buffer.loss().is_none();
-            if !waits_for_client {
+            if !is_waiting_for_client {
                 return Ok(());
             }
             let now = clock::instant();

@@ -12,10 +12,11 @@ use super::*;
 /// A timeout that no test with a scripted body reaches.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A body of scripted frames. `None` makes the body pending once.
+/// A body that returns the scripted poll results one after another.
 #[derive(Debug)]
 struct ScriptedBody {
-    steps: VecDeque<Option<Result<Frame<Bytes>, &'static str>>>,
+    polls: VecDeque<Poll<Result<Frame<Bytes>, &'static str>>>,
+    /// The declared length.
     length: Option<u64>,
 }
 
@@ -27,13 +28,13 @@ impl Body for ScriptedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
-        match self.steps.pop_front() {
+        match self.polls.pop_front() {
             None => Poll::Ready(None),
-            Some(None) => {
+            Some(Poll::Pending) => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Some(Some(frame)) => Poll::Ready(Some(frame)),
+            Some(Poll::Ready(frame)) => Poll::Ready(Some(frame)),
         }
     }
 
@@ -44,15 +45,15 @@ impl Body for ScriptedBody {
 
 fn scripted_body(chunks: &[&str]) -> ScriptedBody {
     ScriptedBody {
-        steps: chunks
+        polls: chunks
             .iter()
-            .map(|chunk| Some(Ok(Frame::data(Bytes::copy_from_slice(chunk.as_bytes())))))
+            .map(|chunk| Poll::Ready(Ok(Frame::data(Bytes::copy_from_slice(chunk.as_bytes())))))
             .collect(),
         length: None,
     }
 }
 
-/// Returns a budget with the given limits for one body in memory and on disk.
+/// Returns a budget with limits for one body in memory and on disk.
 fn budget(max_body_memory: u64, max_body_disk: u64) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         max_body_memory,
@@ -64,22 +65,28 @@ fn budget(max_body_memory: u64, max_body_disk: u64) -> BufferBudget {
     })
 }
 
+/// Returns a budget without disk space.
 fn memory_budget() -> BufferBudget {
     budget(1_000, 0)
 }
 
 /// Polls an attempt once.
-fn poll(attempt: &mut AttemptBody<ScriptedBody>) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
+fn poll_attempt(attempt: &mut AttemptBody<ScriptedBody>) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
     let frame = Pin::new(attempt).poll_frame(&mut Context::from_waker(Waker::noop()));
     frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())))
 }
 
+/// Returns the result of a poll that returns `text`.
 fn ready_chunk(text: &'static str) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
     Poll::Ready(Some(Ok(Bytes::from_static(text.as_bytes()))))
 }
 
-fn start(text: &'static str, is_complete: bool) -> BodyStart {
-    BodyStart { bytes: Bytes::from_static(text.as_bytes()), is_complete }
+fn complete_start(text: &'static str) -> BodyStart {
+    BodyStart { bytes: Bytes::from_static(text.as_bytes()), is_complete: true }
+}
+
+fn partial_start(text: &'static str) -> BodyStart {
+    BodyStart { bytes: Bytes::from_static(text.as_bytes()), is_complete: false }
 }
 
 async fn read_all(attempt: AttemptBody<ScriptedBody>) -> Bytes {
@@ -98,18 +105,18 @@ async fn every_attempt_sends_the_same_bytes() {
 #[test]
 fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
     let mut source = scripted_body(&["a", "b", "c"]);
-    source.steps.insert(2, None);
+    source.polls.insert(2, Poll::Pending);
     let replay = Replay::new(source, &memory_budget());
     let mut first_attempt = replay.start_attempt();
-    assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
-    assert_eq!(poll(&mut first_attempt), ready_chunk("b"));
-    assert_eq!(poll(&mut first_attempt), Poll::Pending);
+    assert_eq!(poll_attempt(&mut first_attempt), ready_chunk("a"));
+    assert_eq!(poll_attempt(&mut first_attempt), ready_chunk("b"));
+    assert_eq!(poll_attempt(&mut first_attempt), Poll::Pending);
     let mut second_attempt = replay.start_attempt();
-    assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::Superseded))));
+    assert_eq!(poll_attempt(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::Superseded))));
     for text in ["a", "b", "c"] {
-        assert_eq!(poll(&mut second_attempt), ready_chunk(text));
+        assert_eq!(poll_attempt(&mut second_attempt), ready_chunk(text));
     }
-    assert_eq!(poll(&mut second_attempt), Poll::Ready(None));
+    assert_eq!(poll_attempt(&mut second_attempt), Poll::Ready(None));
 }
 
 #[tokio::test]
@@ -117,16 +124,16 @@ async fn the_buffered_start_of_a_body_is_returned() {
     let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &memory_budget());
     let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
-    assert_eq!(upload.buffered_start(99), start("", false));
-    assert_eq!(poll(&mut attempt), ready_chunk("hello"));
-    assert_eq!(upload.buffered_start(99), start("hello", false));
-    assert_eq!(upload.buffered_start(4), start("hell", false));
+    assert_eq!(upload.buffered_start(99), partial_start(""));
+    assert_eq!(poll_attempt(&mut attempt), ready_chunk("hello"));
+    assert_eq!(upload.buffered_start(99), partial_start("hello"));
+    assert_eq!(upload.buffered_start(4), partial_start("hell"));
     assert_eq!(read_all(attempt).await, " world");
-    assert_eq!(upload.buffered_start(99), start("hello world", true));
-    assert_eq!(upload.buffered_start(11), start("hello world", true));
-    assert_eq!(upload.buffered_start(10), start("hello worl", false));
+    assert_eq!(upload.buffered_start(99), complete_start("hello world"));
+    assert_eq!(upload.buffered_start(11), complete_start("hello world"));
+    assert_eq!(upload.buffered_start(10), partial_start("hello worl"));
     upload.release();
-    assert_eq!(upload.buffered_start(99), start("", false));
+    assert_eq!(upload.buffered_start(99), partial_start(""));
 }
 
 #[tokio::test]
@@ -136,11 +143,21 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
         let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &budget);
         let body_start = replay.peek_body(99, READ_TIMEOUT).await;
         let is_kept = limit == 100;
-        assert_eq!(body_start.is_complete, is_kept, "limit {limit}");
-        assert!(b"hello world".starts_with(&body_start.bytes), "limit {limit}");
+        assert_eq!(
+            body_start.is_complete, is_kept,
+            "a start must be complete only if the memory of {limit} bytes holds the body"
+        );
+        assert!(
+            b"hello world".starts_with(&body_start.bytes),
+            "a start must begin with the first byte with a memory of {limit} bytes"
+        );
         let attempt = replay.start_attempt();
         assert!(!attempt.is_end_stream());
-        assert_eq!(read_all(attempt).await, "hello world", "limit {limit}");
+        assert_eq!(
+            read_all(attempt).await,
+            "hello world",
+            "the attempt must send the whole body with a memory of {limit} bytes"
+        );
         assert_eq!(
             replay.replayable_body(),
             if is_kept { ReplayableBody::Buffered } else { ReplayableBody::Unavailable }
@@ -148,7 +165,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
     }
     // Reading stops with the chunk that exceeds the requested bytes.
     let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &memory_budget());
-    assert_eq!(replay.peek_body(4, READ_TIMEOUT).await, start("hell", false));
+    assert_eq!(replay.peek_body(4, READ_TIMEOUT).await, partial_start("hell"));
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
 }
@@ -173,7 +190,7 @@ async fn all_bodies_share_the_total_limit() {
         min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     });
-    let text = "x".repeat(BufferReservation::FREE);
+    let text = "x".repeat(BufferReservation::UNBUDGETED_BYTES);
     let [first, second, third, small] =
         [&text, &text, &text, ""].map(|text| Replay::new(scripted_body(&[text, "12345"]), &budget));
     for replay in [&first, &second, &small] {
@@ -190,11 +207,11 @@ async fn all_bodies_share_the_total_limit() {
 #[test]
 fn a_body_that_fails_is_not_replayable() {
     let mut source = scripted_body(&["a"]);
-    source.steps.push_back(Some(Err("reset")));
+    source.polls.push_back(Poll::Ready(Err("reset")));
     let replay = Replay::new(source, &memory_budget());
     let mut first_attempt = replay.start_attempt();
-    assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
-    assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
+    assert_eq!(poll_attempt(&mut first_attempt), ready_chunk("a"));
+    assert_eq!(poll_attempt(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
     assert_eq!(
         (replay.replayable_body(), first_attempt.upload().waits_for()),
         (ReplayableBody::Unavailable, UploadWait::Failed)
@@ -205,7 +222,7 @@ fn a_body_that_fails_is_not_replayable() {
 async fn trailers_are_dropped() {
     let mut source = scripted_body(&["a"]);
     let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
-    source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
+    source.polls.push_back(Poll::Ready(Ok(Frame::trailers(trailers))));
     let collected_body = Replay::new(source, &memory_budget()).start_attempt().collect().await.unwrap();
     assert_eq!(collected_body.trailers(), None);
     assert_eq!(collected_body.to_bytes(), "a");
@@ -217,7 +234,7 @@ fn every_attempt_declares_the_remaining_length() {
         Replay::new(ScriptedBody { length: Some(3), ..scripted_body(&["a", "bc"]) }, &memory_budget());
     let mut first_attempt = replay.start_attempt();
     assert_eq!(first_attempt.size_hint().exact(), Some(3));
-    assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
+    assert_eq!(poll_attempt(&mut first_attempt), ready_chunk("a"));
     assert_eq!(first_attempt.size_hint().exact(), Some(2));
     assert_eq!(replay.start_attempt().size_hint().exact(), Some(3));
 }
@@ -232,15 +249,15 @@ fn an_empty_body_is_complete_before_it_is_read() {
 #[test]
 fn an_upload_reports_the_event_that_it_waits_for() {
     let mut source = scripted_body(&["a"]);
-    source.steps.push_front(None);
+    source.polls.push_front(Poll::Pending);
     let replay = Replay::new(source, &memory_budget());
     let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
     assert_eq!(upload.waits_for(), UploadWait::ForUpstream);
-    assert_eq!(poll(&mut attempt), Poll::Pending);
+    assert_eq!(poll_attempt(&mut attempt), Poll::Pending);
     assert_eq!(upload.waits_for(), UploadWait::ForClient);
-    assert_eq!(poll(&mut attempt), ready_chunk("a"));
-    assert_eq!(poll(&mut attempt), Poll::Ready(None));
+    assert_eq!(poll_attempt(&mut attempt), ready_chunk("a"));
+    assert_eq!(poll_attempt(&mut attempt), Poll::Ready(None));
     assert_eq!(upload.waits_for(), UploadWait::ForResponse);
 }
 
@@ -250,23 +267,26 @@ fn a_released_body_is_discarded_once_it_is_sent() {
     let replay = Replay::new(scripted_body(&["ab", "c", "d"]), &budget);
     let mut first_attempt = replay.start_attempt();
     for text in ["ab", "c"] {
-        assert_eq!(poll(&mut first_attempt), ready_chunk(text));
+        assert_eq!(poll_attempt(&mut first_attempt), ready_chunk(text));
     }
     let mut second_attempt = replay.start_attempt();
     let upload = second_attempt.upload();
-    assert_eq!(poll(&mut second_attempt), ready_chunk("ab"));
+    assert_eq!(poll_attempt(&mut second_attempt), ready_chunk("ab"));
     upload.release();
     assert_eq!((upload.buffered_start(9).bytes, upload.polled_bytes()), ("abc".into(), 2));
-    assert_eq!(poll(&mut second_attempt), ready_chunk("c"));
+    assert_eq!(poll_attempt(&mut second_attempt), ready_chunk("c"));
     assert_eq!(upload.buffered_start(9).bytes, "");
-    assert_eq!(poll(&mut second_attempt), ready_chunk("d"));
+    assert_eq!(poll_attempt(&mut second_attempt), ready_chunk("d"));
     assert_eq!((upload.polled_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
 }
 
 /// Returns a body of `chunks`. `None` makes the body pending once.
 fn scripted_body_with_pauses(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
-    let steps = chunks.iter().cloned().map(|chunk| chunk.map(|data| Ok(Frame::data(Bytes::from(data)))));
-    ScriptedBody { steps: steps.collect(), length: None }
+    let polls = chunks.iter().cloned().map(|chunk| match chunk {
+        Some(data) => Poll::Ready(Ok(Frame::data(Bytes::from(data)))),
+        None => Poll::Pending,
+    });
+    ScriptedBody { polls: polls.collect(), length: None }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -325,8 +345,8 @@ async fn a_body_that_exceeds_the_memory_is_sent_again_from_the_disk() {
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
 }
 
-/// Checks that a body is sent once, although its buffer is lost with the changed limits.
-async fn check_loss(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
+/// Checks that a body is sent once, although its buffer is lost with the limits that `change_limits` sets.
+async fn check_loss(change_limits: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
     let mut limits = BufferLimits {
         max_body_memory: 2,
         max_total_memory: 1_000,
@@ -335,7 +355,7 @@ async fn check_loss(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
         min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     };
-    change(&mut limits);
+    change_limits(&mut limits);
     let budget = BufferBudget::new(&limits);
     // The chunks are larger than the write queue, so that each write is polled before the next chunk.
     let large_chunk = "x".repeat(300_000);
@@ -360,13 +380,13 @@ async fn a_full_or_failing_disk_loses_only_the_replay_buffer() {
 #[tokio::test]
 async fn every_attempt_starts_with_the_bytes_read_ahead() {
     let mut source = scripted_body(&["hello", " ", "world"]);
-    source.steps.insert(1, None);
+    source.polls.insert(1, Poll::Pending);
     let budget = memory_budget();
     let replay = Replay::new(source, &budget);
-    assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello world", true));
+    assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, complete_start("hello world"));
     let mut attempt = replay.start_attempt();
     assert!(!attempt.is_end_stream());
-    assert_eq!(poll(&mut attempt), ready_chunk("hello"));
+    assert_eq!(poll_attempt(&mut attempt), ready_chunk("hello"));
     assert_eq!(read_all(attempt).await, " world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(replay.replayable_body(), ReplayableBody::Buffered);
@@ -375,9 +395,9 @@ async fn every_attempt_starts_with_the_bytes_read_ahead() {
 #[tokio::test]
 async fn bytes_read_ahead_may_exceed_the_memory() {
     for (max_bytes, memory, expected) in [
-        (6, 1_000, start("hello ", false)),
-        (99, 6, start("hello world!", true)),
-        (1, 1_000, start("h", false)),
+        (6, 1_000, partial_start("hello ")),
+        (99, 6, complete_start("hello world!")),
+        (1, 1_000, partial_start("h")),
     ] {
         let budget = budget(memory, 1_000);
         let replay = Replay::new(scripted_body(&["hello", " ", "world", "!"]), &budget);
@@ -396,26 +416,27 @@ async fn bytes_read_ahead_may_exceed_the_memory() {
 #[tokio::test]
 async fn an_error_during_read_ahead_fails_the_attempt() {
     let mut source = scripted_body(&["hello"]);
-    source.steps.push_back(Some(Err("reset")));
+    source.polls.push_back(Poll::Ready(Err("reset")));
     let replay = Replay::new(source, &memory_budget());
-    assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello", false));
+    assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, partial_start("hello"));
     let mut attempt = replay.start_attempt();
-    assert_eq!(poll(&mut attempt), ready_chunk("hello"));
-    assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
+    assert_eq!(poll_attempt(&mut attempt), ready_chunk("hello"));
+    assert_eq!(poll_attempt(&mut attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
 }
 
 /// Returns a body of `length` bytes that arrive one by one, one per `interval`.
 fn slow_body(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
-    let steps = futures_util::stream::unfold(0, move |sent| async move {
-        if sent == length {
+    let frames = futures_util::stream::unfold(0, move |sent_bytes| async move {
+        if sent_bytes == length {
             return None;
         }
         tokio::time::sleep(interval).await;
-        Some((Ok(Frame::data(Bytes::from_static(b"x"))), sent + 1))
+        Some((Ok(Frame::data(Bytes::from_static(b"x"))), sent_bytes + 1))
     });
-    BodyWithLength { body: http_body_util::StreamBody::new(Box::pin(steps)), length }
+    BodyWithLength { body: http_body_util::StreamBody::new(Box::pin(frames)), length }
 }
 
+/// A body with a declared length.
 struct BodyWithLength<B> {
     body: B,
     length: u64,
@@ -437,33 +458,40 @@ impl<B: Body + Unpin> Body for BodyWithLength<B> {
     }
 }
 
+/// Waits for a body of `length` bytes, one per `interval_ms`, with the minimum rate `bytes_per_second`. Compares the
+/// result and the duration of the wait with the expected ones.
 #[track_caller]
 fn check_short_body(
     length: u64,
     interval_ms: u64,
     bytes_per_second: u32,
-    (expected, expected_seconds): (Result<(), SlowUploadError>, u64),
+    expected: Result<(), SlowUploadError>,
+    expected_seconds: u64,
 ) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let result = runtime.block_on(async {
+    let result_and_seconds = runtime.block_on(async {
         let body = Replay::new(slow_body(length, Duration::from_millis(interval_ms)), &budget(1_000, 0));
         let start = clock::instant();
         let rate = MinRate { bytes_per_second };
-        let result = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
-        (result, clock::elapsed_since(start).as_secs())
+        let wait_result = body.wait_for_short_body(100, Duration::from_secs(60), rate).await;
+        (wait_result, clock::elapsed_since(start).as_secs())
     });
-    assert_eq!(result, (expected, expected_seconds), "{length} bytes, one every {interval_ms} ms");
+    assert_eq!(
+        result_and_seconds,
+        (expected, expected_seconds),
+        "the wait for {length} bytes, one every {interval_ms} ms, must have the expected end"
+    );
 }
 
 #[test]
 fn a_short_body_is_read_ahead_until_a_timeout() {
-    check_short_body(10, 1_000, 1, (Ok(()), 10));
+    check_short_body(10, 1_000, 1, Ok(()), 10);
     // A longer body is not read ahead.
-    check_short_body(101, 1_000, 1, (Ok(()), 0));
-    check_short_body(100, 61_000, 0, (Err(SlowUploadError::Stalled), 60));
-    check_short_body(100, 59_000, 0, (Ok(()), 5_900));
+    check_short_body(101, 1_000, 1, Ok(()), 0);
+    check_short_body(100, 61_000, 0, Err(SlowUploadError::Stalled), 60);
+    check_short_body(100, 59_000, 0, Ok(()), 5_900);
     // At one byte per second, the client has 20 s and one more second for each received byte.
-    check_short_body(100, 2_000, 1, (Err(SlowUploadError::BelowMinRate), 39));
-    check_short_body(15, 2_000, 1, (Ok(()), 30));
+    check_short_body(100, 2_000, 1, Err(SlowUploadError::BelowMinRate), 39);
+    check_short_body(15, 2_000, 1, Ok(()), 30);
 }

@@ -1,6 +1,7 @@
-//! Names the event that an upload waits for. The event determines the timeout of an attempt.
+//! Defines the events for which the upload of a request body can wait. The HTTP client in `upstream` chooses the
+//! timeout of an attempt by this event.
 
-/// The event that the upload of a request body waits for.
+/// The event for which the upload of a request body waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadWait {
     /// The upload waits for the next bytes from the client.

@@ -1,5 +1,5 @@
-//! Finds identifiers in a JSON document with a streaming parser, which builds no tree and keeps only the
-//! hashes of the identifiers.
+//! Finds identifiers in a JSON document with a streaming parser, which builds no tree and keeps only the hashes of the
+//! identifiers. The number of examined values and of identifiers is limited.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,42 +9,44 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::kind::{Identifier, ResourceKind};
 
-/// The name of a JSON field, and the kind of identifier in it. `name` matches the field anywhere,
-/// `parent.name` directly in `parent` (list levels are ignored), `.name` in the document itself.
-pub(super) type Field = (&'static str, ResourceKind);
+/// The name of a JSON field, and the kind of identifier in it. `name` matches the field at any position, `parent.name`
+/// only directly in the field `parent` or in its lists, and `.name` only in the outermost object.
+pub(super) type IdentifierField = (&'static str, ResourceKind);
 
-/// Maximum length of an identifier. The longest identifiers are signed URLs and tokens.
+/// Maximum length of an identifier. The longest identifiers are signed URLs and tokens, which are shorter.
 const MAX_IDENTIFIER_BYTES: usize = 4 * 1024;
 
-/// Maximum number of values examined in one document. A mebibyte of the provider's responses contains about
-/// 40,000 values. A mebibyte of empty strings contains more than 300,000, which would block a worker.
+/// Maximum number of values that are examined in one document. A mebibyte of the provider's responses contains about
+/// 40,000 values. A mebibyte of empty strings contains more than 300,000 values, which would block a worker.
 const MAX_VALUES: usize = 65_536;
 
-/// Maximum number of identifiers in one document. The provider's largest pages contain a thousand entries
-/// with a few identifiers each.
+/// Maximum number of identifiers in one document. The provider's largest pages contain a thousand resources with a few
+/// identifiers each.
 const MAX_IDENTIFIERS: usize = 4_096;
 
 /// The fields that contain identifiers, indexed by name.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fields {
-    /// Sorted by name; fields with the same name are in the order of the table.
+pub(super) struct IdentifierFields {
+    /// The rules, sorted by name. Rules with the same name are in the order of the table.
     rules: Vec<FieldRule>,
-    /// A bit for the length of each name. The highest bit covers all longer names. The bits rule out most
-    /// names of a document without a search.
+    /// A bit for the length of each name. The highest bit is for all longer names. Most names in a document have
+    /// another length, so they need no search.
     name_lengths: u64,
 }
 
+/// A field that contains identifiers.
 #[derive(Clone, Copy, Debug)]
 struct FieldRule {
     name: &'static str,
-    /// The name of the containing field, or `None` for any.
+    /// The name of the field that contains this field, or `None` for any field. The name is empty for the outermost
+    /// object.
     parent: Option<&'static str>,
     kind: ResourceKind,
 }
 
-impl Fields {
-    pub(super) fn new(fields: impl IntoIterator<Item = Field>) -> Self {
-        let rule = |(field, kind): Field| match field.split_once('.') {
+impl IdentifierFields {
+    pub(super) fn new(fields: impl IntoIterator<Item = IdentifierField>) -> Self {
+        let rule = |(field, kind): IdentifierField| match field.split_once('.') {
             Some((parent, name)) => FieldRule { name, parent: Some(parent), kind },
             None => FieldRule { name: field, parent: None, kind },
         };
@@ -69,26 +71,30 @@ fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
-/// Returns the identifiers in the given `fields` of a document, in document order. `identify` hashes an identifier
-/// of a kind, or returns `None` to exclude it. A truncated document yields the identifiers before the
-/// truncation. A document with more than [`MAX_VALUES`] values or [`MAX_IDENTIFIERS`] identifiers yields the
-/// identifiers before the limit.
+/// Returns the identifiers in the given `fields` of a document, in document order. `identify` hashes an identifier of a
+/// kind, or returns `None` to exclude it. The search ends at a syntax error, such as the end of a truncated document,
+/// and at [`MAX_VALUES`] values or [`MAX_IDENTIFIERS`] identifiers. The identifiers before that position are returned.
 pub(super) fn find_identifiers(
     document: &[u8],
-    fields: &Fields,
+    fields: &IdentifierFields,
     mut identify: impl FnMut(ResourceKind, &str) -> Option<Identifier>,
 ) -> Vec<Identifier> {
-    let mut search =
-        Search { fields, identifiers: Vec::new(), remaining_values: MAX_VALUES, identify: &mut identify };
+    let mut search = IdentifierSearch {
+        fields,
+        identifiers: Vec::new(),
+        remaining_values: MAX_VALUES,
+        identify: &mut identify,
+    };
     let mut deserializer = serde_json::Deserializer::from_slice(document);
     let position = FieldPosition { search: &mut search, parent: "", name: "", kind: None };
-    // The identifiers before a syntax error count, so the error is ignored.
+    // The identifiers before an error are returned, so the error is ignored.
     let _ = position.deserialize(&mut deserializer);
     search.identifiers
 }
 
-struct Search<'a> {
-    fields: &'a Fields,
+/// The fields and the progress of a search.
+struct IdentifierSearch<'a> {
+    fields: &'a IdentifierFields,
     identifiers: Vec<Identifier>,
     remaining_values: usize,
     identify: &'a mut dyn FnMut(ResourceKind, &str) -> Option<Identifier>,
@@ -97,7 +103,7 @@ struct Search<'a> {
 /// The position of a value in a document. Its visitor returns whether the value marks the containing object
 /// as premade, which means that every account has it.
 struct FieldPosition<'a, 'b, 'n> {
-    search: &'a mut Search<'b>,
+    search: &'a mut IdentifierSearch<'b>,
     /// The name of the field that contains the field of the value.
     parent: &'n str,
     /// The name of the field of the value.
@@ -143,7 +149,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        let count_before = self.search.identifiers.len();
+        let identifiers_before = self.search.identifiers.len();
         let mut is_premade = false;
         while let Some(FieldName(name)) = map.next_key()? {
             let kind = self.search.fields.kind(self.name, &name);
@@ -152,7 +158,7 @@ impl<'de> Visitor<'de> for FieldPosition<'_, '_, '_> {
         }
         // A premade resource has no owner, because every account has it.
         if is_premade {
-            self.search.identifiers.truncate(count_before);
+            self.search.identifiers.truncate(identifiers_before);
         }
         Ok(false)
     }
@@ -192,7 +198,7 @@ mod tests {
             ("samples.id", ResourceKind::Sample),
             (".id", ResourceKind::Dictionary),
         ];
-        find_identifiers(document.as_bytes(), &Fields::new(fields), |kind, value| {
+        find_identifiers(document.as_bytes(), &IdentifierFields::new(fields), |kind, value| {
             Some(Identifier::new(kind, value))
         })
     }
@@ -215,13 +221,13 @@ mod tests {
         for (before, is_examined) in [(MAX_VALUES - 3, true), (MAX_VALUES - 2, false), (300_000, false)] {
             let empty_strings = vec![r#""""#; before].join(",");
             let document = format!(r#"{{"a":[{empty_strings}],"voice_id":"v"}}"#);
-            assert_eq!(identifiers_in(&document).len(), usize::from(is_examined), "{before}");
+            assert_eq!(identifiers_in(&document).len(), usize::from(is_examined), "after {before} values");
         }
     }
 
     #[test]
     fn identifiers_are_found_up_to_a_maximum() {
-        let many = vec![r#"{"voice_id":"v"}"#; MAX_IDENTIFIERS + 10].join(",");
-        assert_eq!(identifiers_in(&format!("[{many}]")).len(), MAX_IDENTIFIERS);
+        let objects = vec![r#"{"voice_id":"v"}"#; MAX_IDENTIFIERS + 10].join(",");
+        assert_eq!(identifiers_in(&format!("[{objects}]")).len(), MAX_IDENTIFIERS);
     }
 }

@@ -1,41 +1,41 @@
-//! Finds the rows of the table of resources that match a request. An index finds the path patterns of a request by
-//! the first path segment, because most requests name no identifier and then need only this lookup.
+//! Finds the rows of the table of resources that match a request. The path patterns are indexed by their first segment,
+//! and the fields of responses by the root of their route. Most requests name no identifier and need only one lookup.
 
 use std::sync::LazyLock;
 
 use http::{HeaderName, Method};
 
 use super::ResponseOwnership;
-use super::fields::{Field, Fields};
+use super::fields::{IdentifierField, IdentifierFields};
 use super::kind::{Identifier, ResourceKind};
 use super::table::{ACCOUNT_READS, CURSORS, RouteFields, rows};
 use crate::elevenlabs::endpoint::{Literal, Route};
 use crate::elevenlabs::segments::Segment;
 
-static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
+static INDEX: LazyLock<ResourceIndex> = LazyLock::new(ResourceIndex::new);
 
-/// The indexed table.
+/// The rows of the table, indexed by the parts of a request or a response.
 #[derive(Debug)]
-pub(super) struct Index {
-    /// Path patterns, by the number of their first segment.
-    patterns: Vec<Vec<Pattern>>,
+pub(super) struct ResourceIndex {
+    /// The patterns of paths with the same first segment, by the number of that segment.
+    patterns: Vec<Vec<PathPattern>>,
     /// The query parameters that contain identifiers, sorted by name.
-    parameters: Vec<Field>,
-    /// Fields of request bodies.
-    pub(super) body: Fields,
-    /// Headers of responses.
+    parameters: Vec<IdentifierField>,
+    /// The fields of request bodies that contain identifiers.
+    pub(super) body: IdentifierFields,
+    /// The headers of responses that contain identifiers.
     pub(super) headers: Vec<(HeaderName, ResourceKind)>,
     /// The fields of a list response that contain its next cursor.
-    cursors: Fields,
-    /// Fields of responses that list resources or describe the account.
+    cursors: IdentifierFields,
+    /// The fields of responses that list resources or describe the account.
     account_reads: FieldsByRoute,
-    /// Fields of responses to requests that create a resource.
+    /// The fields of responses to requests that create a resource.
     created: FieldsByRoute,
 }
 
-/// The segments of a path with an identifier. The pattern also matches longer paths that start with these
+/// The segments of a path that contains an identifier. The pattern also matches longer paths that start with these
 /// segments.
-type Pattern = Vec<PatternSegment>;
+type PathPattern = Vec<PatternSegment>;
 
 #[derive(Clone, Copy, Debug)]
 enum PatternSegment {
@@ -45,35 +45,35 @@ enum PatternSegment {
     Identifier(ResourceKind),
 }
 
-/// The fields of the responses of each route, by the number of the route's root. Few routes share a root, so
-/// comparing them is cheaper than hashing the route.
-type FieldsByRoute = Vec<Vec<(Route, Fields)>>;
+/// The fields of the responses of each route, by the number of the route's root. Few routes have the same root, so a
+/// comparison with each of them is cheaper than a hash of the route.
+type FieldsByRoute = Vec<Vec<(Route, IdentifierFields)>>;
 
 /// Returns the index, which is built on the first call.
-pub(super) fn index() -> &'static Index {
+pub(super) fn index() -> &'static ResourceIndex {
     &INDEX
 }
 
-impl Index {
+impl ResourceIndex {
     fn new() -> Self {
         let mut patterns = vec![Vec::new(); Literal::COUNT];
         for path in rows().flat_map(|row| row.paths) {
-            let pattern: Pattern = path.split('/').map(PatternSegment::parse).collect();
+            let pattern: PathPattern = path.split('/').map(PatternSegment::parse).collect();
             if let Some(PatternSegment::Literal(first)) = pattern.first() {
                 patterns[usize::from(first.number())].push(pattern);
             }
         }
-        let mut parameters: Vec<Field> = rows().flat_map(|row| row.query).copied().collect();
-        // The sort is stable, so the first entry of the table takes precedence.
+        let mut parameters: Vec<IdentifierField> = rows().flat_map(|row| row.query).copied().collect();
+        // The sort keeps the order of equal names, so the first row with a name takes precedence.
         parameters.sort_by_key(|(name, _)| *name);
         parameters.dedup_by_key(|(name, _)| *name);
-        let parse_header = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
+        let parse_header = |(name, kind): &IdentifierField| Some((HeaderName::try_from(*name).ok()?, *kind));
         Self {
             patterns,
             parameters,
-            body: Fields::new(rows().flat_map(|row| row.body).copied()),
+            body: IdentifierFields::new(rows().flat_map(|row| row.body).copied()),
             headers: rows().flat_map(|row| row.headers).filter_map(parse_header).collect(),
-            cursors: Fields::new(CURSORS),
+            cursors: IdentifierFields::new(CURSORS),
             account_reads: index_by_route(rows().flat_map(|row| row.lists).chain([&ACCOUNT_READS]), &CURSORS),
             created: index_by_route(rows().flat_map(|row| row.created), &[]),
         }
@@ -101,7 +101,7 @@ impl Index {
         identifiers
     }
 
-    /// Returns how a request's response relates to its account.
+    /// Returns the relation between the response of a request and its account.
     pub(super) fn response_ownership(&self, method: &Method, route: &Route) -> ResponseOwnership {
         let is_create = [Method::POST, Method::PUT, Method::PATCH].contains(method);
         if *method == Method::GET && find_fields(&self.account_reads, route).is_some() {
@@ -114,7 +114,7 @@ impl Index {
     }
 
     /// Returns the fields of a response that contain identifiers, or `None` if no field does.
-    pub(super) fn response_fields(&self, method: &Method, route: &Route) -> Option<&Fields> {
+    pub(super) fn response_fields(&self, method: &Method, route: &Route) -> Option<&IdentifierFields> {
         if *method == Method::GET {
             // Any list may have a cursor.
             Some(find_fields(&self.account_reads, route).unwrap_or(&self.cursors))
@@ -127,9 +127,9 @@ impl Index {
 /// Merges the fields of all rows of each route in the order of the table, followed by `common_fields`.
 fn index_by_route(
     rows: impl Iterator<Item = &'static RouteFields>,
-    common_fields: &[Field],
+    common_fields: &[IdentifierField],
 ) -> FieldsByRoute {
-    let mut by_root: Vec<Vec<(Route, Vec<Field>)>> = vec![Vec::new(); Literal::COUNT];
+    let mut by_root: Vec<Vec<(Route, Vec<IdentifierField>)>> = vec![Vec::new(); Literal::COUNT];
     for (routes, fields) in rows {
         for route in routes.iter().map(|route| Route::parse(route)) {
             let Some(root) = route.root() else { continue };
@@ -140,21 +140,24 @@ fn index_by_route(
             }
         }
     }
-    let with_common =
-        |fields: Vec<Field>| Fields::new(fields.into_iter().chain(common_fields.iter().copied()));
-    let prepare = |same_root: Vec<(Route, Vec<Field>)>| {
-        same_root.into_iter().map(|(route, fields)| (route, with_common(fields))).collect()
+    let add_common_fields = |fields: Vec<IdentifierField>| {
+        IdentifierFields::new(fields.into_iter().chain(common_fields.iter().copied()))
     };
-    by_root.into_iter().map(prepare).collect()
+    let index_fields = |same_root: Vec<(Route, Vec<IdentifierField>)>| {
+        same_root.into_iter().map(|(route, fields)| (route, add_common_fields(fields))).collect()
+    };
+    by_root.into_iter().map(index_fields).collect()
 }
 
-fn find_fields<'a>(by_route: &'a FieldsByRoute, route: &Route) -> Option<&'a Fields> {
+/// Finds the fields of a route, which may have another version than the route of the table.
+fn find_fields<'a>(by_route: &'a FieldsByRoute, route: &Route) -> Option<&'a IdentifierFields> {
     let (root, required) = (route.root()?, route.after_version()?);
     let mut same_root = by_route[usize::from(root.number())].iter();
     same_root.find(|(known, _)| known.after_version() == Some(required)).map(|(_, fields)| fields)
 }
 
 impl PatternSegment {
+    /// Parses a segment of a path in the table.
     fn parse(part: &str) -> Self {
         match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
             Some(kind) => ResourceKind::parse(kind).map_or(Self::Any, Self::Identifier),
@@ -163,7 +166,7 @@ impl PatternSegment {
     }
 }
 
-/// Whether `segments` start with a match of the pattern. A literal of the API is not an identifier.
+/// Whether the first segments match the pattern. A literal of the API is not an identifier.
 fn is_match(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
     let segment_matches = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
         PatternSegment::Literal(required) => {
@@ -202,7 +205,10 @@ mod tests {
             assert_eq!(Route::parse(route).to_string(), format!("/{route}"));
             let route = Route::parse(&format!("/v1/{route}"));
             let is_indexed = |by_route| find_fields(by_route, &route).is_some();
-            assert!(is_indexed(&index().account_reads) || is_indexed(&index().created), "{route}");
+            assert!(
+                is_indexed(&index().account_reads) || is_indexed(&index().created),
+                "{route} must be indexed"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Defines the kinds of identifiers, the time for which each is recorded, and the hash that replaces an identifier.
-//! Only the hash is stored or printed, because an identifier may be a token that grants access.
+//! Defines the kinds of identifiers, the time for which the owners of each kind are recorded, and the hash that
+//! replaces an identifier. Only the hash is stored or printed, because an identifier may be a token that grants access.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ macro_rules! kinds {
             /// All kinds.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
-            /// Returns the name in the database and in messages to clients.
+            /// Returns the name of the kind in the database and in messages to clients.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$kind => $name,)* }
@@ -109,16 +109,16 @@ impl ResourceKind {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == name)
     }
 
-    /// Whether different accounts may have the same identifier. A response with status 200 then does not
-    /// prove that the account owns the resource.
+    /// Whether several accounts may have the same identifier of this kind. For such a kind, a response with status 200
+    /// does not prove that the account owns the resource.
     #[must_use]
     pub fn is_shared(self) -> bool {
         self == Self::Voice
     }
 
-    /// Returns an upper bound of the time for which the provider accepts an identifier of this kind, or
-    /// `None` if there is no limit. Requests can be continued for two hours; tokens and signed URLs are valid
-    /// for 15 minutes.
+    /// Returns an upper bound of the time for which the provider accepts an identifier of this kind, or `None` if the
+    /// time is not limited. The provider accepts earlier requests for two hours, and tokens and signed URLs for 15
+    /// minutes.
     #[must_use]
     pub fn lifetime(self) -> Option<Duration> {
         if self == Self::Request {
@@ -159,7 +159,7 @@ impl StorageClass {
     /// All classes.
     pub const ALL: [Self; 3] = [Self::LongLived, Self::PerRequest, Self::ShortLived];
 
-    /// Returns the number in the database.
+    /// Returns the number of the class in the database.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -176,7 +176,7 @@ pub struct RetentionLimits {
     /// Maximum number of identifiers in all classes. Half of them are for
     /// [`LongLived`](StorageClass::LongLived).
     pub max_identifiers: usize,
-    /// Maximum time since the last use, or `None` if there is no limit.
+    /// Maximum time since the last use of an identifier, or `None` if the time is not limited.
     pub max_idle: Option<Duration>,
 }
 
@@ -190,8 +190,7 @@ impl RetentionLimits {
         }
     }
 
-    /// Returns the maximum time since the last use of an identifier of a class, or `None` if there is no
-    /// limit.
+    /// Returns the maximum time since the last use of an identifier of a class, or `None` if the time is not limited.
     #[must_use]
     pub fn max_idle(&self, class: StorageClass) -> Option<Duration> {
         match class {
@@ -236,7 +235,7 @@ impl IdentifierHash {
         Self(bytes)
     }
 
-    /// Returns the bytes of the hash, which are uniformly distributed.
+    /// Returns the bytes of the hash. All their values are equally probable, so a shard can be chosen by one byte.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 16] {
         &self.0
@@ -259,7 +258,7 @@ pub struct Identifier {
 }
 
 impl Identifier {
-    /// Hashes the text of an identifier.
+    /// Creates an identifier from its text, which is hashed.
     #[must_use]
     pub fn new(kind: ResourceKind, text: &str) -> Self {
         Self { kind, hash: IdentifierHash::new(kind, text) }
@@ -281,21 +280,21 @@ mod tests {
     fn an_identifier_expires_after_its_lifetime_or_the_maximum_idle_time() {
         let limits = RetentionLimits { max_identifiers: 100, max_idle: Some(30 * 24 * HOUR) };
         let hour = |number: u32| UnixMs(1).plus(HOUR * number);
-        let check = |kind, recorded, used, now, expected| {
-            let is_current = limits.is_current(kind, hour(recorded), hour(used), hour(now));
-            assert_eq!(is_current, expected, "{kind:?} {now}");
+        let check_current = |kind, recorded_hour, used_hour, now_hour, expected| {
+            let is_current = limits.is_current(kind, hour(recorded_hour), hour(used_hour), hour(now_hour));
+            assert_eq!(is_current, expected, "{kind:?} at hour {now_hour} must be current only if expected");
         };
-        check(ResourceKind::Voice, 0, 0, 719, true);
-        check(ResourceKind::Voice, 0, 0, 720, false);
-        check(ResourceKind::Voice, 0, 100, 819, true);
-        // The provider deletes it after its lifetime, even if it is used.
-        check(ResourceKind::Request, 0, 1, 1, true);
-        check(ResourceKind::Request, 0, 1, 2, false);
-        check(ResourceKind::Cursor, 0, 0, 23, true);
+        check_current(ResourceKind::Voice, 0, 0, 719, true);
+        check_current(ResourceKind::Voice, 0, 0, 720, false);
+        check_current(ResourceKind::Voice, 0, 100, 819, true);
+        // The provider forgets an earlier request after its lifetime, even if the request was continued.
+        check_current(ResourceKind::Request, 0, 1, 1, true);
+        check_current(ResourceKind::Request, 0, 1, 2, false);
+        check_current(ResourceKind::Cursor, 0, 0, 23, true);
         let unlimited = RetentionLimits { max_idle: None, ..limits };
         assert!(unlimited.is_current(ResourceKind::Voice, hour(0), hour(0), hour(9_999_999)));
-        // An entry does not expire when the clock is set back.
-        check(ResourceKind::Voice, 5, 5, 0, true);
+        // An identifier does not expire when the clock is set back.
+        check_current(ResourceKind::Voice, 5, 5, 0, true);
         assert_eq!(StorageClass::ALL.map(|class| limits.max_count(class)), [50, 25, 25]);
         assert_eq!(limits.max_idle(StorageClass::ShortLived), Some(24 * HOUR));
     }

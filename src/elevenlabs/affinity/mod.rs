@@ -1,8 +1,8 @@
-//! Finds the identifiers in requests and responses. Each identifier belongs to one account: a request that
-//! names an identifier can be served only by the keys of that account.
+//! Finds the identifiers in requests and responses. Each identifier belongs to one account: only the keys of that
+//! account can serve a request that names the identifier.
 //!
-//! `table` lists the resources and where their identifiers appear; the pool records the owning accounts.
-//! Identifiers leave this module only as hashes.
+//! `table` lists the resources and the locations of their identifiers. The pool records the owner of each identifier.
+//! This module returns identifiers only as hashes.
 
 mod fields;
 mod index;
@@ -20,7 +20,7 @@ use super::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
 use crate::policy::headers::decode_parameter;
 use crate::policy::path::Path;
-use fields::{Fields, find_identifiers};
+use fields::{IdentifierFields, find_identifiers};
 use index::index;
 pub use kind::{Identifier, IdentifierHash, ResourceKind, RetentionLimits, StorageClass};
 #[cfg(test)]
@@ -40,8 +40,8 @@ pub struct RequestIdentifiers {
 }
 
 impl RequestIdentifiers {
-    /// Finds the identifiers in the path and the query of a request; `path` is as received. The result for an
-    /// ambiguous path is empty, because such a request is rejected.
+    /// Finds the identifiers in the received path and query of a request. Returns none for an ambiguous path, because
+    /// the proxy rejects such a request.
     #[must_use]
     pub fn parse(path: &str, query: Option<&str>) -> Self {
         Path::parse(path).map(|path| Self::from_segments(&Segments::new(&path), query)).unwrap_or_default()
@@ -62,11 +62,8 @@ impl RequestIdentifiers {
             let Some(kind) = index().parameter_kind(name) else { continue };
             let decoded_value = decode_parameter(value);
             let is_list = name.ends_with("_ids");
-            let values = decoded_value.split(move |c| is_list && c == ',').map(str::trim);
-            add_distinct(
-                &mut other_identifiers,
-                values.map(|value| identifier_in(resource_path, kind, value)),
-            );
+            let texts = decoded_value.split(move |char| is_list && char == ',').map(str::trim);
+            add_distinct(&mut other_identifiers, texts.map(|text| identifier_in(resource_path, kind, text)));
         }
         Self { path: index().path_identifiers(resource_path), others: other_identifiers }
     }
@@ -76,7 +73,7 @@ impl RequestIdentifiers {
         add_distinct(&mut self.others, identifiers_in_document(document));
     }
 
-    /// Iterates over all identifiers of the request.
+    /// Returns an iterator over all identifiers of the request.
     pub fn all(&self) -> impl Iterator<Item = &Identifier> {
         self.path.iter().chain(&self.others)
     }
@@ -93,11 +90,14 @@ fn identifiers_in_document(document: &[u8]) -> Vec<Identifier> {
     find_identifiers(document, &index().body, |kind, text| Some(Identifier::new(kind, text)))
 }
 
-/// Returns the identifier of the conversation in the first message of a session with an agent.
+/// Returns the identifiers in the first message of a session with an agent, which names the conversation.
 #[must_use]
 pub fn identifiers_in_first_message(message: &[u8]) -> Vec<Identifier> {
-    static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
-        Fields::new([("conversation_initiation_metadata_event.conversation_id", ResourceKind::Conversation)])
+    static FIELDS: LazyLock<IdentifierFields> = LazyLock::new(|| {
+        IdentifierFields::new([(
+            "conversation_initiation_metadata_event.conversation_id",
+            ResourceKind::Conversation,
+        )])
     });
     find_identifiers(message, &FIELDS, |kind, text| Some(Identifier::new(kind, text)))
 }
@@ -119,20 +119,19 @@ pub enum ResponseOwnership {
     None,
     /// The response contains a created resource.
     Created,
-    /// The response lists resources of the account or describes the account, so it differs between
-    /// accounts.
+    /// The response lists resources of the account or describes the account, so accounts have different responses.
     Account,
 }
 
-/// Returns how a request's response relates to its account. `route` is the route of its
+/// Returns the relation between the response of a request and its account. `route` is the route of the request's
 /// [`Endpoint`](super::endpoint::Endpoint).
 #[must_use]
 pub fn response_ownership(method: &Method, route: &Route) -> ResponseOwnership {
     index().response_ownership(method, route)
 }
 
-/// Whether a route generates speech with voices. The provider refuses a request with a missing voice as a
-/// whole, and neither generates nor charges anything.
+/// Whether a route generates speech with voices. If a voice is missing, the provider refuses the whole request and
+/// charges nothing.
 #[must_use]
 pub fn is_speech(route: &Route) -> bool {
     const ROOTS: [&str; 4] = ["speech-to-speech", "text-to-dialogue", "text-to-speech", "voice-changer"];
@@ -154,7 +153,7 @@ pub fn identifiers_in_response(
     let resource_path = without_version(&segments);
     let Some(fields) = index().response_fields(method, route) else { return Vec::new() };
     find_identifiers(document, fields, |kind, text| {
-        // The response contains the URL; the later request presents its signature.
+        // The response contains the URL, and the later request contains only its signature.
         if kind == ResourceKind::Signature {
             return Some(Identifier::new(kind, &signature_in_url(text)?));
         }
@@ -162,15 +161,15 @@ pub fn identifiers_in_response(
     })
 }
 
+/// Returns the decoded signature in a signed URL.
 fn signature_in_url(url: &str) -> Option<String> {
     let (_, query) = url.split_once('?')?;
     let signature = query.split('&').find_map(|pair| pair.strip_prefix("conversation_signature="))?;
     Some(decode_parameter(signature).into_owned()).filter(|signature| !signature.is_empty())
 }
 
-/// Returns the identifier with the given `text` in a request to `resource_path` or its response. A cursor is
-/// unique only within its list, because some cursors are plain numbers, so its hash includes the path of
-/// the list.
+/// Returns the identifier with the given `text` in a request to `resource_path` or its response. Some cursors are plain
+/// numbers and thus unique only within their list, so the hash of a cursor includes the path of its list.
 fn identifier_in(resource_path: &[Segment<'_>], kind: ResourceKind, text: &str) -> Identifier {
     if kind != ResourceKind::Cursor {
         return Identifier::new(kind, text);
@@ -179,10 +178,11 @@ fn identifier_in(resource_path: &[Segment<'_>], kind: ResourceKind, text: &str) 
     Identifier::new(kind, &format!("{}\n{text}", list_path.join("/")))
 }
 
-/// Maximum number of different identifiers in the path, or in the query and the body. Each new identifier is compared
-/// with all earlier identifiers. A request to the provider names a few dozen.
+/// Maximum number of different identifiers in the path, and in the query and the body. The number is limited, because
+/// each new identifier is compared with all earlier identifiers. A request to the provider names at most a few dozen.
 const MAX_IDENTIFIERS: usize = 512;
 
+/// Adds the identifiers that the list does not contain, up to the maximum.
 fn add_distinct(identifiers: &mut Vec<Identifier>, new_identifiers: impl IntoIterator<Item = Identifier>) {
     for identifier in new_identifiers {
         if identifiers.len() >= MAX_IDENTIFIERS {
@@ -194,6 +194,7 @@ fn add_distinct(identifiers: &mut Vec<Identifier>, new_identifiers: impl IntoIte
     }
 }
 
+/// Returns the segments after the version, or all segments of a path without a version.
 fn without_version<'a, 'b>(segments: &'a [Segment<'b>]) -> &'a [Segment<'b>] {
     match segments {
         [version, rest @ ..] if is_version(version.text()) => rest,

@@ -1,9 +1,9 @@
-//! Decides which account must serve a request, from the owners of the identifiers that the request names.
+//! Decides which account must serve a request. The decision depends on the owners of the identifiers that the request
+//! names.
 
 use super::kind::ResourceKind;
 
-/// The error for a request with two identifiers of different accounts, because no key can reach both
-/// resources.
+/// The error for a request with two identifiers of different accounts. No key can use both resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the request names a {} and a {} of different accounts", .0.as_str(), .1.as_str())]
 pub struct ConflictingOwners(pub ResourceKind, pub ResourceKind);

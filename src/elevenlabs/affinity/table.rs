@@ -1,13 +1,12 @@
-//! Lists the resources of the provider in a table: one row per resource that belongs to one account.
-//! A row lists the paths, parameters, fields and headers that contain identifiers of the resource.
+//! Lists the resources of the provider that belong to one account, in a table with one row per resource. A row lists
+//! the paths, parameters, fields and headers that contain identifiers of the resource.
 //!
-//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment; a pattern also
-//! matches longer paths that start with the pattern. Identifiers in responses are listed by whole routes, in
-//! which every identifier is `{id}`.
+//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment. The path of a request may be
+//! longer than the pattern. Fields of responses are listed by whole routes, in which every identifier is `{id}`.
 //!
-//! Source: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
+//! Sources: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
 
-use super::fields::Field;
+use super::fields::IdentifierField;
 use super::kind::ResourceKind;
 
 mod agents;
@@ -16,37 +15,36 @@ mod agents;
 #[derive(Debug)]
 pub(super) struct ResourceRow {
     /// The name of the resource.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "documentation, and the names in the test of the table")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the tests of the table read the name"))]
     pub(super) resource: &'static str,
-    /// Patterns of request paths.
+    /// The patterns of request paths that contain identifiers.
     pub(super) paths: &'static [&'static str],
-    /// Query parameters of requests.
-    pub(super) query: &'static [Field],
-    /// Fields of request bodies.
-    pub(super) body: &'static [Field],
-    /// Headers of responses.
-    pub(super) headers: &'static [Field],
-    /// Fields of responses to requests that create the resource.
+    /// The query parameters of requests that contain identifiers.
+    pub(super) query: &'static [IdentifierField],
+    /// The fields of request bodies that contain identifiers.
+    pub(super) body: &'static [IdentifierField],
+    /// The headers of responses that contain identifiers.
+    pub(super) headers: &'static [IdentifierField],
+    /// The fields of responses to requests that create the resource.
     pub(super) created: &'static [RouteFields],
-    /// Fields of responses that list the resource.
+    /// The fields of responses that list the resource.
     pub(super) lists: &'static [RouteFields],
 }
 
-/// Routes, and the fields of their responses.
-pub(super) type RouteFields = (&'static [&'static str], &'static [Field]);
+/// Routes, and the fields of their responses that contain identifiers.
+pub(super) type RouteFields = (&'static [&'static str], &'static [IdentifierField]);
 
+/// A row without locations, from which the other rows take their empty parts.
 const EMPTY_ROW: ResourceRow =
     ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], created: &[], lists: &[] };
 
-/// Returns all rows: media first, then agents and the account.
+/// Returns all rows: first the rows of media, and then the rows of agents and of the account.
 pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
     MEDIA.iter().chain(agents::ROWS)
 }
 
-#[rustfmt::skip] // a table
+/// The rows of voices, audio, video and music.
+#[rustfmt::skip] // Each line has several fields.
 static MEDIA: &[ResourceRow] = &[
     ResourceRow {
         resource: "voice",
@@ -95,7 +93,9 @@ static MEDIA: &[ResourceRow] = &[
         paths: &["voices/collections/{voice collection}"],
         query: &[("collection_id", ResourceKind::Collection)],
         body: &[("collection_id", ResourceKind::Collection)],
-        created: &[(&["voices/collections"], &[(".collection_id", ResourceKind::Collection), (".id", ResourceKind::Collection)])],
+        created: &[(&["voices/collections"], &[
+            (".collection_id", ResourceKind::Collection), (".id", ResourceKind::Collection),
+        ])],
         lists: &[(&["voices/collections"], &[
             ("collections.collection_id", ResourceKind::Collection), ("collections.id", ResourceKind::Collection),
         ])],
@@ -108,7 +108,8 @@ static MEDIA: &[ResourceRow] = &[
         body: &[("history_item_ids", ResourceKind::HistoryItem), ("history_item_id", ResourceKind::HistoryItem)],
         headers: &[("history-item-id", ResourceKind::HistoryItem)],
         lists: &[(&["history", "audio-isolation/history"], &[
-            ("history.history_item_id", ResourceKind::HistoryItem), (".last_history_item_id", ResourceKind::HistoryItem),
+            ("history.history_item_id", ResourceKind::HistoryItem),
+            (".last_history_item_id", ResourceKind::HistoryItem),
         ])],
         ..EMPTY_ROW
     },
@@ -166,7 +167,8 @@ static MEDIA: &[ResourceRow] = &[
         ],
         query: &[("project_id", ResourceKind::Project)],
         body: &[
-            ("project_id", ResourceKind::Project), ("chapter_id", ResourceKind::Chapter), ("from_chapter_id", ResourceKind::Chapter),
+            ("project_id", ResourceKind::Project), ("chapter_id", ResourceKind::Chapter),
+            ("from_chapter_id", ResourceKind::Chapter),
             ("project_snapshot_id", ResourceKind::Snapshot), ("chapter_snapshot_id", ResourceKind::Snapshot),
         ],
         created: &[
@@ -181,7 +183,8 @@ static MEDIA: &[ResourceRow] = &[
             (&["studio/projects"], &[("projects.project_id", ResourceKind::Project)]),
             (&["studio/projects/{id}/chapters"], &[("chapters.chapter_id", ResourceKind::Chapter)]),
             (&["studio/projects/{id}/snapshots", "studio/projects/{id}/chapters/{id}/snapshots"], &[
-                ("snapshots.project_snapshot_id", ResourceKind::Snapshot), ("snapshots.chapter_snapshot_id", ResourceKind::Snapshot),
+                ("snapshots.project_snapshot_id", ResourceKind::Snapshot),
+                ("snapshots.chapter_snapshot_id", ResourceKind::Snapshot),
             ]),
         ],
         ..EMPTY_ROW
@@ -219,7 +222,8 @@ static MEDIA: &[ResourceRow] = &[
         resource: "music",
         paths: &["music/finetunes/{finetune}"],
         body: &[
-            ("song_id", ResourceKind::Song), ("finetune_id", ResourceKind::Finetune), ("stem_variation_id", ResourceKind::Song),
+            ("song_id", ResourceKind::Song), ("finetune_id", ResourceKind::Finetune),
+            ("stem_variation_id", ResourceKind::Song),
         ],
         headers: &[("song-id", ResourceKind::Song)],
         created: &[
@@ -232,13 +236,13 @@ static MEDIA: &[ResourceRow] = &[
 ];
 
 /// The fields of a list response that contain its next cursor.
-pub(super) const CURSORS: [Field; 4] = [
+pub(super) const CURSORS: [IdentifierField; 4] = [
     (".next_page_token", ResourceKind::Cursor),
     (".next_cursor", ResourceKind::Cursor),
     (".cursor", ResourceKind::Cursor),
     (".last_sort_id", ResourceKind::Cursor),
 ];
 
-/// Routes whose response differs from account to account and contains no identifiers.
+/// Routes whose response describes the account and contains no identifiers.
 pub(super) const ACCOUNT_READS: RouteFields =
     (&["user", "user/subscription", "usage/character-stats", "convai/analytics/live-count"], &[]);

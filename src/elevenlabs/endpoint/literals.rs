@@ -1,15 +1,14 @@
-//! Lists the literal segments of the API's paths, which are not identifiers, in a hash table that is built at compile
-//! time.
+//! Lists the literal segments of the API's paths, and finds them in a hash table that is built at compile time. All
+//! other segments of a path are identifiers.
 //!
-//! Sources: the provider's OpenAPI document (300 paths, August 2026), its Python SDK 2.78 and its WebSocket
-//! paths.
+//! Sources: the provider's OpenAPI document (300 paths, August 2026), its Python SDK 2.78 and its WebSocket paths.
 
 /// A literal path segment of the API, as its index in [`LITERALS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::elevenlabs) struct Literal(u8);
 
 impl Literal {
-    /// Number of literals.
+    /// The number of literals.
     pub(in crate::elevenlabs) const COUNT: usize = LITERALS.len();
 
     /// Finds the literal that equals `segment`, ignoring case.
@@ -17,7 +16,7 @@ impl Literal {
         if segment.is_ascii() { find_ascii(segment) } else { find_ascii(&segment.to_lowercase()) }
     }
 
-    /// Returns the segment in lower case.
+    /// Returns the literal in lower case.
     pub(in crate::elevenlabs) fn text(self) -> &'static str {
         LITERALS[usize::from(self.0)]
     }
@@ -27,13 +26,14 @@ impl Literal {
         self.0
     }
 
+    /// Returns the literal with a number, or `None` if the number is too large.
     pub(in crate::elevenlabs) fn from_number(number: u8) -> Option<Self> {
         (usize::from(number) < Self::COUNT).then_some(Self(number))
     }
 }
 
-/// Finds a literal in the hash table. Most lookups need one probe: the slot is empty, or has the only
-/// possible literal.
+/// Finds a literal in the hash table. Most lookups examine one slot, which is empty or contains the only possible
+/// literal.
 fn find_ascii(segment: &str) -> Option<Literal> {
     let bytes = segment.as_bytes();
     if !(MIN_BYTES..=MAX_BYTES).contains(&bytes.len()) {
@@ -58,7 +58,7 @@ const MAX_BYTES: usize = 33;
 /// A slot without a literal.
 const EMPTY: u8 = u8::MAX;
 
-/// Open-addressing hash table of the numbers of the literals.
+/// A hash table of the numbers of the literals. A literal whose slot is taken is in the next free slot.
 const HASH_SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut number = 0;
@@ -68,8 +68,8 @@ const HASH_SLOTS: [u8; 1024] = {
             slot = (slot + 1) % slots.len();
         }
         #[expect(clippy::cast_possible_truncation, reason = "LITERALS has fewer than 255 entries")]
-        let entry = number as u8;
-        slots[slot] = entry;
+        let literal_number = number as u8;
+        slots[slot] = literal_number;
         number += 1;
     }
     slots
@@ -81,7 +81,7 @@ const fn slot_of(segment: &[u8]) -> usize {
         (hash ^ (byte | 0x20) as u32).wrapping_mul(0x0100_0193)
     }
     let length = segment.len();
-    #[expect(clippy::cast_possible_truncation, reason = "at most the length of the longest literal")]
+    #[expect(clippy::cast_possible_truncation, reason = "the length is at most that of the longest literal")]
     let mut hash = (length as u32).wrapping_mul(0x9e37_79b1);
     hash = mix(hash, segment[0]);
     hash = mix(hash, segment[length / 3]);
@@ -90,7 +90,8 @@ const fn slot_of(segment: &[u8]) -> usize {
     (hash.wrapping_mul(0x9e37_79b1) >> 22) as usize
 }
 
-#[rustfmt::skip]
+/// The literals in lower case, sorted.
+#[rustfmt::skip] // Each line has several literals.
 const LITERALS: [&str; 229] = [
     "accents", "add", "add-bulk", "add-from-file", "add-from-rules", "add-rules", "agent", "agent-testing",
     "agents", "analysis", "analysis-items", "analytics", "api-keys", "approval-policy", "archive", "assets",
@@ -136,26 +137,29 @@ mod tests {
             assert_eq!((usize::from(literal.number()), literal.text()), (number, *text));
             assert_eq!(Literal::find(&text.to_uppercase()), Some(literal));
             assert_eq!(Literal::from_number(literal.number()), Some(literal));
-            assert!((MIN_BYTES..=MAX_BYTES).contains(&text.len()), "{text}");
+            assert!(
+                (MIN_BYTES..=MAX_BYTES).contains(&text.len()),
+                "the length of {text} must be within the limits"
+            );
             assert_eq!(Literal::find(&format!("{text}x")).filter(|longer| *longer == literal), None);
         }
         // The lower case of the Kelvin sign is `k`.
         assert_eq!(Literal::find("lin\u{212a}").map(Literal::text), Some("link"));
         for text in ["", "v", "v4", "21m00Tcm4TlvDq8ikWAM", "voicea", "l\u{ef}nk", &"a".repeat(9_000)] {
-            assert_eq!(Literal::find(text), None, "{text}");
+            assert_eq!(Literal::find(text), None, "{text:?} must not be a literal");
         }
     }
 
     #[test]
     fn few_literals_share_a_slot() {
-        let displaced = LITERALS
+        let displaced_literals = LITERALS
             .iter()
             .filter(|text| LITERALS[usize::from(HASH_SLOTS[slot_of(text.as_bytes())])] != **text);
-        assert!(displaced.count() < 40);
+        assert!(displaced_literals.count() < 40, "fewer than 40 literals may be outside their own slot");
     }
 
     #[test]
     fn the_literals_are_sorted() {
-        assert!(LITERALS.is_sorted_by(|a, b| a < b));
+        assert!(LITERALS.is_sorted_by(|left, right| left < right));
     }
 }

@@ -1,5 +1,5 @@
-//! Defines the route of a request: its path with every identifier replaced by `{id}`, as shown in logs, metrics and
-//! usage records. A route takes a few bytes, and its text is written only when the route is formatted.
+//! Defines the route of a request: its path with every identifier replaced by `{id}`, as in logs, metrics and usage
+//! records. A route has a few bytes and no allocation. Its text exists only while it is formatted.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,18 +9,18 @@ use super::literals::Literal;
 use crate::elevenlabs::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
 
-/// Maximum number of segments. Longer paths are truncated, because a client chooses the path, and a label
+/// Maximum number of segments. Longer paths are truncated, because a client chooses the path, and the text of a route
 /// must stay short.
 const MAX_SEGMENTS: usize = 10;
 
 /// The path of a request without its identifiers: `/v1/text-to-speech/{id}/stream`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
-    /// The numbers of the literals, and [`NOT_LITERAL`] for other segments; unused bytes are 0.
+    /// The numbers of the literals, and [`NOT_LITERAL`] for other segments. Unused bytes are 0.
     codes: [u8; MAX_SEGMENTS],
-    /// Number of segments; [`MAX_SEGMENTS`] plus 1 for a longer path.
+    /// The number of segments, or [`MAX_SEGMENTS`] plus 1 for a longer path.
     count: u8,
-    /// 1 if the first segment is a version.
+    /// The number of versions at the start, which is 0 or 1.
     version_segments: u8,
 }
 
@@ -28,27 +28,28 @@ pub struct Route {
 const NOT_LITERAL: u8 = u8::MAX;
 
 impl Route {
+    /// Returns the route of a path.
     pub(in crate::elevenlabs) fn from_segments(segments: &[Segment<'_>]) -> Self {
         let mut codes = [0; MAX_SEGMENTS];
         for (code, segment) in codes.iter_mut().zip(segments) {
             *code = segment.literal().map_or(NOT_LITERAL, Literal::number);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "at most eleven")]
+        #[expect(clippy::cast_possible_truncation, reason = "the number is at most eleven")]
         let count = segments.len().min(MAX_SEGMENTS + 1) as u8;
         let has_version =
             segments.first().and_then(Segment::literal).is_some_and(|first| is_version(first.text()));
         Self { codes, count, version_segments: u8::from(has_version) }
     }
 
-    /// Parses a formatted route. Each segment that is not a literal of the API stands for an identifier.
+    /// Parses a formatted route. Each segment that is not a literal of the API becomes an identifier.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         Self::from_segments(&Segments::split(text))
     }
 
-    /// Whether the provider documents the route, in its OpenAPI document (August 2026) or as a WebSocket.
-    /// Only these routes become labels of metrics, because a client can combine literals to any number of
-    /// other routes.
+    /// Whether the provider documents the route, in its OpenAPI document (August 2026) or as a WebSocket. Only
+    /// documented routes become labels of metrics, because a client can combine literals into any number of other
+    /// routes.
     #[must_use]
     pub fn is_documented(&self) -> bool {
         static DOCUMENTED: LazyLock<HashSet<Route>> =
@@ -86,8 +87,8 @@ impl Route {
         !self.is_truncated() && first_identifier.is_some_and(|index| index + 1 == self.codes().len())
     }
 
-    /// Passes the parts of the formatted route to `write_part`: literals of the API, `{id}`, `/` and `…`.
-    pub fn write(&self, mut write_part: impl FnMut(&'static str)) {
+    /// Calls `write_part` with each part of the formatted route: literals of the API, `{id}`, `/` and `…`.
+    pub fn write_parts(&self, mut write_part: impl FnMut(&'static str)) {
         for code in self.codes() {
             write_part("/");
             write_part(Literal::from_number(*code).map_or("{id}", Literal::text));
@@ -103,9 +104,9 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut result = Ok(());
-        self.write(|part| result = result.and_then(|()| f.write_str(part)));
-        result
+        let mut write_result = Ok(());
+        self.write_parts(|part| write_result = write_result.and_then(|()| f.write_str(part)));
+        write_result
     }
 }
 

@@ -17,6 +17,7 @@ pub(super) type Methods = u8;
 
 /// `GET` and `HEAD`.
 const READ: Methods = 1;
+/// `OPTIONS`.
 const OPTIONS: Methods = 1 << 1;
 /// `POST`.
 pub(super) const POST: Methods = 1 << 2;
@@ -31,7 +32,7 @@ pub(super) const WRITE: Methods = POST | EDIT | OTHER;
 /// All methods.
 pub(super) const ANY: Methods = READ | OPTIONS | WRITE;
 
-/// Returns the set that contains a method.
+/// Returns the set of methods with the bit of a method.
 pub(super) fn methods(method: &Method) -> Methods {
     match *method {
         Method::GET | Method::HEAD => READ,
@@ -51,15 +52,14 @@ pub(super) struct EndpointRow {
     properties: EndpointProperties,
 }
 
-/// The properties of a request. A property that is unknown or false in one row is taken from the next
-/// matching row.
+/// The properties of a request. A property that is `None` or `false` in one row is taken from the next matching row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EndpointProperties {
     /// The charged work of the request.
     pub(super) operation: Option<Operation>,
     /// The protocol of a WebSocket.
     pub(super) socket: Option<Dialect>,
-    /// The permissions that a key needs to read, and for any other request.
+    /// The permission that a key needs to read, and the permission for any other request.
     pub(super) permissions: Option<[Permission; 2]>,
     /// The reason why clients of the pool may not call the endpoint.
     pub(super) denied: Option<&'static str>,
@@ -93,11 +93,13 @@ pub(super) const fn row(methods: Methods, paths: &'static [&'static str]) -> End
 }
 
 impl EndpointRow {
+    /// Sets the charged work of the requests.
     pub(super) const fn generates(mut self, operation: Operation) -> Self {
         self.properties.operation = Some(operation);
         self
     }
 
+    /// Sets the protocol of the WebSocket.
     pub(super) const fn socket(mut self, dialect: Dialect) -> Self {
         self.properties.socket = Some(dialect);
         self
@@ -109,18 +111,20 @@ impl EndpointRow {
         self
     }
 
+    /// Denies the requests, with the reason for the error response.
     pub(super) const fn denied(mut self, reason: &'static str) -> Self {
         self.properties.denied = Some(reason);
         self
     }
 
+    /// Marks the requests as free of credits.
     pub(super) const fn free(mut self) -> Self {
         self.properties.is_free = Some(true);
         self
     }
 
-    /// Overrides [`free`](Self::free) in the row of a wider path.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no endpoint of the table needs it yet"))]
+    /// Overrides [`free`](Self::free) of a row with a wider path.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only rows of the tests use it"))]
     pub(super) const fn may_cost(mut self) -> Self {
         self.properties.is_free = Some(false);
         self
@@ -149,7 +153,7 @@ impl EndpointRow {
 
 impl EndpointProperties {
     /// Fills the unknown properties with the properties of the next matching row.
-    fn add(&mut self, next: &Self) {
+    fn fill(&mut self, next: &Self) {
         self.operation = self.operation.or(next.operation);
         self.socket = self.socket.or(next.socket);
         self.permissions = self.permissions.or(next.permissions);
@@ -162,9 +166,10 @@ impl EndpointProperties {
     }
 }
 
-/// A path of a row, as the codes of its segments.
+/// A path of a row, and the requests that the row describes.
 #[derive(Debug)]
-struct Pattern {
+struct EndpointPattern {
+    /// The number of the literal of each segment, or [`NOT_LITERAL`] for any segment.
     segment_codes: Vec<u8>,
     /// Whether the pattern also matches longer paths that start with the pattern.
     is_prefix: bool,
@@ -178,16 +183,16 @@ pub(super) const NOT_LITERAL: u8 = u8::MAX;
 /// Maximum number of segments of a pattern.
 pub(super) const MAX_SEGMENTS: usize = 6;
 
-/// The patterns by the number of their first literal, in the order of the table.
-static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
-    let mut index: Vec<Vec<Pattern>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
+/// The patterns of each root, by the number of the root. The patterns are in the order of the table.
+static INDEX: LazyLock<Vec<Vec<EndpointPattern>>> = LazyLock::new(|| {
+    let mut index: Vec<Vec<EndpointPattern>> = (0..Literal::COUNT).map(|_| Vec::new()).collect();
     for row in ROWS {
         for path in row.paths {
             let without_wildcard = path.strip_suffix("/**");
             let code = |segment: &str| Literal::find(segment).map_or(NOT_LITERAL, Literal::number);
             let segment_codes: Vec<u8> = without_wildcard.unwrap_or(path).split('/').map(code).collect();
             if let Some(patterns) = segment_codes.first().and_then(|root| index.get_mut(usize::from(*root))) {
-                patterns.push(Pattern {
+                patterns.push(EndpointPattern {
                     segment_codes,
                     is_prefix: without_wildcard.is_some(),
                     methods: row.methods,
@@ -199,14 +204,15 @@ static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
     index
 });
 
-impl Pattern {
+impl EndpointPattern {
+    /// Whether the pattern matches a path with these codes and this number of segments.
     fn matches(&self, segment_codes: &[u8], segment_count: usize) -> bool {
-        let matches_length = if self.is_prefix {
+        let has_length = if self.is_prefix {
             segment_count >= self.segment_codes.len()
         } else {
             segment_count == self.segment_codes.len()
         };
-        matches_length
+        has_length
             && self
                 .segment_codes
                 .iter()
@@ -226,7 +232,7 @@ pub(super) fn find_properties(
     let patterns = segment_codes.first().and_then(|root| INDEX.get(usize::from(*root)));
     for pattern in patterns.into_iter().flatten() {
         if pattern.methods & methods != 0 && pattern.matches(segment_codes, segment_count) {
-            properties.add(pattern.properties);
+            properties.fill(pattern.properties);
         }
     }
     properties
@@ -246,9 +252,12 @@ mod tests {
     fn the_paths_of_the_table_consist_of_known_literals() {
         for path in ROWS.iter().flat_map(|row| row.paths) {
             let without_wildcard = path.strip_suffix("/**").unwrap_or(path);
-            assert!(without_wildcard.split('/').count() <= MAX_SEGMENTS, "{path}");
+            assert!(without_wildcard.split('/').count() <= MAX_SEGMENTS, "{path} has too many segments");
             for segment in without_wildcard.split('/') {
-                assert!(segment == "{id}" || Literal::find(segment).is_some(), "{segment} of {path}");
+                assert!(
+                    segment == "{id}" || Literal::find(segment).is_some(),
+                    "{segment} of {path} must be a literal"
+                );
             }
         }
     }
@@ -281,13 +290,13 @@ mod tests {
             .needs("voices_read", "voices_write")
             .properties;
         let mut properties = NO_PROPERTIES;
-        properties.add(&narrow);
-        properties.add(&wide);
+        properties.fill(&narrow);
+        properties.fill(&wide);
         assert_eq!(properties.operation, Some(Operation::Music));
         assert!(properties.permissions.is_some());
         let mut properties = NO_PROPERTIES;
-        properties.add(&row(POST, &["voices/{id}/train"]).may_cost().properties);
-        properties.add(&row(POST, &["voices/**"]).free().properties);
+        properties.fill(&row(POST, &["voices/{id}/train"]).may_cost().properties);
+        properties.fill(&row(POST, &["voices/**"]).free().properties);
         assert_eq!(properties.is_free, Some(false));
     }
 }

@@ -1,21 +1,19 @@
 //! Lists the provider's endpoints in a table: the known properties of the requests of each path.
 //!
-//! To add an endpoint, add a row. Its literal segments must be in `literals.rs` and its route in
-//! `routes.txt`, which the tests check. If its path, body or response names resources of an account, also add
-//! a row to `affinity/table.rs`. The cost of an `Operation::Other` cannot be estimated, so
-//! `access.unpriced_credits` is reserved for it.
+//! To add an endpoint, add a row. The tests check that its literal segments are in `literals.rs` and its route is in
+//! `routes.txt`. If its path, body or response names resources of an account, also add a row to `affinity/table.rs`.
+//! The cost of an `Operation::Other` cannot be estimated, so `access.unpriced_credits` is reserved for it.
 //!
-//! A property is taken from the first matching row that has it, so the row for a narrower path must precede
-//! that for a wider one. For example, an endpoint may generate audio below a root that only manages
-//! resources. The rows also determine whether a request is charged, its concurrency group, and whether a
-//! path without a version is corrected.
+//! A property is taken from the first matching row that has it, so the row for a narrower path must precede the row for
+//! a wider path. For example, an endpoint may generate audio below a root whose other endpoints only manage resources.
+//! The rows also determine whether a request is charged, its concurrency group, and whether a path without a version is
+//! corrected.
 //!
-//! A request that changes something may cost credits unless a row marks it as free: the API grows by
-//! dozens of paths a month, and a client that has used its quota must not be served on a new path. The
-//! following are not marked as free, because they use a model, a telephone or human work: simulations,
-//! test runs, outbound calls and messages, batch calls, analyses, translation, crawling, retrieval
-//! indexes, training of voices, speaker separation, image and video flows, audio native, and orders of
-//! human work.
+//! A request that changes something may cost credits unless a row marks it as free: the API grows by dozens of paths a
+//! month, and a client that has used its quota must not be served on a new path. Requests that use a model, a telephone
+//! or human work are not marked as free. These are simulations, test runs, outbound calls and messages, batch calls,
+//! analyses, translation, crawling, retrieval indexes, training of voices, speaker separation, image and video flows,
+//! audio native, and orders of human work.
 //!
 //! Sources: the provider's OpenAPI document (300 paths, August 2026), its Python SDK 2.78 and its
 //! WebSocket paths.
@@ -24,14 +22,19 @@ use super::Operation;
 use super::row::{ANY, EDIT, EndpointRow, POST, SOCKET, WRITE, row};
 use crate::elevenlabs::socket::Dialect;
 
-/// The reasons why clients of the pool may not call an endpoint, as the error response states them.
+/// The reason why clients may not disable keys. The error response to the client contains this and the following
+/// reasons.
 const HARMS_KEYS: &str = "it could disable the key that serves every client";
+/// The reason why clients may not use service accounts.
 const HARMS_KEYS_OF_WORKSPACE: &str = "it could make, show or disable keys of the workspace";
+/// The reason why clients may not manage the workspace.
 const MANAGES_WORKSPACE: &str = "it manages the workspace that owns the keys";
+/// The reason why clients may not use the secrets of agents.
 const MANAGES_AGENT_SECRETS: &str =
     "it reads or changes the secrets and settings of the workspace that owns the keys";
 
-#[rustfmt::skip] // one row to a line
+/// The rows in the order in which they are searched.
+#[rustfmt::skip] // Most rows have one line.
 pub(super) static ROWS: &[EndpointRow] = &[
     // Speech and other audio.
     row(SOCKET, &["text-to-speech/{id}/stream-input"]).socket(Dialect::Speech),
@@ -68,7 +71,7 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(ANY, &["audio-native/**"]).needs("audio_native_read", "audio_native_write"),
     row(ANY, &["flows/**", "translation/**"]),
 
-    // Voices. A clone takes a slot of the plan, and no credits.
+    // Voices. A clone takes a slot of the workspace and costs no credits.
     row(WRITE, &["text-to-voice"]).adds_voice(),
     row(POST, &["text-to-voice/**"]).generates(Operation::Other),
     row(ANY, &["text-to-voice/**"]).needs("voice_generation", "voice_generation"),
@@ -144,8 +147,7 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(ANY, &["workspace/**", "workspaces/**"]),
 ];
 
-/// The last segments of paths whose response lets the client use the provider directly, without the
-/// limits of the proxy: tokens and secrets of conversations, signed URLs, and the address in a registered
-/// call.
+/// The last segments of paths whose response lets the client use the provider without the proxy and its limits. The
+/// responses contain tokens or secrets of conversations, signed URLs, or the address of a registered call.
 pub(super) const DIRECT_ACCESS_ENDINGS: [&str; 5] =
     ["token", "client_secrets", "get-signed-url", "get_signed_url", "register-call"];

@@ -1,10 +1,10 @@
 //! Parses an error body in any of the provider's formats into its codes and messages.
 //!
-//! Over HTTP: `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a
-//! bare `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`. On a
-//! WebSocket: `{"message","error","code"}`, `{"message_type","error"}`, `{"type","message"}`, an
-//! `error_event`, or the reason of a close frame. One parser accepts all formats, so that a code or message
-//! that is known in one format is known in all.
+//! The formats over HTTP are `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a
+//! bare `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`. The formats on a
+//! WebSocket are `{"message","error","code"}`, `{"message_type","error"}`, `{"type","message"}`, an `error_event`, and
+//! the reason of a close frame. One parser accepts all formats, so that a code or message that is known in one format
+//! is known in all formats.
 
 use serde_json::{Map, Value};
 
@@ -17,18 +17,18 @@ pub struct ErrorBody {
     messages: Vec<String>,
 }
 
-/// Members that contain a code, the most specific first. Some contain a message instead.
+/// Members that contain a code, the most specific first. Some responses contain a message in these members.
 const CODE_MEMBERS: [&str; 6] = ["code", "status", "error", "message_type", "error_type", "type"];
-/// Members that contain a message. Some contain a code instead.
+/// Members that contain a message. Some responses contain a code in these members.
 const MESSAGE_MEMBERS: [&str; 3] = ["message", "reason", "detail"];
 /// Members that contain a nested error.
 const NESTED_MEMBERS: [&str; 3] = ["detail", "error", "error_event"];
-/// Further members of WebSocket errors. Sources: captured errors; the Python SDK 2.78.
+/// Other members of WebSocket errors. Sources: captured errors, and the provider's Python SDK 2.78.
 const OTHER_MEMBERS: [&str; 8] =
     ["param", "request_id", "docs_url", "context_id", "contextId", "event_id", "debug_message", "details"];
 
 impl ErrorBody {
-    /// Parses a decoded body. The result is empty for a body that is not JSON or not in a known format.
+    /// Parses a decoded body. Returns no codes and messages for a body that is not JSON or not in a known format.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).map(|members| Self::from_members(&members)).unwrap_or_default()
@@ -45,7 +45,7 @@ impl ErrorBody {
         body
     }
 
-    /// Parses the reason of a close frame: a message, a code, a code before a message, or an error as JSON.
+    /// Parses the reason of a close frame, which is a message, a code, a code before a message, or an error as JSON.
     #[must_use]
     pub fn from_close_reason(reason: &str) -> Self {
         if let Ok(members) = serde_json::from_str(reason) {
@@ -58,7 +58,7 @@ impl ErrorBody {
         body
     }
 
-    /// Whether an object contains only members of errors.
+    /// Whether all members of an object are members of errors.
     #[must_use]
     pub fn has_only_error_members(members: &Map<String, Value>) -> bool {
         let mut names = members.keys();
@@ -72,12 +72,13 @@ impl ErrorBody {
         })
     }
 
-    /// Removes the messages.
+    /// Returns the body without its messages.
     #[must_use]
     pub fn without_messages(self) -> Self {
         Self { messages: Vec::new(), ..self }
     }
 
+    /// Adds the codes and messages among the members of an object, without nested objects.
     fn add_members(&mut self, members: &Map<String, Value>) {
         let texts = |names: &'static [&str]| names.iter().filter_map(|name| members.get(*name)?.as_str());
         for text in texts(&CODE_MEMBERS) {
@@ -120,8 +121,8 @@ impl ErrorBody {
     }
 
     /// Returns the most specific code and the first message for diagnosis, in lower case and without tokens
-    /// and control characters. The message is truncated to `max_chars` characters. The result is empty if the
-    /// body contains no codes and messages.
+    /// and control characters. The message is truncated to `max_chars` characters. Returns an empty text if the body
+    /// contains no codes and messages.
     #[must_use]
     pub fn summary(&self, max_chars: usize) -> String {
         let main_code = self.codes.iter().max_by_key(|code| code.matches('_').count());
@@ -129,12 +130,12 @@ impl ErrorBody {
         let safe_message = first_message.map(|message| hide_tokens(message)).unwrap_or_default();
         let message: String = safe_message.chars().take(max_chars).collect();
         let Some(code) = main_code else { return message };
-        let safe_code: String = hide_tokens(code).chars().take(60).collect();
+        let safe_code: String = hide_tokens(code).chars().take(MAX_SUMMARY_CODE_CHARS).collect();
         if message.is_empty() { safe_code } else { format!("{safe_code}: {message}") }
     }
 
-    /// Parses the whole number between `before` and `after`, which are lower case, in a message. Commas in
-    /// the number are ignored.
+    /// Parses the whole number between `before` and `after`, which are lower case, in the first message that contains
+    /// both. Commas in the number are ignored.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
         let number = self.messages.iter().find_map(|message| {
@@ -143,14 +144,13 @@ impl ErrorBody {
         })?;
         let mut digits = number.bytes().filter(|byte| *byte != b',').peekable();
         digits.peek()?;
-        digits.try_fold(0_u64, |value, byte| {
+        digits.try_fold(0_u64, |number, byte| {
             let digit = char::from(byte).to_digit(10)?;
-            value.checked_mul(10)?.checked_add(digit.into())
+            number.checked_mul(10)?.checked_add(digit.into())
         })
     }
 
-    /// Returns the word after `before`, which is lower case, in a message. The message may end after the
-    /// word.
+    /// Returns the word after `before`, which is lower case, in the first message that contains `before`.
     #[must_use]
     pub fn word_after(&self, before: &str) -> Option<&str> {
         self.messages.iter().find_map(|message| message.split_once(before)?.1.split_whitespace().next())
@@ -159,14 +159,16 @@ impl ErrorBody {
 
 /// Maximum length of a code. The longest known code has 41 characters.
 const MAX_CODE_BYTES: usize = 64;
+/// Maximum length of the code in a summary.
+const MAX_SUMMARY_CODE_CHARS: usize = 60;
 
-/// Whether `text` is a code and not a message: a single word of certain characters.
+/// Whether `text` is a code and not a message. A code is a single word of letters, digits and `_-+.`.
 fn is_code(text: &str) -> bool {
     let is_code_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
     !text.is_empty() && text.len() <= MAX_CODE_BYTES && text.bytes().all(is_code_byte)
 }
 
-/// Removes the prefix that the provider adds to a message when it passes on the reason of a close frame:
+/// Removes the prefix that the provider adds to a message that contains the reason of another close frame:
 /// "received 1002 (protocol error) This request exceeds your quota limit." (elevenlabs/packages#911).
 fn without_relay_prefix(message: &str) -> &str {
     match message.strip_prefix("received 1").and_then(|rest| rest.split_once(") ")) {

@@ -1,10 +1,11 @@
-//! Lists the codes of the provider's errors, with the status of each over HTTP.
+//! Lists the codes of the provider's errors, with the status of each code over HTTP.
 //!
-//! A WebSocket error has no status. A code without a row in `table` is classified by the status listed here.
+//! A WebSocket error has no status. If no row of `table` matches its code, the error is classified by the status that
+//! is listed here.
 //!
-//! Sources: the table of errors in the provider's documentation (2026); for the codes of WebSockets, its
-//! AsyncAPI document of live transcription and its Python SDK 2.78. The statuses of WebSocket codes are
-//! chosen by their meaning.
+//! Source of the codes of HTTP: the table of errors in the provider's documentation (2026). Sources of the codes of
+//! WebSockets: its AsyncAPI document of live transcription and its Python SDK 2.78. The statuses of these codes are not
+//! documented. They are chosen by the meanings of the codes.
 
 use http::StatusCode;
 
@@ -23,12 +24,12 @@ const fn row(status: u16, error_type: &'static str, codes: &'static [&'static st
 }
 
 /// The current codes of HTTP.
-#[rustfmt::skip] // one row of the documentation to a line or two
+#[rustfmt::skip] // Each row of the documentation has its own lines.
 pub(in crate::elevenlabs) const DOCUMENTED_CODES: &[StatusRow] = &[
-    row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text", "invalid_parameters",
-        "missing_required_field", "invalid_voice_settings", "invalid_voice_id", "unsupported_model", "invalid_audio",
-        "invalid_audio_format", "invalid_output_format", "audio_too_long", "audio_too_short", "invalid_file_type",
-        "invalid_page_size", "invalid_cursor"]),
+    row(400, "validation_error", &["text_too_long", "text_too_short", "invalid_text", "empty_text",
+        "invalid_parameters", "missing_required_field", "invalid_voice_settings", "invalid_voice_id",
+        "unsupported_model", "invalid_audio", "invalid_audio_format", "invalid_output_format", "audio_too_long",
+        "audio_too_short", "invalid_file_type", "invalid_page_size", "invalid_cursor"]),
     row(400, "invalid_request", &["bad_request", "malformed_json", "invalid_content_type", "request_too_large"]),
     row(401, "authentication_error", &["invalid_api_key", "missing_api_key", "invalid_authorization_header",
         "unauthorized", "sign_in_required"]),
@@ -45,7 +46,7 @@ pub(in crate::elevenlabs) const DOCUMENTED_CODES: &[StatusRow] = &[
     row(503, "service_unavailable", &["maintenance"]),
 ];
 
-/// Older codes of HTTP, which appear in `status` or `error`.
+/// Older codes of HTTP, which the provider sends in `status` or `error`.
 #[rustfmt::skip]
 pub(in crate::elevenlabs) const OLDER_CODES: &[StatusRow] = &[
     row(400, "", &["max_character_limit_exceeded", "free_users_not_allowed", "voice_limit_reached",
@@ -57,13 +58,13 @@ pub(in crate::elevenlabs) const OLDER_CODES: &[StatusRow] = &[
     row(429, "", &["too_many_concurrent_requests"]),
 ];
 
-/// Codes of WebSockets.
+/// Codes that the provider sends only on WebSockets.
 #[rustfmt::skip]
 pub(in crate::elevenlabs) const WEBSOCKET_CODES: &[StatusRow] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
-    // These codes do not show whether the account or the provider lacks a resource.
+    // These codes do not show whether the account or the provider has reached a limit.
     row(429, "", &["resource_exhausted", "queue_overflow", "rate_limited"]),
     row(500, "", &["transcriber_error", "something_went_wrong", "internal_server_error"]),
 ];

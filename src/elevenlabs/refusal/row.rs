@@ -25,19 +25,19 @@ pub(crate) struct RefusalRow {
     pub(crate) examples: &'static [Example],
 }
 
-/// Codes and parts of messages, all in lower case. A body matches if it has at least one of them, or if the
-/// pattern is empty.
+/// Codes and parts of messages, all in lower case. A body matches the pattern if it contains at least one of them, or
+/// if the pattern is empty.
 #[derive(Debug)]
 pub(super) struct BodyPattern {
-    /// Codes: a whole code, `prefix*` or `*suffix`.
+    /// Codes that are compared as a whole, or as `prefix*` or `*suffix`.
     pub(super) codes: &'static [&'static str],
-    /// Prefixes of messages.
+    /// Texts at the start of a message.
     pub(super) message_prefixes: &'static [&'static str],
-    /// Parts of messages.
+    /// Texts at any position of a message.
     pub(super) message_parts: &'static [&'static str],
 }
 
-/// The statuses of a row. A WebSocket error is matched with the status 200 first, and then with the status
+/// The statuses that a row matches. A WebSocket error is matched with the status 200 first, and then with the status
 /// that its code has over HTTP.
 #[derive(Debug)]
 pub(super) enum Statuses {
@@ -46,12 +46,13 @@ pub(super) enum Statuses {
     Except(&'static [u16]),
 }
 
-/// The meaning of a refusal. The numbers and names in its verdict are parsed from the body.
+/// The meaning of a refusal, which determines its [`Verdict`]. Most variants have the name of their verdict. The
+/// numbers and names in the verdict are parsed from the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusalMeaning {
     KeyQuota,
     WorkspaceQuota,
-    /// [`Slots`](Self::Slots), unless the message contains numbers of credits.
+    /// The same as [`Slots`](Self::Slots), but only if the message contains no numbers of credits.
     SlotsWithoutCredits,
     Slots,
     Concurrency,
@@ -66,11 +67,12 @@ pub(crate) enum RefusalMeaning {
     PlanFeature(Option<Subject>),
     RequestError,
     NotFound,
+    /// The server did not check the key, so the refusal is unexplained.
     Unauthorized,
 }
 
-/// A response with a refusal, as it was captured or is documented. The simulator, which sends it, replaces
-/// the placeholders in the message with properties of the request.
+/// A response with a refusal, as it was captured or is documented. The simulator sends it, and replaces the
+/// placeholders in the message with properties of the request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Example {
     /// The name of the simulator's fault that sends the example.
@@ -97,17 +99,21 @@ pub enum BodyFormat {
     Unwrapped(&'static str),
 }
 
+/// The pattern that matches every body.
 pub(super) const EMPTY_PATTERN: BodyPattern =
     BodyPattern { codes: &[], message_prefixes: &[], message_parts: &[] };
 
+/// Returns a pattern that matches bodies with one of `codes`.
 pub(super) const fn codes(codes: &'static [&'static str]) -> BodyPattern {
     BodyPattern { codes, ..EMPTY_PATTERN }
 }
 
+/// Returns a pattern that matches bodies with a message that starts with one of `message_prefixes`.
 pub(super) const fn message_prefixes(message_prefixes: &'static [&'static str]) -> BodyPattern {
     BodyPattern { message_prefixes, ..EMPTY_PATTERN }
 }
 
+/// Returns a pattern that matches bodies with a message that contains one of `message_parts`.
 pub(super) const fn message_parts(message_parts: &'static [&'static str]) -> BodyPattern {
     BodyPattern { message_parts, ..EMPTY_PATTERN }
 }
@@ -154,6 +160,7 @@ impl BodyPattern {
     }
 }
 
+/// Whether a code matches a pattern with or without `*` at one of its ends.
 fn is_code_match(pattern: &str, code: &str) -> bool {
     match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
         (Some(suffix), _) => code.ends_with(suffix),
@@ -171,10 +178,12 @@ impl RefusalRow {
         Self { statuses: Statuses::Except(statuses), ..self }
     }
 
+    /// Requires that the body also matches `and_pattern`.
     pub(super) const fn and(self, and_pattern: BodyPattern) -> Self {
         Self { and_pattern, ..self }
     }
 
+    /// Requires that the body does not match `excluded_pattern`.
     pub(super) const fn without(self, excluded_pattern: BodyPattern) -> Self {
         Self { excluded_pattern, ..self }
     }
@@ -207,6 +216,7 @@ impl RefusalRow {
 pub(super) const MISSING_PERMISSION: &str = "is missing the permission ";
 
 impl RefusalMeaning {
+    /// Returns the verdict with the numbers and names in `body`, or `None` if they contradict this meaning.
     fn verdict(self, body: &ErrorBody, retry_after: Option<Duration>) -> Option<Verdict> {
         Some(match self {
             Self::KeyQuota => Verdict::KeyQuota(parse_shortfall(body)),
@@ -234,7 +244,7 @@ impl RefusalMeaning {
     }
 }
 
-/// Parses the numbers in a message about credits.
+/// Parses the numbers of credits in a message about exhausted credits.
 fn parse_shortfall(body: &ErrorBody) -> Shortfall {
     Shortfall {
         quota: body.number_between("your quota of ", "."),
@@ -243,7 +253,7 @@ fn parse_shortfall(body: &ErrorBody) -> Shortfall {
     }
 }
 
-/// Finds the subject of the request that a message or code about a plan names.
+/// Finds the part of the request that a message or code about a plan names.
 fn find_subject(body: &ErrorBody) -> Subject {
     const SUBJECTS: [(&str, Subject); 8] = [
         ("clon", Subject::Cloning),

@@ -1,13 +1,13 @@
 //! Lists the provider's refusals in a table: one row per meaning and wording, the most specific first. HTTP,
 //! WebSockets and the simulator use this table.
 //!
-//! To add a wording, add its code or message to a row, or add a row, and add an example, which the simulator
-//! can then send. The tests below check that the row of the example classifies it. A test of the simulator
-//! checks that it has the same verdict in speech and dialogue sessions, and `tests/proxy/refusal_matrix.rs`
-//! that its table contains a line for it. `codes.rs` needs a code only if no row matches it: the status of the
-//! code then decides on WebSockets.
+//! To add a wording, add its code or message to a row, or add a row. Also add an example, which the simulator can then
+//! send. The tests below check that the row of an example is the first that matches it. A test of the simulator checks
+//! that an example has the same verdict in speech and dialogue sessions, and `tests/proxy/refusal_matrix.rs` checks
+//! that its own table contains a line for each example. Add a code to `codes.rs` only if no row matches it: on a
+//! WebSocket, the error is then classified by the status of the code.
 //!
-//! Messages are matched like codes, because a close frame may have only a message.
+//! Messages are matched like codes, because a close frame may contain only a message.
 //!
 //! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured
 //! responses of 2023 to 2026 in public issues, which are named where a form differs from that table.
@@ -32,7 +32,7 @@ pub(super) fn find_verdict(
     ROWS.iter().find_map(|row| row.verdict(status, body, retry_after))
 }
 
-/// Iterates over all examples of refusals.
+/// Returns an iterator over all examples of refusals.
 pub(crate) fn examples() -> impl Iterator<Item = &'static Example> {
     ROWS.iter().flat_map(|row| row.examples).chain(STATUS_EXAMPLES)
 }
@@ -42,11 +42,13 @@ pub(crate) fn meaning_of_example(example: &Example) -> Option<RefusalMeaning> {
     ROWS.iter().find(|row| row.examples.contains(example)).map(|row| row.meaning)
 }
 
+/// The start of the message of a server that found no credentials.
 const NOT_AUTHENTICATED_MESSAGE: &str = "you must be authenticated";
+/// The refusal of a library voice, which two examples send with different codes.
 const LIBRARY_VOICE_MESSAGE: &str =
     "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
 
-/// Messages about a maximum number of voices or other objects of a workspace, which depends on the plan.
+/// Words of messages about the maximum number of voices or other objects of a workspace, which depends on the plan.
 const SLOT_WORDS: BodyPattern = message_parts(&[
     "slot",
     "custom voice",
@@ -62,34 +64,41 @@ const OUT_OF_CREDITS: BodyPattern =
         "you have exceeded your quota",
         "you do not have enough credits",
     ]);
+/// The code for a payment that is required for credits or for a plan.
 const PAYMENT_REQUIRED: BodyPattern = codes(&["payment_required"]);
+/// A word of messages about a payment.
 const PAYMENT_WORD: BodyPattern = message_parts(&["pay"]);
+/// Words of messages about a plan.
 const PLAN_WORDS: BodyPattern =
     message_parts(&["plan", "upgrade", "subscri", "tier", "feature", "librar", "free user", "paid user"]);
 
-#[rustfmt::skip] // one condition per line, two lines per example
+#[rustfmt::skip] // The parts of a row and of an example have few lines.
 static ROWS: &[RefusalRow] = &[
-    // The credits of the key's own cap or of the workspace do not suffice.
+    // The credits that are left to the key or to the workspace do not suffice.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
-                "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, while {more} credits are required for this request."),
+                "This request exceeds your API key (production) quota of {limit}. You have 0 credits remaining, \
+                while {more} credits are required for this request."),
         ]),
-    // A quota of something other than credits: the account can serve every other request.
+    // The quota counts voices or other objects instead of credits, so the account can serve every other request.
     row(OUT_OF_CREDITS, RefusalMeaning::SlotsWithoutCredits)
         .and(SLOT_WORDS)
         .examples(&[
             example("quota_slots", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
-                "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade your subscription."),
+                "You have reached your quota of custom voices ({bound} / {bound}). Please delete a voice or upgrade \
+                your subscription."),
         ]),
     row(OUT_OF_CREDITS, RefusalMeaning::WorkspaceQuota)
         .examples(&[
             example("quota_short", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
-                "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
+                "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} \
+                credits are required for this request."),
             example("quota_words", 401, BodyFormat::Legacy("quota_exceeded"), "This request exceeds your quota."),
             // Source of both numbers of credits in a 402 response: Yaroslavlazarenko/elevenlabs-proxy.
             example("quota_402", 402, BodyFormat::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
-                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
+                "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} \
+                credits are required for this request."),
         ]),
 
     // The workspace has sent too many concurrent requests, or too many in a span of time.
@@ -111,17 +120,19 @@ static ROWS: &[RefusalRow] = &[
             example("rate_limit_words", 429, BodyFormat::Legacy("too_many_requests"), "Too many requests."),
         ]),
 
-    // The key is not accepted. This message starts with "Invalid API key", but is about the host. Sources:
-    // elevenlabs-mcp#72, and dograh#269 for the reason of a close frame.
+    // The key is not accepted. The message of the first row starts with "Invalid API key", but is about the host.
+    // Sources: elevenlabs-mcp#72, and dograh#269 for the reason of a close frame.
     row(message_parts(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
         .examples(&[
             example("wrong_host", 401, BodyFormat::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
-                "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL."),
+                "Invalid API key: The API key used is for a data residency stack, however this server is a global \
+                server. Please check you are calling the correct API URL."),
         ]),
     row(codes(&["missing_permissions", "insufficient_permissions"])
             .or_message_parts(&[MISSING_PERMISSION]), RefusalMeaning::MissingPermission)
         .examples(&[
-            example("missing_permissions_403", 403, BodyFormat::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
+            example("missing_permissions_403", 403,
+                BodyFormat::Typed(["authorization_error", "insufficient_permissions", "missing_permissions"]),
                 "The API key you used is missing the permission text_to_speech to execute this operation."),
         ]),
     row(codes(&["invalid_api_key"])
@@ -129,8 +140,8 @@ static ROWS: &[RefusalRow] = &[
         .examples(&[
             example("invalid_words", 401, BodyFormat::Legacy("invalid_api_key"), "Invalid API key"),
         ]),
-    // The form of live transcription, captured with a bad key. The code alone is ambiguous, because the
-    // provider also sends it for a key without the permission.
+    // Live transcription sends this code and message for a bad key (captured). The code alone is ambiguous, because
+    // the provider also sends it for a key without the permission.
     row(codes(&["auth_error"]), RefusalMeaning::InvalidKey)
         .and(message_prefixes(&[NOT_AUTHENTICATED_MESSAGE]))
         .examples(&[
@@ -138,7 +149,7 @@ static ROWS: &[RefusalRow] = &[
                 "You must be authenticated to use this endpoint."),
         ]),
 
-    // The account of the key is suspected of abuse, or unpaid.
+    // The account of the key is suspected of abuse, or its invoice is unpaid.
     row(codes(&["detected_unusual_activity"])
             .or_message_prefixes(&["unusual activity detected"]), RefusalMeaning::Abuse)
         .examples(&[
@@ -156,7 +167,8 @@ static ROWS: &[RefusalRow] = &[
     row(codes(&["*_limit_reached"]), RefusalMeaning::Slots)
         .examples(&[
             example("voice_limit_reached", 400, BodyFormat::Legacy("voice_limit_reached"),
-                "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your subscription to increase your custom voice limit."),
+                "You have reached your maximum amount of custom voices ({bound} / {bound}). You can upgrade your \
+                subscription to increase your custom voice limit."),
         ]),
     row(message_prefixes(&["you have reached your "]), RefusalMeaning::Slots)
         .and(SLOT_WORDS)
@@ -169,11 +181,14 @@ static ROWS: &[RefusalRow] = &[
             .or_message_parts(&["exceeds the character limit"]), RefusalMeaning::PlanFeature(Some(Subject::TextLength)))
         .examples(&[
             example("max_character_limit_exceeded", 400, BodyFormat::Legacy("max_character_limit_exceeded"),
-                "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
+                "This request's text has {needed} characters and exceeds the character limit of {exceeded} \
+                characters for your subscription."),
         ]),
     // Source: elevenlabs-js#233.
     row(codes(&["workspace_access_denied", "invalid_workspace_type"])
-            .or_message_prefixes(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
+            .or_message_prefixes(&[
+                "you do not have access to this workspace", "operation not supported on legacy workspace",
+            ]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
         .examples(&[
             example("invalid_workspace_type", 400, BodyFormat::Legacy("invalid_workspace_type"),
                 "Operation not supported on legacy workspace"),
@@ -182,44 +197,63 @@ static ROWS: &[RefusalRow] = &[
     // The plan lacks a feature.
     row(codes(&["voice_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Voice)))
         .examples(&[
-            example("voice_access_denied", 403, BodyFormat::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
+            example("voice_access_denied", 403,
+                BodyFormat::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
                 "You do not have access to this voice."),
         ]),
     row(codes(&["model_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Model)))
         .examples(&[
-            example("model_access_denied", 403, BodyFormat::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
+            example("model_access_denied", 403,
+                BodyFormat::Typed(["authorization_error", "model_access_denied", "model_access_denied"]),
                 "You do not have access to the model '{model}'. Please upgrade your subscription."),
         ]),
     row(codes(&["output_format_not_allowed"]), RefusalMeaning::PlanFeature(Some(Subject::OutputFormat)))
         .examples(&[
-            example("output_format_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
+            example("output_format_not_allowed", 403,
+                BodyFormat::Typed(["authorization_error", "subscription_required", "output_format_not_allowed"]),
                 "Output format '{format}' is only available on the {plan} tier and above."),
         ]),
-    // A client error with any status may have these codes: 400 and 401 are the older forms.
-    row(codes(&["paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"]), RefusalMeaning::PlanFeature(None))
+    // A client error with any status may have these codes. The statuses 400 and 401 are older.
+    row(codes(&[
+            "paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed",
+            "upgrade_required", "only_for_*", "can_not_use_*",
+        ]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404])
         .examples(&[
             // Source of the value of `status`: dograh#290 of May 2026.
-            example("library_voice", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY_VOICE_MESSAGE),
+            example("library_voice", 402,
+                BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]),
+                LIBRARY_VOICE_MESSAGE),
             example("free_users_not_allowed", 400, BodyFormat::Legacy("free_users_not_allowed"),
                 "You need to be on the creator tier or above to use this voice."),
-            example("feature_not_available", 403, BodyFormat::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
+            example("feature_not_available", 403,
+                BodyFormat::Typed(["authorization_error", "feature_not_available", "feature_not_available"]),
                 "This feature is not available on your subscription."),
             example("only_for_creator", 403, BodyFormat::Legacy("only_for_creator+"),
                 "This feature is only available on the creator tier and above."),
-            example("cloning_not_allowed", 400, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
+            example("cloning_not_allowed", 400,
+                BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
-            example("cloning_not_allowed_402", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
+            example("cloning_not_allowed_402", 402,
+                BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
             // Source: pipedream#10319.
             example("cloning_not_allowed_old", 400, BodyFormat::Legacy("can_not_use_instant_voice_cloning"),
                 "Your subscription has no access to use instant voice cloning, please upgrade."),
-            example("professional_cloning_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
+            example("professional_cloning_not_allowed", 403,
+                BodyFormat::Typed([
+                    "authorization_error", "subscription_required", "can_not_use_professional_voice_cloning",
+                ]),
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
         ]),
     // Sources: captured responses, and the refusals of plans that public issues quote. Refusals for
     // concurrency and for used-up credits are excluded, because they also advise to upgrade.
-    row(message_parts(&["free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription", "upgrade your plan", "your subscription does not include ", "your subscription has no access ", "not available on your ", "is only available on the ", "you need to be on the ", "you do not have access to the model "]), RefusalMeaning::PlanFeature(None))
+    row(message_parts(&[
+            "free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription",
+            "upgrade your plan", "your subscription does not include ", "your subscription has no access ",
+            "not available on your ", "is only available on the ", "you need to be on the ",
+            "you do not have access to the model ",
+        ]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404, 429])
         .without(message_parts(&["credit", "quota", "too many"]))
         .examples(&[
@@ -265,9 +299,11 @@ static ROWS: &[RefusalRow] = &[
                 "A voice for the voice_id {subject} was not found."),
             example("voice_does_not_exist", 400, BodyFormat::Legacy("voice_does_not_exist"),
                 "A voice with voice_id {subject} does not exist."),
-            example("dubbing_not_found", 404, BodyFormat::Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]),
+            example("dubbing_not_found", 404,
+                BodyFormat::Typed(["not_found", "dubbing_not_found", "dubbing_not_found"]),
                 "A dubbing with ID '{subject}' was not found."),
-            example("project_not_found", 404, BodyFormat::Typed(["not_found", "project_not_found", "project_not_found"]),
+            example("project_not_found", 404,
+                BodyFormat::Typed(["not_found", "project_not_found", "project_not_found"]),
                 "A project with ID '{subject}' was not found."),
             // Source: the OpenAPI document, for the audio of a dubbing.
             example("dubbing_language_not_found", 404, BodyFormat::Unwrapped("dubbing_not_found"),
@@ -289,7 +325,8 @@ static ROWS: &[RefusalRow] = &[
     // a key.
     row(codes(&["validation_error", "invalid_parameters"]), RefusalMeaning::RequestError)
         .examples(&[
-            example("invalid_parameters", 401, BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
+            example("invalid_parameters", 401,
+                BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),
                 "A parameter is invalid."),
         ]),
     row(EMPTY_PATTERN, RefusalMeaning::RequestError)
@@ -309,14 +346,16 @@ static ROWS: &[RefusalRow] = &[
         ]),
 ];
 
+/// Texts of messages about a resource that does not exist.
 const MISSING_RESOURCE: BodyPattern =
     message_parts(&[" was not found", " does not exist", " not found", " could not be found", " not exist"]);
 
-/// Examples that no row matches, which are classified by their status.
+/// Examples that no row matches. They are classified by their status.
 #[rustfmt::skip]
 static STATUS_EXAMPLES: &[Example] = &[
     example("unauthorized", 401, BodyFormat::Bare, "Unauthorized"),
-    example("sign_in_required", 401, BodyFormat::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
+    example("sign_in_required", 401,
+        BodyFormat::Typed(["authentication_error", "sign_in_required", "sign_in_required"]),
         "You must be signed in to use this feature."),
     example("dubbing_not_dubbed", 425, BodyFormat::Unwrapped("dubbing_not_dubbed"), "Dubbing has not finished yet."),
 ];
@@ -325,7 +364,8 @@ static STATUS_EXAMPLES: &[Example] = &[
 mod tests {
     use super::*;
 
-    fn body(example: &Example) -> ErrorBody {
+    /// Returns the parsed body of an example, with the placeholders in its message.
+    fn body_of(example: &Example) -> ErrorBody {
         let message = example.message;
         let json = match example.body {
             BodyFormat::Typed([kind, code, status]) => {
@@ -340,9 +380,10 @@ mod tests {
         ErrorBody::parse(json.to_string().as_bytes())
     }
 
+    /// Returns the number of the first row that matches an example.
     fn row_of(example: &Example) -> Option<usize> {
         let status = StatusCode::from_u16(example.status).unwrap();
-        ROWS.iter().position(|row| row.verdict(status, &body(example), None).is_some())
+        ROWS.iter().position(|row| row.verdict(status, &body_of(example), None).is_some())
     }
 
     #[test]
@@ -350,11 +391,16 @@ mod tests {
         for (number, row) in ROWS.iter().enumerate() {
             assert!(!row.examples.is_empty(), "row {number} must have an example: {row:?}");
             for example in row.examples {
-                assert_eq!(row_of(example), Some(number), "{}", example.name);
+                assert_eq!(
+                    row_of(example),
+                    Some(number),
+                    "row {number} must be the first that matches {}",
+                    example.name
+                );
             }
         }
         for example in STATUS_EXAMPLES {
-            assert_eq!(row_of(example), None, "{}", example.name);
+            assert_eq!(row_of(example), None, "no row must match {}", example.name);
         }
     }
 
@@ -366,9 +412,9 @@ mod tests {
             }
         }
         let mut names: Vec<&str> = examples().map(|example| example.name).collect();
-        let count = names.len();
+        let example_count = names.len();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), count);
+        assert_eq!(names.len(), example_count, "the names of the examples must be unique");
     }
 }

@@ -1,10 +1,10 @@
-//! Reads the credentials in the messages that a client sends, and blanks them before a message is forwarded.
+//! Finds the credentials in the messages that a client sends, and replaces them with spaces before a message is
+//! forwarded.
 //!
-//! The provider accepts a credential as a member of the outermost object, in the first message of a
-//! connection and of every context. The proxy replaces the credential with spaces in every message, so the
-//! message keeps its length and its frames keep their headers. JSON ignores the spaces. A message is
-//! processed as it arrives, in chunks of any size. The proxy does not store the message, so it has no maximum
-//! length.
+//! The provider accepts a credential as a member of the outermost object, in the first message of a connection and of
+//! every context. The proxy blanks the credential in every message, which means that it writes spaces over the member.
+//! The message thus keeps its length, and its frames keep their headers. JSON parsers ignore the spaces. A message is
+//! blanked in chunks of any size as it arrives, and is not stored. Its length is thus not limited.
 
 use serde_json::{Map, Value};
 
@@ -12,44 +12,51 @@ use serde_json::{Map, Value};
 /// (`xi-api-key`), and its published examples (`xi_api_key`).
 const CREDENTIAL_NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The longest encoding of a credential name: every letter as an escape of six bytes.
+/// Maximum length of an encoded credential name, in which every letter is an escape of six bytes.
 const MAX_NAME_BYTES: usize = 13 * 6;
-/// Maximum number of bytes of a comma and white space that are held back. Further white space is forwarded
-/// first.
+/// Maximum number of bytes of a comma and white space that are held back. Further white space is forwarded before them.
 const MAX_HELD_BLANKS: usize = 64;
 
 /// Blanks credentials in a message that arrives in chunks.
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
-    phase: State,
-    /// Bytes held back: a comma, white space, and a name that may be the name of a credential.
+    state: BlankerState,
+    /// The bytes that are held back: a comma, white space, and a name that may be the name of a credential.
     held_back: Vec<u8>,
-    /// Whether a member of the outermost object was forwarded.
+    /// Whether a member of the current object was forwarded.
     has_forwarded_member: bool,
 }
 
+/// The part of the message that the blanker expects next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    /// The parser is before the first byte that is not white space.
+enum BlankerState {
+    /// The first byte that is not white space.
     #[default]
     Start,
-    /// The message is not an object. It is forwarded unchanged.
+    /// The rest of a message that is not an object. It is forwarded unchanged.
     NotObject,
-    /// The parser is between members, after `{` or `,`.
+    /// The name of a member, after `{` or `,`.
     BeforeName,
-    /// The parser is in the name of a member; `is_escaped` after a backslash.
+    /// The next byte of a name. `is_escaped` is `true` after a backslash.
     Name { is_escaped: bool },
-    /// The parser is in a member, up to the comma or the brace after the member.
+    /// The next byte of a member, up to the comma or the brace after the member.
     Member(MemberPosition, MemberAction),
 }
 
 /// The position within a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct MemberPosition {
-    /// Number of enclosing lists and objects.
+    /// The number of lists and objects in the member that contain the position.
     depth: u32,
-    /// `Some` in a string: `true` after a backslash.
-    string: Option<bool>,
+    string: StringPosition,
+}
+
+/// The position relative to a string.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StringPosition {
+    Outside,
+    Inside,
+    AfterBackslash,
 }
 
 /// Whether a member is forwarded or blanked.
@@ -60,56 +67,59 @@ enum MemberAction {
 }
 
 impl CredentialBlanker {
-    /// Processes the next chunk and appends the result to `output`. A few bytes may be held back until the
-    /// next chunk.
-    pub fn process(&mut self, chunk: &[u8], output: &mut Vec<u8>) {
+    /// Blanks the credentials in the next chunk, and appends the chunk to `output`. A few bytes may be held back until
+    /// the next chunk.
+    pub fn blank_chunk(&mut self, chunk: &[u8], output: &mut Vec<u8>) {
         let mut remaining = chunk;
         while !remaining.is_empty() {
-            let processed_bytes = self.step(remaining, output);
+            let processed_bytes = self.blank_next(remaining, output);
             remaining = remaining.get(processed_bytes..).unwrap_or_default();
         }
     }
 
-    /// Ends the message and appends the bytes held back.
+    /// Ends the message and appends the bytes that are held back.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
         output.append(&mut self.held_back);
         *self = Self::default();
     }
 
-    /// Whether the rest of the message need not be processed, because the message is not an object.
+    /// Whether the message is known not to be an object, so that its rest can be forwarded unchanged.
     #[must_use]
     pub fn is_not_object(&self) -> bool {
-        self.phase == State::NotObject
+        self.state == BlankerState::NotObject
     }
 
     /// Processes at least one byte of `rest`, and returns the number of processed bytes.
-    fn step(&mut self, rest: &[u8], output: &mut Vec<u8>) -> usize {
+    fn blank_next(&mut self, rest: &[u8], output: &mut Vec<u8>) -> usize {
         let Some(&byte) = rest.first() else { return 0 };
-        match self.phase {
-            State::NotObject => {
+        match self.state {
+            BlankerState::NotObject => {
                 output.extend_from_slice(rest);
                 return rest.len();
             }
-            State::Start => {
-                self.phase = match byte {
-                    b'{' => State::BeforeName,
-                    b' ' | b'\t' | b'\r' | b'\n' => State::Start,
-                    _ => State::NotObject,
+            BlankerState::Start => {
+                self.state = match byte {
+                    b'{' => BlankerState::BeforeName,
+                    b' ' | b'\t' | b'\r' | b'\n' => BlankerState::Start,
+                    _ => BlankerState::NotObject,
                 };
                 output.push(byte);
             }
-            State::BeforeName => self.process_byte_before_name(byte, output),
-            State::Name { is_escaped } => self.process_byte_of_name(byte, is_escaped, output),
-            State::Member(position, action) => return self.process_member(rest, position, action, output),
+            BlankerState::BeforeName => self.process_byte_before_name(byte, output),
+            BlankerState::Name { is_escaped } => self.process_byte_of_name(byte, is_escaped, output),
+            BlankerState::Member(position, action) => {
+                return self.process_member(rest, position, action, output);
+            }
         }
         1
     }
 
+    /// Processes a byte between two members.
     fn process_byte_before_name(&mut self, byte: u8, output: &mut Vec<u8>) {
         match byte {
             b'"' => {
                 self.held_back.push(byte);
-                self.phase = State::Name { is_escaped: false };
+                self.state = BlankerState::Name { is_escaped: false };
             }
             b' ' | b'\t' | b'\r' | b'\n'
                 if self.held_back.len() <= MAX_HELD_BLANKS && !self.held_back.is_empty() =>
@@ -123,34 +133,40 @@ impl CredentialBlanker {
                 if byte == b'}' {
                     self.end_object();
                 } else {
-                    // Invalid JSON, which the provider will refuse.
-                    self.phase = State::NotObject;
+                    // The message is invalid JSON, which the provider refuses.
+                    self.state = BlankerState::NotObject;
                 }
             }
         }
     }
 
+    /// Holds back a byte of a name. Begins the member at the end of the name, or if the name is too long for a
+    /// credential.
     fn process_byte_of_name(&mut self, byte: u8, is_escaped: bool, output: &mut Vec<u8>) {
         self.held_back.push(byte);
         let quote = self.held_back.iter().position(|byte| *byte == b'"').unwrap_or_default();
         let name = self.held_back.get(quote + 1..).unwrap_or_default();
         match byte {
-            b'\\' if !is_escaped => self.phase = State::Name { is_escaped: true },
+            b'\\' if !is_escaped => self.state = BlankerState::Name { is_escaped: true },
             b'"' if !is_escaped => {
                 let is_credential = is_credential_name(name.strip_suffix(b"\"").unwrap_or_default());
                 let action = if is_credential { MemberAction::Blank } else { MemberAction::Forward };
-                self.begin_member(action, None, output);
+                self.begin_member(action, StringPosition::Outside, output);
             }
-            // A pending escape sequence ends in the rest of the name, which is processed as a string.
-            _ if name.len() > MAX_NAME_BYTES => self.begin_member(MemberAction::Forward, Some(false), output),
-            _ => self.phase = State::Name { is_escaped: false },
+            // The rest of the name, which may start within an escape sequence, is forwarded like a string of the
+            // member.
+            _ if name.len() > MAX_NAME_BYTES => {
+                self.begin_member(MemberAction::Forward, StringPosition::Inside, output);
+            }
+            _ => self.state = BlankerState::Name { is_escaped: false },
         }
     }
 
-    fn begin_member(&mut self, action: MemberAction, string: Option<bool>, output: &mut Vec<u8>) {
+    /// Appends the bytes that are held back, or spaces, and begins the member after them.
+    fn begin_member(&mut self, action: MemberAction, string: StringPosition, output: &mut Vec<u8>) {
         match action {
             MemberAction::Forward => {
-                // If all earlier members were blanked, no member would precede the comma.
+                // If all earlier members were blanked, no member precedes the comma, so the comma is blanked as well.
                 if !self.has_forwarded_member
                     && let Some(comma) = self.held_back.first_mut().filter(|byte| **byte == b',')
                 {
@@ -161,9 +177,10 @@ impl CredentialBlanker {
             }
             MemberAction::Blank => output.extend(self.held_back.drain(..).map(|_| b' ')),
         }
-        self.phase = State::Member(MemberPosition { depth: 0, string }, action);
+        self.state = BlankerState::Member(MemberPosition { depth: 0, string }, action);
     }
 
+    /// Forwards or blanks the bytes of a member, up to its end. Returns the number of processed bytes.
     fn process_member(
         &mut self,
         rest: &[u8],
@@ -172,26 +189,26 @@ impl CredentialBlanker {
         output: &mut Vec<u8>,
     ) -> usize {
         let mut processed_bytes = 0;
-        let mut end = None;
+        let mut end_byte = None;
         while let Some(&byte) = rest.get(processed_bytes) {
             match (position.string, byte) {
-                (Some(true), _) => position.string = Some(false),
-                (Some(false), b'"') => position.string = None,
-                (Some(false), b'\\') => position.string = Some(true),
-                (Some(false), _) => {
-                    // A large message is mostly one string, which is skipped in one step.
+                (StringPosition::AfterBackslash, _) => position.string = StringPosition::Inside,
+                (StringPosition::Inside, b'"') => position.string = StringPosition::Outside,
+                (StringPosition::Inside, b'\\') => position.string = StringPosition::AfterBackslash,
+                (StringPosition::Inside, _) => {
+                    // A large message consists mostly of one string, so the string is skipped in one step.
                     let string = rest.get(processed_bytes..).unwrap_or_default();
                     processed_bytes += memchr::memchr2(b'"', b'\\', string).unwrap_or(string.len());
                     continue;
                 }
-                (None, b'"') => position.string = Some(false),
-                (None, b'{' | b'[') => position.depth = position.depth.saturating_add(1),
-                (None, b'}' | b',') if position.depth == 0 => {
-                    end = Some(byte);
+                (StringPosition::Outside, b'"') => position.string = StringPosition::Inside,
+                (StringPosition::Outside, b'{' | b'[') => position.depth = position.depth.saturating_add(1),
+                (StringPosition::Outside, b'}' | b',') if position.depth == 0 => {
+                    end_byte = Some(byte);
                     break;
                 }
-                (None, b'}' | b']') => position.depth = position.depth.saturating_sub(1),
-                (None, _) => {}
+                (StringPosition::Outside, b'}' | b']') => position.depth = position.depth.saturating_sub(1),
+                (StringPosition::Outside, _) => {}
             }
             processed_bytes += 1;
         }
@@ -200,14 +217,14 @@ impl CredentialBlanker {
             MemberAction::Forward => output.extend_from_slice(processed),
             MemberAction::Blank => output.resize(output.len() + processed.len(), b' '),
         }
-        match end {
+        match end_byte {
             None => {
-                self.phase = State::Member(position, action);
+                self.state = BlankerState::Member(position, action);
                 return processed_bytes;
             }
             Some(b',') => {
                 self.held_back.push(b',');
-                self.phase = State::BeforeName;
+                self.state = BlankerState::BeforeName;
             }
             Some(_) => {
                 output.push(b'}');
@@ -217,22 +234,21 @@ impl CredentialBlanker {
         processed_bytes + 1
     }
 
-    /// Ends the object. A second object may follow, which no server would accept. It is processed like the
-    /// first object.
+    /// Ends the object. No server accepts a second object after it. Credentials in a second object are blanked as well.
     fn end_object(&mut self) {
-        self.phase = State::Start;
+        self.state = BlankerState::Start;
         self.has_forwarded_member = false;
     }
 }
 
-/// Whether a name, as encoded between its quotes, is the name of a credential.
+/// Whether a name, in the encoding between its quotes, is the name of a credential.
 fn is_credential_name(encoded_name: &[u8]) -> bool {
     let quoted = [b"\"".as_slice(), encoded_name, b"\""].concat();
     serde_json::from_slice::<String>(&quoted)
         .is_ok_and(|name| CREDENTIAL_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }
 
-/// Returns the credential in a message, without its scheme.
+/// Returns the first credential in a complete message, without its scheme, or `None` if the message has no credential.
 #[must_use]
 pub fn credential_in_message(message: &[u8]) -> Option<String> {
     let members: Map<String, Value> = serde_json::from_slice(message).ok()?;
@@ -245,8 +261,8 @@ pub fn credential_in_message(message: &[u8]) -> Option<String> {
     Some(without_scheme.map_or(credential, |(_, token)| token.trim()).to_owned())
 }
 
-/// Whether a message contains a single-use token of the provider, which replaces a key. Source: the provider's
-/// Python SDK 2.78 (the first message of a dialogue).
+/// Whether a complete message contains a single-use token of the provider, which the client sends instead of a key.
+/// Source: the provider's Python SDK 2.78 (the first message of a dialogue).
 #[must_use]
 pub fn has_single_use_token(message: &[u8]) -> bool {
     let members = serde_json::from_slice::<Map<String, Value>>(message).unwrap_or_default();
@@ -260,28 +276,30 @@ mod tests {
 
     use super::*;
 
+    /// Returns a message after its credentials were blanked.
     fn blanked_message(chunks: &[&[u8]]) -> String {
         let mut blanker = CredentialBlanker::default();
         let mut output = Vec::new();
-        chunks.iter().for_each(|chunk| blanker.process(chunk, &mut output));
+        chunks.iter().for_each(|chunk| blanker.blank_chunk(chunk, &mut output));
         blanker.finish(&mut output);
         String::from_utf8(output).unwrap()
     }
 
+    /// Compares a blanked message with the expected one, as a whole and in chunks of one byte.
     #[track_caller]
-    fn check(message: &str, expected: &str) {
+    fn check_blanked(message: &str, expected: &str) {
         assert_eq!(blanked_message(&[message.as_bytes()]), expected);
         let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
-        assert_eq!(blanked_message(&bytes), expected, "in chunks of one byte");
+        assert_eq!(blanked_message(&bytes), expected, "chunks of one byte must be blanked as well");
     }
 
     #[test]
     fn a_credential_at_any_position_is_replaced_by_spaces() {
-        check(r#"{"text":" ","xi_api_key":"k"}"#, r#"{"text":" "                 }"#);
-        check(r#"{"xi-api-key":"k","text":" "}"#, r#"{                 "text":" "}"#);
-        check(r#"{"a":1,"authorization":"k","b":[2]}"#, r#"{"a":1                    ,"b":[2]}"#);
-        check(r#"{"xi_api_key":"k"}"#, r"{                }");
-        check(r#"{"XI_API_KEY" : null , "b":1}"#, r#"{                      "b":1}"#);
+        check_blanked(r#"{"text":" ","xi_api_key":"k"}"#, r#"{"text":" "                 }"#);
+        check_blanked(r#"{"xi-api-key":"k","text":" "}"#, r#"{                 "text":" "}"#);
+        check_blanked(r#"{"a":1,"authorization":"k","b":[2]}"#, r#"{"a":1                    ,"b":[2]}"#);
+        check_blanked(r#"{"xi_api_key":"k"}"#, r"{                }");
+        check_blanked(r#"{"XI_API_KEY" : null , "b":1}"#, r#"{                      "b":1}"#);
     }
 
     #[test]
@@ -289,15 +307,16 @@ mod tests {
         for value in [r#"{"a":[1,"}"]}"#, r#""\"},{\\""#, "[[],{}]", "12", "true", r#""\u0022""#] {
             let message = format!(r#"{{"xi_api_key":{value},"text":"x"}}"#);
             let blanked: Value = serde_json::from_str(&blanked_message(&[message.as_bytes()])).unwrap();
-            assert_eq!(blanked, json!({"text": "x"}), "{value}");
+            assert_eq!(blanked, json!({"text": "x"}), "a credential with {value} must be blanked");
         }
     }
 
     #[test]
     fn a_name_with_escapes_is_recognized() {
-        check(r#"{"xi\u005fapi\u005Fkey":"k","a":1}"#, r#"{                           "a":1}"#);
+        check_blanked(r#"{"xi\u005fapi\u005Fkey":"k","a":1}"#, r#"{                           "a":1}"#);
         let escaped: String = "authorization".bytes().map(|byte| format!("\\u{byte:04x}")).collect();
-        assert!(!blanked_message(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]).contains("secret"));
+        let blanked = blanked_message(&[format!(r#"{{"{escaped}":"secret"}}"#).as_bytes()]);
+        assert!(!blanked.contains("secret"), "a credential with an escaped name must be blanked");
     }
 
     #[test]
@@ -315,15 +334,15 @@ mod tests {
             r#"{"a":"\\","b":1}"#,
             r#"{"\\":1,"x\"y":2}"#,
         ] {
-            check(message, message);
+            check_blanked(message, message);
         }
         let long_name = format!(r#"{{"{}":1,"b":2}}"#, "n".repeat(500));
-        check(&long_name, &long_name);
+        check_blanked(&long_name, &long_name);
     }
 
     #[test]
     fn a_credential_in_a_second_object_is_blanked() {
-        check(r#"{"a":1}{"xi_api_key":"k"}"#, r#"{"a":1}{                }"#);
+        check_blanked(r#"{"a":1}{"xi_api_key":"k"}"#, r#"{"a":1}{                }"#);
     }
 
     #[test]
@@ -346,11 +365,13 @@ mod tests {
             ("[]", None),
             ("", None),
         ] {
-            assert_eq!(credential_in_message(message.as_bytes()).as_deref(), expected, "{message}");
+            let credential = credential_in_message(message.as_bytes());
+            assert_eq!(credential.as_deref(), expected, "the credential in {message:?} must be returned");
         }
     }
 
-    fn value() -> impl Strategy<Value = Value> {
+    /// Generates JSON values, some of which contain the name of a credential at an inner position.
+    fn json_values() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
@@ -366,15 +387,15 @@ mod tests {
         })
     }
 
-    /// Writes a JSON object with the given `members`, with escaped letters in names, and white space.
+    /// Writes a JSON object with the given `members`, with escaped letters in some names, and with white space.
     fn write_object(members: &[(String, Value)], escapes: &[bool], blanks: &[u8]) -> String {
         let mut escapes = escapes.iter().cycle();
         let mut blanks = blanks.iter().cycle();
-        let mut blank = || " \t\r\n"[..usize::from(*blanks.next().unwrap_or(&0) % 5).min(4)].to_owned();
-        let mut text = blank() + "{";
+        let mut next_blank = || " \t\r\n"[..usize::from(*blanks.next().unwrap_or(&0) % 5).min(4)].to_owned();
+        let mut text = next_blank() + "{";
         for (index, (name, value)) in members.iter().enumerate() {
             text += if index > 0 { "," } else { "" };
-            text += &blank();
+            text += &next_blank();
             let quoted_name = Value::from(name.as_str()).to_string();
             let is_escaped = *escapes.next().unwrap_or(&false);
             let has_only_ascii =
@@ -392,16 +413,18 @@ mod tests {
             } else {
                 text += &quoted_name;
             }
-            text += &(blank() + ":" + &blank() + &value.to_string() + &blank());
+            text += &(next_blank() + ":" + &next_blank() + &value.to_string() + &next_blank());
         }
-        text + "}" + &blank()
+        text + "}" + &next_blank()
     }
 
     proptest! {
         #[test]
         fn all_credentials_and_only_credentials_are_blanked(
-            members in prop::collection::vec(("[a-zA-Z_\\-\"\\\\\u{e9}]{0,90}", value()), 0..6),
-            credentials in prop::collection::vec((0_usize..6, prop::sample::select(&CREDENTIAL_NAMES[..]), value()), 0..4),
+            members in prop::collection::vec(("[a-zA-Z_\\-\"\\\\\u{e9}]{0,90}", json_values()), 0..6),
+            credentials in prop::collection::vec(
+                (0_usize..6, prop::sample::select(&CREDENTIAL_NAMES[..]), json_values()), 0..4
+            ),
             escapes in prop::collection::vec(any::<bool>(), 1..40),
             blanks in prop::collection::vec(any::<u8>(), 1..20),
             cuts in prop::collection::vec(1_usize..40, 0..60),

@@ -1,8 +1,8 @@
-//! Classifies the provider's WebSocket messages and close frames: the session is served, or it is refused
-//! for a reason.
+//! Classifies the provider's WebSocket messages and close frames: a message shows that the session is served or
+//! refused, and a close frame shows whether the session is refused.
 //!
-//! A refusal usually has a message and a close frame. Both are classified by the same table, because the
-//! close code alone is ambiguous: 1008 means a bad key as well as a client that was idle for too long.
+//! A refusal usually consists of a message and a close frame. Both are classified by the same table, because the close
+//! code alone is ambiguous: 1008 means a bad key as well as a client that was idle for too long.
 
 use serde_json::{Map, Value};
 
@@ -17,22 +17,22 @@ pub enum MessageKind {
     Useful,
     /// The session is refused.
     Refused(Verdict),
-    /// A keep-alive message of the protocol, which does not show that the session is served.
+    /// The message keeps the connection alive, and does not show that the session is served.
     KeepAlive,
-    /// An unknown error. The close frame after it decides whether the session is refused.
+    /// The message is an unknown error. The close frame after it determines whether the session is refused.
     UnknownError,
-    /// The agent is busy, and the client waits in a queue, which is not billed. Source: the provider's
-    /// changelog up to September 2026 (`queueing_config`).
+    /// The agent is busy, and the client waits in a queue. The provider does not charge this time. Source: the
+    /// provider's changelog up to September 2026 (`queueing_config`).
     Queued,
 }
 
-/// Maximum length of a refusal. Longer messages are audio.
+/// Maximum length of a refusal. Longer messages contain audio.
 pub const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 
 /// The progress of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionStage {
-    /// No useful message was received yet. A message with only members of errors is classified as an error.
+    /// No useful message has been received. A message with only members of errors is classified as an error.
     Opening,
     /// The session is served. Only a message in the error format of its protocol is an error.
     Served,
@@ -41,18 +41,18 @@ pub enum SessionStage {
 /// The format of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MessageFormat {
-    /// Not an error.
+    /// The message is a known event and not an error.
     Event(MessageKind),
-    /// An error in the format of this protocol.
+    /// The message is an error in the format of this protocol.
     Error,
-    /// An error in the format of another protocol or of HTTP.
+    /// The message is an error in the format of another protocol or of HTTP.
     ForeignError,
-    /// An unknown format.
+    /// The format is unknown.
     Other,
 }
 
-/// Classifies a text message. `has_token` means that the client presented a token of the provider. A refusal
-/// is then about the token and not about the key.
+/// Classifies a text message. If the client has presented a token of the provider (`has_token`), a refusal concerns the
+/// token and not the key.
 #[must_use]
 pub fn classify_message(
     dialect: Dialect,
@@ -83,7 +83,7 @@ pub fn classify_message(
             known_verdict(&body()).map_or(MessageKind::UnknownError, MessageKind::Refused)
         }
         (MessageFormat::Other, SessionStage::Opening) if ErrorBody::has_only_error_members(&members) => {
-            // In an unknown protocol, a single text may be a useful message.
+            // In an unknown protocol, a message without a code may be useful.
             let is_known = dialect != Dialect::Unknown;
             let body = if is_known { body() } else { body().without_messages() };
             classify_without_status(&body).map_or(MessageKind::Useful, MessageKind::Refused)
@@ -97,20 +97,21 @@ pub fn classify_message(
     kind
 }
 
-/// Classifies a close frame. Returns `None` if the frame is not a refusal. `follows_error` means that an
-/// [unknown error](MessageKind::UnknownError) was received immediately before the frame.
+/// Classifies a close frame. Returns `None` if the frame is not a refusal. `follows_error` is `true` if an
+/// [unknown error](MessageKind::UnknownError) was received immediately before the frame. `has_token` has the same
+/// meaning as in [`classify_message`].
 #[must_use]
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::from_close_reason(reason);
     let verdict = classify_without_status(&body).or(match code {
-        // Live transcription also uses these codes after its errors.
+        // Live transcription also sends these codes after its errors.
         1000 | 1001 | 1005 if follows_error => Some(Verdict::RequestError),
-        // A normal end of the session.
+        // The session has ended normally.
         1000 | 1001 | 1005 => None,
         1011 => Some(Verdict::ServerError),
-        // A restart, and "try again later".
+        // The server restarts (1012), or the client should try again later (1013).
         1012 | 1013 => Some(Verdict::Busy),
-        // IANA's registry of close codes has 3000 for unauthorized and 3003 for forbidden.
+        // In IANA's registry of close codes, 3000 means unauthorized and 3003 means forbidden.
         3000 => Some(Verdict::Unexplained(UnexplainedRefusal::Unauthorized)),
         3003 => Some(Verdict::Unexplained(UnexplainedRefusal::Forbidden)),
         1008 if reason.is_empty() || follows_error => {
@@ -121,20 +122,21 @@ pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: b
     Some(if has_token { verdict_about_token(verdict) } else { verdict })
 }
 
-/// Returns the verdict of an error whose code or message is known, or denies access.
+/// Returns the verdict of an error whose code or message is known or denies access, and `None` for another error.
 fn known_verdict(body: &ErrorBody) -> Option<Verdict> {
     classify_without_status(body).or_else(|| access_denied_verdict(body))
 }
 
+/// Returns the verdict of an error in the format of its protocol.
 fn error_verdict(body: &ErrorBody) -> Verdict {
-    // "We are sorry, something went wrong." (captured with close code 1008).
+    // The captured message is "We are sorry, something went wrong." with the close code 1008.
     let is_server_error = body.message_starts_with("we are sorry");
     let default_verdict = if is_server_error { Verdict::ServerError } else { Verdict::RequestError };
     known_verdict(body).unwrap_or(default_verdict)
 }
 
-/// Returns the verdict of an unknown code or message that denies access, because a WebSocket error has no
-/// status. An attempt with a second account shows whether the account or the request is at fault.
+/// Returns the verdict of an unknown code or message that contains a word for denied access. The verdict allows an
+/// attempt with a second account, which shows whether the account or the request is the cause.
 fn access_denied_verdict(body: &ErrorBody) -> Option<Verdict> {
     const KEY_WORDS: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS_WORDS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
@@ -213,7 +215,7 @@ fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
 /// Corrects the verdict of a session in which the client presented a token.
 fn verdict_about_token(verdict: Verdict) -> Verdict {
     match verdict {
-        // The token is refused, which is part of the request.
+        // The token is refused. It is part of the request.
         Verdict::InvalidKey
         | Verdict::WrongHost
         | Verdict::Unexplained(

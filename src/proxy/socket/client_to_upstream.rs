@@ -249,14 +249,14 @@ impl ClientToUpstream {
         let mut chunk = input.split_to(available);
         websocket_frame::apply_mask(&mut chunk, mask, frame.processed_bytes);
         if self.counts_content() {
-            self.counter.process(&chunk);
+            self.counter.count_chunk(&chunk);
         }
         if self.holds_messages() && self.message_start.len() + chunk.len() <= MAX_IDENTIFIER_MESSAGE_BYTES {
             self.message_start.extend_from_slice(&chunk);
         }
         let ends_message = is_whole && frame.header.is_final;
         let mut blanked = Vec::with_capacity(available);
-        self.blanker.process(&chunk, &mut blanked);
+        self.blanker.blank_chunk(&chunk, &mut blanked);
         if ends_message {
             self.blanker.finish(&mut blanked);
         }

@@ -1,7 +1,7 @@
-//! Compares this HTTP client with hyper's client. From the same response bytes, split anywhere, both must
-//! return the same status, version, reason, headers, body and trailers, and the same end or error. Two
-//! parsers that differ allow response smuggling. [`strictness_reason`] lists the responses that only this
-//! client rejects.
+//! Compares this HTTP client with hyper's client. From the same response bytes, split anywhere, both clients must
+//! return the same status, version, reason, headers, body and trailers, and both must complete or both must fail. If
+//! two parsers disagree about the end of a response, an attacker can make one of them take the rest for another
+//! response. [`strictness_reason`] lists the responses that only this client rejects.
 
 use std::sync::Mutex;
 
@@ -16,7 +16,7 @@ use super::*;
 /// The result that a client returns for the bytes of a server.
 #[derive(Debug, PartialEq, Eq)]
 enum DecodeOutcome {
-    /// An error before a complete response head.
+    /// The client returned an error before a complete response head.
     Rejected,
     Response(ReceivedResponse),
 }
@@ -25,15 +25,17 @@ enum DecodeOutcome {
 struct ReceivedResponse {
     status: u16,
     version: http::Version,
-    /// The reason phrase, if it is not the canonical one.
+    /// The reason phrase, if it is not the canonical phrase of the status.
     reason: Option<Vec<u8>>,
     headers: Fields,
     /// The body up to its end or an error.
     body: Vec<u8>,
     trailers: Fields,
+    /// Whether the body ended without an error.
     is_complete: bool,
 }
 
+/// The names and values of headers or trailers, in their order.
 type Fields = Vec<(String, Vec<u8>)>;
 
 fn header_fields(headers: &HeaderMap) -> Fields {
@@ -51,13 +53,14 @@ async fn serve(mut server: DuplexStream, text: &[u8], cuts: &[usize]) {
     }
     let mut sent_bytes = 0;
     for end in cuts.iter().map(|cut| (*cut).min(text.len())).chain([text.len()]) {
-        // The client may have closed the connection already.
+        // The client may close the connection before it has received all segments.
         let _ = server.write_all(&text[sent_bytes.min(end)..end]).await;
         tokio::task::yield_now().await;
         sent_bytes = sent_bytes.max(end);
     }
 }
 
+/// Reads the response of a client to its end or an error.
 async fn read_outcome<B, E>(response: Result<Response<B>, E>) -> DecodeOutcome
 where
     B: Body<Data = Bytes> + Unpin,
@@ -89,6 +92,7 @@ where
     DecodeOutcome::Response(received_response)
 }
 
+/// Returns the outcome of hyper's client for a server that sends `text`.
 async fn hyper_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
@@ -97,14 +101,14 @@ async fn hyper_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOu
         let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await;
         read_outcome(response).await
     };
-    let (received, (), _) = tokio::join!(exchange, serve(server, text, cuts), driver);
-    received
+    let (outcome, (), _) = tokio::join!(exchange, serve(server, text, cuts), driver);
+    outcome
 }
 
-/// A connector with one connection.
-struct SingleConnection(Mutex<Option<DuplexStream>>);
+/// A connector that returns one connection, and then an error.
+struct SingleConnector(Mutex<Option<DuplexStream>>);
 
-impl Connect for SingleConnection {
+impl Connect for SingleConnector {
     type Io = DuplexStream;
 
     async fn connect(&self, _: &Authority) -> Result<DuplexStream, ConnectError> {
@@ -112,30 +116,28 @@ impl Connect for SingleConnection {
     }
 }
 
+/// Returns the outcome of this client for a server that sends `text`.
 async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
     let settings = Settings { max_idle_connections: 0, ..SETTINGS };
     let upstream =
-        Upstream::new(authority, SingleConnection(Mutex::new(Some(client))), settings, Tasks::new(), None);
+        Upstream::new(authority, SingleConnector(Mutex::new(Some(client))), settings, Tasks::new(), None);
     let head = UpstreamRequestHead {
         method: method.clone(),
         target: Uri::from_static("/"),
         headers: HeaderMap::new(),
     };
-    let key = ApiKey::new("sk_the_key_of_the_test").unwrap();
-    let exchange = async {
-        let empty = Replay::<Full<Bytes>>::empty();
-        read_outcome(upstream.send(None, &key, &head, empty.start_attempt()).await).await
-    };
+    let key = key();
+    let exchange = async { read_outcome(upstream.send(None, &key, &head, empty_body()).await).await };
     tokio::join!(exchange, serve(server, text, cuts)).0
 }
 
 /// The reason why this client rejects a response that hyper's client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StrictnessReason {
-    /// A body with a transfer coding that hyper does not decode would be forwarded without the header that
-    /// describes the coding.
+    /// Hyper does not decode other codings than chunked. The client would receive such a body without the header that
+    /// declares its coding.
     UnsupportedCoding,
     /// A 101 response to a request that is not an upgrade would give the client control of the connection.
     UnexpectedUpgrade,
@@ -166,17 +168,20 @@ fn has_unsupported_coding(text: &[u8]) -> bool {
     codings.len() > 1 || codings.iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
 }
 
-/// Compares both clients. Returns the outcome of this client.
-async fn check(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
+/// Compares the outcomes of both clients. Returns the outcome of this client.
+async fn check_same_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (hyper, own) = (hyper_outcome(text, cuts, method).await, own_outcome(text, cuts, method).await);
     if own != DecodeOutcome::Rejected || strictness_reason(text).is_none() {
         let text = String::from_utf8_lossy(&text[..text.len().min(1_000)]);
-        assert_eq!(own, hyper, "{method} {text:?} cut at {cuts:?}");
+        assert_eq!(
+            own, hyper,
+            "the clients must agree about the response to {method}, cut at {cuts:?}: {text:?}"
+        );
     }
     own
 }
 
-const LINES: [&str; 10] = [
+const STATUS_LINES: [&str; 10] = [
     "HTTP/1.1 200 OK",
     "HTTP/1.1 200 Fine",
     "HTTP/1.0 200 OK",
@@ -230,13 +235,14 @@ const BODIES: [&str; 19] = [
 
 /// Generates responses from these parts. Half of the responses contain one random byte.
 fn any_responses() -> impl Strategy<Value = Vec<u8>> {
-    let ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
+    let line_ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
     let headers = prop::collection::vec(select(&HEADERS[..]), 0..4);
     let random_byte = prop::option::weighted(0.5, (any::<Index>(), any::<u8>()));
-    (select(&LINES[..]), headers, select(&BODIES[..]), ends, random_byte).prop_map(
-        |(line, headers, body, end, random_byte)| {
-            let head: String = headers.into_iter().map(|header| format!("{end}{header}")).collect();
-            let mut text = format!("{line}{head}{end}{end}{body}").into_bytes();
+    (select(&STATUS_LINES[..]), headers, select(&BODIES[..]), line_ends, random_byte).prop_map(
+        |(status_line, headers, body, line_end, random_byte)| {
+            let header_lines: String =
+                headers.into_iter().map(|header| format!("{line_end}{header}")).collect();
+            let mut text = format!("{status_line}{header_lines}{line_end}{line_end}{body}").into_bytes();
             if let Some((index, byte)) = random_byte {
                 let index = index.index(text.len());
                 text[index] = byte;
@@ -257,7 +263,7 @@ proptest! {
     ) {
         cuts.sort_unstable();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(check(&text, &cuts, &method));
+        runtime.unwrap().block_on(check_same_outcome(&text, &cuts, &method));
     }
 }
 
@@ -266,13 +272,17 @@ async fn both_clients_parse_a_response_equally_at_any_cut() {
     for framing in ["content-length: 5", "transfer-encoding: chunked", "x: 1"] {
         for body in BODIES {
             let text = format!("HTTP/1.1 200 Fine\r\nx-a: b\r\n{framing}\r\n\r\n{body}").into_bytes();
-            let whole_response = check(&text, &[], &Method::GET).await;
+            let whole_outcome = check_same_outcome(&text, &[], &Method::GET).await;
             for cut in 1..text.len() {
-                let cut_once = check(&text, &[cut], &Method::GET).await;
-                assert_eq!(cut_once, whole_response, "{:?} cut at {cut}", String::from_utf8_lossy(&text));
+                let cut_outcome = check_same_outcome(&text, &[cut], &Method::GET).await;
+                let printed_text = String::from_utf8_lossy(&text);
+                assert_eq!(
+                    cut_outcome, whole_outcome,
+                    "a cut at {cut} must not change the outcome of {printed_text:?}"
+                );
             }
             let every_byte: Vec<usize> = (1..text.len()).collect();
-            assert_eq!(check(&text, &every_byte, &Method::GET).await, whole_response);
+            assert_eq!(check_same_outcome(&text, &every_byte, &Method::GET).await, whole_outcome);
         }
     }
 }
@@ -300,9 +310,12 @@ async fn hyper_accepts_the_listed_responses_that_this_client_rejects() {
         assert_eq!(
             own_outcome(text.as_bytes(), &[], &Method::GET).await,
             DecodeOutcome::Rejected,
-            "{reason:?}"
+            "this client must reject the response because of {reason:?}"
         );
         let hyper = hyper_outcome(text.as_bytes(), &[], &Method::GET).await;
-        assert!(matches!(hyper, DecodeOutcome::Response(_)), "{reason:?}: hyper must accept the response");
+        assert!(
+            matches!(hyper, DecodeOutcome::Response(_)),
+            "hyper must accept the response in spite of {reason:?}"
+        );
     }
 }

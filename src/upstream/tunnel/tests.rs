@@ -1,4 +1,4 @@
-//! Tests tunnels through forward proxies, with the proxy at the other end of an in-memory pipe.
+//! Tests tunnels through forward proxies. The proxy of a test is at the other end of an in-memory pipe.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::policy::replay::Progress;
 use crate::secret::ProxyCredentials;
 use crate::upstream::{ConnectError, SendError};
 
+/// Returns a proxy with the credentials of a user, if they are given.
 fn proxy(credentials: Option<(&str, &str)>) -> ForwardProxy {
     let credentials = credentials.map(|(user, password)| ProxyCredentials::new(user, password));
     ForwardProxy::new(ProxyScheme::Http, "proxy.corp", 3128, credentials)
@@ -20,9 +21,10 @@ fn authority() -> Authority {
     Authority::new(Scheme::Https, "api.example", 443, "").unwrap()
 }
 
-/// Maximum duration of opening a tunnel, far above the usual one, so that only a test that hangs exceeds it.
-const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum duration of opening a tunnel. It is far above the usual duration, so that only a test that hangs exceeds it.
+const TUNNEL_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The user and the password of a proxy with credentials.
 const ALICE: Option<(&str, &str)> = Some(("alice", "hunter2"));
 
 /// Opens a tunnel by CONNECT through a proxy that reads the request and writes the chunks of its response. Returns the
@@ -39,25 +41,25 @@ async fn open_http_tunnel(
             request.push(proxy_io.read_u8().await.unwrap());
         }
         for chunk in chunks {
-            // The tunnel may give up before the end of the response.
+            // The client may close the connection before the end of the response.
             let _ = proxy_io.write_all(chunk).await;
         }
         String::from_utf8(request).unwrap()
     };
     let tunnel = async { tokio::join!(connect(client_io, proxy, authority), respond) };
-    let (result, request) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
-    (request, result)
+    let (tunnel_result, request) = tokio::time::timeout(TUNNEL_TIMEOUT, tunnel).await.unwrap();
+    (request, tunnel_result)
 }
 
 #[tokio::test]
 async fn the_request_names_the_host_and_has_the_credentials() {
     let ok: &[&[u8]] = &[b"HTTP/1.1 200 Connection established\r\n\r\n"];
-    let (request, result) = open_http_tunnel(&proxy(None), &authority(), ok).await;
-    assert!(result.is_ok());
+    let (request, tunnel_result) = open_http_tunnel(&proxy(None), &authority(), ok).await;
+    assert!(tunnel_result.is_ok());
     assert_eq!(request, "CONNECT api.example:443 HTTP/1.1\r\nhost: api.example:443\r\n\r\n");
     let ipv6_authority = Authority::new(Scheme::Http, "::1", 8080, "/x").unwrap();
-    let (request, result) = open_http_tunnel(&proxy(ALICE), &ipv6_authority, ok).await;
-    assert!(result.is_ok());
+    let (request, tunnel_result) = open_http_tunnel(&proxy(ALICE), &ipv6_authority, ok).await;
+    assert!(tunnel_result.is_ok());
     assert_eq!(
         request,
         "CONNECT [::1]:8080 HTTP/1.1\r\nhost: [::1]:8080\r\n\
@@ -75,30 +77,33 @@ async fn a_tunnel_is_open_after_any_successful_response() {
         &[b"HTTP/1.1 103 Wait\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"],
         &[b"HT", b"TP/1.1 2", b"00 OK\r\nx: y\r", b"\n\r", b"\n"],
     ] {
-        let (_, result) = open_http_tunnel(&proxy(None), &authority(), chunks).await;
-        assert!(result.is_ok(), "{result:?}");
+        let (_, tunnel_result) = open_http_tunnel(&proxy(None), &authority(), chunks).await;
+        assert!(tunnel_result.is_ok(), "the tunnel must be open, but the result is {tunnel_result:?}");
     }
 }
 
+/// Compares the error of an attempt with the expected one, and checks that it does not contain the credentials.
 #[track_caller]
 fn check_error(
     proxy: &ForwardProxy,
-    result: Result<DuplexStream, ForwardProxyErrorKind>,
+    tunnel_result: Result<DuplexStream, ForwardProxyErrorKind>,
     progress: Progress,
     expected: &str,
 ) {
-    let error = SendError::connect(ConnectError::Proxy(ForwardProxyError::new(proxy, result.unwrap_err())));
+    let error =
+        SendError::connect(ConnectError::Proxy(ForwardProxyError::new(proxy, tunnel_result.unwrap_err())));
     assert_eq!((error.progress, error.to_string().as_str()), (progress, expected));
     let printed_text = format!("{error:?}{error:#?}{error}");
     assert!(
         !printed_text.contains("alice")
             && !printed_text.contains("hunter2")
-            && !printed_text.contains("YWxpY2U6")
+            && !printed_text.contains("YWxpY2U6"),
+        "the error must not contain the credentials"
     );
 }
 
 #[tokio::test]
-async fn a_refused_authentication_names_the_missing_credential() {
+async fn the_error_of_a_refused_authentication_names_the_correction() {
     let challenge = |scheme: &str| {
         format!("HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: {scheme}\r\n\r\nbody")
     };
@@ -123,28 +128,32 @@ async fn a_refused_authentication_names_the_missing_credential() {
         ),
     ] {
         let proxy = proxy(credentials);
-        let (_, result) = open_http_tunnel(&proxy, &authority(), &[challenge(scheme).as_bytes()]).await;
-        check_error(&proxy, result, Progress::ProxyAuthenticationFailed, expected);
+        let (_, tunnel_result) =
+            open_http_tunnel(&proxy, &authority(), &[challenge(scheme).as_bytes()]).await;
+        check_error(&proxy, tunnel_result, Progress::ProxyAuthenticationFailed, expected);
     }
     let proxy_with_credentials = proxy(ALICE);
-    let (_, result) =
+    let (_, tunnel_result) =
         open_http_tunnel(&proxy_with_credentials, &authority(), &[b"HTTP/1.0 401 Unauthorized\r\n\r\n"])
             .await;
     check_error(
         &proxy_with_credentials,
-        result,
+        tunnel_result,
         Progress::ProxyAuthenticationFailed,
         "the proxy http://proxy.corp:3128 refuses the configured user and password (401): correct them in \
          `proxy` or `proxy_file`",
     );
-    // Basic is only one of the challenges in the header.
-    let (_, result) =
+    // The header contains other challenges than Basic.
+    let (_, tunnel_result) =
         open_http_tunnel(&proxy(None), &authority(), &[challenge("NTLM, Basic realm=x").as_bytes()]).await;
-    assert!(matches!(result, Err(ForwardProxyErrorKind::CredentialsMissing(_))), "{result:?}");
+    assert!(
+        matches!(tunnel_result, Err(ForwardProxyErrorKind::CredentialsMissing(_))),
+        "the credentials must be missing, but the result is {tunnel_result:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_response_that_opens_no_tunnel_is_an_unsent_request() {
+async fn a_request_without_a_tunnel_is_unsent() {
     let endless_header = [b"HTTP/1.1 200 OK\r\nx: ".to_vec(), vec![b'y'; MAX_HEAD_BYTES]].concat();
     let many_headers = ["HTTP/1.1 200 OK\r\n", &"x: y\r\n".repeat(MAX_HEADERS + 1), "\r\n"].concat();
     let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(3);
@@ -173,10 +182,10 @@ async fn a_response_that_opens_no_tunnel_is_an_unsent_request() {
     ] {
         let proxy = proxy(ALICE);
         let chunks: Vec<&[u8]> = response.chunks(1000).collect();
-        let (_, result) = open_http_tunnel(&proxy, &authority(), &chunks).await;
+        let (_, tunnel_result) = open_http_tunnel(&proxy, &authority(), &chunks).await;
         check_error(
             &proxy,
-            result,
+            tunnel_result,
             Progress::Unsent,
             &format!("the proxy http://proxy.corp:3128 {expected}"),
         );
@@ -187,10 +196,10 @@ async fn a_response_that_opens_no_tunnel_is_an_unsent_request() {
 async fn bytes_of_the_proxy_are_not_taken_for_the_providers() {
     let response: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
     let proxy = proxy(ALICE);
-    let (_, result) = open_http_tunnel(&proxy, &authority(), &[response]).await;
+    let (_, tunnel_result) = open_http_tunnel(&proxy, &authority(), &[response]).await;
     check_error(
         &proxy,
-        result,
+        tunnel_result,
         Progress::Unsent,
         "the proxy http://proxy.corp:3128 sent data after its response to CONNECT, before the provider could",
     );
@@ -198,7 +207,7 @@ async fn bytes_of_the_proxy_are_not_taken_for_the_providers() {
 
 proptest::proptest! {
     #[test]
-    fn any_bytes_are_handled_without_a_panic(
+    fn any_response_of_a_proxy_is_read_without_a_panic(
         start in proptest::option::of("HTTP/1\\.[01] (1|2|4)[0-9]{2} .{0,9}\r\n"),
         bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
     ) {
@@ -211,13 +220,13 @@ proptest::proptest! {
     }
 }
 
-/// Returns a stream from which `response` is read, and to which anything can be written.
+/// Returns a stream whose reads return `response`, and whose writes succeed.
 fn readable_stream(response: &[u8]) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
     tokio::io::join(std::io::Cursor::new(response.to_vec()), tokio::io::sink())
 }
 
 /// Opens a tunnel by SOCKS5 through a proxy that responds to each message with the next of `responses`.
-async fn open_socks(
+async fn open_socks_tunnel(
     proxy: &ForwardProxy,
     responses: &[&[u8]],
 ) -> (Vec<u8>, Result<DuplexStream, ForwardProxyErrorKind>) {
@@ -232,23 +241,34 @@ async fn open_socks(
     };
     let authority = authority();
     let tunnel = async { tokio::join!(connect_socks(client_io, proxy, &authority), respond) };
-    let (result, received) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
-    (received, result)
+    let (tunnel_result, received_bytes) = tokio::time::timeout(TUNNEL_TIMEOUT, tunnel).await.unwrap();
+    (received_bytes, tunnel_result)
+}
+
+fn contains(bytes: &[u8], pattern: &[u8]) -> bool {
+    bytes.windows(pattern.len()).any(|window| window == pattern)
 }
 
 #[tokio::test]
-async fn socks_lets_the_proxy_resolve_the_name() {
+async fn a_socks_proxy_receives_the_host_name_and_the_credentials() {
+    /// The response of a proxy that has opened a connection.
     const OPEN: &[u8] = &[5, 0, 0, 1, 127, 0, 0, 1, 0x1f, 0x90];
-    let (received, result) = open_socks(&proxy(None), &[&[5, 0], OPEN]).await;
-    assert!(result.is_ok(), "{result:?}");
-    assert!(received.windows(14).any(|window| window == b"\x03\x0bapi.example\x01"), "{received:?}");
-    let (received, result) = open_socks(&proxy(ALICE), &[&[5, 2], &[1, 0], OPEN]).await;
-    assert!(result.is_ok(), "{result:?}");
-    assert!(received.windows(15).any(|window| window == b"\x01\x05alice\x07hunter2"), "{received:?}");
+    let (received_bytes, tunnel_result) = open_socks_tunnel(&proxy(None), &[&[5, 0], OPEN]).await;
+    assert!(tunnel_result.is_ok(), "the tunnel must be open, but the result is {tunnel_result:?}");
+    assert!(
+        contains(&received_bytes, b"\x03\x0bapi.example\x01"),
+        "the proxy must receive the host name, but it receives {received_bytes:?}"
+    );
+    let (received_bytes, tunnel_result) = open_socks_tunnel(&proxy(ALICE), &[&[5, 2], &[1, 0], OPEN]).await;
+    assert!(tunnel_result.is_ok(), "the tunnel must be open, but the result is {tunnel_result:?}");
+    assert!(
+        contains(&received_bytes, b"\x01\x05alice\x07hunter2"),
+        "the proxy must receive the credentials, but it receives {received_bytes:?}"
+    );
 }
 
 #[tokio::test]
-async fn socks_without_valid_credentials_is_a_failed_authentication() {
+async fn the_error_of_a_socks_proxy_names_its_cause() {
     const PREFIX: &str = "the proxy http://proxy.corp:3128 ";
     for (credentials, responses, progress, expected) in [
         (
@@ -271,7 +291,7 @@ async fn socks_without_valid_credentials_is_a_failed_authentication() {
         ),
     ] {
         let proxy = proxy(credentials);
-        let (_, result) = open_socks(&proxy, responses).await;
-        check_error(&proxy, result, progress, &format!("{PREFIX}{expected}"));
+        let (_, tunnel_result) = open_socks_tunnel(&proxy, responses).await;
+        check_error(&proxy, tunnel_result, progress, &format!("{PREFIX}{expected}"));
     }
 }

@@ -1,9 +1,11 @@
-//! Lists the rows of the table of resources for agents and for the account: orders, tokens and cursors.
+//! Lists the rows of the table of resources for agents, speech engines, orders, webhooks, tokens, signed URLs and the
+//! cursors of lists.
 
 use super::super::kind::ResourceKind;
 use super::{EMPTY_ROW, ResourceRow};
 
-#[rustfmt::skip] // a table
+/// The rows, each with the locations of the identifiers of one resource.
+#[rustfmt::skip] // Each line has several fields.
 pub(super) static ROWS: &[ResourceRow] = &[
     ResourceRow {
         resource: "agent",
@@ -15,25 +17,33 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch),
             ("target_branch_id", ResourceKind::Branch),
         ],
-        body: &[("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch)],
+        body: &[
+            ("agent_id", ResourceKind::Agent), ("agent_ids", ResourceKind::Agent), ("branch_id", ResourceKind::Branch),
+        ],
         created: &[
             (&["convai/agents/create", "convai/agents/{id}/duplicate"], &[
-                (".agent_id", ResourceKind::Agent), (".main_branch_id", ResourceKind::Branch), (".initial_version_id", ResourceKind::Branch),
+                (".agent_id", ResourceKind::Agent), (".main_branch_id", ResourceKind::Branch),
+                (".initial_version_id", ResourceKind::Branch),
             ]),
             (&["convai/agents/{id}/branches"], &[
-                (".id", ResourceKind::Branch), (".created_branch_id", ResourceKind::Branch), (".created_version_id", ResourceKind::Branch),
+                (".id", ResourceKind::Branch), (".created_branch_id", ResourceKind::Branch),
+                (".created_version_id", ResourceKind::Branch),
             ]),
         ],
         lists: &[
             (&["convai/agents"], &[("agents.agent_id", ResourceKind::Agent)]),
-            (&["convai/agents/{id}/branches"], &[("results.id", ResourceKind::Branch), ("branches.id", ResourceKind::Branch)]),
+            (&["convai/agents/{id}/branches"], &[
+                ("results.id", ResourceKind::Branch), ("branches.id", ResourceKind::Branch),
+            ]),
         ],
         ..EMPTY_ROW
     },
     ResourceRow {
         resource: "conversation",
         paths: &["convai/conversations/{conversation}"],
-        query: &[("conversation_id", ResourceKind::Conversation), ("parent_conversation_id", ResourceKind::Conversation)],
+        query: &[
+            ("conversation_id", ResourceKind::Conversation), ("parent_conversation_id", ResourceKind::Conversation),
+        ],
         body: &[("conversation_id", ResourceKind::Conversation)],
         created: &[(
             &[
@@ -61,7 +71,9 @@ pub(super) static ROWS: &[ResourceRow] = &[
             ("whatsapp_phone_number_id", ResourceKind::PhoneNumber),
         ],
         created: &[(&["convai/phone-numbers"], &[(".phone_number_id", ResourceKind::PhoneNumber)])],
-        lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[("phone_number_id", ResourceKind::PhoneNumber)])],
+        lists: &[(&["convai/phone-numbers", "convai/whatsapp-accounts"], &[
+            ("phone_number_id", ResourceKind::PhoneNumber),
+        ])],
         ..EMPTY_ROW
     },
     ResourceRow {
@@ -72,7 +84,8 @@ pub(super) static ROWS: &[ResourceRow] = &[
         ],
         query: &[("parent_folder_id", ResourceKind::Document), ("document_ids", ResourceKind::Document)],
         body: &[
-            ("knowledge_base.id", ResourceKind::Document), ("document_ids", ResourceKind::Document), ("document_id", ResourceKind::Document),
+            ("knowledge_base.id", ResourceKind::Document), ("document_ids", ResourceKind::Document),
+            ("document_id", ResourceKind::Document),
             ("parent_folder_id", ResourceKind::Document), ("move_to", ResourceKind::Document),
         ],
         created: &[
@@ -83,7 +96,9 @@ pub(super) static ROWS: &[ResourceRow] = &[
                 ],
                 &[(".id", ResourceKind::Document)],
             ),
-            (&["convai/knowledge-base/crawl"], &[(".id", ResourceKind::Document), (".root_folder_id", ResourceKind::Document)]),
+            (&["convai/knowledge-base/crawl"], &[
+                (".id", ResourceKind::Document), (".root_folder_id", ResourceKind::Document),
+            ]),
         ],
         lists: &[(&["convai/knowledge-base"], &[("documents.id", ResourceKind::Document)])],
         ..EMPTY_ROW
@@ -96,8 +111,10 @@ pub(super) static ROWS: &[ResourceRow] = &[
             "convai/test-invocations/{test}",
         ],
         body: &[
-            ("tool_ids", ResourceKind::Tool), ("tool_id", ResourceKind::Tool), ("mcp_server_ids", ResourceKind::McpServer),
-            ("mcp_server_id", ResourceKind::McpServer), ("secret_id", ResourceKind::Secret), ("test_id", ResourceKind::Test),
+            ("tool_ids", ResourceKind::Tool), ("tool_id", ResourceKind::Tool),
+            ("mcp_server_ids", ResourceKind::McpServer),
+            ("mcp_server_id", ResourceKind::McpServer), ("secret_id", ResourceKind::Secret),
+            ("test_id", ResourceKind::Test),
             ("test_ids", ResourceKind::Test), ("test_invocation_id", ResourceKind::Test),
         ],
         created: &[
@@ -147,7 +164,7 @@ pub(super) static ROWS: &[ResourceRow] = &[
         lists: &[(&["productions/orders"], &[("orders.order_id", ResourceKind::Order)])],
         ..EMPTY_ROW
     },
-    // Clients may not call these endpoints unless the configuration allows it.
+    // Clients may not call the endpoints of the next row unless the configuration allows it.
     ResourceRow {
         resource: "workspace webhook / service account / key / group",
         paths: &["workspace/webhooks/{webhook}"],
@@ -177,10 +194,12 @@ pub(super) static ROWS: &[ResourceRow] = &[
     ResourceRow {
         resource: "list cursor",
         query: &[
-            ("next_page_token", ResourceKind::Cursor), ("page_token", ResourceKind::Cursor), ("cursor", ResourceKind::Cursor),
+            ("next_page_token", ResourceKind::Cursor), ("page_token", ResourceKind::Cursor),
+            ("cursor", ResourceKind::Cursor),
             ("last_sort_id", ResourceKind::Cursor),
         ],
-        // Includes the routes of the other rows: any of their responses may contain a cursor.
+        // These lists contain no identifiers, but their responses may contain a cursor. The responses of the other
+        // rows may contain a cursor as well.
         lists: &[(
             &[
                 "dubbing", "dubbing/project", "music/finetunes", "speech-engine", "convai/tags", "convai/users",

@@ -1,55 +1,61 @@
-//! Tests the counter with single messages, and against a parser that reads the whole message.
+//! Tests the counter with single messages, and compares it with a parser that reads the whole message.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
 
-fn count(dialect: Dialect, chunks: &[&[u8]]) -> MessageCount {
+/// Counts the content of a message that arrives in `chunks`.
+fn count_message(dialect: Dialect, chunks: &[&[u8]]) -> MessageCount {
     let mut counter = ContentCounter::default();
-    chunks.iter().for_each(|chunk| counter.process(chunk));
+    chunks.iter().for_each(|chunk| counter.count_chunk(chunk));
     counter.finish(dialect)
 }
 
+/// Compares the counted content of a message with the expected content, as a whole and in chunks of one byte.
 #[track_caller]
-fn check(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
+fn check_count(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
     let expected = ChargedContent { characters, audio_bytes };
-    assert_eq!(count(dialect, &[message.as_bytes()]).content, expected, "{message}");
+    assert_eq!(count_message(dialect, &[message.as_bytes()]).content, expected, "{message} must be counted");
     let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
-    assert_eq!(count(dialect, &bytes).content, expected, "in chunks of one byte: {message}");
+    assert_eq!(
+        count_message(dialect, &bytes).content,
+        expected,
+        "{message} must be counted in chunks of one byte"
+    );
 }
 
 #[test]
 fn the_characters_of_a_text_are_counted() {
-    check(Dialect::Speech, r#"{"text":"Hell\u00f6 "}"#, 6, 0);
-    check(Dialect::Speech, "{\"text\":\"Hell\u{f6} \u{1f600}\"}", 7, 0);
-    check(Dialect::Speech, r#"{"text":"\ud83d\ude00\ud83d"}"#, 2, 0);
-    check(Dialect::Speech, r#"{"te\u0078t":"\"\\ab"}"#, 4, 0);
-    check(Dialect::Speech, r#"{"text":" ","xi_api_key":"k"}"#, 0, 0);
-    check(Dialect::Speech, r#"{"text":" \n\u0020"}"#, 0, 0);
-    check(Dialect::Speech, r#"{"text":""}"#, 0, 0);
-    check(Dialect::SpeechContexts, r#"{"text":null,"context_id":"a","flush":true}"#, 0, 0);
-    check(Dialect::Speech, r#"{"text":"","text":"last"}"#, 4, 0);
-    check(Dialect::Speech, r#"{"text":"first","text":7}"#, 0, 0);
-    check(Dialect::Speech, r#"{"text":"still","inputs":0}"#, 5, 0);
-    check(Dialect::Speech, r#"{"text":"hi","seed":NaN, "x": [-1.5e+3, {}, []] }"#, 2, 0);
-    check(Dialect::Speech, r#"{"a":{"text":"deep"},"b":[{"text":"deep"}]}"#, 0, 0);
-    check(Dialect::Agent, r#"{"type":"user_message","text":"hello"}"#, 0, 0);
+    check_count(Dialect::Speech, r#"{"text":"Hell\u00f6 "}"#, 6, 0);
+    check_count(Dialect::Speech, "{\"text\":\"Hell\u{f6} \u{1f600}\"}", 7, 0);
+    check_count(Dialect::Speech, r#"{"text":"\ud83d\ude00\ud83d"}"#, 2, 0);
+    check_count(Dialect::Speech, r#"{"te\u0078t":"\"\\ab"}"#, 4, 0);
+    check_count(Dialect::Speech, r#"{"text":" ","xi_api_key":"k"}"#, 0, 0);
+    check_count(Dialect::Speech, r#"{"text":" \n\u0020"}"#, 0, 0);
+    check_count(Dialect::Speech, r#"{"text":""}"#, 0, 0);
+    check_count(Dialect::SpeechContexts, r#"{"text":null,"context_id":"a","flush":true}"#, 0, 0);
+    check_count(Dialect::Speech, r#"{"text":"","text":"last"}"#, 4, 0);
+    check_count(Dialect::Speech, r#"{"text":"first","text":7}"#, 0, 0);
+    check_count(Dialect::Speech, r#"{"text":"still","inputs":0}"#, 5, 0);
+    check_count(Dialect::Speech, r#"{"text":"hi","seed":NaN, "x": [-1.5e+3, {}, []] }"#, 2, 0);
+    check_count(Dialect::Speech, r#"{"a":{"text":"deep"},"b":[{"text":"deep"}]}"#, 0, 0);
+    check_count(Dialect::Agent, r#"{"type":"user_message","text":"hello"}"#, 0, 0);
 }
 
 #[test]
 fn the_lines_of_a_dialogue_are_counted() {
     let dialogue = Dialect::Dialogue;
-    check(
+    check_count(
         dialogue,
         r#"{"inputs":[{"text":"ab","voice_id":"v"},{"text":"c"},{"text":" "}],"voices":["v"]}"#,
         3,
         0,
     );
-    check(dialogue, r#"{"inputs":[{"text":"ab","text":"c"}]}"#, 1, 0);
-    check(dialogue, r#"{"inputs":[{"text":"ab"}],"inputs":[{"text":"c"}],"text":"d"}"#, 2, 0);
-    check(dialogue, r#"{"inputs":[[{"text":"ab"}],{"a":{"text":"c"}},"text"]}"#, 0, 0);
-    check(dialogue, r#"{"inputs":{"x":{"text":"ab"}}}"#, 0, 0);
+    check_count(dialogue, r#"{"inputs":[{"text":"ab","text":"c"}]}"#, 1, 0);
+    check_count(dialogue, r#"{"inputs":[{"text":"ab"}],"inputs":[{"text":"c"}],"text":"d"}"#, 2, 0);
+    check_count(dialogue, r#"{"inputs":[[{"text":"ab"}],{"a":{"text":"c"}},"text"]}"#, 0, 0);
+    check_count(dialogue, r#"{"inputs":{"x":{"text":"ab"}}}"#, 0, 0);
 }
 
 #[test]
@@ -57,34 +63,34 @@ fn all_bytes_of_a_malformed_message_are_counted() {
     for message in
         ["plain", "[]", "\u{feff}{}", r#"{"text":"x""#, r#"{"text":"\x"}"#, "{} {}", "{,}", "{a:1}"]
     {
-        check(Dialect::Speech, message, message.len() as u64, 0);
-        assert!(!count(Dialect::Speech, &[message.as_bytes()]).is_object, "{message}");
+        check_count(Dialect::Speech, message, message.len() as u64, 0);
+        assert!(!count_message(Dialect::Speech, &[message.as_bytes()]).is_object, "{message} is no object");
     }
     let too_deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
-    check(Dialect::Speech, &too_deep, too_deep.len() as u64, 0);
+    check_count(Dialect::Speech, &too_deep, too_deep.len() as u64, 0);
     let max_depth = format!("{{\"text\":\"x\",\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
-    check(Dialect::Speech, &max_depth, 1, 0);
+    check_count(Dialect::Speech, &max_depth, 1, 0);
 }
 
 #[test]
 fn the_bytes_of_audio_are_counted() {
     let transcription = Dialect::Transcription;
-    check(transcription, r#"{"message_type":"input_audio_chunk","audio_base_64":"AAAA"}"#, 0, 3);
-    check(transcription, r#"{"audio_base_64":"AA==","commit":true}"#, 0, 1);
-    check(transcription, r#"{"audio_base_64":"AA\u003d="}"#, 0, 1);
-    check(transcription, r#"{"audio_base_64":"\/\/\/\/"}"#, 0, 3);
-    check(transcription, r#"{"audio_base_64":""}"#, 0, 0);
-    check(transcription, r#"{"text":"hello"}"#, 0, 0);
+    check_count(transcription, r#"{"message_type":"input_audio_chunk","audio_base_64":"AAAA"}"#, 0, 3);
+    check_count(transcription, r#"{"audio_base_64":"AA==","commit":true}"#, 0, 1);
+    check_count(transcription, r#"{"audio_base_64":"AA\u003d="}"#, 0, 1);
+    check_count(transcription, r#"{"audio_base_64":"\/\/\/\/"}"#, 0, 3);
+    check_count(transcription, r#"{"audio_base_64":""}"#, 0, 0);
+    check_count(transcription, r#"{"text":"hello"}"#, 0, 0);
 }
 
 #[test]
 fn audio_is_counted_before_the_message_ends() {
     let mut counter = ContentCounter::default();
-    counter.process(br#"{"audio_base_64":"AAAA"#);
+    counter.count_chunk(br#"{"audio_base_64":"AAAA"#);
     assert_eq!(counter.audio_bytes_so_far(), 3);
-    counter.process(br#"AAAA","commit":true"#);
+    counter.count_chunk(br#"AAAA","commit":true"#);
     assert_eq!(counter.audio_bytes_so_far(), 6);
-    counter.process(b"}");
+    counter.count_chunk(b"}");
     assert_eq!(counter.finish(Dialect::Transcription).content.audio_bytes, 6);
     assert_eq!(counter.audio_bytes_so_far(), 0);
 }
@@ -92,10 +98,15 @@ fn audio_is_counted_before_the_message_ends() {
 #[test]
 fn a_message_of_any_length_is_counted() {
     let padding = " ".repeat(2_000_000);
-    check(Dialect::Speech, &format!("{{{padding}\"text\":\"{}\"{padding}}}", "x".repeat(80_021)), 80_021, 0);
+    check_count(
+        Dialect::Speech,
+        &format!("{{{padding}\"text\":\"{}\"{padding}}}", "x".repeat(80_021)),
+        80_021,
+        0,
+    );
 }
 
-/// Counts the characters by parsing the whole message.
+/// Counts the characters with a parser that reads the whole message.
 fn count_by_parser(message: &[u8]) -> u64 {
     let Ok(members) = serde_json::from_slice::<Map<String, Value>>(message) else {
         return message.len() as u64;
@@ -103,11 +114,12 @@ fn count_by_parser(message: &[u8]) -> u64 {
     let lines = members.get("inputs").and_then(Value::as_array).into_iter().flatten();
     let texts = lines.filter_map(|line| line.get("text")).chain(members.get("text"));
     let is_blank = |text: &str| text.chars().all(|char| char.is_ascii_whitespace());
-    let spoken = |text: &str| if is_blank(text) { 0 } else { text.chars().count() as u64 };
-    texts.filter_map(Value::as_str).map(spoken).sum()
+    let spoken_characters = |text: &str| if is_blank(text) { 0 } else { text.chars().count() as u64 };
+    texts.filter_map(Value::as_str).map(spoken_characters).sum()
 }
 
-fn value() -> impl Strategy<Value = Value> {
+/// Generates JSON values, some of which contain the names of counted members.
+fn json_values() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -126,8 +138,8 @@ fn value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn the_streaming_count_equals_that_of_a_parser(
-        text in value(), inputs in value(), other in value(), is_pretty: bool,
+    fn the_counter_and_a_parser_count_the_same_characters(
+        text in json_values(), inputs in json_values(), other in json_values(), is_pretty: bool,
         cuts in prop::collection::vec(1_usize..30, 0..60), truncated_length in prop::option::of(0_usize..100),
     ) {
         let message = json!({"a": other, "text": text, "inputs": inputs});
@@ -146,12 +158,12 @@ proptest! {
             rest = after;
         }
         chunks.push(rest);
-        prop_assert_eq!(count(Dialect::Dialogue, &chunks).content.characters, count_by_parser(&bytes));
+        prop_assert_eq!(count_message(Dialect::Dialogue, &chunks).content.characters, count_by_parser(&bytes));
     }
 
     #[test]
     fn no_message_makes_the_counter_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = count(Dialect::Speech, &[&bytes]);
-        let _ = count(Dialect::Transcription, &[b"{\"audio_base_64\":\"", &bytes]);
+        let _ = count_message(Dialect::Speech, &[&bytes]);
+        let _ = count_message(Dialect::Transcription, &[b"{\"audio_base_64\":\"", &bytes]);
     }
 }

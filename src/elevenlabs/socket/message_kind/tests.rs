@@ -9,18 +9,19 @@ use serde_json::json;
 
 const QUOTA: Verdict = Verdict::WorkspaceQuota(Shortfall { remaining: None, required: None, quota: None });
 
+/// Compares the kind of the first message of a session with the expected one.
 #[track_caller]
-fn check(dialect: Dialect, message: &str, expected: MessageKind) {
+fn check_kind(dialect: Dialect, message: &str, expected: MessageKind) {
     assert_eq!(
         classify_message(dialect, SessionStage::Opening, message.as_bytes(), false),
         expected,
-        "{message}"
+        "{message} must have the expected kind"
     );
 }
 
 #[track_caller]
 fn check_refused(dialect: Dialect, message: &str, expected: Verdict) {
-    check(dialect, message, MessageKind::Refused(expected));
+    check_kind(dialect, message, MessageKind::Refused(expected));
 }
 
 #[test]
@@ -60,13 +61,13 @@ fn errors_of_speech_and_dialogue_are_classified_by_their_code() {
 
 #[test]
 fn a_code_that_denies_access_is_retried_in_another_account() {
-    let unexplained =
+    let [unauthorized, forbidden] =
         [UnexplainedRefusal::Unauthorized, UnexplainedRefusal::Forbidden].map(Verdict::Unexplained);
     for (code, expected) in [
-        ("unauthorized", unexplained[0]),
-        ("api_key_expired", unexplained[0]),
-        ("forbidden", unexplained[1]),
-        ("subscription_required", unexplained[1]),
+        ("unauthorized", unauthorized),
+        ("api_key_expired", unauthorized),
+        ("forbidden", forbidden),
+        ("subscription_required", forbidden),
         ("voice_settings_invalid", Verdict::RequestError),
     ] {
         let message = format!(r#"{{"message":"No.","error":"{code}","code":1008}}"#);
@@ -74,22 +75,23 @@ fn a_code_that_denies_access_is_retried_in_another_account() {
         assert!(
             kind == MessageKind::Refused(expected)
                 || matches!(kind, MessageKind::Refused(Verdict::PlanFeature(_))),
-            "{code}: {kind:?}"
+            "{code} must be a refusal, but it is {kind:?}"
         );
     }
-    check_close(1008, "", Some(unexplained[1]));
-    check_close(3000, "", Some(unexplained[0]));
+    check_close(1008, "", Some(forbidden));
+    check_close(3000, "", Some(unauthorized));
     check_close(1008, "Have you submitted text?", Some(Verdict::RequestError));
     assert_eq!(
         classify_close(1008, "", false, true),
         Some(Verdict::RequestError),
-        "the refusal is about the client's token"
+        "the refusal must concern the client's token"
     );
 }
 
 #[test]
 fn a_key_of_another_host_is_recognized_on_every_websocket() {
-    let text = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let text = "Invalid API key: The API key used is for a data residency stack, however this server is \
+        a global server. Please check you are calling the correct API URL.";
     for (dialect, message) in [
         (Dialect::Speech, json!({"message": text, "error": "invalid_api_key", "code": 1008})),
         (Dialect::Dialogue, json!({"message": text, "error": "invalid_api_key"})),
@@ -102,19 +104,19 @@ fn a_key_of_another_host_is_recognized_on_every_websocket() {
 
 #[test]
 fn audio_is_useful_with_any_other_members() {
-    check(Dialect::Speech, r#"{"audio":"AAAA","isFinal":null}"#, MessageKind::Useful);
-    check(Dialect::Speech, r#"{"audio":null,"isFinal":true}"#, MessageKind::Useful);
-    check(Dialect::Speech, r#"{"audio":null,"error":null}"#, MessageKind::Useful);
-    check(Dialect::Speech, "no json", MessageKind::Useful);
+    check_kind(Dialect::Speech, r#"{"audio":"AAAA","isFinal":null}"#, MessageKind::Useful);
+    check_kind(Dialect::Speech, r#"{"audio":null,"isFinal":true}"#, MessageKind::Useful);
+    check_kind(Dialect::Speech, r#"{"audio":null,"error":null}"#, MessageKind::Useful);
+    check_kind(Dialect::Speech, "no json", MessageKind::Useful);
     let long_message =
         format!(r#"{{"error":"invalid_api_key","audio":"{}"}}"#, "A".repeat(MAX_REFUSAL_BYTES));
-    check(Dialect::Speech, &long_message, MessageKind::Useful);
+    check_kind(Dialect::Speech, &long_message, MessageKind::Useful);
 }
 
 #[test]
 fn errors_of_transcription_are_classified_by_their_message_type() {
     let transcription = Dialect::Transcription;
-    for (kind, verdict) in [
+    for (message_type, verdict) in [
         ("auth_error", Verdict::Unexplained(UnexplainedRefusal::Unauthorized)),
         ("quota_exceeded", QUOTA),
         ("rate_limited", Verdict::RateLimited(None)),
@@ -126,12 +128,12 @@ fn errors_of_transcription_are_classified_by_their_message_type() {
         ("input_error", Verdict::RequestError),
         ("chunk_size_exceeded", Verdict::RequestError),
     ] {
-        let message = format!(r#"{{"message_type":"{kind}","error":"whatever"}}"#);
+        let message = format!(r#"{{"message_type":"{message_type}","error":"x"}}"#);
         check_refused(transcription, &message, verdict);
         check_refused(Dialect::Unknown, &message, verdict);
     }
-    check(transcription, r#"{"message_type":"session_started","session_id":"x"}"#, MessageKind::Useful);
-    check(transcription, r#"{"message_type":"partial_transcript","text":"error"}"#, MessageKind::Useful);
+    check_kind(transcription, r#"{"message_type":"session_started","session_id":"x"}"#, MessageKind::Useful);
+    check_kind(transcription, r#"{"message_type":"partial_transcript","text":"error"}"#, MessageKind::Useful);
     check_refused(
         transcription,
         r#"{"message_type":"error","error":"Too many concurrent requests. Your current subscription is associated with a maximum of 6 concurrent requests"}"#,
@@ -142,9 +144,9 @@ fn errors_of_transcription_are_classified_by_their_message_type() {
 #[test]
 fn errors_of_an_agent_are_events() {
     let agent = Dialect::Agent;
-    check(agent, r#"{"type":"conversation_initiation_metadata"}"#, MessageKind::Useful);
-    check(agent, r#"{"type":"ping","ping_event":{"event_id":1}}"#, MessageKind::KeepAlive);
-    check(agent, r#"{"type":"queue_status","queue_status_event":{"position":3}}"#, MessageKind::Queued);
+    check_kind(agent, r#"{"type":"conversation_initiation_metadata"}"#, MessageKind::Useful);
+    check_kind(agent, r#"{"type":"ping","ping_event":{"event_id":1}}"#, MessageKind::KeepAlive);
+    check_kind(agent, r#"{"type":"queue_status","queue_status_event":{"position":3}}"#, MessageKind::Queued);
     check_refused(
         agent,
         r#"{"type":"error","message":"received 1002 (protocol error) This request exceeds your quota limit."}"#,
@@ -160,7 +162,11 @@ fn errors_of_an_agent_are_events() {
 
 #[track_caller]
 fn check_close(code: u16, reason: &str, expected: Option<Verdict>) {
-    assert_eq!(classify_close(code, reason, false, false), expected, "{code} {reason}");
+    assert_eq!(
+        classify_close(code, reason, false, false),
+        expected,
+        "the close frame {code} {reason:?} must have the expected verdict"
+    );
 }
 
 #[test]
@@ -171,7 +177,8 @@ fn a_close_frame_is_classified_by_its_reason_and_then_by_its_code() {
     check_close(1008, "Invalid API key", Some(Verdict::InvalidKey));
     check_close(
         1008,
-        "Too many concurrent requests. Your current subscription is associated with a maximum of 10 concurrent requests (running ",
+        "Too many concurrent requests. Your current subscription is associated with a maximum of 10 concurrent \
+        requests (running ",
         Some(Verdict::Concurrency { maximum: Some(10) }),
     );
     check_close(
@@ -181,7 +188,8 @@ fn a_close_frame_is_classified_by_its_reason_and_then_by_its_code() {
     );
     check_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
     // The provider truncates the reason to 123 bytes, the maximum of a close frame.
-    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
+    let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this \
+        server is a global server. Please check you are calling the correct API URL.";
     check_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
     check_close(1009, "", Some(Verdict::RequestError));
     check_close(1011, "", Some(Verdict::ServerError));
@@ -199,8 +207,8 @@ fn a_refused_token_of_a_client_is_not_evidence_about_a_key() {
     assert_eq!(classify_close(1002, "This request exceeds your quota", false, true), Some(QUOTA));
 }
 
-/// Returns all codes with their verdicts. Codes of HTTP are classified with their status, codes of WebSockets
-/// in a close frame.
+/// Returns all codes with their verdicts. The codes of HTTP are classified with their status, and the codes of
+/// WebSockets in a close frame.
 fn verdicts_of_codes() -> Vec<(&'static str, Verdict)> {
     let http_codes = codes::DOCUMENTED_CODES.iter().chain(codes::OLDER_CODES).flat_map(|row| {
         let status = StatusCode::from_u16(row.status).unwrap();
@@ -218,7 +226,8 @@ fn verdicts_of_codes() -> Vec<(&'static str, Verdict)> {
         .collect()
 }
 
-const INSPECTED: [Dialect; 7] = [
+/// All protocols whose messages are parsed.
+const INSPECTED_DIALECTS: [Dialect; 7] = [
     Dialect::Speech,
     Dialect::SpeechContexts,
     Dialect::Dialogue,
@@ -228,7 +237,7 @@ const INSPECTED: [Dialect; 7] = [
     Dialect::Unknown,
 ];
 
-/// Returns a message in every format in which a code can appear.
+/// Returns messages with a code, one in each format in which the provider can send it.
 fn messages_with_code(code: &str) -> Vec<Value> {
     vec![
         json!({"message": "x", "error": code, "code": 1008}),
@@ -255,30 +264,33 @@ fn messages_with_code(code: &str) -> Vec<Value> {
 #[test]
 fn a_code_is_recognized_in_every_format_on_every_websocket() {
     for (code, expected) in verdicts_of_codes() {
-        for dialect in INSPECTED {
+        for dialect in INSPECTED_DIALECTS {
             for message in messages_with_code(code) {
-                // In an unknown protocol, a single text is not classified.
-                let is_single_text = message.get("detail").is_some_and(Value::is_string);
-                if !(is_single_text && dialect == Dialect::Unknown) {
+                // In an unknown protocol, a message without a code is not classified.
+                let has_only_message = message.get("detail").is_some_and(Value::is_string);
+                if !(has_only_message && dialect == Dialect::Unknown) {
                     check_refused(dialect, &message.to_string(), expected);
                 }
             }
         }
-        for close in [1000, 1002, 1008, 1011, 4000] {
-            check_close(close, code, Some(expected));
-            check_close(close, &format!("{code}: x"), Some(expected));
+        for close_code in [1000, 1002, 1008, 1011, 4000] {
+            check_close(close_code, code, Some(expected));
+            check_close(close_code, &format!("{code}: x"), Some(expected));
             let body = json!({"detail": {"status": code, "message": "x"}}).to_string();
-            check_close(close, &body, Some(expected));
+            check_close(close_code, &body, Some(expected));
         }
     }
 }
 
-/// A message of HTTP is recognized in messages and close frames, even if the code is less specific.
+/// The code of some messages is less specific than their text.
 #[test]
 fn a_message_of_http_is_recognized_in_every_format_on_every_websocket() {
-    let missing = Verdict::MissingPermission(Permission::parse("speech_to_text"));
+    let missing_permission = Verdict::MissingPermission(Permission::parse("speech_to_text"));
     for (error_text, expected) in [
-        ("The API key you used is missing the permission speech_to_text to execute this operation.", missing),
+        (
+            "The API key you used is missing the permission speech_to_text to execute this operation.",
+            missing_permission,
+        ),
         (
             "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.",
             Verdict::PlanFeature(Subject::Voice),
@@ -295,7 +307,7 @@ fn a_message_of_http_is_recognized_in_every_format_on_every_websocket() {
             json!({"type": "error", "message": error_text}),
             json!({"type": "error", "error_event": {"code": 1008, "message": "x", "reason": error_text}}),
         ] {
-            for dialect in INSPECTED {
+            for dialect in INSPECTED_DIALECTS {
                 check_refused(dialect, &message.to_string(), expected);
             }
         }
@@ -304,7 +316,7 @@ fn a_message_of_http_is_recognized_in_every_format_on_every_websocket() {
             json!({"detail": error_text}),
             json!({"detail": {"message": error_text}}),
         ] {
-            for dialect in INSPECTED.into_iter().filter(|dialect| *dialect != Dialect::Unknown) {
+            for dialect in INSPECTED_DIALECTS.into_iter().filter(|dialect| *dialect != Dialect::Unknown) {
                 check_refused(dialect, &message.to_string(), expected);
             }
         }
@@ -332,10 +344,10 @@ fn only_a_message_about_the_key_makes_it_invalid() {
 /// Transcripts and the parameters of tool calls may contain the text of a refusal.
 #[test]
 fn a_useful_message_may_contain_the_text_of_a_refusal() {
-    let invalid = "Invalid API key";
+    let refusal_text = "Invalid API key";
     for (dialect, message) in [
-        (Dialect::Speech, json!({"audio": "AAAA", "error": "quota_exceeded", "message": invalid})),
-        (Dialect::Speech, json!({"audio": null, "isFinal": true, "message": invalid})),
+        (Dialect::Speech, json!({"audio": "AAAA", "error": "quota_exceeded", "message": refusal_text})),
+        (Dialect::Speech, json!({"audio": null, "isFinal": true, "message": refusal_text})),
         (
             Dialect::Speech,
             json!({"audio": "AAAA", "alignment": {"chars": ["quota_exceeded"]}, "code": "forbidden"}),
@@ -346,14 +358,14 @@ fn a_useful_message_may_contain_the_text_of_a_refusal() {
             Dialect::Transcription,
             json!({"message_type": "session_started", "session_id": "invalid_api_key", "error": "forbidden"}),
         ),
-        (Dialect::Transcription, json!({"message_type": "partial_transcript", "text": invalid})),
+        (Dialect::Transcription, json!({"message_type": "partial_transcript", "text": refusal_text})),
         (
             Dialect::Transcription,
             json!({"message_type": "committed_transcript", "text": "quota_exceeded", "error": "forbidden"}),
         ),
         (
             Dialect::Agent,
-            json!({"type": "agent_response", "agent_response_event": {"agent_response": invalid, "error": "quota_exceeded"}}),
+            json!({"type": "agent_response", "agent_response_event": {"agent_response": refusal_text, "error": "quota_exceeded"}}),
         ),
         (
             Dialect::Agent,
@@ -361,7 +373,7 @@ fn a_useful_message_may_contain_the_text_of_a_refusal() {
         ),
         (
             Dialect::Agent,
-            json!({"type": "user_transcript", "user_transcription_event": {"user_transcript": invalid}}),
+            json!({"type": "user_transcript", "user_transcription_event": {"user_transcript": refusal_text}}),
         ),
         (
             Dialect::Agent,
@@ -372,11 +384,11 @@ fn a_useful_message_may_contain_the_text_of_a_refusal() {
         (Dialect::Foreign, json!({"error": "quota_exceeded"})),
     ] {
         let message = message.to_string();
-        check(dialect, &message, MessageKind::Useful);
+        check_kind(dialect, &message, MessageKind::Useful);
         assert_eq!(
             classify_message(dialect, SessionStage::Served, message.as_bytes(), false),
             MessageKind::Useful,
-            "{message}"
+            "{message} must be useful in a served session"
         );
     }
 }
@@ -411,7 +423,7 @@ fn the_close_frame_decides_whether_an_unknown_error_is_a_refusal() {
         (Dialect::Agent, json!({"type": "gizmo", "error": "Gizmo."})),
         (Dialect::Speech, json!({"message": "Gizmo.", "code": 1008})),
     ] {
-        check(dialect, &message.to_string(), MessageKind::UnknownError);
+        check_kind(dialect, &message.to_string(), MessageKind::UnknownError);
     }
     let unexplained = Some(Verdict::Unexplained(UnexplainedRefusal::Forbidden));
     for (code, reason, expected) in [
@@ -421,9 +433,13 @@ fn the_close_frame_decides_whether_an_unknown_error_is_a_refusal() {
         (1011, "", Some(Verdict::ServerError)),
         (1000, "", Some(Verdict::RequestError)),
     ] {
-        assert_eq!(classify_close(code, reason, true, false), expected, "{code} {reason}");
+        assert_eq!(
+            classify_close(code, reason, true, false),
+            expected,
+            "the close frame {code} {reason:?} after an unknown error must have the expected verdict"
+        );
     }
-    check(Dialect::Transcription, r#"{"message_type":"gizmo","text":"x"}"#, MessageKind::Useful);
+    check_kind(Dialect::Transcription, r#"{"message_type":"gizmo","text":"x"}"#, MessageKind::Useful);
     check_refused(
         Dialect::Transcription,
         r#"{"message_type":"gizmo","error":"Access denied."}"#,
