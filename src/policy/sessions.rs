@@ -187,7 +187,10 @@ mod tests {
         table.add_code(code(MAX_CODES + 1), START);
         assert!(!table.start(&code(1), fingerprint("t"), LIMITS, START), "the oldest code must be dropped");
         for number in 2..MAX_CODES + 2 {
-            assert!(table.start(&code(number), fingerprint("t"), LIMITS, START), "code {number} must be valid");
+            assert!(
+                table.start(&code(number), fingerprint("t"), LIMITS, START),
+                "code {number} must be valid"
+            );
         }
     }
 

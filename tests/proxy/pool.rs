@@ -215,10 +215,17 @@ async fn the_workspace_of_a_key_is_requested_again_after_an_error_of_the_provide
     let workspace_requests = || {
         let requests = proxy.simulator.ledger().requests;
         let is_second = |key: &Option<String>| key.as_deref() == Some(SECOND_KEY);
-        requests.iter().filter(|request| is_second(&request.key) && request.path_and_query == "/v1/user").count()
+        requests
+            .iter()
+            .filter(|request| is_second(&request.key) && request.path_and_query == "/v1/user")
+            .count()
     };
     wait_until(|| workspace_requests() == 2).await;
-    wait_until(|| proxy.app.pool().roster().workspaces().len() == 1).await;
+    wait_until(|| {
+        let keys = proxy.app.keys();
+        keys[0].key.workspace().shared_id() == keys[1].key.workspace().shared_id()
+    })
+    .await;
     proxy.close().await;
 }
 
