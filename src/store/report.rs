@@ -45,7 +45,11 @@ pub enum ReadError {
         source: io::Error,
     },
     /// A newer version of Keychoir wrote the file.
-    #[error("{} was written by a newer Keychoir (schema {version}, this one supports {})", .path.display(), schema::VERSION)]
+    #[error(
+        "{} was written by a newer Keychoir (schema {version}, this one supports {})",
+        .path.display(),
+        schema::VERSION
+    )]
     Newer {
         /// The database file.
         path: PathBuf,

@@ -41,7 +41,12 @@ pub enum SnapshotError {
     #[error("{} belongs to the database itself: choose another path", .0.display())]
     Itself(PathBuf),
     /// The disk has too little space for the copy.
-    #[error("the disk of {} has {} MiB left, and {} MiB are needed", .path.display(), to_mebibytes(*.available), to_mebibytes(*.needed) + 1)]
+    #[error(
+        "the disk of {} has {} MiB left, and {} MiB are needed",
+        .path.display(),
+        to_mebibytes(*.available),
+        to_mebibytes(*.needed) + 1
+    )]
     NoSpace {
         /// The path of the copy.
         path: PathBuf,

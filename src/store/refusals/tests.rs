@@ -568,7 +568,8 @@ fn a_database_of_version_10_is_migrated() {
          INSERT INTO keys (key_hash, short_key, position, status, character_count, character_limit, updated_at_ms)
             VALUES ('{fingerprint}', 's', 0, 'active', 40, 100, 1);
          INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
-            is_over_limit, is_near_limit, observed_at_ms) VALUES ('{fingerprint}', 's', 'active', 40, 100, 60, 0.4, 0, 0, 1);",
+            is_over_limit, is_near_limit, observed_at_ms)
+            VALUES ('{fingerprint}', 's', 'active', 40, 100, 60, 0.4, 0, 0, 1);",
         schema::for_version(10)
     ))
     .unwrap();

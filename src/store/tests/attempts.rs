@@ -64,9 +64,9 @@ fn each_column_has_the_value_of_its_record() {
                 UserFingerprint::new("phone", b"alice")
             ),
             format!(
-                "[Text({:?}) Text(\"request\") Integer(1) Integer({}) Text(\"local\") Text(\"own\") Null Text(\"POST\") \
-                 Text(\"/v1/text-to-speech/{{id}}\") Null Null Text(\"served\") Integer(1) Integer(2) Null Null Null \
-                 Integer({}) Text(\"unknown\") Null Integer({}) Null Text(\"global\")]",
+                "[Text({:?}) Text(\"request\") Integer(1) Integer({}) Text(\"local\") Text(\"own\") Null \
+                 Text(\"POST\") Text(\"/v1/text-to-speech/{{id}}\") Null Null Text(\"served\") Integer(1) Integer(2) \
+                 Null Null Null Integer({}) Text(\"unknown\") Null Integer({}) Null Text(\"global\")]",
                 minimal_record.id.to_string(),
                 NOW.0,
                 1_i64 << 48,

@@ -113,7 +113,8 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
         // Each step runs after a restart, and fails once before it succeeds.
         let mut store = Store::open(&location, NOW).unwrap();
         store.rename_keys([ApiKey::new(KEYS[0]).unwrap()].iter());
-        let failing_trigger = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
+        let failing_trigger = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows
+            BEGIN SELECT raise(ABORT, 'full'); END";
         connection(&store).execute_batch(failing_trigger).unwrap();
         migration::move_next_attempts(connection(&store)).unwrap_err();
         assert_eq!(counts(connection(&store))[0], moved_count);
@@ -191,7 +192,10 @@ fn an_earlier_database_keeps_its_attempts_and_owners() {
         OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..OWNER_LIMITS });
     let kind = ResourceKind::HistoryItem;
     let mut insert = old_connection
-        .prepare("INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)")
+        .prepare(
+            "INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms)
+             VALUES (?1, ?2, ?3, ?4, ?4)",
+        )
         .unwrap();
     let mut expected = Vec::new();
     for index in 0..3_000 {

@@ -33,8 +33,8 @@ fn create_version_7_database(path: &Path) {
         old_connection.execute_batch(&format!(
             "INSERT INTO keys VALUES ('{hash}', 's', NULL, NULL, {position}, 'active', 40, 100, NULL, NULL, NULL, NULL,
                 NULL, NULL, 1);
-             INSERT INTO series VALUES ({series}, 'local', '{hash}', NULL, 'POST', '/v1/a', 'm', 200, 'served', 'answer',
-                {hour});
+             INSERT INTO series VALUES ({series}, 'local', '{hash}', NULL, 'POST', '/v1/a', 'm', 200, 'served',
+                'answer', {hour});
              INSERT INTO attempt_rows VALUES (randomblob(16), 'r', {series}, 1, {hour}, 1, 2, 3, NULL, 4, 5, 6, NULL);
              INSERT INTO hours VALUES ({hour}, '{hash}', 'local', '/v1/a', 'm', 1, 1, 1, 2, 3, 4, 0);
              INSERT INTO outbox_keys VALUES ('{hash}', 's', 'active', 40, 100, 60, 0.4, 0, 0, NULL, 1, 1, NULL, NULL);"

@@ -215,8 +215,8 @@ fn an_older_database_keeps_its_rows_and_gets_its_sums() {
     ] {
         let started_at = NOW.0 + hour * HOUR;
         old_connection.execute_batch(&format!(
-            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {started_at}, 'local', 'hash', NULL, 'POST', '/v1/a', {status},
-                'served', 1, 2, {credits}, {credits_from}, 3, 4)"
+            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {started_at}, 'local', 'hash', NULL, 'POST', '/v1/a',
+                {status}, 'served', 1, 2, {credits}, {credits_from}, 3, 4)"
         ))
         .unwrap();
     }
@@ -249,8 +249,8 @@ fn create_version_4_database(path: &Path) -> Connection {
     old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(4))).unwrap();
     let now = NOW.0;
     old_connection.execute_batch(&format!(
-        "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, status,
-            verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model, characters,
+        "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route,
+            status, verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model, characters,
             credits_reserved)
          VALUES
             ('01a229f1-2800-7abc-8def-0123456789ab', 'r1', 1, {now}, 'local', 'hash', NULL, 'POST', '/v1/a', 200,
@@ -270,9 +270,9 @@ fn create_version_4_database(path: &Path) -> Connection {
 }
 
 /// The columns of `attempts` that the files of all versions have.
-pub(super) const ALL_ATTEMPTS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
-    status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from, first_byte_ms,
-    total_ms FROM attempts ORDER BY id";
+pub(super) const ALL_ATTEMPTS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace,
+    method, route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
+    credits_from, first_byte_ms, total_ms FROM attempts ORDER BY id";
 
 /// Returns each row of a query as the text of its values.
 pub(super) fn query_rows(connection: &Connection, sql: &str) -> Vec<String> {
