@@ -1,5 +1,5 @@
 //! Sends one batch of rows of one table. If Supabase refuses the batch, its halves are sent separately, down
-//! to single rows, so that only invalid rows stay undelivered.
+//! to single rows, so that only invalid rows stay undelivered. Also sends the renames of keys.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::store::{AttemptEvent, KeyRename, MirroredKeyState, RowVersion};
 /// stay in the outbox for the next batch.
 const MAX_REQUESTS: usize = 128;
 
-/// The result of a batch.
+/// The result of sending a batch.
 #[derive(Debug, Default)]
 pub(super) struct PushResult {
     pub(super) sent: Vec<RowVersion>,
@@ -26,14 +26,14 @@ pub(super) struct PushResult {
 /// An error of a push that does not concern the content of single rows.
 #[derive(Clone, Debug)]
 pub(super) enum PushError {
-    /// A temporary failure, with the `Retry-After` of the response.
+    /// A temporary failure, with the duration in the `Retry-After` header of the response.
     Temporary { reason: FailureReason, retry_after: Option<Duration> },
     /// A setup error that an operator must fix.
     Setup { problem: MirrorProblem, reason: FailureReason },
 }
 
-/// Sends `rows`. Halves are sent breadth first, so that valid rows are delivered early. An accepted row
-/// proves that the table is valid, so that refused rows must be invalid.
+/// Sends `rows`. The halves of a refused batch are sent before smaller parts, so that valid rows are delivered early.
+/// An accepted row proves that the table is valid, so that refused rows must be invalid.
 pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> PushResult {
     let mut result = PushResult::default();
     let mut queued_ranges = VecDeque::new();
@@ -48,12 +48,12 @@ pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> P
         }
         let Some(range) = queued_ranges.pop_front() else { break };
         let Some(batch) = rows.get(range.clone()).filter(|batch| !batch.is_empty()) else { continue };
-        let SendOutcome { verdict, reason, retry_after } = client.upsert(batch).await;
-        match verdict {
+        let SendOutcome { delivery, reason, retry_after } = client.upsert(batch).await;
+        match delivery {
             DeliveryResult::Stored => result.sent.extend(batch.iter().map(MirrorRow::version)),
             DeliveryResult::RowRejected => {
                 match split_rows(range.clone()) {
-                    Some(halves_of_range) => queued_ranges.extend(halves_of_range),
+                    Some(halves) => queued_ranges.extend(halves),
                     None if result.sent.is_empty() => early_refusals.push((range, reason.code())),
                     None => result.refused.extend(batch.iter().map(|row| (row.version(), reason.code()))),
                 }
@@ -83,8 +83,8 @@ pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> P
     result
 }
 
-/// Renames rows that an earlier version sent, in both tables. If a row with the new name exists,
-/// the old row is deleted.
+/// Renames the rows that an earlier version sent, in both tables. If the table of key states has a row with the new
+/// name, the old row is deleted.
 pub(super) async fn rename(client: &SupabaseClient, renames: Vec<KeyRename>) -> PushResult {
     let mut result = PushResult::default();
     for rename in renames {
@@ -100,19 +100,22 @@ pub(super) async fn rename(client: &SupabaseClient, renames: Vec<KeyRename>) -> 
 }
 
 async fn rename_one(client: &SupabaseClient, rename: &KeyRename) -> Option<PushError> {
-    let renamed = client.rename::<MirroredKeyState>(rename).await;
-    let outcome = match renamed.verdict {
+    let rename_outcome = client.rename::<MirroredKeyState>(rename).await;
+    let outcome = match rename_outcome.delivery {
         DeliveryResult::RowRejected => client.delete::<MirroredKeyState>(rename).await,
-        DeliveryResult::Stored | DeliveryResult::Retry | DeliveryResult::OperatorRequired(_) => renamed,
+        DeliveryResult::Stored | DeliveryResult::Retry | DeliveryResult::OperatorRequired(_) => {
+            rename_outcome
+        }
     };
-    match push_error(outcome) {
-        None => push_error(client.rename::<AttemptEvent>(rename).await),
+    match rename_error(outcome) {
+        None => rename_error(client.rename::<AttemptEvent>(rename).await),
         error => error,
     }
 }
 
-fn push_error(SendOutcome { verdict, reason, retry_after }: SendOutcome) -> Option<PushError> {
-    match verdict {
+/// Returns the error of a rename, or `None` if the rows were renamed or there are none.
+fn rename_error(SendOutcome { delivery, reason, retry_after }: SendOutcome) -> Option<PushError> {
+    match delivery {
         // A missing table has no row to rename. Older versions of PostgREST also respond with 404
         // when no row matches.
         DeliveryResult::Stored | DeliveryResult::OperatorRequired(MirrorProblem::Table) => None,
