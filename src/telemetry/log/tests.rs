@@ -9,7 +9,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn queued_sink(writer: impl Write + Send + 'static) -> (LogSink, Arc<LogQueue>) {
     let sink = LogSink::queued(writer, LineFormat::Json).unwrap();
-    let Output::Queued(queue) = &sink.0 else { panic!("the sink has no queue") };
+    let Output::Queued(queue) = &sink.0 else { panic!("the sink must have a queue") };
     let queue = Arc::clone(queue);
     (sink, queue)
 }
@@ -30,7 +30,11 @@ fn read_line(reader: &mut impl BufRead) -> String {
 #[track_caller]
 fn lost_count(line: &str) -> u64 {
     let event: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!((&event["event"], &event["level"]), (&"log_lines_dropped".into(), &"warn".into()), "{line}");
+    assert_eq!(
+        (&event["event"], &event["level"]),
+        (&"log_lines_dropped".into(), &"warn".into()),
+        "the line must report lost lines: {line}"
+    );
     event["lines"].as_u64().unwrap()
 }
 
@@ -104,14 +108,17 @@ fn an_unread_pipe_blocks_no_thread_and_dropped_lines_are_reported() {
     }
     assert!(!queue.flush(Duration::from_millis(20)), "a flush must time out while the pipe is not read");
     let dropped = queue.dropped_lines.load(Ordering::Relaxed);
-    assert!((LINES / 3 - 50..LINES).contains(&dropped), "{dropped}");
+    assert!(
+        (LINES / 3 - 50..LINES).contains(&dropped),
+        "about a third of the lines must be dropped, not {dropped}"
+    );
     let (mut written, mut reported) = (0, 0);
     while written + reported < LINES {
         let line = read_line(&mut reader);
         if line.as_bytes() == long_line { written += 1 } else { reported += lost_count(&line) }
     }
     assert_eq!((written, reported), (LINES - dropped, dropped));
-    // Later lines are written as before.
+    // Later lines are written again.
     sink.write(b"later\n", Level::INFO);
     assert_eq!(read_line(&mut reader), "later\n");
 }
@@ -134,6 +141,7 @@ impl Write for ScriptedOutput {
     }
 }
 
+/// A queued sink, and the channels to its output.
 struct LogTest {
     sink: LogSink,
     queue: Arc<LogQueue>,
@@ -193,7 +201,9 @@ fn a_partial_line_is_ended_before_the_next_line() {
     let log_test = LogTest::new();
     assert_eq!(log_test.write("whole\nhalf\n", [Ok(8), disk_full()]), "whole\nha");
     let text = log_test.write("next\n", [Ok(999), Ok(999), Ok(999)]);
-    let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else { panic!("{text}") };
+    let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else {
+        panic!("the output must be three lines: {text}")
+    };
     assert_eq!((end, lost_count(line), rest), ("", 1, "next\n"));
     // A write that ends at the end of a line leaves no partial line.
     assert_eq!(log_test.write("a\nb\n", [Ok(2), disk_full()]), "a\n");

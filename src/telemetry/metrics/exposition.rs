@@ -59,7 +59,7 @@ impl ExpositionFormat {
     }
 }
 
-/// The samples of a gauge family: label sets, which must be unique, and values.
+/// The samples of a gauge family: pairs of a label set, which must be unique, and a value.
 #[derive(Clone, Debug)]
 pub struct GaugeSamples<V, const N: usize>(pub Vec<([(&'static str, String); N], V)>);
 
@@ -79,10 +79,11 @@ mod tests {
 
     use super::*;
 
+    /// Asserts the format for a request with the given `Accept` header.
     #[track_caller]
     fn check(accept: Option<&str>, expected: ExpositionFormat) {
         let headers = accept.map(|accept| (ACCEPT, accept.parse().unwrap())).into_iter().collect();
-        assert_eq!(ExpositionFormat::negotiate(&headers), expected, "{accept:?}");
+        assert_eq!(ExpositionFormat::negotiate(&headers), expected, "the format for {accept:?}");
     }
 
     #[test]
