@@ -1,4 +1,4 @@
-//! Reports nothing: Keychoir is no Windows service.
+//! Has the functions of the service manager without effect, because Keychoir does not run as a Windows service.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -10,6 +10,7 @@ pub(crate) fn report_reloading() {}
 
 pub(crate) fn report_stopping(_: Duration) {}
 
+/// Waits forever.
 pub(crate) async fn send_keep_alives() -> Infallible {
     pending().await
 }
