@@ -88,7 +88,7 @@ pub struct RunningApp {
     replica: Option<ReplicaTask>,
 }
 
-/// Whether all requests were completed before the drain ended.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainOutcome {
     /// Every response was completed.

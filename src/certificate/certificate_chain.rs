@@ -11,7 +11,7 @@ use rustls::{Error, InconsistentKeys};
 use super::{Certificate, crypto_provider, parse_validity};
 use crate::policy::certificate::ValidityPeriod;
 
-/// A certificate chain. The first certificate is the one of the server.
+/// A certificate chain. The first certificate is the server's certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateChain {
     certificates: Vec<CertificateDer<'static>>,

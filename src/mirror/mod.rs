@@ -69,7 +69,7 @@ pub enum MirrorStartError {
     Key,
 }
 
-/// Delay before a refused row is sent again. An operator may have changed the table by then.
+/// Delay before a refused row is sent again, in which an operator may change the table.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(3_600);
 
 /// The task that sends due rows in rounds.

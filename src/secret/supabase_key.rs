@@ -134,7 +134,7 @@ mod tests {
 
     /// Asserts the detected form of a key, or the reason why it is invalid.
     #[track_caller]
-    fn check(value: &str, expected: Result<SupabaseKeyForm, InvalidSupabaseKey>) {
+    fn assert_form(value: &str, expected: Result<SupabaseKeyForm, InvalidSupabaseKey>) {
         for default_form in [SupabaseKeyForm::SecretKey, SupabaseKeyForm::LegacyJwt] {
             assert_eq!(SupabaseKey::new(value, default_form).map(|key| key.form()), expected);
         }
@@ -142,8 +142,8 @@ mod tests {
 
     #[test]
     fn the_form_is_detected_from_the_key() {
-        check("sb_secret_0123456789", Ok(SupabaseKeyForm::SecretKey));
-        check(SERVICE_ROLE, Ok(SupabaseKeyForm::LegacyJwt));
+        assert_form("sb_secret_0123456789", Ok(SupabaseKeyForm::SecretKey));
+        assert_form(SERVICE_ROLE, Ok(SupabaseKeyForm::LegacyJwt));
     }
 
     #[test]
@@ -161,15 +161,15 @@ mod tests {
 
     #[test]
     fn keys_without_write_access_are_rejected() {
-        check("sb_publishable_0123456789", Err(InvalidSupabaseKey::Publishable));
-        check(ANON_ROLE, Err(InvalidSupabaseKey::Anon));
-        check(AUTHENTICATED_ROLE, Err(InvalidSupabaseKey::OtherRole));
+        assert_form("sb_publishable_0123456789", Err(InvalidSupabaseKey::Publishable));
+        assert_form(ANON_ROLE, Err(InvalidSupabaseKey::Anon));
+        assert_form(AUTHENTICATED_ROLE, Err(InvalidSupabaseKey::OtherRole));
     }
 
     #[test]
     fn a_key_that_is_invalid_in_a_header_is_rejected() {
         for value in ["", "a b", "a\r\nb", "\u{e9}"] {
-            check(value, Err(InvalidSupabaseKey::NotVisibleAscii));
+            assert_form(value, Err(InvalidSupabaseKey::NotVisibleAscii));
         }
     }
 

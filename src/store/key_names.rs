@@ -42,7 +42,7 @@ const VACUUM: &str = "vacuum";
 /// New names by old names.
 type NewNames = HashMap<String, String>;
 
-/// Replaces plain digests by retired ones. The plain digests stay in free pages until the file is vacuumed
+/// Replaces plain digests by retired digests. The plain digests stay in free pages until the file is vacuumed
 /// ([`record_wipe`]).
 pub(super) fn retire_plain_digests(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     let mut names = owners::names(transaction)?;

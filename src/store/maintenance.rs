@@ -20,10 +20,12 @@ const MAX_STEP_PAGES: i64 = 128;
 /// Time between two compactions of the owner log. A compaction reads the whole log.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// Whether work is left after a step.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MaintenanceProgress {
+    /// Further work may be due.
     MoreWork,
+    /// No further work is due.
     Done,
 }
 

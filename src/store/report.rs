@@ -136,7 +136,7 @@ pub struct UsageReader {
     has_users: bool,
 }
 
-/// Maximum wait for a lock. Only a startup that migrates the file locks out readers.
+/// Maximum wait for a lock. Readers wait only for a startup that migrates the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl UsageReader {

@@ -115,7 +115,7 @@ pub enum ExistingFile {
     Replace,
 }
 
-/// Maximum wait for a lock. Only a startup that migrates the database locks out readers.
+/// Maximum wait for a lock. Readers wait only for a startup that migrates the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Copies the database at `path` to `target` and checks the copy. Another process may be writing the database.

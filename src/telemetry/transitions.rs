@@ -247,13 +247,13 @@ mod tests {
 
     /// Asserts the messages about a change of a key without a name.
     #[track_caller]
-    fn check(change: StateChange, expected: &[(&str, &str)]) {
-        check_for(&key(), change, expected);
+    fn assert_messages(change: StateChange, expected: &[(&str, &str)]) {
+        assert_messages_for(&key(), change, expected);
     }
 
     /// Asserts the names of the events and the messages about a change of `key`.
     #[track_caller]
-    fn check_for(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
+    fn assert_messages_for(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
         let transition = Transition { key: Arc::clone(key), change };
         let messages = transition_messages(&transition, Forecast::Unknown, Some(RESET_TIME));
         let messages: Vec<(&str, &str)> =
@@ -265,26 +265,26 @@ mod tests {
     fn messages_have_their_documented_texts() {
         assert_eq!(keys_loaded_message(8, "x"), "Loaded 8 ElevenLabs API keys from x");
         assert_eq!(keys_loaded_message(1, "x"), "Loaded 1 ElevenLabs API key from x");
-        check(
+        assert_messages(
             StateChange::InUse { quota: quota(5_420), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)")],
         );
-        check(
+        assert_messages(
             StateChange::InUse { quota: quota(5_420), rotated_to: Some(3) },
             &[
                 ("key_rotated", "Rotated to key index 3"),
                 ("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)"),
             ],
         );
-        check(
+        assert_messages(
             StateChange::NearLimit(quota(84_766)),
             &[("key_near_limit", "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)")],
         );
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(RESET_TIME) },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)")],
         );
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::RateLimited, until: None },
             &[("key_rate_limited", "Rate limited: sk_6c036526...d452b - rotating to next key")],
         );
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn an_unknown_quota_is_reported_as_unknown() {
-        check(
+        assert_messages(
             StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (chars remaining unknown)")],
         );
@@ -322,14 +322,14 @@ mod tests {
     #[test]
     fn an_unknown_reset_date_is_omitted() {
         let until = UnixMs(RESET_TIME.0 - 1_000);
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(until) },
             &[(
                 "key_exhausted",
                 "Key sk_6c036526...d452b exhausted - rotating to next key (tried again at 2026-11-30T23:59:59.000Z)",
             )],
         );
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: None },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key")],
         );
@@ -341,7 +341,7 @@ mod tests {
         let entry = crate::pool::KeyEntry { name: Some("studio".to_owned()), ..key.into() };
         let pool = Arc::new(Pool::new(vec![entry], Settings::FOR_TESTS));
         let key = Arc::clone(&pool.roster().keys()[0]);
-        check_for(
+        assert_messages_for(
             &key,
             StateChange::InUse { quota: quota(0), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (studio) (100,000 chars remaining)")],
@@ -361,7 +361,7 @@ mod tests {
             capabilities: Capabilities::default(),
         };
         pool.observe(&roster, &key, observation, NOW);
-        check_for(
+        assert_messages_for(
             &key,
             StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (pay as you go)")],

@@ -128,7 +128,7 @@ mod tests {
 
     /// Asserts the decoded form of a text.
     #[track_caller]
-    fn check(text: &str, expected: &str) {
+    fn assert_decoded(text: &str, expected: &str) {
         let unescaped = Unescaped::decode(text.as_bytes());
         let decoded = unescaped.as_ref().map_or(text.as_bytes(), |unescaped| &unescaped.text);
         assert_eq!(String::from_utf8_lossy(decoded), expected, "the decoded form of {text}");
@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn every_kind_of_escape_is_decoded() {
         for escape in [r"\u0073", r"\\u0073", r"\\\\u0073", r"\x73", r"\\x73", r"\U00000073"] {
-            check(&format!("a{escape}k_{escape}"), "ask_s");
+            assert_decoded(&format!("a{escape}k_{escape}"), "ask_s");
         }
-        check(r"\u006B\u005f\u005F\x2d", "k__-");
+        assert_decoded(r"\u006B\u005f\u005F\x2d", "k__-");
     }
 
     #[test]

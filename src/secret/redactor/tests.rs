@@ -32,25 +32,31 @@ fn redact_chunks(redactor: &Redactor, chunks: &[&[u8]]) -> Vec<String> {
 
 /// Asserts the redacted form of a text, or that it contains no key.
 #[track_caller]
-fn check(text: &str, expected: Option<&str>) {
+fn assert_redacted(text: &str, expected: Option<&str>) {
     let redacted = redactor(&[LONG, TWIN, OLD]).redact(text.as_bytes());
     assert_eq!(redacted, expected.map(|text| text.as_bytes().to_vec()));
 }
 
 #[test]
 fn a_key_becomes_its_short_form_at_any_position() {
-    check(LONG, Some("sk_6c036526...d452b"));
-    check(&format!("{{\"key\":\"{LONG}\"}}"), Some(r#"{"key":"sk_6c036526...d452b"}"#));
-    check(&format!("{TWIN}{LONG} {OLD}0"), Some("sk_6c036526...d452csk_6c036526...d452b 0123...cdef0"));
-    check(&format!("s{}sk_{LONG}", &LONG[..40]), Some(&format!("s{}sk_sk_6c036526...d452b", &LONG[..40])));
+    assert_redacted(LONG, Some("sk_6c036526...d452b"));
+    assert_redacted(&format!("{{\"key\":\"{LONG}\"}}"), Some(r#"{"key":"sk_6c036526...d452b"}"#));
+    assert_redacted(
+        &format!("{TWIN}{LONG} {OLD}0"),
+        Some("sk_6c036526...d452csk_6c036526...d452b 0123...cdef0"),
+    );
+    assert_redacted(
+        &format!("s{}sk_{LONG}", &LONG[..40]),
+        Some(&format!("s{}sk_sk_6c036526...d452b", &LONG[..40])),
+    );
 }
 
 #[test]
 fn text_that_differs_from_a_key_is_unchanged() {
-    check(&LONG[1..], None);
-    check(&LONG[..LONG.len() - 1], None);
-    check(&LONG.replace("cccc", "cccd"), None);
-    check("", None);
+    assert_redacted(&LONG[1..], None);
+    assert_redacted(&LONG[..LONG.len() - 1], None);
+    assert_redacted(&LONG.replace("cccc", "cccd"), None);
+    assert_redacted("", None);
     assert_eq!(redactor(&[]).redact(LONG.as_bytes()), None);
 }
 
@@ -159,7 +165,7 @@ fn a_key_is_found_in_every_kind_of_escape() {
         &[yaml_escape],
     ] {
         let key = escape(LONG, escapes);
-        check(&format!("{{\"key\":\"{key}\\n\"}}"), Some("{\"key\":\"sk_6c036526...d452b\\n\"}"));
+        assert_redacted(&format!("{{\"key\":\"{key}\\n\"}}"), Some("{\"key\":\"sk_6c036526...d452b\\n\"}"));
         let redactor = redactor(&[LONG]);
         assert!(redactor.contains_key(key.as_bytes()));
         let mut text = format!("a {key} b").into_bytes();
@@ -167,7 +173,7 @@ fn a_key_is_found_in_every_kind_of_escape() {
         assert_eq!(redactor.mask_keys(&mut text), 0);
         assert_eq!(text.len(), length);
         assert!(!redactor.contains_key(&text) && text.starts_with(b"a ") && text.ends_with(b" b"));
-        check(&escape(&LONG[1..], escapes), None);
+        assert_redacted(&escape(&LONG[1..], escapes), None);
     }
 }
 

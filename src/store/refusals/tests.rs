@@ -270,7 +270,8 @@ impl TestDatabase {
     }
 }
 
-/// Whether another key was refused for the same request, and whether the request is in a concurrency group.
+/// The circumstances of a refusal: another key was refused for the same request, or the request is in a concurrency
+/// group.
 #[derive(Clone, Copy, Debug, Default)]
 struct RefusalFlags {
     is_repeated_elsewhere: bool,

@@ -20,7 +20,7 @@ pub struct AttemptQuery {
     pub started_since: UnixMs,
     /// Only attempts that ended at this time or later.
     pub ended_since: UnixMs,
-    /// Maximum number of attempts; the latest ones are returned.
+    /// Maximum number of attempts. If more attempts match, the latest attempts are returned.
     pub limit: usize,
 }
 

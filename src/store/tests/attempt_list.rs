@@ -48,7 +48,7 @@ fn create_database(directory: &Path) -> UsageReader {
 
 /// Asserts the request ids and the numbers of the attempts that a query selects.
 #[track_caller]
-fn check(query: AttemptQuery, expected: &[&str]) {
+fn assert_selected(query: AttemptQuery, expected: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let attempts = create_database(directory.path()).attempts(&query).unwrap();
     let names: Vec<String> =
@@ -59,15 +59,18 @@ fn check(query: AttemptQuery, expected: &[&str]) {
 #[test]
 fn attempts_are_selected_and_the_latest_come_last() {
     let all = AttemptQuery { limit: 10, ..AttemptQuery::default() };
-    check(all.clone(), &["r1 1", "r1 2", "r2 1", "r3 1"]);
-    check(AttemptQuery { limit: 2, ..all.clone() }, &["r2 1", "r3 1"]);
-    check(AttemptQuery { request_id: Some("r1".to_owned()), ..all.clone() }, &["r1 1", "r1 2"]);
-    check(AttemptQuery { request_id: Some("r1' OR 1".to_owned()), ..all.clone() }, &[]);
-    check(AttemptQuery { failed_only: true, ..all.clone() }, &["r1 1", "r3 1"]);
-    check(AttemptQuery { started_since: UnixMs(NOON + 10), ..all.clone() }, &["r1 2", "r2 1", "r3 1"]);
-    check(AttemptQuery { started_since: UnixMs(NOON + 11), ..all.clone() }, &["r2 1", "r3 1"]);
-    check(AttemptQuery { ended_since: UnixMs(NOON + HOUR), ..all.clone() }, &["r2 1", "r3 1"]);
-    check(AttemptQuery { ended_since: UnixMs(NOON + 20 + 2 * HOUR + 1), ..all }, &["r3 1"]);
+    assert_selected(all.clone(), &["r1 1", "r1 2", "r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { limit: 2, ..all.clone() }, &["r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { request_id: Some("r1".to_owned()), ..all.clone() }, &["r1 1", "r1 2"]);
+    assert_selected(AttemptQuery { request_id: Some("r1' OR 1".to_owned()), ..all.clone() }, &[]);
+    assert_selected(AttemptQuery { failed_only: true, ..all.clone() }, &["r1 1", "r3 1"]);
+    assert_selected(
+        AttemptQuery { started_since: UnixMs(NOON + 10), ..all.clone() },
+        &["r1 2", "r2 1", "r3 1"],
+    );
+    assert_selected(AttemptQuery { started_since: UnixMs(NOON + 11), ..all.clone() }, &["r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { ended_since: UnixMs(NOON + HOUR), ..all.clone() }, &["r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { ended_since: UnixMs(NOON + 20 + 2 * HOUR + 1), ..all }, &["r3 1"]);
 }
 
 #[test]

@@ -205,8 +205,8 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
         code: "23514".into(),
         retry_at: UnixMs(u64::MAX >> 1),
     };
-    // The first event is delivered before its price is known, the second afterwards, and the third is
-    // refused.
+    // The first event is delivered before its price is known, the second event is delivered after that, and the third
+    // event is refused.
     let delivery =
         DeliveryReport { sent: vec![version_before(&records[0])], refused: vec![refused_row(&records[2])] };
     outbox.record_delivery(delivery).await.unwrap();

@@ -147,7 +147,7 @@ fn the_latest_change_of_an_identifier_is_valid() {
     );
     assert_eq!((read(&database), count_owners(&database.connection, 1)), (expected[1..].to_vec(), 4));
 
-    // The first maintenance compacts the log, and later ones compact it once an hour.
+    // The first maintenance compacts the log, and later maintenance compacts it once an hour.
     let mut run_maintenance = |now| {
         while maintenance::run_step(&mut database, &settings(8), now).unwrap()
             == maintenance::MaintenanceProgress::MoreWork

@@ -250,8 +250,8 @@ fn create_version_4_database(path: &Path) -> Connection {
     let now = NOW.0;
     old_connection.execute_batch(&format!(
         "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route,
-            status, verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model, characters,
-            credits_reserved)
+            status, verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model,
+            characters, credits_reserved)
          VALUES
             ('01a229f1-2800-7abc-8def-0123456789ab', 'r1', 1, {now}, 'local', 'hash', NULL, 'POST', '/v1/a', 200,
                 'served', 10, 20, 7, 'answer', 3, 4, 'eleven_v3', 7, 9),

@@ -14,6 +14,7 @@ fn queued_sink(writer: impl Write + Send + 'static) -> (LogSink, Arc<LogQueue>) 
     (sink, queue)
 }
 
+/// Returns a queued sink, its queue, and a reader of the pipe to which the sink writes.
 fn piped_sink() -> (LogSink, Arc<LogQueue>, BufReader<PipeReader>) {
     let (reader, writer) = io::pipe().unwrap();
     let (sink, queue) = queued_sink(writer);
@@ -26,7 +27,7 @@ fn read_line(reader: &mut impl BufRead) -> String {
     line
 }
 
-/// Returns the number of lost lines that a message reports.
+/// Returns the number of lost lines that a line reports.
 #[track_caller]
 fn lost_count(line: &str) -> u64 {
     let event: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -145,21 +146,21 @@ impl Write for ScriptedOutput {
 struct LogTest {
     sink: LogSink,
     queue: Arc<LogQueue>,
-    result: mpsc::Sender<io::Result<usize>>,
+    write_results: mpsc::Sender<io::Result<usize>>,
     written: mpsc::Receiver<String>,
 }
 
 impl LogTest {
     fn new() -> Self {
-        let (result, results) = mpsc::channel();
+        let (write_results, results) = mpsc::channel();
         let (sender, written) = mpsc::channel();
         let (sink, queue) = queued_sink(ScriptedOutput { results, written: sender });
-        Self { sink, queue, result, written }
+        Self { sink, queue, write_results, written }
     }
 
     /// Logs lines while the output returns these results; returns the written text.
     fn write(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
-        results.into_iter().for_each(|result| self.result.send(result).unwrap());
+        results.into_iter().for_each(|result| self.write_results.send(result).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);
         assert!(self.queue.flush(WAIT_TIMEOUT));
         self.written.try_iter().collect()

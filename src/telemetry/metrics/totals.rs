@@ -130,7 +130,7 @@ mod tests {
 
     /// Asserts a quantile of a histogram with [`BOUNDS`].
     #[track_caller]
-    fn check(counts: [u64; 4], share: f64, expected_ms: Option<u64>) {
+    fn assert_quantile(counts: [u64; 4], share: f64, expected_ms: Option<u64>) {
         let actual = quantile(&counts, BOUNDS, share).map(|duration| duration.as_secs_f64());
         let expected = expected_ms.map(|ms| ms as f64 / 1_000.0);
         let is_equal = match (actual, expected) {
@@ -142,22 +142,22 @@ mod tests {
 
     #[test]
     fn a_percentile_is_interpolated_in_its_bucket() {
-        check([0, 0, 0, 0], 0.5, None);
-        check([1, 0, 0, 0], 0.5, Some(50));
-        check([10, 0, 0, 0], 0.95, Some(95));
-        check([0, 1, 0, 0], 0.5, Some(300));
-        check([0, 4, 0, 0], 0.25, Some(200));
+        assert_quantile([0, 0, 0, 0], 0.5, None);
+        assert_quantile([1, 0, 0, 0], 0.5, Some(50));
+        assert_quantile([10, 0, 0, 0], 0.95, Some(95));
+        assert_quantile([0, 1, 0, 0], 0.5, Some(300));
+        assert_quantile([0, 4, 0, 0], 0.25, Some(200));
         // The rank is exactly at the end of the first bucket.
-        check([5, 5, 0, 0], 0.5, Some(100));
-        check([5, 0, 5, 0], 0.75, Some(750));
-        check([90, 5, 5, 0], 0.95, Some(500));
+        assert_quantile([5, 5, 0, 0], 0.5, Some(100));
+        assert_quantile([5, 0, 5, 0], 0.75, Some(750));
+        assert_quantile([90, 5, 5, 0], 0.95, Some(500));
     }
 
     #[test]
     fn a_percentile_beyond_the_last_bound_is_this_bound() {
-        check([0, 0, 0, 1], 0.5, Some(1_000));
-        check([9, 0, 0, 1], 0.95, Some(1_000));
-        check([19, 0, 0, 1], 0.95, Some(100));
+        assert_quantile([0, 0, 0, 1], 0.5, Some(1_000));
+        assert_quantile([9, 0, 0, 1], 0.95, Some(1_000));
+        assert_quantile([19, 0, 0, 1], 0.95, Some(100));
     }
 
     #[test]
