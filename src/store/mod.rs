@@ -1,9 +1,9 @@
 //! Stores attempts, the state of keys, refusals and the owners of identifiers in an SQLite database. Requests put
-//! records into a bounded queue and do not wait for the disk: one writer thread commits the records. Records that
-//! cannot be written are kept in memory and retried; records beyond the limit are dropped, counted and logged.
+//! records into a bounded queue and do not wait for the commit: one writer thread commits the records. Records that
+//! cannot be written are kept in memory and retried. Records beyond the limit are dropped, counted and logged.
 //!
-//! The admin API reads the database through [`History`], commands read it through [`UsageReader`], and the mirror reads
-//! it through [`Outbox`].
+//! The admin API, and requests with a user, read the database through [`History`], commands through [`UsageReader`], and
+//! the mirror through [`Outbox`].
 
 mod lock;
 mod origin;

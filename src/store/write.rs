@@ -78,6 +78,17 @@ pub(super) struct Writer {
     in_memory_attempts: usize,
 }
 
+/// The reason that the writer thread wakes between two commits.
+enum WakeReason {
+    /// The queue has records, or the state of keys has changed.
+    QueueFilled,
+    /// The last sender of the queue was dropped.
+    QueueEnded,
+    OutboxCommand(OutboxCommand),
+    /// A command of the history was run, or a retry or maintenance is due.
+    Other,
+}
+
 /// Returns the number of queued records that starts a commit early, so that the queue does not fill up.
 pub(super) fn early_commit_size(settings: &Settings) -> usize {
     (settings.max_queued_records / EARLY_COMMIT_DIVISOR).max(1)
@@ -120,25 +131,26 @@ impl Writer {
             let now = clock::instant();
             let maintenance_at = if self.is_maintenance_due(now) { now } else { self.maintenance_at };
             let wake_at = if self.health.is_failing() { self.retry_at } else { maintenance_at };
-            let mut command = None;
-            let is_filled = tokio::select! {
+            let wake_reason = tokio::select! {
                 biased;
-                is_filled = queue.wait_for_entries() => Some(is_filled),
-                Some(received) = outbox_commands.recv() => {
-                    command = Some(received);
-                    None
+                has_entries = queue.wait_for_entries() => {
+                    if has_entries { WakeReason::QueueFilled } else { WakeReason::QueueEnded }
                 }
-                Some(received) = history_commands.recv() => {
-                    self.run_history_command(received);
-                    None
+                Some(command) = outbox_commands.recv() => WakeReason::OutboxCommand(command),
+                Some(command) = history_commands.recv() => {
+                    self.run_history_command(command);
+                    WakeReason::Other
                 }
-                () = tokio::time::sleep_until(wake_at.into()) => None,
+                () = tokio::time::sleep_until(wake_at.into()) => WakeReason::Other,
             };
-            if is_filled == Some(false) {
-                break;
-            }
+            let (is_queue_filled, command) = match wake_reason {
+                WakeReason::QueueFilled => (true, None),
+                WakeReason::QueueEnded => break,
+                WakeReason::OutboxCommand(command) => (false, Some(command)),
+                WakeReason::Other => (false, None),
+            };
             let started_at = clock::instant();
-            if is_filled.is_some() {
+            if is_queue_filled {
                 let records = self.take_queued(&mut queue) as u64;
                 let elapsed = started_at.saturating_duration_since(last_commit_started);
                 self.commit_interval =
@@ -155,7 +167,7 @@ impl Writer {
                 let Ok(command) = history_commands.try_recv() else { break };
                 self.run_history_command(command);
             }
-            if is_filled.is_some() {
+            if is_queue_filled {
                 self.wait_for_next_commit(started_at, &queue, &mut outbox_commands, &mut history_commands)
                     .await;
             }
