@@ -1,5 +1,5 @@
-//! Reads the clocks of the system. Other modules do not read them: code that depends on the time takes it as
-//! an argument, so that tests can choose the time.
+//! Reads the clocks of the system for all other modules. Pure code takes the time as an argument, so that tests can
+//! choose the time.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -1,6 +1,6 @@
 //! Provides the operations that differ between operating systems: Unix sockets, modes and owners of files, signals,
-//! limits of the process, and reports to the service manager. The modules `unix` and `windows` have the same items, so
-//! that the other modules need not distinguish operating systems.
+//! limits of the process, the size of the terminal, and reports to the service manager. The modules `unix` and
+//! `windows` have the same items, so that the other modules need not distinguish operating systems.
 //!
 //! On Windows, the types of Unix sockets have no values, and the functions that would create a Unix socket fail.
 //! Functions for other features that Windows lacks have no effect. `docs/operations.md` lists these features. Only Unix

@@ -1,6 +1,6 @@
 //! Opens the database file: creates it with private permissions, checks its origin and integrity, and
-//! migrates it. A corrupt file is renamed and replaced by an empty one; a file of another program or of a
-//! newer version is refused. No database is ever deleted; see `upgrade` for the copies of earlier versions.
+//! migrates it. A corrupt file is renamed, and an empty file is created. A file of another program or of a
+//! newer version is refused. No database is deleted, except for the old copies that `upgrade` removes.
 
 use std::fs::{self, OpenOptions};
 use std::io;

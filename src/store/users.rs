@@ -1,5 +1,5 @@
 //! Sums the attempts of each hour by client, end user and region in `user_hours`, and reads the usage of a user for its
-//! quota. The table is separate from `hours`, whose sums by key, route and model would need one row each per user.
+//! quota. The table is separate from `hours`, because `hours` would need a row per user for each key, route and model.
 //!
 //! Only attempts that may have cost something are counted for their user, and all other attempts without a user. A
 //! client can name any number of users, so the number of rows is bounded by what the client has paid for.

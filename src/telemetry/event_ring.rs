@@ -1,7 +1,7 @@
 //! Keeps the latest events for listeners of the admin API in a ring, from which each listener reads at its own pace.
 //!
-//! A listener holds only its position in the ring, so a slow listener needs no memory and delays no request. Without
-//! listeners for requests, recording a request is one atomic load.
+//! A listener holds only its position in the ring, so a slow listener needs no memory and delays no request. While
+//! requests are not recorded, a request only loads an atomic boolean.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,6 @@
 //! Defines the metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
-//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in `admin`.
+//! additions, without a lock. Only a new label set needs an allocation. Metrics whose values are read when they are
+//! scraped are in `admin`.
 
 mod exposition;
 mod histogram;

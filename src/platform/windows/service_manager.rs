@@ -1,4 +1,5 @@
-//! Has the functions of the service manager without effect, because Keychoir does not run as a Windows service.
+//! Defines the reports to the service manager, which have no effect, because Keychoir does not run as a Windows
+//! service.
 
 use std::convert::Infallible;
 use std::future::pending;

@@ -1,11 +1,11 @@
-//! Migrates to schema version 12, in which each attempt has its own row in `attempts`. Earlier, the attempts of a
-//! commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`, and both referred to
+//! Migrates to schema version 12, in which each attempt has its own row in `attempts`. In version 11, the attempts of a
+//! commit share a JSON row in `attempt_sheets`, single attempts have rows in `attempt_rows`, and both refer to
 //! their common columns in `series`.
 //!
 //! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a limited number
-//! of attempts, and maintenance moves the remaining attempts in separate transactions. Until then, the old tables
-//! exist and their attempts are missing in `attempts`. If Keychoir stops at any point, each attempt is in exactly
-//! one table.
+//! of attempts, and maintenance moves the remaining attempts in separate transactions. Until all attempts are moved,
+//! the old tables exist, and their attempts are missing in `attempts`. If Keychoir stops at any point, each attempt is
+//! in exactly one table.
 
 use rusqlite::Connection;
 

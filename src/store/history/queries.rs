@@ -1,4 +1,5 @@
-//! Reads sums, attempts and changes for the admin API. Each query returns a limited number of rows.
+//! Reads attempts and sums for the admin API. Each query limits its number of rows, except that of the last hours,
+//! which has one row per client.
 
 use std::collections::HashMap;
 
