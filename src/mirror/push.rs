@@ -35,7 +35,7 @@ pub(super) enum PushError {
 /// Sends `rows`. The halves of a refused batch are sent before smaller parts, so that valid rows are delivered early.
 /// An accepted row proves that the table is valid, so that refused rows must be invalid.
 pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> PushResult {
-    let mut result = PushResult::default();
+    let mut push_result = PushResult::default();
     let mut queued_ranges = VecDeque::new();
     queued_ranges.push_back(0..rows.len());
     let mut last_refusal = None;
@@ -43,60 +43,62 @@ pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> P
     // are sent again after the first accepted row.
     let mut early_refusals = Vec::new();
     for _ in 0..MAX_REQUESTS {
-        if queued_ranges.is_empty() && !result.sent.is_empty() {
+        if queued_ranges.is_empty() && !push_result.sent.is_empty() {
             queued_ranges.extend(early_refusals.drain(..).map(|(range, _)| range));
         }
         let Some(range) = queued_ranges.pop_front() else { break };
         let Some(batch) = rows.get(range.clone()).filter(|batch| !batch.is_empty()) else { continue };
         let SendOutcome { delivery, reason, retry_after } = client.upsert(batch).await;
         match delivery {
-            DeliveryResult::Stored => result.sent.extend(batch.iter().map(MirrorRow::version)),
+            DeliveryResult::Stored => push_result.sent.extend(batch.iter().map(MirrorRow::version)),
             DeliveryResult::RowRejected => {
                 match split_rows(range.clone()) {
                     Some(halves) => queued_ranges.extend(halves),
-                    None if result.sent.is_empty() => early_refusals.push((range, reason.code())),
-                    None => result.refused.extend(batch.iter().map(|row| (row.version(), reason.code()))),
+                    None if push_result.sent.is_empty() => early_refusals.push((range, reason.code())),
+                    None => {
+                        push_result.refused.extend(batch.iter().map(|row| (row.version(), reason.code())))
+                    }
                 }
                 last_refusal = Some(reason);
             }
             DeliveryResult::Retry => {
-                result.error = Some(PushError::Temporary { reason, retry_after });
+                push_result.error = Some(PushError::Temporary { reason, retry_after });
                 break;
             }
             DeliveryResult::OperatorRequired(problem) => {
-                result.error = Some(PushError::Setup { problem, reason });
+                push_result.error = Some(PushError::Setup { problem, reason });
                 break;
             }
         }
     }
-    if result.sent.is_empty() {
+    if push_result.sent.is_empty() {
         let refused = early_refusals
             .into_iter()
             .filter_map(|(range, code)| Some((rows.get(range.start)?.version(), code)));
-        result.refused.extend(refused);
+        push_result.refused.extend(refused);
     }
     // If all of several rows are refused, the table is invalid, not the rows.
-    if let Some(reason) = last_refusal.filter(|_| result.sent.is_empty() && rows.len() > 1) {
-        result.refused.clear();
-        result.error.get_or_insert(PushError::Setup { problem: MirrorProblem::EveryRow, reason });
+    if let Some(reason) = last_refusal.filter(|_| push_result.sent.is_empty() && rows.len() > 1) {
+        push_result.refused.clear();
+        push_result.error.get_or_insert(PushError::Setup { problem: MirrorProblem::EveryRow, reason });
     }
-    result
+    push_result
 }
 
 /// Renames the rows that an earlier version sent, in both tables. If the table of key states has a row with the new
 /// name, the old row is deleted.
 pub(super) async fn rename(client: &SupabaseClient, renames: Vec<KeyRename>) -> PushResult {
-    let mut result = PushResult::default();
+    let mut push_result = PushResult::default();
     for rename in renames {
         match rename_one(client, &rename).await {
-            None => result.sent.push(RowVersion::Rename(rename)),
+            None => push_result.sent.push(RowVersion::Rename(rename)),
             Some(error) => {
-                result.error = Some(error);
+                push_result.error = Some(error);
                 break;
             }
         }
     }
-    result
+    push_result
 }
 
 async fn rename_one(client: &SupabaseClient, rename: &KeyRename) -> Option<PushError> {

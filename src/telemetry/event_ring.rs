@@ -464,33 +464,36 @@ mod tests {
     #[test]
     fn requests_are_created_only_for_listeners_that_receive_them() {
         let ring = EventRing::default();
-        let state = ring.listen(2, EventSelection::State).unwrap();
-        let start = state.position();
+        let state_listener = ring.listen(2, EventSelection::State).unwrap();
+        let start = state_listener.position();
         ring.record_request(|| panic!("a request must not be created without a listener for requests"));
-        let requests = ring.listen(2, EventSelection::Requests).unwrap();
-        let opened = requests.position();
+        let request_listener = ring.listen(2, EventSelection::Requests).unwrap();
+        let opened = request_listener.position();
         ring.record([change(1)]);
         ring.record_request(|| request("served"));
-        assert_events(&state, start, &["1"], false);
-        assert_events(&requests, opened, &["served"], false);
-        assert!(requests.read(start).is_incomplete, "requests before the listener must not be recorded");
+        assert_events(&state_listener, start, &["1"], false);
+        assert_events(&request_listener, opened, &["served"], false);
+        assert!(
+            request_listener.read(start).is_incomplete,
+            "requests before the listener must not be recorded"
+        );
     }
 
     #[test]
     fn lost_requests_are_not_lost_state() {
         let ring = EventRing::default();
-        let state = ring.listen(3, EventSelection::State).unwrap();
-        let requests = ring.listen(3, EventSelection::Requests).unwrap();
-        let all = ring.listen(3, EventSelection::All).unwrap();
-        let start = all.position();
+        let state_listener = ring.listen(3, EventSelection::State).unwrap();
+        let request_listener = ring.listen(3, EventSelection::Requests).unwrap();
+        let listener = ring.listen(3, EventSelection::All).unwrap();
+        let start = listener.position();
         for _ in 0..=MAX_EVENTS {
             ring.record_request(|| request("served"));
         }
         ring.record([change(1)]);
-        assert_events(&state, start, &["1"], false);
-        assert!(requests.read(start).is_incomplete && all.read(start).is_incomplete);
+        assert_events(&state_listener, start, &["1"], false);
+        assert!(request_listener.read(start).is_incomplete && listener.read(start).is_incomplete);
         (0..=MAX_EVENTS).for_each(|number| ring.record([change(number)]));
-        assert!(state.read(start).is_incomplete);
+        assert!(state_listener.read(start).is_incomplete);
     }
 
     #[tokio::test(start_paused = true)]

@@ -150,7 +150,7 @@ mod tests {
 
         #[test]
         fn a_terminal_line_has_no_control_characters(text in any::<String>(), is_ascii_only: bool) {
-            prop_assume!(!text.chars().any(|c| ascii_substitute(c).is_some()));
+            prop_assume!(!text.chars().any(|character| ascii_substitute(character).is_some()));
             let mut line = text.clone().into_bytes();
             replace_unprintable(&mut line, is_ascii_only);
             let line = String::from_utf8(line).unwrap();

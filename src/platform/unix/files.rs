@@ -71,14 +71,14 @@ pub(crate) fn check_writable(directory: &Path) -> io::Result<()> {
     Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-/// Writes all of `data` at `offset`.
-pub(crate) fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
-    file.write_all_at(data, offset)
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
 }
 
-/// Fills `data` from `offset`.
-pub(crate) fn read_exact_at(file: &File, data: &mut [u8], offset: u64) -> io::Result<()> {
-    file.read_exact_at(data, offset)
+/// Fills `bytes` from `offset`.
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(bytes, offset)
 }
 
 /// Returns the space of the disk that contains the file or directory at `path`.

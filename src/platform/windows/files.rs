@@ -62,28 +62,28 @@ pub(crate) fn check_writable(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes all of `data` at `offset`.
-pub(crate) fn write_all_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Result<()> {
-    while !data.is_empty() {
-        let count = file.seek_write(data, offset)?;
-        if count == 0 {
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written_bytes = file.seek_write(bytes, offset)?;
+        if written_bytes == 0 {
             return Err(ErrorKind::WriteZero.into());
         }
-        data = &data[count..];
-        offset += count as u64;
+        bytes = &bytes[written_bytes..];
+        offset += written_bytes as u64;
     }
     Ok(())
 }
 
-/// Fills `data` from `offset`.
-pub(crate) fn read_exact_at(file: &File, mut data: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !data.is_empty() {
-        let count = file.seek_read(data, offset)?;
-        if count == 0 {
+/// Fills `bytes` from `offset`.
+pub(crate) fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let read_bytes = file.seek_read(bytes, offset)?;
+        if read_bytes == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        data = &mut data[count..];
-        offset += count as u64;
+        bytes = &mut bytes[read_bytes..];
+        offset += read_bytes as u64;
     }
     Ok(())
 }

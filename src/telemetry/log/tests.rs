@@ -190,8 +190,8 @@ fn lost_lines_are_reported_when_the_output_works_again() {
     assert_eq!(log_test.write("a\nb\n", [disk_full()]), "");
     // While the message about lost lines cannot be written, later lines are also lost.
     assert_eq!(log_test.write("c\n", [disk_full()]), "");
-    let text = log_test.write("d\n", [Ok(999), Ok(999)]);
-    let (line, rest) = text.split_once('\n').unwrap();
+    let written_text = log_test.write("d\n", [Ok(999), Ok(999)]);
+    let (line, rest) = written_text.split_once('\n').unwrap();
     assert_eq!((lost_count(line), rest), (3, "d\n"));
     assert_eq!(log_test.write("e\n", [Ok(999)]), "e\n");
     assert_eq!(log_test.queue.dropped_lines.load(Ordering::Relaxed), 3);
@@ -201,14 +201,14 @@ fn lost_lines_are_reported_when_the_output_works_again() {
 fn a_partial_line_is_ended_before_the_next_line() {
     let log_test = LogTest::new();
     assert_eq!(log_test.write("whole\nhalf\n", [Ok(8), disk_full()]), "whole\nha");
-    let text = log_test.write("next\n", [Ok(999), Ok(999), Ok(999)]);
-    let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else {
-        panic!("the output must be three lines: {text}")
+    let written_text = log_test.write("next\n", [Ok(999), Ok(999), Ok(999)]);
+    let [end, line, rest] = *written_text.splitn(3, '\n').collect::<Vec<_>>() else {
+        panic!("the output must be three lines: {written_text}")
     };
     assert_eq!((end, lost_count(line), rest), ("", 1, "next\n"));
     // A write that ends at the end of a line leaves no partial line.
     assert_eq!(log_test.write("a\nb\n", [Ok(2), disk_full()]), "a\n");
-    let text = log_test.write("c\n", [Ok(999), Ok(999)]);
-    let (line, rest) = text.split_once('\n').unwrap();
+    let written_text = log_test.write("c\n", [Ok(999), Ok(999)]);
+    let (line, rest) = written_text.split_once('\n').unwrap();
     assert_eq!((lost_count(line), rest), (1, "c\n"));
 }
