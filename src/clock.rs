@@ -1,5 +1,5 @@
-//! Reads the clocks of the system. Other modules do not read them: code that depends on the time takes it as
-//! an argument, so that tests can choose the time.
+//! Reads the clocks of the system for all other modules. Pure code takes the time as an argument, so that tests can
+//! choose the time.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,11 +10,11 @@ use crate::policy::wall_clock::correction;
 
 /// Returns the current date and time, for reset dates, cooldowns and records. It never goes backward.
 ///
-/// It is computed from the monotonic clock, which is anchored to the wall clock at the first call. When the
-/// wall clock is set forward, or is ahead after a suspend, it is followed within a second. When the wall
+/// The time is computed from the monotonic clock, which is anchored to the wall clock at the first call. When the
+/// wall clock is set forward, or is ahead after a suspend, the returned time follows within a second. When the wall
 /// clock is set back, the returned time advances more slowly until both agree (see [`correction`]).
 ///
-/// A call reads the monotonic clock once and loads a cache line that is written at most once a second.
+/// Usually, a call reads the monotonic clock once and loads a cache line that is written at most once a second.
 #[must_use]
 pub fn now() -> UnixMs {
     #[cfg(test)]
@@ -29,8 +29,8 @@ pub fn now() -> UnixMs {
 
 #[cfg(test)]
 tokio::task_local! {
-    /// The date and time of a simulated machine at the first instant of its simulation. Its tasks read it instead of
-    /// the wall clock.
+    /// The first instant of a simulation, and the date and time of the simulated machine at that instant. Tasks of the
+    /// machine compute their time from both instead of reading the wall clock.
     pub(crate) static SIMULATED_CLOCK: (Instant, UnixMs);
 }
 
@@ -40,7 +40,7 @@ fn simulated_now() -> Option<UnixMs> {
     Some(origin.plus(instant().saturating_duration_since(start)))
 }
 
-/// Returns the current time of the monotonic clock, for durations and deadlines. Reads the clock of the runtime, so
+/// Returns the current time of the monotonic clock, for durations and deadlines. It is the clock of the runtime, so
 /// that tests can use virtual time.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
@@ -90,7 +90,7 @@ impl AnchoredClock {
         }
     }
 
-    /// Microseconds from the anchor to `time`. Negative for virtual time before the anchor.
+    /// Returns the microseconds from the anchor to `time`. They are negative for virtual time before the anchor.
     fn elapsed(&self, time: Instant) -> i64 {
         match time.checked_duration_since(self.anchor) {
             Some(elapsed) => to_micros(elapsed),
@@ -98,6 +98,7 @@ impl AnchoredClock {
         }
     }
 
+    /// Returns the corrected time `elapsed` microseconds after the anchor.
     fn time_at(&self, elapsed: i64) -> UnixMs {
         // A correction stores the floor before the origin, so the floor is not older than the origin.
         let time = self.origin.load(Ordering::Acquire).saturating_add(elapsed);
@@ -141,6 +142,7 @@ impl AnchoredClock {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
+/// Returns the Unix time of the wall clock in microseconds.
 fn wall_clock() -> i64 {
     to_micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
@@ -153,7 +155,7 @@ fn to_micros(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
-    /// The durations and times of these tests are in microseconds.
+    /// One second in microseconds, the unit of these tests.
     const SECOND: i64 = 1_000_000;
     const HOUR: i64 = 3_600 * SECOND;
     /// 2026-12-01 as a Unix time.
@@ -182,9 +184,12 @@ mod tests {
     fn after_a_step_back_the_clock_advances_at_most_one_percent_more_slowly() {
         for step in [-1_000, -SECOND, -HOUR, -100_000 * HOUR] {
             let readings = readings(step, 100);
-            assert!(readings.is_sorted(), "{step}: {readings:?}");
+            assert!(readings.is_sorted(), "the clock must not go back after a step of {step}: {readings:?}");
             // A correction takes effect in the following second.
-            assert!(*readings.last().unwrap() >= 99 * SECOND, "{step}: {readings:?}");
+            assert!(
+                *readings.last().unwrap() >= 99 * SECOND,
+                "the clock must not be slower after a step of {step}: {readings:?}"
+            );
         }
         // A small difference is corrected completely.
         assert_eq!(readings(-500_000, 100).last(), Some(&(100 * SECOND - 500_000)));
@@ -195,10 +200,13 @@ mod tests {
         let clock = AnchoredClock::new(instant(), START);
         let time_before = clock.time_at(SECOND - 1);
         clock.correct(0, SECOND, START - HOUR);
-        let values = [0, 5_000, 9_000, 10_000, 11_000].map(|after| clock.time_at(SECOND + after).0);
-        assert!(time_before.0 <= values[0] && values.is_sorted(), "{time_before:?} {values:?}");
+        let times = [0, 5_000, 9_000, 10_000, 11_000].map(|after| clock.time_at(SECOND + after).0);
+        assert!(
+            time_before.0 <= times[0] && times.is_sorted(),
+            "the clock must not go back from {time_before:?}: {times:?}"
+        );
         assert_eq!(
-            (values[3] - values[0], values[4] - values[3]),
+            (times[3] - times[0], times[4] - times[3]),
             (0, 1),
             "the clock must be 10 ms slower in this second"
         );
@@ -217,7 +225,10 @@ mod tests {
         let (before, reading, after) = (wall_clock(), now(), wall_clock());
         // The clock may deviate until the next comparison, and the three readings are not simultaneous.
         let tolerance = (before / 1_000 - 1_000)..=(after / 1_000 + 1_000);
-        assert!(tolerance.contains(&i64::try_from(reading.0).unwrap()), "{reading:?} {tolerance:?}");
+        assert!(
+            tolerance.contains(&i64::try_from(reading.0).unwrap()),
+            "{reading:?} must be in the range {tolerance:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
-//! Keychoir, a transparent reverse proxy that serves one base URL with a pool of ElevenLabs API keys.
+//! Keychoir is a transparent reverse proxy that serves one base URL with a pool of ElevenLabs API keys.
 //!
-//! It removes the client's credentials, sets `xi-api-key` to a key from a lock-free pool, retries a refused
-//! request with the next key, streams both bodies and records the usage. `ARCHITECTURE.md` describes the
-//! modules; read `proxy/exchange.rs` first.
+//! It removes the client's credentials from a request, sets `xi-api-key` to a key from a lock-free pool, retries
+//! a refused request with the next key, streams both bodies and records the usage. `ARCHITECTURE.md` describes the
+//! modules. `proxy/exchange.rs`, which serves one request, is the best file to read first.
 
 pub mod app;
 pub mod cli;

@@ -1,6 +1,6 @@
 //! Creates and replaces files that only their owner may read: keys, tokens, the database and lock files.
 //!
-//! A command that an administrator runs as root writes into the directory of the service. New files and directories
+//! An administrator may run a command as root that writes into the directory of the service. New files and directories
 //! therefore get the owner of the directory that contains them. Otherwise the service could not open them at its next
 //! startup.
 
@@ -61,7 +61,7 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be written. The previous file remains in that case.
+/// Fails when the file cannot be written. In that case, the previous file is unchanged.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = directory_of(path);
     // `tempfile` creates the file with mode 0600.
@@ -112,11 +112,13 @@ mod tests {
         directory
     }
 
+    /// Asserts that the file at `path` has the owner of `directory` and the mode `mode`.
     #[track_caller]
     fn check_owner_and_mode(path: &Path, directory: &Path, mode: u32) {
         let (file, directory) = (path.metadata().unwrap(), directory.metadata().unwrap());
-        assert_eq!((file.uid(), file.gid()), (directory.uid(), directory.gid()), "{}", path.display());
-        assert_eq!(file.permissions().mode() & 0o777, mode, "{}", path.display());
+        let owner = (file.uid(), file.gid());
+        assert_eq!(owner, (directory.uid(), directory.gid()), "the owner of {}", path.display());
+        assert_eq!(file.permissions().mode() & 0o777, mode, "the mode of {}", path.display());
     }
 
     #[test]
@@ -135,8 +137,8 @@ mod tests {
             assert_eq!(fs::read_to_string(&file).unwrap(), content);
             check_owner_and_mode(&file, directory.path(), 0o600);
         }
-        let names = fs::read_dir(&nested).unwrap().count();
-        assert_eq!(names, 2, "no temporary file must remain");
+        let file_count = fs::read_dir(&nested).unwrap().count();
+        assert_eq!(file_count, 2, "no temporary file must remain");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Defines types for secrets, which cannot be printed. An API key is displayed as its short form or its
-//! fingerprint. Its value leaves this module only through [`ApiKey::expose`], so that few callers need
-//! review.
+//! Defines types for secrets whose values cannot be printed, and removes keys from responses (`redactor`). An API key
+//! is displayed as its short form or its fingerprint. Its value leaves this module only through [`ApiKey::expose`], so
+//! that only the callers of this method need review.
 
 mod fingerprint;
 mod proxy_credentials;
@@ -24,15 +24,15 @@ pub use token::generate_token;
 
 /// The short form of an API key: its first and last characters.
 ///
-/// The short form of a key of at least 48 characters consists of the first 11 and the last 5. The short form
-/// of a shorter key consists of the first 4 and the last 4, because an old key of 32 hexadecimal digits could
-/// be found by brute force if more of it appeared next to its hash. The short form of a key of fewer than 16
-/// characters contains none of them.
+/// The short form of a key of at least 48 characters consists of the first 11 and the last 5 characters. The short form
+/// of a shorter key consists of the first 4 and the last 4 characters, because an old key of 32 hexadecimal digits
+/// could be found by brute force if more of it appeared next to its hash. The short form of a key of fewer than 16
+/// characters contains no character of the key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 
 impl ShortKey {
-    /// Abbreviates a key, or a placeholder for one.
+    /// Abbreviates a key, or a placeholder for a key.
     pub(crate) fn new(key: &str) -> Self {
         let length = key.chars().count();
         let (prefix_length, suffix_length) = match length {
@@ -90,7 +90,8 @@ impl ApiKey {
         Ok(Self { value: value.into(), short: ShortKey::new(value), fingerprint: Fingerprint::new(value) })
     }
 
-    /// Returns the plain text of the key. Use it only in the header of an upstream request.
+    /// Returns the plain text of the key. It may be sent to the provider, written to a key file, encrypted for other
+    /// replicas, and hashed, but neither printed nor logged.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.value
@@ -126,7 +127,7 @@ pub enum InvalidApiKey {
     NotVisibleAscii,
 }
 
-/// Whether `value` is a non-empty string of visible ASCII characters, which is valid in a header.
+/// Returns whether `value` is a non-empty string of visible ASCII characters, which is valid in a header.
 fn is_visible_ascii(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -137,6 +138,7 @@ mod tests {
 
     const LONG: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
+    /// Asserts the short form of a key.
     #[track_caller]
     fn check_short_form(key: &str, expected: &str) {
         assert_eq!(ApiKey::new(key).unwrap().short().as_str(), expected);

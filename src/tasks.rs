@@ -1,5 +1,5 @@
-//! Spawns all tasks and threads. Every task thus belongs to a group that a drain can wait for,
-//! and every thread has a name that operators can find.
+//! Spawns all tasks and threads. Every task belongs to a group whose end a drain can wait for, and every thread has a
+//! name that operators can find. Short blocking work runs on the unnamed blocking threads of the runtime.
 
 use std::future::Future;
 use std::io;

@@ -75,7 +75,7 @@ impl RunningApp {
         self.pool.queued_requests()
     }
 
-    /// Whether this process shares its pool with other replicas.
+    /// Returns whether this process shares its pool with other replicas.
     #[must_use]
     pub fn has_replicas(&self) -> bool {
         self.replica.is_some()

@@ -134,14 +134,14 @@ impl AppConfig {
         })
     }
 
-    /// Converts a configuration that was loaded for a reload. The settings that need a restart keep the values of
-    /// `start`, the configuration of the running server.
+    /// Converts the configuration `loaded` for a reload. The settings that need a restart keep the values of `started`,
+    /// the configuration with which the server was started.
     ///
     /// # Errors
     ///
     /// Fails when the host of an upstream is not valid in a `host` header.
-    pub fn from_reload(loaded: &Config, start: &Config) -> Result<Self, http::Error> {
-        let applied_config = loaded.with_restart_settings_of(start);
+    pub fn from_reload(loaded: &Config, started: &Config) -> Result<Self, http::Error> {
+        let applied_config = loaded.with_restart_settings_of(started);
         let setting_values = applied_config.setting_values_with_pending(loaded);
         Ok(Self { setting_values, ..Self::from_config(applied_config)? })
     }
@@ -151,11 +151,11 @@ fn clients(config: &Config) -> Clients {
     let client_tokens = config.clients.iter().map(|client| {
         let ClientConfig { name, token, expires_at, previous_token, rules, origin } = client;
         let current = IssuedToken { fingerprint: *token, expires_at: *expires_at };
-        let previous_client_token = previous_token
+        let previous = previous_token
             .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
         (
             Client { name: ClientName::new(name), rules: rules.clone() },
-            ClientTokens { origin: *origin, current, previous: previous_client_token },
+            ClientTokens { origin: *origin, current, previous },
         )
     });
     let anonymous = match config.access.bring_your_own_key {
@@ -321,8 +321,8 @@ fn store_settings(config: &Config, has_mirror: bool) -> store::Settings {
     }
 }
 
-fn min_rate(bytes: usize) -> MinRate {
-    MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) }
+fn min_rate(bytes_per_second: usize) -> MinRate {
+    MinRate { bytes_per_second: u32::try_from(bytes_per_second).unwrap_or(u32::MAX) }
 }
 
 /// Returns the configured retention, or `None` for zero, which disables the limit.
@@ -330,10 +330,11 @@ fn retention_limit(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then_some(retention)
 }
 
-/// Returns the concurrency limit of a client without a configured limit. With several clients, one
-/// client may use at most half of the requests that the server allows.
-fn max_requests_per_client(server: &ServerConfig, clients: usize) -> u32 {
-    let max_requests = match (server.max_requests_per_client, clients) {
+/// Returns the maximum number of concurrent requests of a client that has no limit of its own. If
+/// `server.max_requests_per_client` is 0 and there are several clients, one client may use at most half of the requests
+/// that the server allows.
+fn max_requests_per_client(server: &ServerConfig, client_count: usize) -> u32 {
+    let max_requests = match (server.max_requests_per_client, client_count) {
         (0, 0 | 1) => server.max_requests,
         (0, _) => server.max_requests.div_ceil(2),
         (configured, _) => configured,
@@ -384,10 +385,11 @@ fn https_source(config: &Config) -> Https {
     }
 }
 
-/// Returns the route to the provider at `url`, through the forward proxy that `own`, the setting of a key, selects.
-fn to_route(config: &Config, url: &BaseUrl, own: &ProxySetting) -> Result<Authority, http::Error> {
+/// Returns the route to the provider at `url`, through the forward proxy that `key_proxy`, the setting of a key,
+/// selects.
+fn to_route(config: &Config, url: &BaseUrl, key_proxy: &ProxySetting) -> Result<Authority, http::Error> {
     let authority = Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())?;
-    Ok(authority.through(config.proxy_routes().for_upstream(url, own)))
+    Ok(authority.through(config.proxy_routes().for_upstream(url, key_proxy)))
 }
 
 #[cfg(test)]
@@ -403,19 +405,20 @@ mod tests {
             KeyConfig { base_url: Some("https://own.example".parse().unwrap()), ..key("sk_own_host") },
             KeyConfig { proxy: "http://own:1".parse().unwrap(), ..key("sk_own_proxy") },
         ];
-        let start = Config { keys, ..Config::default() };
-        let mut loaded_config = start.clone();
+        let started_config = Config { keys, ..Config::default() };
+        let mut loaded_config = started_config.clone();
         loaded_config.upstream.base_url = "https://new.example".parse().unwrap();
         loaded_config.upstream.proxy = "http://new:1".parse().unwrap();
         loaded_config.keys[1].weight = 7;
-        let app_config = AppConfig::from_reload(&loaded_config, &start).unwrap();
-        let [default_key, own_host, own_proxy] = app_config.keys.try_into().unwrap();
+        let app_config = AppConfig::from_reload(&loaded_config, &started_config).unwrap();
+        let [default_key, key_with_host, key_with_proxy] = app_config.keys.try_into().unwrap();
         assert!(default_key.authority.is_none() && default_key.default_route.is_none());
-        assert!(own_host.authority.unwrap().proxy().is_none(), "the new proxy must not apply");
-        assert_eq!(own_host.weight, 7);
-        let route = own_proxy.default_route.unwrap();
-        assert_eq!(route.host(), start.upstream.base_url.host(), "the new host must not apply");
+        assert!(key_with_host.authority.unwrap().proxy().is_none(), "the new proxy must not apply");
+        assert_eq!(key_with_host.weight, 7);
+        let route = key_with_proxy.default_route.unwrap();
+        let started_host = started_config.upstream.base_url.host();
+        assert_eq!(route.host(), started_host, "the new host must not apply");
         assert_eq!(route.proxy().unwrap().to_string(), "http://own:1");
-        assert_eq!(app_config.authority.host(), start.upstream.base_url.host());
+        assert_eq!(app_config.authority.host(), started_host);
     }
 }

@@ -1,4 +1,4 @@
-//! Determines the maximum number of client connections, which the limit of open files may reduce.
+//! Raises the limit of open files, and determines the maximum number of client connections that this limit allows.
 
 use std::fmt;
 
@@ -13,9 +13,9 @@ use crate::policy::file_limit::{self, RequestedLimits};
 pub struct ConnectionLimit {
     /// The limit of open files of this process.
     pub open_files: u64,
-    /// `server.max_connections`.
+    /// The value of `server.max_connections`.
     pub configured: usize,
-    /// The number of connections for which the limit suffices.
+    /// The maximum number of connections for which the open files suffice, at most `configured`.
     pub allowed: usize,
 }
 
@@ -34,14 +34,14 @@ impl ConnectionLimit {
         Self { open_files, configured: connections, allowed }
     }
 
-    /// Whether fewer connections are allowed than configured.
+    /// Returns whether fewer connections are allowed than configured.
     #[must_use]
     pub fn is_reduced(&self) -> bool {
         self.allowed < self.configured
     }
 }
 
-/// The message of a reduced limit, with advice.
+/// Formats the warning about a reduced limit, with advice.
 impl fmt::Display for ConnectionLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { open_files, configured, allowed } = self;

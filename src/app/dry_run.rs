@@ -1,5 +1,6 @@
-//! Checks whether Keychoir could start: performs the startup steps that can fail, and examines the database without
-//! changing it. Unlike `start`, it collects all problems instead of stopping at the first.
+//! Checks whether Keychoir could start, for `keychoir check` and `keychoir doctor`: opens and closes the listeners,
+//! makes the checks of startup, and inspects the database without changing it. Unlike `start`, it collects all problems
+//! instead of stopping at the first.
 
 use std::io;
 use std::path::PathBuf;
@@ -51,7 +52,7 @@ pub enum StartWarning {
     DamagedDatabase {
         /// The path of the database.
         path: PathBuf,
-        /// SQLite's report.
+        /// The first error that SQLite reports.
         damage: String,
     },
     /// The system allows fewer open files than the configured connections need.
@@ -59,13 +60,13 @@ pub enum StartWarning {
     Connections(ConnectionLimit),
 }
 
-/// Performs the startup steps with `config` that can fail. Sockets passed by systemd are not checked, because they
-/// exist only when systemd starts Keychoir.
+/// Checks whether Keychoir could start with `config`. Sockets passed by systemd are not checked, because they exist
+/// only when systemd starts Keychoir.
 pub async fn dry_run(config: Config) -> DryRun {
-    let mut result = DryRun::default();
+    let mut findings = DryRun::default();
     let limit = ConnectionLimit::determine(&config);
     if limit.is_reduced() {
-        result.warnings.push(StartWarning::Connections(limit));
+        findings.warnings.push(StartWarning::Connections(limit));
     }
     // The listeners stay open until all addresses are checked, so that conflicting addresses are detected.
     let mut open_listeners: Vec<Listener> = Vec::new();
@@ -74,14 +75,14 @@ pub async fn dry_run(config: Config) -> DryRun {
         match listen_on(address, config.server.unix_mode) {
             Ok(listeners) => open_listeners.extend(listeners),
             Err(source) => {
-                result.problems.push(StartProblem::Address { address: address.clone(), source });
+                findings.problems.push(StartProblem::Address { address: address.clone(), source });
             }
         }
     }
     let addresses: io::Result<Vec<_>> = open_listeners.iter().map(Listener::address).collect();
     drop(open_listeners);
     match AppConfig::from_config(config) {
-        Err(error) => result.problems.push(StartError::from(error).into()),
+        Err(error) => findings.problems.push(StartError::from(error).into()),
         Ok(app_config) => {
             let exposure = addresses.map_err(StartError::from).and_then(|addresses| {
                 check_exposure(&addresses, &app_config.clients).map_err(StartError::from)
@@ -92,21 +93,21 @@ pub async fn dry_run(config: Config) -> DryRun {
                 TcpTlsConnector::new(app_config.ca_file.as_deref()).err().map(StartError::from),
                 mirror.err().map(StartError::from),
             ];
-            result.problems.extend(errors.into_iter().flatten().map(StartProblem::from));
+            findings.problems.extend(errors.into_iter().flatten().map(StartProblem::from));
             match store::check_location(&app_config.database) {
-                Ok(()) => result.warnings.extend(find_damage(&app_config.database)),
-                Err(error) if error.is_temporary() => result.warnings.push(StartWarning::Database(error)),
-                Err(error) => result.problems.push(StartError::from(error).into()),
+                Ok(()) => findings.warnings.extend(find_damage(&app_config.database)),
+                Err(error) if error.is_temporary() => findings.warnings.push(StartWarning::Database(error)),
+                Err(error) => findings.problems.push(StartError::from(error).into()),
             }
         }
     }
-    result
+    findings
 }
 
-/// Maximum duration of the search for damage. A database that is too large for it is not searched completely.
+/// Maximum duration of the search for damage. A database that needs more time is searched in part.
 const MAX_INSPECTION_TIME: Duration = Duration::from_secs(5);
 
-/// Searches the database for damage. A database that cannot be read at the moment is not searched.
+/// Searches the database for damage. A database that cannot be read now is not searched.
 fn find_damage(location: &DatabaseLocation) -> Option<StartWarning> {
     let DatabaseLocation::File(path) = location else { return None };
     let mut reader = UsageReader::open(path).ok()?;

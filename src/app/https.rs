@@ -18,14 +18,14 @@ use crate::tasks;
 pub enum Https {
     /// TLS is disabled.
     Off,
-    /// The local CA, for listeners on loopback addresses.
+    /// The local CA issues a certificate for the listeners on loopback addresses.
     LocalCa {
         /// The location of the CA.
         location: CaLocation,
         /// Host names in the certificate, in addition to the names that every certificate contains.
         hosts: Vec<String>,
     },
-    /// A configured certificate, for every TCP listener.
+    /// Every TCP listener has this configured certificate.
     Configured(Certificate),
 }
 
@@ -34,11 +34,11 @@ pub enum Https {
 pub enum HttpsState {
     /// TLS is disabled.
     Off,
-    /// A certificate of the local CA, which clients can be set up to trust.
+    /// The certificate was issued by the local CA, which clients can be set up to trust.
     LocalCa,
-    /// A certificate of a CA in memory, which clients cannot be set up to trust.
+    /// The certificate was issued by a CA in memory, which clients cannot be set up to trust.
     InMemoryCa,
-    /// The configured certificate.
+    /// The certificate is the configured one.
     Configured,
 }
 
@@ -48,18 +48,19 @@ const RENEWAL_CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The certificates of all listeners. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Certificates(Arc<Inner>);
+pub(super) struct Certificates(Arc<ListenerCertificates>);
 
 #[derive(Debug)]
-struct Inner {
-    /// The TLS state of listeners on loopback addresses.
+struct ListenerCertificates {
+    /// The certificate of listeners on loopback addresses.
     loopback: Tls,
-    /// The TLS state of all other listeners.
+    /// The certificate of all other listeners.
     exposed: Tls,
     addresses: Vec<Address>,
     current: Mutex<CurrentSource>,
 }
 
+/// The source of the certificates that the listeners use.
 #[derive(Debug)]
 struct CurrentSource {
     https: Https,
@@ -71,7 +72,7 @@ impl Certificates {
     /// Sets up the certificates of the listeners at `addresses`. TLS stays disabled when the local CA cannot
     /// be opened.
     pub(super) fn new(https: Https, addresses: &[Address], now: UnixMs) -> Result<Self, rustls::Error> {
-        let certificates = Self(Arc::new(Inner {
+        let certificates = Self(Arc::new(ListenerCertificates {
             loopback: Tls::new()?,
             exposed: Tls::new()?,
             addresses: addresses.to_vec(),
@@ -84,7 +85,7 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// Returns the TLS state for the listener at `address`.
+    /// Returns the handle from which the listener at `address` reads its current certificate.
     pub(super) fn tls_for(&self, address: &Address) -> Tls {
         if address.is_local() { self.0.loopback.clone() } else { self.0.exposed.clone() }
     }
@@ -104,7 +105,7 @@ impl Certificates {
 
     /// Replaces the source of the certificates. Open connections are unchanged.
     pub(super) fn replace(&self, https: Https, now: UnixMs) {
-        let Inner { loopback, exposed, .. } = &*self.0;
+        let ListenerCertificates { loopback, exposed, .. } = &*self.0;
         let mut current = self.current();
         let (configured, issued) = match &https {
             Https::Off => (None, None),
@@ -194,8 +195,9 @@ impl Certificates {
         opened.ca.issue(&certificate_names(hosts, &loopback_addresses), now).map(Some).map_err(CaError::from)
     }
 
+    /// Locks the current source.
     fn current(&self) -> std::sync::MutexGuard<'_, CurrentSource> {
-        // The value is valid even after a panic, because it is always replaced as a whole.
+        // A panic of another thread leaves a valid source, which at worst lacks its issued certificate.
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -205,7 +207,7 @@ fn log_exposed_listener(addresses: &[Address]) {
     if let Some(exposed) = addresses.iter().find(|address| !address.is_local()) {
         info!(
             event = "https_loopback_only",
-            "No HTTPS at {exposed}: the local CA is for this machine only. Set a certificate with \
+            "HTTPS is off at {exposed}, because the local CA is for this machine only. Set a certificate with \
              server.tls = {{ cert = \"FILE\", key = \"FILE\" }}, or write \"off\" if a proxy in front of \
              Keychoir serves HTTPS"
         );
@@ -218,10 +220,11 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    /// A server certificate is renewed 30 days before its lifetime of 90 days ends.
+    /// A time before the renewal of a server certificate, which is due 30 days before its lifetime of 90 days ends.
     const BEFORE_RENEWAL: Duration = DAY.saturating_mul(59);
+    /// A time after the renewal of a server certificate.
     const AFTER_RENEWAL: Duration = DAY.saturating_mul(61);
-    /// The lifetime of the CA is 3,650 days. Here, less than the 90 days of a server certificate remain.
+    /// A time after the renewal of the CA, which is due 90 days before its lifetime of 3,650 days ends.
     const AFTER_CA_RENEWAL: Duration = DAY.saturating_mul(3600);
 
     fn tcp_address(text: &str) -> Address {
@@ -247,8 +250,8 @@ mod tests {
     fn the_local_ca_serves_loopback_and_a_configured_certificate_all_tcp_listeners() {
         let [loopback, exposed, unix] =
             [tcp_address("127.0.0.1:1"), tcp_address("0.0.0.0:1"), Address::Unix(None)];
-        let all = [loopback.clone(), exposed.clone(), unix.clone()];
-        let certificates = Certificates::new(local_ca(CaLocation::Memory), &all, NOW).unwrap();
+        let addresses = [loopback.clone(), exposed.clone(), unix.clone()];
+        let certificates = Certificates::new(local_ca(CaLocation::Memory), &addresses, NOW).unwrap();
         let states = || [&loopback, &exposed, &unix].map(|address| certificates.state(address));
         assert_eq!(states(), [HttpsState::InMemoryCa, HttpsState::Off, HttpsState::Off]);
         certificates.replace(configured_https(), NOW);
@@ -276,7 +279,7 @@ mod tests {
         let loopback = tcp_address("127.0.0.1:1");
         let certificates =
             Certificates::new(local_ca(location), std::slice::from_ref(&loopback), NOW).unwrap();
-        let ca = std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap();
+        let first_ca = std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap();
         let first_expiry = current_expiry(&certificates);
         assert!(!certificates.renew(NOW.plus(BEFORE_RENEWAL)));
         assert_eq!(current_expiry(&certificates), first_expiry);
@@ -286,10 +289,10 @@ mod tests {
             !certificates.renew(NOW.plus(AFTER_RENEWAL + DAY)),
             "the certificate must not be renewed again"
         );
-        assert_eq!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), ca);
+        assert_eq!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), first_ca);
         // A CA that is about to expire is replaced as well.
         assert!(certificates.renew(NOW.plus(AFTER_CA_RENEWAL)));
-        assert_ne!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), ca);
+        assert_ne!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), first_ca);
         assert_eq!(certificates.state(&loopback), HttpsState::LocalCa);
     }
 

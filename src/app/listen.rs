@@ -26,7 +26,7 @@ pub enum ListenError {
     InvalidSocket(io::Error),
 }
 
-/// The bound listeners, by purpose.
+/// The open listeners: those for clients and those for operators.
 #[derive(Debug, Default)]
 pub struct ProgramListeners {
     /// The listeners for clients. If there are no listeners for operators, they also serve Keychoir's own pages and

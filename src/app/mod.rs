@@ -1,5 +1,5 @@
-//! Wires all modules into a running server, reloads it and shuts it down. The tests start the same program as the
-//! command line.
+//! Wires all modules into a running server, reloads it and shuts it down. The command line and the tests start the
+//! server with the same function.
 
 mod accessors;
 mod app_config;
@@ -33,7 +33,7 @@ use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{OwnershipIndex, Pool};
 use crate::proxy::{ClientUsage, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
-use crate::store::{Store, WriterHandle};
+use crate::store::{DatabaseLocation, Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::{EventRing, RequestMetrics, TimelineHandle, sample_timeline};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector, Upstream};
@@ -88,7 +88,7 @@ pub struct RunningApp {
     replica: Option<ReplicaTask>,
 }
 
-/// Whether all requests were completed before the drain ended.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainOutcome {
     /// Every response was completed.
@@ -102,7 +102,7 @@ pub enum DrainOutcome {
 pub struct ShutdownReport {
     /// Whether all requests were completed.
     pub drain_outcome: DrainOutcome,
-    /// The number of usage records lost since startup, because they could not be written.
+    /// The number of usage records that were lost after startup, because they could not be written.
     pub records_lost: u64,
 }
 
@@ -132,12 +132,8 @@ pub fn start(
     check_exposure(&addresses, &app_config.clients)?;
     check_operator_exposure(&operator_addresses, app_config.admin_token.is_some())?;
     let pool = Arc::new(Pool::new(app_config.keys, app_config.pool));
-    let mut store = Store::open(&app_config.database, clock::now())?;
-    store.rename_keys(pool.roster().keys().iter().map(|key| key.api_key()));
-    pool.restore(&store.read_keys()?, clock::now());
-    pool.restore_restrictions(store.read_refusals()?, clock::now());
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
-    owners.restore(store.read_owners()?, clock::now());
+    let store = open_store(&app_config.database, &pool, &owners)?;
     let client_totals = store.read_client_usage(clock::now())?;
     // A process that shares its pool with no other replicas needs no id.
     let redis = app_config
@@ -301,6 +297,20 @@ pub fn start(
     })
 }
 
+/// Opens the usage store, and restores the state of the keys, their restrictions and the owners of identifiers from it.
+fn open_store(
+    location: &DatabaseLocation,
+    pool: &Pool,
+    owners: &OwnershipIndex,
+) -> Result<Store, StartError> {
+    let mut store = Store::open(location, clock::now())?;
+    store.rename_keys(pool.roster().keys().iter().map(|key| key.api_key()));
+    pool.restore(&store.read_keys()?, clock::now());
+    pool.restore_restrictions(store.read_refusals()?, clock::now());
+    owners.restore(store.read_owners()?, clock::now());
+    Ok(store)
+}
+
 /// Formats settings for the admin API.
 fn to_document(settings: &[SettingValue]) -> Value {
     // Text and options are always valid JSON.
@@ -329,9 +339,9 @@ impl RunningApp {
             + self.mirror_task.as_ref().map_or(Duration::ZERO, |mirror_task| mirror_task.final_push_timeout)
     }
 
-    /// Drains the server in the phases of [`Drain`], aborts the requests that exceed `drain_timeout`, and
-    /// writes all usage records. When `abort_signal` completes, requests are aborted immediately, and the
-    /// mirror is not awaited.
+    /// Drains the server in the phases of [`Drain`], aborts the requests that exceed `drain_timeout`, writes all usage
+    /// records, and waits until the mirror has sent its rows. When `abort_signal` completes, the server aborts requests
+    /// immediately and does not wait for the mirror.
     pub async fn shut_down(
         mut self,
         drain_timeout: Duration,
@@ -354,7 +364,7 @@ impl RunningApp {
             self.connection_tasks.wait_until_ended().await;
         };
         let mut abort_signal = pin!(abort_signal);
-        let (drain_outcome, has_abort_signal) = tokio::select! {
+        let (drain_outcome, is_abort_requested) = tokio::select! {
             finished = tokio::time::timeout(drain_timeout, finish_requests) => match finished {
                 Ok(()) => (DrainOutcome::Completed, false),
                 Err(_) => (DrainOutcome::Aborted, false),
@@ -377,9 +387,9 @@ impl RunningApp {
         }
         let write_start = clock::instant();
         let is_written = self.store_writer.wait_until_written(WRITE_TIMEOUT).await;
-        // The duration of this write shortens the wait until the database is closed.
+        // The wait for this write and the wait until the database is closed share one timeout.
         let close_timeout = WRITE_TIMEOUT.saturating_sub(clock::elapsed_since(write_start));
-        if let Some(mirror_task) = self.mirror_task.filter(|_| is_written && !has_abort_signal) {
+        if let Some(mirror_task) = self.mirror_task.filter(|_| is_written && !is_abort_requested) {
             tokio::select! {
                 () = mirror_task.finish() => {}
                 () = abort_signal => {}

@@ -1,6 +1,6 @@
-//! Examines the parts that need the network, which startup does not wait for: the routes to the provider, each key at
-//! the provider, the tables of the mirror, and Redis. `keychoir check --online` and `keychoir doctor` use it, with or
-//! without a running server.
+//! Checks the parts that need the network, for which startup does not wait: the routes to the provider, each key at the
+//! provider, the tables of the mirror, and Redis. `keychoir check --online` and `keychoir doctor` use these checks,
+//! with or without a running server.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,10 +23,11 @@ use crate::shared::{self, LinkSettings, RedisProbe, RedisProbeError};
 use crate::tasks::Tasks;
 use crate::upstream::{self, ProbeError, ProbeTimeouts, RouteProbe, TcpTlsConnector, TlsError, Upstream};
 
-/// Maximum number of keys that are checked at the same time, so that many keys do not look like an attack.
+/// Maximum number of keys that are checked at the same time, so that the provider does not mistake the checks of many
+/// keys for an attack.
 const MAX_CONCURRENT_KEY_CHECKS: usize = 8;
 
-/// Examines the network with the settings of one configuration.
+/// The checks with the settings of one configuration.
 #[derive(Debug)]
 pub struct OnlineCheck {
     connector: TcpTlsConnector,
@@ -39,16 +40,16 @@ pub struct OnlineCheck {
     redis: Option<LinkSettings>,
 }
 
-/// A route to a host of the provider, and the results of its examination.
+/// A route to a host of the provider, and the results of its check.
 #[derive(Debug)]
 pub struct RouteCheck {
     /// The host, with the forward proxy through which it was reached.
     pub authority: Arc<Authority>,
-    /// Whether requests use this route. The direct route is also examined if a proxy is configured.
+    /// Whether requests use this route. The direct route is also checked if a proxy is configured.
     pub is_used: bool,
-    /// The addresses of the host, or of the proxy.
+    /// The addresses of the proxy, or of the host if there is no proxy.
     pub addresses: io::Result<Vec<IpAddr>>,
-    /// The result of the connection.
+    /// The result of a connection through the route.
     pub probe: Result<RouteProbe, ProbeError>,
     /// The time at which the route responded or failed.
     pub responded_at: UnixMs,
@@ -72,7 +73,7 @@ pub struct CheckedKey {
 }
 
 impl OnlineCheck {
-    /// Prepares the check. Nothing is sent yet.
+    /// Prepares the checks, and sends nothing.
     ///
     /// # Errors
     ///
@@ -99,23 +100,23 @@ impl OnlineCheck {
         Ok(Self { connector, upstream, pool, key_check_timeout, timeouts, mirror, mirrors_events, redis })
     }
 
-    /// Tries every route that a key uses, and the direct route in addition to each route through a proxy, all at the
-    /// same time.
+    /// Connects through every route that a key uses, and through the direct route in addition to each route through a
+    /// proxy, all at the same time.
     pub async fn check_routes(&self) -> Vec<RouteCheck> {
         let mut routes: Vec<(Arc<Authority>, bool)> = vec![(Arc::clone(self.upstream.authority()), true)];
         routes.extend(
             self.pool.roster().keys().iter().filter_map(|key| Some((Arc::clone(key.destination()?), true))),
         );
-        let direct: Vec<_> = routes
+        let direct_routes: Vec<_> = routes
             .iter()
             .filter(|(authority, _)| authority.proxy().is_some())
             .map(|(authority, _)| (Arc::new(Authority::clone(authority).through(None)), false))
             .collect();
-        routes.extend(direct);
-        let mut seen: Vec<Arc<Authority>> = Vec::new();
+        routes.extend(direct_routes);
+        let mut seen_authorities: Vec<Arc<Authority>> = Vec::new();
         routes.retain(|(authority, _)| {
-            let is_new = !seen.contains(authority);
-            seen.push(Arc::clone(authority));
+            let is_new = !seen_authorities.contains(authority);
+            seen_authorities.push(Arc::clone(authority));
             is_new
         });
         let mut probes = JoinSet::new();
@@ -124,13 +125,12 @@ impl OnlineCheck {
             probes
                 .spawn(async move { (position, check_route(connector, timeouts, authority, is_used).await) });
         }
-        in_order(probes).await
+        collect_in_order(probes).await
     }
 
-    /// Checks each key with requests to the provider, several at the same time. The requests
-    /// cost no credits.
+    /// Checks each key with requests to the provider that cost no credits. Several keys are checked at the same time.
     pub async fn check_keys(&self) -> Vec<CheckedKey> {
-        // The records of the checks are not written: the receiving half is dropped.
+        // The queue is dropped, so that the records of the checks are not written.
         let (usage, _) = UsageSink::new(1, 1, QueueDepth::default());
         let checker =
             KeyChecker::new(Arc::clone(&self.pool), self.upstream.clone(), usage, self.key_check_timeout);
@@ -145,11 +145,11 @@ impl OnlineCheck {
                 (position, CheckedKey { key, result })
             });
         }
-        in_order(checks).await
+        collect_in_order(checks).await
     }
 
-    /// Reads nothing from each table of the mirror, which shows whether the table exists and the key may use it.
-    /// Returns `None` without a mirror.
+    /// Queries each table of the mirror without selecting rows, which shows whether the table exists and the key may
+    /// use it. Returns `None` without a mirror.
     ///
     /// # Errors
     ///
@@ -159,11 +159,11 @@ impl OnlineCheck {
         Some(mirror::check_tables(settings, self.mirrors_events).await)
     }
 
-    /// Tries Redis as a replica would use it. Returns `None` without Redis.
+    /// Checks whether a replica could use Redis. Returns `None` without Redis.
     ///
     /// # Errors
     ///
-    /// Fails when a replica could not use it.
+    /// Fails when a replica could not use Redis.
     pub async fn check_redis(&self) -> Option<Result<RedisProbe, RedisProbeError>> {
         Some(shared::probe(self.redis.as_ref()?).await)
     }
@@ -195,7 +195,7 @@ async fn check_route(
 }
 
 /// Waits for all tasks, and returns their results by position. A task that panicked has no result.
-async fn in_order<T: 'static>(mut tasks: JoinSet<(usize, T)>) -> Vec<T> {
+async fn collect_in_order<T: 'static>(mut tasks: JoinSet<(usize, T)>) -> Vec<T> {
     let mut results = Vec::new();
     while let Some(result) = tasks.join_next().await {
         results.extend(result.ok());

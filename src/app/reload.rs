@@ -19,9 +19,10 @@ impl RunningApp {
         check_exposure(&self.addresses, &app_config.clients)
     }
 
-    /// Applies the keys, pauses, clients, admin token and limits of `app_config` to new requests, and the certificates
-    /// to new connections. Other settings apply only at the next startup, so `app_config` must be made by
-    /// [`AppConfig::from_reload`]. Requests in progress keep their settings, and remaining keys keep their state.
+    /// Applies the keys, pauses, clients, access rules, limits and admin token of `app_config` to new requests, the
+    /// certificates to new connections, and the settings of the pool and of polling at once. Other settings apply only
+    /// at the next startup, so `app_config` must be made by [`AppConfig::from_reload`]. Requests in progress keep their
+    /// settings, and remaining keys keep their state.
     ///
     /// # Errors
     ///
@@ -40,7 +41,7 @@ impl RunningApp {
         let summary = self.pool.reload(app_config.keys, app_config.pool);
         log_transitions(&self.pool.transitions(clock::now()));
         if let Some((sender, polling)) = self.polling_settings.as_ref().zip(app_config.polling) {
-            // Other settings do not affect the polls, which are also limited by the provider.
+            // Unchanged settings must not wake the poller, because the provider limits the number of polls.
             sender.send_if_modified(|current| {
                 let is_changed = *current != polling;
                 *current = polling;

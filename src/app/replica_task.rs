@@ -1,4 +1,5 @@
-//! Starts and stops the task that shares the pool with other replicas, and connects it to the other modules.
+//! Starts and stops the task that shares the pool with other replicas through Redis, and connects the task to the
+//! poller, the overlay and the admin pages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,14 +31,15 @@ pub(super) struct ReplicaTask {
     pub(super) overlay: mpsc::Sender<OverlayPort>,
     leaving: CancellationToken,
     tasks: Tasks,
-    _task: AbortOnDrop,
+    _abort_guard: AbortOnDrop,
 }
 
 impl ReplicaTask {
-    /// Returns the grants and leases of this replica, so that the other replicas need not wait for their expiry.
+    /// Gives the grants and leases of this replica back to the shared pool, so that the other replicas need not wait
+    /// for their expiry.
     pub(super) async fn leave(self) {
         self.leaving.cancel();
-        // If Redis does not respond in time, the leases end by themselves.
+        // If Redis does not respond in time, the grants and leases expire.
         let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.tasks.wait_until_ended()).await;
     }
 }
@@ -54,7 +56,8 @@ impl PreparedReplica {
         regions: Option<Arc<[Arc<Authority>]>>,
         owner_limits: RetentionLimits,
     ) -> Result<Self, TlsError> {
-        /// More polls than keys are never waiting, because one key is polled at a time.
+        /// Maximum number of poll results that wait until the task sends them to the other replicas. One key is polled
+        /// at a time, so there are at most as many results as keys.
         const MAX_QUEUED_POLLS: usize = 1_024;
         let (polls, receiver) = mpsc::channel(MAX_QUEUED_POLLS);
         let inputs = LinkInputs {
@@ -68,16 +71,17 @@ impl PreparedReplica {
         Ok(Self { task, polls, handles })
     }
 
-    /// Returns the link of requests.
+    /// Returns the link through which requests use the shared pool.
     pub(super) fn link(&self) -> Arc<dyn ReplicaLink> {
         Arc::clone(&self.handles.link)
     }
 
-    /// Starts the task, which states the usage of the clients in `config`.
+    /// Starts the task, which reports the usage of the clients in `config` to the other replicas.
     pub(super) fn start(self, config: SharedConfig) -> ReplicaTask {
         let Self { task, polls, handles: LinkHandles { role, view, overlay, leaving, .. } } = self;
         let tasks = Tasks::new();
-        let task = tasks.spawn_guarded(task.run(config));
-        ReplicaTask { poll_sharing: PollSharing { role, polls }, view, overlay, leaving, tasks, _task: task }
+        let abort_guard = tasks.spawn_guarded(task.run(config));
+        let poll_sharing = PollSharing { role, polls };
+        ReplicaTask { poll_sharing, view, overlay, leaving, tasks, _abort_guard: abort_guard }
     }
 }

@@ -20,10 +20,10 @@ use crate::server::{Reply, Service, Session};
 pub(super) enum ListenerScope {
     /// All paths.
     All,
-    /// The provider's paths, and Keychoir's own ones for clients and load balancers. Another listener serves
-    /// those for operators.
+    /// The provider's paths, and Keychoir's own paths for clients and load balancers. Another listener serves
+    /// Keychoir's paths for operators.
     Clients,
-    /// Keychoir's own paths.
+    /// All of Keychoir's own paths.
     Operators,
 }
 
@@ -75,7 +75,7 @@ impl Service for Router {
         }
         let is_api = Admin::is_api_path(request.uri().path());
         if is_api || is_dashboard {
-            // Pages of other origins may send requests to the provider, and never read or change the pool.
+            // Web pages of other origins may send requests to the provider, but must not read or change the pool.
             let is_foreign_page = origin != RequestOrigin::Direct;
             let response = if is_api {
                 Box::pin(admin.api(request, peer, is_foreign_page)).await

@@ -1,4 +1,5 @@
-//! Defines the errors that prevent startup, with their messages.
+//! Defines the errors that prevent startup, with their messages and advice, and refuses listeners that other machines
+//! could use without a token.
 
 use std::io;
 
@@ -48,12 +49,12 @@ impl StartError {
             // The message contains the advice.
             Self::Database(OpenError::CannotCopy { .. }) => None,
             Self::Database(_) | Self::UnreadableRecords(_) => Some(
-                "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory with \
-                 storage.ephemeral = true (or --ephemeral).",
+                "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory \
+                 with storage.ephemeral = true (or --ephemeral).",
             ),
             Self::UnprotectedListener(_) => Some(
                 "Write a [[clients]] entry with `name` and `token_sha256`, or put a token into a file and set \
-                      KEYCHOIR_CLIENT_TOKEN_FILE to its path, or listen on 127.0.0.1 or a Unix socket.",
+                 KEYCHOIR_CLIENT_TOKEN_FILE to its path, or listen on 127.0.0.1 or a Unix socket.",
             ),
             Self::AdminWithoutToken(_) => {
                 Some("Set admin.token_file or KEYCHOIR_ADMIN_TOKEN, or listen on 127.0.0.1 (admin.listen).")
@@ -62,7 +63,7 @@ impl StartError {
         }
     }
 
-    /// Whether the operating system reported the error, so that the configuration may be valid.
+    /// Returns whether the operating system reported the error, so that the configuration may be valid.
     #[must_use]
     pub fn is_system_error(&self) -> bool {
         match self {

@@ -1,5 +1,5 @@
 //! Writes the CA bundle, a file with the system's trusted roots and the local CA. It is for programs that
-//! trust only the roots in one file (`SSL_CERT_FILE`). If that file contained only the local CA, they could
+//! trust only the roots in one file (`SSL_CERT_FILE`). If that file contained only the local CA, these programs could
 //! connect only to Keychoir.
 
 use std::fs;
@@ -43,9 +43,9 @@ pub enum BundleError {
     Unwritable(#[from] CaError),
 }
 
-/// Finds the file of roots that programs currently trust: `ssl_cert_file`, the value of `SSL_CERT_FILE`, or
-/// else the file of the system. If `ssl_cert_file` is a bundle of Keychoir, returns the file of roots that
-/// the bundle was made from.
+/// Finds the file of roots that programs trust: `ssl_cert_file`, the value of `SSL_CERT_FILE`, or
+/// else the file of the system. If `ssl_cert_file` is a bundle of Keychoir, returns the file of roots from which
+/// the bundle was made.
 #[must_use]
 pub fn find_trusted_roots(ssl_cert_file: Option<&Path>, directory: &Path) -> Option<PathBuf> {
     let configured =
@@ -82,7 +82,7 @@ pub fn refresh_bundle(directory: &Path, ca: &LocalCa) {
     }
 }
 
-/// Parses the path of the roots that a bundle was made from. Returns `None` if the file is not a bundle.
+/// Parses the path of the roots from which a bundle was made. Returns `None` if the file is not a bundle.
 fn roots_of_bundle(bundle: &[u8]) -> Option<PathBuf> {
     let line = bundle.split(|&byte| byte == b'\n').next()?;
     let path = std::str::from_utf8(line).ok()?.strip_prefix(HEADER_PREFIX)?;
@@ -101,15 +101,23 @@ mod tests {
         rcgen::generate_simple_self_signed([name.to_owned()]).unwrap().cert.pem()
     }
 
-    /// Writes a file of roots. Returns its parent, the path of the CA directory, the path of the file, and
-    /// the root in the file.
-    fn setup() -> (tempfile::TempDir, PathBuf, PathBuf, String) {
-        let parent = tempfile::tempdir().unwrap();
-        let (directory, roots_file) = (parent.path().join("tls"), parent.path().join("roots.pem"));
-        let root = generate_root("root.example");
-        // A comment that is not UTF-8 must be copied as well.
-        fs::write(&roots_file, [b"# R\xfcdiger's root\n", root.as_bytes()].concat()).unwrap();
-        (parent, directory, roots_file, root)
+    /// A file with one root, and the path of a CA directory.
+    struct RootsFixture {
+        _parent: tempfile::TempDir,
+        directory: PathBuf,
+        roots_file: PathBuf,
+        root: String,
+    }
+
+    impl RootsFixture {
+        fn new() -> Self {
+            let parent = tempfile::tempdir().unwrap();
+            let (directory, roots_file) = (parent.path().join("tls"), parent.path().join("roots.pem"));
+            let root = generate_root("root.example");
+            // A comment that is not UTF-8 must be copied as well.
+            fs::write(&roots_file, [b"# R\xfcdiger's root\n", root.as_bytes()].concat()).unwrap();
+            Self { _parent: parent, directory, roots_file, root }
+        }
     }
 
     fn open_ca(directory: &Path) -> LocalCa {
@@ -118,19 +126,18 @@ mod tests {
 
     #[test]
     fn the_bundle_contains_the_trusted_roots_and_the_local_ca() {
-        let (_parent, directory, roots_file, root) = setup();
+        let RootsFixture { _parent, directory, roots_file, root } = RootsFixture::new();
         let ca = open_ca(&directory);
         let path = write_bundle(&directory, &ca, &roots_file).unwrap();
-        let written_bytes = fs::read(&path).unwrap();
-        let certificates: Vec<_> =
-            CertificateDer::pem_slice_iter(&written_bytes).collect::<Result<_, _>>().unwrap();
+        let bundle = fs::read(&path).unwrap();
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bundle).collect::<Result<_, _>>().unwrap();
         let expected = [ca.pem(), &root];
         assert_eq!(certificates, expected.map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()));
     }
 
     #[test]
     fn a_bundle_never_contains_itself() {
-        let (_parent, directory, roots_file, _) = setup();
+        let RootsFixture { _parent, directory, roots_file, .. } = RootsFixture::new();
         assert_eq!(find_trusted_roots(Some(&roots_file), &directory), Some(roots_file.clone()));
         let path = write_bundle(&directory, &open_ca(&directory), &roots_file).unwrap();
         assert_eq!(find_trusted_roots(Some(&path), &directory), Some(roots_file.clone()));
@@ -139,16 +146,16 @@ mod tests {
             Some(roots_file),
             "the roots of a bundle in another directory must be found"
         );
-        let system = find_trusted_roots(None, &directory);
-        assert_ne!(system.as_ref(), Some(&path));
+        let system_roots = find_trusted_roots(None, &directory);
+        assert_ne!(system_roots.as_ref(), Some(&path));
         // A bundle without its first line does not name its roots.
         fs::write(&path, "").unwrap();
-        assert_eq!(find_trusted_roots(Some(&path), &directory), system);
+        assert_eq!(find_trusted_roots(Some(&path), &directory), system_roots);
     }
 
     #[test]
     fn opening_the_ca_refreshes_the_bundle() {
-        let (_parent, directory, roots_file, _) = setup();
+        let RootsFixture { _parent, directory, roots_file, .. } = RootsFixture::new();
         let path = write_bundle(&directory, &open_ca(&directory), &roots_file).unwrap();
         let new_root = generate_root("new.example");
         fs::write(&roots_file, &new_root).unwrap();
@@ -166,10 +173,10 @@ mod tests {
 
     #[test]
     fn a_bundle_is_not_written_without_roots() {
-        let (_parent, directory, roots_file, _) = setup();
+        let RootsFixture { _parent, directory, roots_file, .. } = RootsFixture::new();
         fs::write(&roots_file, "no certificates").unwrap();
         let error = write_bundle(&directory, &open_ca(&directory), &roots_file).unwrap_err();
-        assert!(matches!(error, BundleError::NoRoots(_)), "{error}");
+        assert!(matches!(error, BundleError::NoRoots(_)), "unexpected error: {error}");
         assert!(!directory.join(BUNDLE_FILE).exists());
     }
 }

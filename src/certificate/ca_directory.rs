@@ -25,8 +25,7 @@ const CA_CERTIFICATE_FILE: &str = "ca.pem";
 /// The file that is locked by the process that changes the directory.
 const LOCK_FILE: &str = "lock";
 
-/// Maximum wait for the lock. Generating a CA takes milliseconds, so a longer wait means that the other
-/// process hangs.
+/// Maximum wait for the lock. Generating a CA takes milliseconds, so the other process hangs if the wait is longer.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of bytes read from the key file. A certificate and a key are one or two kilobytes long.
@@ -77,7 +76,7 @@ pub struct QuarantinedFile {
     pub defect: CaDefect,
 }
 
-/// Formats the message for the log.
+/// Formats the log message about the replaced CA.
 impl fmt::Display for QuarantinedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -100,7 +99,7 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
         CaLocation::Directory(directory) => directory,
         CaLocation::Memory => return Ok(OpenedCa { ca: LocalCa::generate(now)?, quarantined: None }),
     };
-    if let StoredCa::Usable(ca) = read_stored(directory, now)? {
+    if let StoredCa::Usable(ca) = read_stored_ca(directory, now)? {
         // An error is only logged, because a process without write access can still use the CA.
         if let Err(error) = publish_ca(directory, &ca) {
             tracing::debug!("{error}");
@@ -112,7 +111,7 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     let _lock = lock_directory(directory)?;
     // The file is read again, because another process may have generated the CA before this process held the
     // lock.
-    let quarantined = match read_stored(directory, now)? {
+    let quarantined = match read_stored_ca(directory, now)? {
         StoredCa::Usable(ca) => return Ok(OpenedCa { ca: *ca, quarantined: None }),
         StoredCa::Missing => None,
         StoredCa::Unusable(defect) => {
@@ -143,13 +142,15 @@ pub fn ca_certificate_file(directory: &Path) -> PathBuf {
     directory.join(CA_CERTIFICATE_FILE)
 }
 
+/// The content of the key file.
 enum StoredCa {
     Usable(Box<LocalCa>),
     Unusable(CaDefect),
     Missing,
 }
 
-fn read_stored(directory: &Path, now: UnixMs) -> Result<StoredCa, CaError> {
+/// Reads the key file, and restricts its mode if other users could read it.
+fn read_stored_ca(directory: &Path, now: UnixMs) -> Result<StoredCa, CaError> {
     let path = directory.join(CA_KEY_FILE);
     let unreadable = |source| CaError::Unreadable { path: path.clone(), source };
     let mut bytes = Vec::new();
@@ -235,7 +236,7 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
-    fn mode(path: &Path) -> u32 {
+    fn mode_of(path: &Path) -> u32 {
         path.metadata().unwrap().permissions().mode() & 0o777
     }
 
@@ -256,16 +257,16 @@ mod tests {
     fn a_ca_is_generated_once_and_readable_only_by_its_owner() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("state/tls");
-        let ca_result = open_ca(&directory, NOW);
-        assert_eq!(ca_result.quarantined, None);
+        let created = open_ca(&directory, NOW);
+        assert_eq!(created.quarantined, None);
         let reopened = open_ca(&directory, NOW.plus(Duration::from_secs(3600)));
-        assert_eq!((reopened.ca.pem(), reopened.quarantined), (ca_result.ca.pem(), None));
+        assert_eq!((reopened.ca.pem(), reopened.quarantined), (created.ca.pem(), None));
         assert_eq!(file_names(&directory), ["authority.pem", "ca.pem", "lock"]);
-        assert_eq!((mode(&directory), mode(&parent.path().join("state"))), (0o700, 0o700));
+        assert_eq!((mode_of(&directory), mode_of(&parent.path().join("state"))), (0o700, 0o700));
         for name in file_names(&directory) {
-            assert_eq!(mode(&directory.join(&name)), 0o600, "{name}");
+            assert_eq!(mode_of(&directory.join(&name)), 0o600, "the mode of {name}");
         }
-        assert_eq!(fs::read_to_string(ca_certificate_file(&directory)).unwrap(), ca_result.ca.pem());
+        assert_eq!(fs::read_to_string(ca_certificate_file(&directory)).unwrap(), created.ca.pem());
     }
 
     #[test]
@@ -275,7 +276,7 @@ mod tests {
         let path = directory.path().join(CA_KEY_FILE);
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         open_ca(directory.path(), NOW);
-        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode_of(&path), 0o600);
     }
 
     #[test]
@@ -332,18 +333,18 @@ mod tests {
             let openers: Vec<_> = (0..8)
                 .map(|_| {
                     let (barrier, directory) = (Arc::clone(&barrier), directory.path().to_owned());
-                    let open = move || {
+                    let open_together = move || {
                         barrier.wait();
                         let opened = open_ca(&directory, NOW);
                         (opened.ca.pem().to_owned(), opened.quarantined.is_some())
                     };
-                    tasks::spawn_thread("opener", open).unwrap()
+                    tasks::spawn_thread("opener", open_together).unwrap()
                 })
                 .collect();
-            let results: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
-            assert!(results.iter().all(|(pem, _)| *pem == results[0].0));
-            let quarantined_files = results.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
-            assert_eq!(quarantined_files, usize::from(malformed.is_some()));
+            let opened_cas: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+            assert!(opened_cas.iter().all(|(pem, _)| *pem == opened_cas[0].0));
+            let quarantine_count = opened_cas.iter().filter(|(_, has_quarantined)| *has_quarantined).count();
+            assert_eq!(quarantine_count, usize::from(malformed.is_some()));
         }
     }
 
@@ -353,7 +354,7 @@ mod tests {
         fs::write(parent.path().join("file"), "").unwrap();
         let directory = parent.path().join("file/tls");
         let error = open(&CaLocation::Directory(directory.clone()), NOW).unwrap_err();
-        assert!(error.to_string().contains(directory.to_str().unwrap()), "{error}");
+        assert!(error.to_string().contains(directory.to_str().unwrap()), "unexpected error: {error}");
         // A directory at the path of the key file is neither read nor quarantined.
         let directory = parent.path().join("tls");
         fs::create_dir_all(directory.join(CA_KEY_FILE)).unwrap();

@@ -8,10 +8,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
 
-use super::{Certificate, parse_validity, provider};
+use super::{Certificate, crypto_provider, parse_validity};
 use crate::policy::certificate::ValidityPeriod;
 
-/// A certificate chain. The first certificate is the one of the server.
+/// A certificate chain. The first certificate is the server's certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateChain {
     certificates: Vec<CertificateDer<'static>>,
@@ -94,7 +94,7 @@ impl CertificateChain {
                 PrivateKeyError::Empty
             });
         };
-        match CertifiedKey::from_der(self.certificates, key, &provider()) {
+        match CertifiedKey::from_der(self.certificates, key, &crypto_provider()) {
             Ok(certified_key) => Ok(Certificate {
                 certified_key: Arc::new(certified_key),
                 validity_period: self.validity_period,
@@ -109,27 +109,28 @@ impl CertificateChain {
 mod tests {
     use super::*;
 
-    fn generate() -> (String, String) {
+    /// Returns a certificate and its private key in PEM.
+    fn generate_certificate_and_key() -> (String, String) {
         let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         (certified_key.cert.pem(), certified_key.signing_key.serialize_pem())
     }
 
     #[test]
     fn a_certificate_accepts_its_own_key() {
-        let (cert, key) = generate();
+        let (cert, key) = generate_certificate_and_key();
         let certificate = CertificateChain::parse(&cert).unwrap().with_key(&key).unwrap();
         assert_eq!(certificate.certified_key().cert.len(), 1);
         assert!(certificate.validity_period().from < certificate.validity_period().until);
-        let printed_text = format!("{certificate:?}");
+        let debug_output = format!("{certificate:?}");
         assert!(
-            printed_text.starts_with("Certificate { validity_period:") && !printed_text.contains("key"),
-            "{printed_text}"
+            debug_output.starts_with("Certificate { validity_period:") && !debug_output.contains("key"),
+            "the debug output must omit the key: {debug_output}"
         );
     }
 
     #[test]
     fn an_error_gives_the_reason_why_a_file_is_not_a_certificate() {
-        let (cert, key) = generate();
+        let (cert, key) = generate_certificate_and_key();
         assert_eq!(CertificateChain::parse("").unwrap_err(), ChainError::Empty);
         assert_eq!(CertificateChain::parse(&key).unwrap_err(), ChainError::IsPrivateKey);
         let malformed = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -143,8 +144,8 @@ mod tests {
 
     #[test]
     fn an_error_gives_the_reason_why_a_file_is_not_the_key_of_the_certificate() {
-        let (cert, _) = generate();
-        let (_, other_key) = generate();
+        let (cert, _) = generate_certificate_and_key();
+        let (_, other_key) = generate_certificate_and_key();
         for (key, expected) in [
             ("", PrivateKeyError::Empty),
             (&cert, PrivateKeyError::IsCertificate),
@@ -160,7 +161,8 @@ mod tests {
             ),
             ("-----BEGIN PRIVATE KEY-----\nAAAA\n", PrivateKeyError::Unusable),
         ] {
-            assert_eq!(CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err(), expected, "{key}");
+            let error = CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err();
+            assert_eq!(error, expected, "the error of the key {key}");
         }
     }
 }

@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
-use super::{Certificate, parse_validity, provider};
+use super::{Certificate, crypto_provider, parse_validity};
 use crate::policy::certificate::{Renewal, ValidityPeriod};
 use crate::policy::units::UnixMs;
 
@@ -133,7 +133,8 @@ impl LocalCa {
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let certified_key = CertifiedKey::from_der(vec![certificate.der().clone()], key_der, &provider())?;
+        let certified_key =
+            CertifiedKey::from_der(vec![certificate.der().clone()], key_der, &crypto_provider())?;
         Ok(Certificate { certified_key: Arc::new(certified_key), validity_period })
     }
 }
@@ -144,12 +145,12 @@ impl fmt::Debug for LocalCa {
     }
 }
 
-/// Truncates the time to whole seconds, the precision of certificates.
+/// Converts a time, and truncates it to whole seconds, which is the precision of certificates.
 fn system_time(time: UnixMs) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(time.0 / 1000)
 }
 
-/// Whether `certificate` is the CA certificate of `key`.
+/// Returns whether `certificate` is the CA certificate of `key`.
 fn matches_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
         parsed.is_ca() && parsed.public_key().raw == key.subject_public_key_info().as_slice()
@@ -177,13 +178,14 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY_MS: u64 = 24 * 3600 * 1000;
 
-    /// Whether a client that trusts the CA accepts this certificate for `name` at `time`.
+    /// Returns whether a client that trusts the CA accepts this certificate for `name` at `time`.
     fn is_trusted(ca: &LocalCa, certificate: &Certificate, name: &str, time: UnixMs) -> bool {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes()).unwrap()).unwrap();
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
-            .build()
-            .unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(crypto_provider()))
+                .build()
+                .unwrap();
         let server_name = ServerName::try_from(name).unwrap();
         let unix_time = UnixTime::since_unix_epoch(Duration::from_millis(time.0));
         let server_certificate = &certificate.certified_key().cert[0];
@@ -196,7 +198,7 @@ mod tests {
         let names = ["localhost", "127.0.0.1", "127.0.0.2", "::1", "a.localhost"].map(str::to_owned);
         let certificate = ca.issue(&names, NOW).unwrap();
         for name in &names {
-            assert!(is_trusted(&ca, &certificate, name, NOW), "{name}");
+            assert!(is_trusted(&ca, &certificate, name, NOW), "the certificate must be trusted for {name}");
         }
         assert!(is_trusted(&ca, &certificate, "localhost", UnixMs(NOW.0 + 89 * DAY_MS)));
         assert!(!is_trusted(&ca, &certificate, "localhost", UnixMs(NOW.0 + 91 * DAY_MS)));
@@ -210,7 +212,7 @@ mod tests {
         let ca = LocalCa::generate(NOW).unwrap();
         for name in ["api.elevenlabs.io", "localhost.example", "10.0.0.1", "128.0.0.1", "::2"] {
             let certificate = ca.issue(&[name.to_owned()], NOW).unwrap();
-            assert!(!is_trusted(&ca, &certificate, name, NOW), "{name}");
+            assert!(!is_trusted(&ca, &certificate, name, NOW), "no certificate must be trusted for {name}");
         }
     }
 
@@ -247,12 +249,12 @@ mod tests {
     #[test]
     fn the_debug_output_of_a_ca_omits_its_private_key() {
         let ca = LocalCa::generate(NOW).unwrap();
-        let printed_text = format!("{ca:?} {ca:#?}");
+        let debug_output = format!("{ca:?} {ca:#?}");
         let key = ca.issuer.key().serialize_pem();
         let first_key_line = key.lines().nth(1).unwrap();
         assert!(
-            !printed_text.contains(first_key_line) && !printed_text.contains("PRIVATE"),
-            "{printed_text}"
+            !debug_output.contains(first_key_line) && !debug_output.contains("PRIVATE"),
+            "the debug output must omit the key: {debug_output}"
         );
         assert!(!ca.pem().contains("PRIVATE"));
     }

@@ -1,6 +1,6 @@
-//! Provides the server's TLS certificate, which is parsed from configured files, or issued by a local CA that
-//! Keychoir generates and stores. Private keys leave this module only for the TLS library and the file of the
-//! CA.
+//! Provides the server's TLS certificate, which is parsed from configured files, or issued by a local CA that Keychoir
+//! generates and stores. Also writes the bundle with which programs trust the local CA, and describes the certificates
+//! of other servers. Private keys leave this module only for the TLS library and the file of the CA.
 
 mod bundle;
 mod ca_directory;
@@ -28,9 +28,9 @@ pub use peer_certificate::PeerCertificate;
 /// The location of the local CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CaLocation {
-    /// A directory.
+    /// The CA is stored in this directory.
     Directory(PathBuf),
-    /// The memory of the process. Each start generates a new CA, which clients cannot be set up to trust.
+    /// The CA is in the memory of the process. Each start generates a new CA, which clients cannot be set up to trust.
     Memory,
 }
 
@@ -61,8 +61,9 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// Returns the crypto provider. It is passed explicitly, as in `upstream`, and never installed process-wide.
-fn provider() -> CryptoProvider {
+/// Returns the cryptography of the TLS library. Every use receives it explicitly: no module installs a default for the
+/// whole process.
+fn crypto_provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 

@@ -1,4 +1,4 @@
-//! Describes a certificate that a server has presented.
+//! Describes a certificate that another server has presented, for `keychoir check --online` and `keychoir doctor`.
 
 use rustls::pki_types::CertificateDer;
 
@@ -8,9 +8,9 @@ use crate::policy::certificate::ValidityPeriod;
 /// The parts of a certificate that show who issued it and how long it is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerCertificate {
-    /// The common name or the organization of the issuer.
+    /// The organization and the common name of the issuer, or its whole name if it has neither.
     pub issuer: String,
-    /// The validity period.
+    /// The period in which the certificate is valid.
     pub validity_period: ValidityPeriod,
 }
 
@@ -20,15 +20,15 @@ impl PeerCertificate {
     pub fn parse(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
         let issuer = parsed.issuer();
-        let part =
+        let first_value =
             |mut attributes: Box<dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>> + '_>| {
                 attributes.next().and_then(|attribute| attribute.as_str().ok()).map(str::to_owned)
             };
-        let organization = part(Box::new(issuer.iter_organization()));
-        let name = part(Box::new(issuer.iter_common_name()));
-        let issuer = match (organization, name) {
-            (Some(organization), Some(name)) => format!("{organization} {name}"),
-            (Some(text), None) | (None, Some(text)) => text,
+        let organization = first_value(Box::new(issuer.iter_organization()));
+        let common_name = first_value(Box::new(issuer.iter_common_name()));
+        let issuer = match (organization, common_name) {
+            (Some(organization), Some(common_name)) => format!("{organization} {common_name}"),
+            (Some(name), None) | (None, Some(name)) => name,
             (None, None) => issuer.to_string(),
         };
         Some(Self { issuer, validity_period: parse_validity(certificate)? })
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_issuer_and_the_end_are_read() {
+    fn the_issuer_and_the_validity_period_are_parsed() {
         let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let certificate = PeerCertificate::parse(certified_key.cert.der()).unwrap();
         assert_eq!(certificate.issuer, "rcgen self signed cert");

@@ -1,6 +1,5 @@
-//! Sends rows of one table to Supabase in one request.
-//!
-//! It is the only module that reads the service key.
+//! Sends the requests of the mirror to Supabase's REST API, each for the rows of one table, and classifies the
+//! responses. No other module of the mirror reads the service key.
 
 use std::error::Error;
 use std::fmt;
@@ -19,10 +18,10 @@ use crate::secret::{SupabaseKey, SupabaseKeyForm};
 use crate::store::KeyRename;
 use crate::upstream::http_client_through;
 
-/// Maximum number of response bytes to read. An error is one line of JSON. A longer body is a web page,
-/// whose start suffices to classify it.
+/// Number of response bytes after which reading stops. An error is one line of JSON. A longer body is a web page, which
+/// can be classified by its start.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Idle timeout of a connection. Servers close connections that are idle for longer.
+/// Idle timeout of a connection. A longer timeout would be useless, because the server closes idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// The `Prefer` header of an upsert. A row that is sent again equals the first one or contains the price
@@ -33,23 +32,23 @@ const UPSERT: &str = "resolution=merge-duplicates,return=minimal";
 /// The `Prefer` header of a selection, whose response is a list.
 const SELECT: &str = "return=representation";
 
-/// The HTTP client, with the URL of the REST API and the headers that contain the service key.
+/// An HTTP client with the URL of the REST API and the headers that contain the service key.
 #[derive(Debug)]
 pub(super) struct SupabaseClient {
     client: reqwest::Client,
     base_url: String,
     headers: HeaderMap,
-    /// The forward proxy without its credentials, for errors.
+    /// The forward proxy without its credentials, for error messages.
     proxy: Option<String>,
 }
 
 /// The result of a request.
 #[derive(Debug)]
 pub(super) struct SendOutcome {
-    pub(super) verdict: DeliveryResult,
+    pub(super) delivery: DeliveryResult,
     /// The status and error code, or the error of a request without a response, for logs.
     pub(super) reason: FailureReason,
-    /// The `Retry-After` of the response.
+    /// The duration in the `Retry-After` header of the response.
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -84,15 +83,16 @@ impl fmt::Display for FailureReason {
     }
 }
 
-/// The body of a successful response.
+/// The expected body of a successful response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExpectedBody {
-    /// None, after a write.
+    /// No body, after a write.
     Nothing,
     /// A list without rows, after a selection.
     EmptyList,
 }
 
+/// The member of an error response that is read.
 #[derive(Default, Deserialize)]
 struct SupabaseError {
     code: Option<String>,
@@ -110,8 +110,8 @@ impl SupabaseClient {
         Ok(Self { client, base_url, headers: auth_headers(&settings.key)?, proxy })
     }
 
-    /// Inserts or updates rows of one table. Each row must be contained once, because the database
-    /// refuses a request with the same row twice.
+    /// Inserts or updates rows of one table. `rows` must contain each row once, because the database refuses a request
+    /// with the same row twice.
     pub(super) async fn upsert<R: MirrorRow>(&self, rows: &[R]) -> SendOutcome {
         let url = format!("{}/{}?on_conflict={}", self.base_url, R::TABLE, R::CONFLICT);
         let body = Value::from_iter(rows.iter().map(MirrorRow::to_json)).to_string();
@@ -129,7 +129,8 @@ impl SupabaseClient {
         self.send(self.client.delete(self.old_rows_url::<R>(rename)), "return=minimal", String::new()).await
     }
 
-    /// Selects no rows of a table with the column that identifies its rows.
+    /// Sends a query for the identifying column of a table that returns no rows. It shows whether the table exists and
+    /// the key may use it.
     pub(super) async fn select_nothing<R: MirrorRow>(&self) -> SendOutcome {
         let url = format!("{}/{}?select={}&limit=0", self.base_url, R::TABLE, R::CONFLICT);
         self.send(self.client.get(url), SELECT, String::new()).await
@@ -152,7 +153,7 @@ impl SupabaseClient {
                 message = format!("{message} (through the proxy {proxy})");
             }
             let reason = FailureReason::NoResponse(message);
-            SendOutcome { verdict: DeliveryResult::Retry, reason, retry_after: None }
+            SendOutcome { delivery: DeliveryResult::Retry, reason, retry_after: None }
         })
     }
 
@@ -180,24 +181,24 @@ impl SupabaseClient {
             ExpectedBody::Nothing => body.is_empty(),
             ExpectedBody::EmptyList => body.trim_ascii() == b"[]",
         };
-        let verdict = classify(MirrorResponse { status, code: code.as_deref(), is_empty });
-        Ok(SendOutcome { verdict, reason: FailureReason::Response { status, code }, retry_after })
+        let delivery = classify(MirrorResponse { status, code: code.as_deref(), is_empty });
+        Ok(SendOutcome { delivery, reason: FailureReason::Response { status, code }, retry_after })
     }
 }
 
 /// Returns the headers that contain the service key.
 fn auth_headers(key: &SupabaseKey) -> Result<HeaderMap, MirrorStartError> {
-    let secret = |text: &str| {
-        let mut value = HeaderValue::from_str(text).map_err(|_| MirrorStartError::Key)?;
-        value.set_sensitive(true);
-        Ok::<_, MirrorStartError>(value)
+    let sensitive_header = |credentials: &str| {
+        let mut header = HeaderValue::from_str(credentials).map_err(|_| MirrorStartError::Key)?;
+        header.set_sensitive(true);
+        Ok::<_, MirrorStartError>(header)
     };
     let mut headers = HeaderMap::new();
-    headers.insert("apikey", secret(key.expose())?);
+    headers.insert("apikey", sensitive_header(key.expose())?);
     match key.form() {
         SupabaseKeyForm::SecretKey => {}
         SupabaseKeyForm::LegacyJwt => {
-            headers.insert(AUTHORIZATION, secret(&format!("Bearer {}", key.expose()))?);
+            headers.insert(AUTHORIZATION, sensitive_header(&format!("Bearer {}", key.expose()))?);
         }
     }
     Ok(headers)

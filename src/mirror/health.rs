@@ -1,4 +1,5 @@
-//! Keeps the state, the counters and the lag of the mirror for metrics and status pages.
+//! Keeps the state, the counters and the lag of the mirror. The task of the mirror updates them, and the metrics,
+//! status pages and admin API read them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -27,10 +28,11 @@ struct MirrorHealthCells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
-    /// The time at which the outbox was last empty, in milliseconds since 1970; 0 before startup.
+    /// The Unix time at which the outbox was last empty, in milliseconds, or 0 before the mirror starts.
     empty_at: AtomicU64,
 }
 
+/// The states in the order of their stored numbers.
 const STATES: [MirrorState; 3] = [MirrorState::Working, MirrorState::Failing, MirrorState::Paused];
 
 impl MirrorHealth {

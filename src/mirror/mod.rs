@@ -1,7 +1,6 @@
-//! Mirrors usage to Supabase: a background task sends the rows of the outbox.
-//!
-//! The mirror reads rows from the local database, so requests never wait for it. Undelivered rows stay in
-//! the outbox.
+//! Mirrors usage to Supabase: a background task reads due rows from the outbox of the local database, sends them in
+//! rounds, and records the results. Rows that are not delivered stay in the outbox and are sent again. Requests never
+//! wait for the mirror.
 
 mod client;
 mod health;
@@ -32,11 +31,11 @@ use push::{PushError, PushResult, push, rename};
 /// The target and the timing of the mirror.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `https://PROJECT.supabase.co`, without a trailing slash.
+    /// The URL of the Supabase project, such as `https://PROJECT.supabase.co`, without a trailing slash.
     pub base_url: String,
     /// A Supabase key with write access.
     pub key: SupabaseKey,
-    /// The forward proxy for connections to Supabase; `None` for direct connections.
+    /// The forward proxy for connections to Supabase, or `None` for direct connections.
     pub proxy: Option<Arc<ForwardProxy>>,
     /// A file of certificate authorities that are trusted in addition to the certificate authorities of the public web.
     pub ca_file: Option<PathBuf>,
@@ -70,7 +69,7 @@ pub enum MirrorStartError {
     Key,
 }
 
-/// Delay before a refused row is retried, because an operator may change its table.
+/// Delay before a refused row is sent again, in which an operator may change the table.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(3_600);
 
 /// The task that sends due rows in rounds.
@@ -80,9 +79,9 @@ pub struct Mirror {
     client: SupabaseClient,
     settings: Settings,
     health: MirrorHealth,
-    /// Consecutive failures.
+    /// Number of consecutive temporary failures.
     failures: u32,
-    /// The last logged problem of the setup.
+    /// The setup problem that was logged last, or `None` after a successful round.
     last_problem: Option<MirrorProblem>,
 }
 
@@ -91,11 +90,11 @@ pub struct Mirror {
 enum RoundResult {
     /// All due rows were sent or refused.
     Done,
-    /// More rows are due than fit in one batch.
+    /// Further rows may be due, because the batch was full.
     MoreDue,
     /// Supabase was unreachable or refused the request. The rows stay in the outbox.
     Failed(PushError),
-    /// The database cannot be read or written at present.
+    /// The database cannot be read or written now.
     StoreUnavailable,
 }
 
@@ -112,12 +111,12 @@ impl Mirror {
         Ok(Self { outbox, client, settings, health, failures: 0, last_problem: None })
     }
 
-    /// Sends due rows in rounds until `end` is cancelled, then sends the remaining rows and returns.
+    /// Sends due rows in rounds until `shutdown` is cancelled, then sends the remaining rows and returns.
     ///
     /// # Cancel safety
     ///
     /// Rows whose delivery is not yet recorded are sent again after the next startup.
-    pub async fn run(mut self, end: CancellationToken) {
+    pub async fn run(mut self, shutdown: CancellationToken) {
         info!(
             event = "mirror_started",
             url = self.settings.base_url,
@@ -131,7 +130,7 @@ impl Mirror {
             let wait = self.delay_after(round);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = end.cancelled() => break,
+                () = shutdown.cancelled() => break,
             }
         }
         while matches!(self.run_round().await, RoundResult::MoreDue) {}
@@ -141,24 +140,25 @@ impl Mirror {
         self.try_round().await.unwrap_or(RoundResult::StoreUnavailable)
     }
 
+    /// Sends one batch: renames first, then the states of keys, then events.
     async fn try_round(&mut self) -> Result<RoundResult, StoreUnavailable> {
         let max_rows = self.settings.max_batch_rows;
         let OutboxBatch { renames, keys, events, refused } = self.outbox.next_batch(max_rows).await?;
         self.health.set_refused(refused);
         let has_more_renames = renames.len() >= max_rows;
         // Renames are sent first, because a new row of a key would conflict with its old row.
-        if let Some(error) = self.record(rename(&self.client, renames).await).await? {
+        if let Some(error) = self.record_push(rename(&self.client, renames).await).await? {
             return Ok(RoundResult::Failed(error));
         }
         if has_more_renames {
             return Ok(RoundResult::MoreDue);
         }
         let is_full = keys.len() >= max_rows || events.len() >= max_rows;
-        let key_error = self.record(push(&self.client, &keys).await).await?;
+        let key_error = self.record_push(push(&self.client, &keys).await).await?;
         // After an error of one table, the rows of the other table are still sent.
         let error = match key_error {
             Some(error) if !concerns_one_table(&error) => Some(error),
-            error => self.record(push(&self.client, &events).await).await?.or(error),
+            error => self.record_push(push(&self.client, &events).await).await?.or(error),
         };
         Ok(match error {
             Some(error) => RoundResult::Failed(error),
@@ -167,9 +167,11 @@ impl Mirror {
         })
     }
 
-    /// Records the result for each row. Returns the error that ended the push.
-    async fn record(&mut self, result: PushResult) -> Result<Option<PushError>, StoreUnavailable> {
-        let PushResult { sent, refused, error } = result;
+    /// Records the result of a push for each row. Returns the error that ended the push.
+    async fn record_push(
+        &mut self,
+        PushResult { sent, refused, error }: PushResult,
+    ) -> Result<Option<PushError>, StoreUnavailable> {
         if sent.is_empty() && refused.is_empty() {
             return Ok(error);
         }
@@ -183,7 +185,8 @@ impl Mirror {
                 event = "mirror_rows_refused",
                 rows = newly_refused,
                 code = first_code,
-                "Supabase refuses {newly_refused} rows because of their content ({first_code}); they stay in the outbox and are sent again later"
+                "Supabase refuses {newly_refused} rows because of their content ({first_code}); they stay in the \
+                 outbox and are sent again later"
             );
         }
         Ok(error)
@@ -210,7 +213,8 @@ impl Mirror {
                 if self.health.state() == MirrorState::Working {
                     warn!(
                         event = "mirror_failing",
-                        "Supabase does not accept the mirrored rows: {reason}. Requests are served as before, and the mirror retries"
+                        "Supabase does not accept the mirrored rows: {reason}. The mirror retries, and requests are \
+                         not affected"
                     );
                 }
                 self.health.set_state(MirrorState::Failing);
@@ -231,7 +235,7 @@ impl Mirror {
     }
 }
 
-/// Whether the error concerns one table, so that the other table may still accept rows.
+/// Returns whether the error concerns one table, so that the other table may still accept rows.
 fn concerns_one_table(error: &PushError) -> bool {
     match error {
         PushError::Temporary { .. } => false,

@@ -1,5 +1,5 @@
 //! Sends one batch of rows of one table. If Supabase refuses the batch, its halves are sent separately, down
-//! to single rows, so that only invalid rows stay undelivered.
+//! to single rows, so that only invalid rows stay undelivered. Also sends the renames of keys.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::store::{AttemptEvent, KeyRename, MirroredKeyState, RowVersion};
 /// stay in the outbox for the next batch.
 const MAX_REQUESTS: usize = 128;
 
-/// The result of a batch.
+/// The result of sending a batch.
 #[derive(Debug, Default)]
 pub(super) struct PushResult {
     pub(super) sent: Vec<RowVersion>,
@@ -26,16 +26,16 @@ pub(super) struct PushResult {
 /// An error of a push that does not concern the content of single rows.
 #[derive(Clone, Debug)]
 pub(super) enum PushError {
-    /// A temporary failure, with the `Retry-After` of the response.
+    /// A temporary failure, with the duration in the `Retry-After` header of the response.
     Temporary { reason: FailureReason, retry_after: Option<Duration> },
     /// A setup error that an operator must fix.
     Setup { problem: MirrorProblem, reason: FailureReason },
 }
 
-/// Sends `rows`. Halves are sent breadth first, so that valid rows are delivered early. An accepted row
-/// proves that the table is valid, so that refused rows must be invalid.
+/// Sends `rows`. The halves of a refused batch are sent before smaller parts, so that valid rows are delivered early.
+/// An accepted row proves that the table is valid, so that refused rows must be invalid.
 pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> PushResult {
-    let mut result = PushResult::default();
+    let mut push_result = PushResult::default();
     let mut queued_ranges = VecDeque::new();
     queued_ranges.push_back(0..rows.len());
     let mut last_refusal = None;
@@ -43,76 +43,81 @@ pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> P
     // are sent again after the first accepted row.
     let mut early_refusals = Vec::new();
     for _ in 0..MAX_REQUESTS {
-        if queued_ranges.is_empty() && !result.sent.is_empty() {
+        if queued_ranges.is_empty() && !push_result.sent.is_empty() {
             queued_ranges.extend(early_refusals.drain(..).map(|(range, _)| range));
         }
         let Some(range) = queued_ranges.pop_front() else { break };
         let Some(batch) = rows.get(range.clone()).filter(|batch| !batch.is_empty()) else { continue };
-        let SendOutcome { verdict, reason, retry_after } = client.upsert(batch).await;
-        match verdict {
-            DeliveryResult::Stored => result.sent.extend(batch.iter().map(MirrorRow::version)),
+        let SendOutcome { delivery, reason, retry_after } = client.upsert(batch).await;
+        match delivery {
+            DeliveryResult::Stored => push_result.sent.extend(batch.iter().map(MirrorRow::version)),
             DeliveryResult::RowRejected => {
                 match split_rows(range.clone()) {
-                    Some(halves_of_range) => queued_ranges.extend(halves_of_range),
-                    None if result.sent.is_empty() => early_refusals.push((range, reason.code())),
-                    None => result.refused.extend(batch.iter().map(|row| (row.version(), reason.code()))),
+                    Some(halves) => queued_ranges.extend(halves),
+                    None if push_result.sent.is_empty() => early_refusals.push((range, reason.code())),
+                    None => {
+                        push_result.refused.extend(batch.iter().map(|row| (row.version(), reason.code())))
+                    }
                 }
                 last_refusal = Some(reason);
             }
             DeliveryResult::Retry => {
-                result.error = Some(PushError::Temporary { reason, retry_after });
+                push_result.error = Some(PushError::Temporary { reason, retry_after });
                 break;
             }
             DeliveryResult::OperatorRequired(problem) => {
-                result.error = Some(PushError::Setup { problem, reason });
+                push_result.error = Some(PushError::Setup { problem, reason });
                 break;
             }
         }
     }
-    if result.sent.is_empty() {
+    if push_result.sent.is_empty() {
         let refused = early_refusals
             .into_iter()
             .filter_map(|(range, code)| Some((rows.get(range.start)?.version(), code)));
-        result.refused.extend(refused);
+        push_result.refused.extend(refused);
     }
     // If all of several rows are refused, the table is invalid, not the rows.
-    if let Some(reason) = last_refusal.filter(|_| result.sent.is_empty() && rows.len() > 1) {
-        result.refused.clear();
-        result.error.get_or_insert(PushError::Setup { problem: MirrorProblem::EveryRow, reason });
+    if let Some(reason) = last_refusal.filter(|_| push_result.sent.is_empty() && rows.len() > 1) {
+        push_result.refused.clear();
+        push_result.error.get_or_insert(PushError::Setup { problem: MirrorProblem::EveryRow, reason });
     }
-    result
+    push_result
 }
 
-/// Renames rows that an earlier version sent, in both tables. If a row with the new name exists,
-/// the old row is deleted.
+/// Renames the rows that an earlier version sent, in both tables. If the table of key states has a row with the new
+/// name, the old row is deleted.
 pub(super) async fn rename(client: &SupabaseClient, renames: Vec<KeyRename>) -> PushResult {
-    let mut result = PushResult::default();
+    let mut push_result = PushResult::default();
     for rename in renames {
         match rename_one(client, &rename).await {
-            None => result.sent.push(RowVersion::Rename(rename)),
+            None => push_result.sent.push(RowVersion::Rename(rename)),
             Some(error) => {
-                result.error = Some(error);
+                push_result.error = Some(error);
                 break;
             }
         }
     }
-    result
+    push_result
 }
 
 async fn rename_one(client: &SupabaseClient, rename: &KeyRename) -> Option<PushError> {
-    let renamed = client.rename::<MirroredKeyState>(rename).await;
-    let outcome = match renamed.verdict {
+    let rename_outcome = client.rename::<MirroredKeyState>(rename).await;
+    let outcome = match rename_outcome.delivery {
         DeliveryResult::RowRejected => client.delete::<MirroredKeyState>(rename).await,
-        DeliveryResult::Stored | DeliveryResult::Retry | DeliveryResult::OperatorRequired(_) => renamed,
+        DeliveryResult::Stored | DeliveryResult::Retry | DeliveryResult::OperatorRequired(_) => {
+            rename_outcome
+        }
     };
-    match push_error(outcome) {
-        None => push_error(client.rename::<AttemptEvent>(rename).await),
+    match rename_error(outcome) {
+        None => rename_error(client.rename::<AttemptEvent>(rename).await),
         error => error,
     }
 }
 
-fn push_error(SendOutcome { verdict, reason, retry_after }: SendOutcome) -> Option<PushError> {
-    match verdict {
+/// Returns the error of a rename, or `None` if the rows were renamed or there are none.
+fn rename_error(SendOutcome { delivery, reason, retry_after }: SendOutcome) -> Option<PushError> {
+    match delivery {
         // A missing table has no row to rename. Older versions of PostgREST also respond with 404
         // when no row matches.
         DeliveryResult::Stored | DeliveryResult::OperatorRequired(MirrorProblem::Table) => None,

@@ -1,4 +1,4 @@
-//! Serializes the rows of Supabase's tables, with their columns and their ids.
+//! Defines the two tables in Supabase, and converts the rows of the outbox to their columns.
 
 use serde_json::{Value, json};
 
@@ -91,7 +91,7 @@ impl MirrorRow for AttemptEvent {
 mod tests {
     use super::*;
 
-    fn state() -> MirroredKeyState {
+    fn key_state() -> MirroredKeyState {
         MirroredKeyState {
             key_hash: "hash".to_owned(),
             short_key: "sk_6c036526...d452b".to_owned(),
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_key_row_has_the_columns_of_the_contract() {
         assert_eq!(
-            state().to_json(),
+            key_state().to_json(),
             json!({
                 "api_key_hash": "hash", "short_key": "sk_6c036526...d452b", "character_count": 84_766,
                 "character_limit": 100_000, "remaining_characters": 15_234, "usage_percentage": 0.84766,
@@ -122,14 +122,14 @@ mod tests {
 
     #[test]
     fn a_number_beyond_the_range_of_its_column_is_clamped() {
-        let state = MirroredKeyState {
+        let extreme_state = MirroredKeyState {
             count: i64::MAX,
             limit: 5_000_000_000,
             usage: 12.0,
             resets_at: None,
-            ..state()
+            ..key_state()
         };
-        let row = state.to_json();
+        let row = extreme_state.to_json();
         assert_eq!((&row["character_count"], &row["character_limit"]), (&json!(i32::MAX), &json!(i32::MAX)));
         assert_eq!((&row["usage_percentage"], &row["next_reset_date"]), (&json!(9.9999), &json!("infinity")));
     }

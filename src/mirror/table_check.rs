@@ -1,4 +1,5 @@
-//! Checks the tables of the mirror for operators, without changing them.
+//! Checks the settings and the tables of the mirror for `keychoir check` and `keychoir doctor`, without changing the
+//! tables.
 
 use super::client::{SendOutcome, SupabaseClient};
 use super::rows::MirrorRow;
@@ -6,12 +7,12 @@ use super::{MirrorStartError, Settings};
 use crate::policy::mirror::DeliveryResult;
 use crate::store::{AttemptEvent, MirroredKeyState};
 
-/// A table and the answer of Supabase to a request that selects none of its rows.
+/// A table and the result of a query that selects none of its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableCheck {
     /// The name of the table.
     pub table: &'static str,
-    /// The reason why the mirror could not use the table, with advice.
+    /// The error is the reason why the mirror could not use the table, with advice.
     pub result: Result<(), String>,
 }
 
@@ -19,12 +20,13 @@ pub struct TableCheck {
 ///
 /// # Errors
 ///
-/// The error that a start of the mirror would report.
+/// Fails with the error that a start of the mirror would report.
 pub fn check_settings(settings: &Settings) -> Result<(), MirrorStartError> {
     SupabaseClient::new(settings).map(drop)
 }
 
-/// Requests no rows of each table that the mirror writes to.
+/// Queries each table that the mirror writes to, without selecting rows. `has_events` tells whether the mirror writes
+/// to the table of events.
 ///
 /// # Errors
 ///
@@ -43,8 +45,8 @@ pub async fn check_tables(
 }
 
 async fn check_table<R: MirrorRow>(client: &SupabaseClient) -> TableCheck {
-    let SendOutcome { verdict, reason, .. } = client.select_nothing::<R>().await;
-    let result = match verdict {
+    let SendOutcome { delivery, reason, .. } = client.select_nothing::<R>().await;
+    let result = match delivery {
         DeliveryResult::Stored => Ok(()),
         DeliveryResult::OperatorRequired(problem) => Err(format!("{} ({reason})", problem.message())),
         DeliveryResult::Retry | DeliveryResult::RowRejected => Err(reason.to_string()),

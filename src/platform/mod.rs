@@ -1,8 +1,10 @@
-//! What differs between operating systems: Unix sockets, modes and owners of files, signals, limits of the process and
-//! the service manager. Both variants have the same items, so that the other modules name no operating system.
+//! Provides the operations that differ between operating systems: Unix sockets, modes and owners of files, signals,
+//! limits of the process, the size of the terminal, and reports to the service manager. The modules `unix` and
+//! `windows` have the same items, so that the other modules need not distinguish operating systems.
 //!
-//! On Windows, a Unix socket is an error and its types have no values, and functions for other missing features have no
-//! effect. `docs/operations.md` lists them. Only Unix is tested.
+//! On Windows, the types of Unix sockets have no values, and the functions that would create a Unix socket fail.
+//! Functions for other features that Windows lacks have no effect. `docs/operations.md` lists these features. Only Unix
+//! is tested.
 
 #[cfg(unix)]
 mod unix;
@@ -28,7 +30,7 @@ pub(crate) struct TerminalSize {
 /// The space of a disk in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DiskSpace {
-    /// For a process without privileges.
+    /// The free bytes that a process without privileges can use.
     pub(crate) free: u64,
     pub(crate) total: u64,
 }

@@ -1,9 +1,9 @@
-//! Computes the digests that identify secrets in logs and in the database. API keys and client tokens have separate
-//! types, so that a digest of a key cannot be compared with, or stored as, a digest of a token.
+//! Computes the digests that identify API keys, tokens and end users in logs, in files and in the database. Each of
+//! them has a separate type, so that a digest of a key cannot be compared with, or stored as, a digest of a token.
 //!
 //! The plain SHA-256 of an API key is itself a secret: ElevenLabs uses it as the HS256 secret when it
-//! signs calls to the key owner's server. A key is therefore hashed with a domain prefix. The plain digest
-//! exists only in [`Fingerprint::from_plain_digest`], which recognizes database rows of an earlier version.
+//! signs calls to the key owner's server. A key is therefore hashed with a domain prefix. The plain digest of a key is
+//! computed only to recognize the database rows of an earlier version ([`Fingerprint::from_plain_digest`]).
 
 use std::fmt;
 
@@ -57,14 +57,14 @@ impl fmt::Display for Digest {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(Digest);
 
-/// The digits of a key's fingerprint that are its id in the admin API.
+/// Number of digits of a key's fingerprint that are its id in the admin API.
 pub const KEY_ID_DIGITS: usize = 12;
 
 impl Fingerprint {
-    /// Returns the id of the key in the admin API: the first 12 digits.
+    /// Returns the id of the key in the admin API: the first 12 digits of the fingerprint.
     #[must_use]
     pub fn key_id(&self) -> String {
-        // Half the digits of the whole text would be written in vain, for every key of each comparison.
+        // Formatting the whole fingerprint would write 52 unused digits for every key that is compared.
         let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value & 0xf)]);
         self.0.0[..KEY_ID_DIGITS / 2].iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
     }
@@ -89,7 +89,7 @@ impl Fingerprint {
         is_digest.then(|| Self(Digest::new(&[PLAIN_DIGEST_DOMAIN, plain.as_bytes()])))
     }
 
-    /// Returns the replacement of the plain digest of `key`. Rows with this fingerprint belong to the key.
+    /// Returns the fingerprint that replaces the plain digest of `key`. Rows with this fingerprint belong to the key.
     pub(crate) fn replaced_plain_digest(key: &str) -> Option<Self> {
         Self::from_plain_digest(&Digest::new(&[key.as_bytes()]).to_string())
     }
@@ -152,7 +152,7 @@ impl fmt::Debug for TokenFingerprint {
     }
 }
 
-/// Identifies the admin token: its SHA-256. It has a separate type, so that a client token never opens the
+/// Identifies the admin token: its SHA-256. The type is separate, so that a client token never gives access to the
 /// admin API.
 #[derive(Clone, Copy, Eq)]
 pub struct AdminTokenFingerprint(Digest);
@@ -185,7 +185,7 @@ const SESSION_DOMAIN: &[u8] = b"keychoir:session:1:";
 /// Identifies a session of the dashboard, or the code that starts one: the SHA-256 of `keychoir:session:1:`, the digest
 /// of the admin token, and the random session token.
 ///
-/// The admin token is part of it, so that another admin token ends all sessions.
+/// The digest of the admin token is included, so that a change of the admin token ends all sessions.
 #[derive(Clone, Copy, Eq)]
 pub struct SessionTokenFingerprint(Digest);
 
@@ -197,7 +197,7 @@ impl PartialEq for SessionTokenFingerprint {
 }
 
 impl SessionTokenFingerprint {
-    /// Computes the fingerprint of a session token while `admin_token` is in force.
+    /// Computes the fingerprint of a session token that is valid while `admin_token` is the admin token.
     #[must_use]
     pub fn new(session_token: &str, admin_token: &AdminTokenFingerprint) -> Self {
         Self(Digest::new(&[SESSION_DOMAIN, &admin_token.0.0, session_token.as_bytes()]))
@@ -298,7 +298,8 @@ mod tests {
         assert_eq!(TokenFingerprint::parse(PLAIN).unwrap(), TokenFingerprint::new("abc"));
         assert_ne!(TokenFingerprint::new("abd"), TokenFingerprint::new("abc"));
         for value in [&PLAIN[1..], &PLAIN.replace('b', "g"), "", "own"] {
-            assert_eq!((Fingerprint::parse(value), TokenFingerprint::parse(value)), (None, None), "{value}");
+            let parsed = (Fingerprint::parse(value), TokenFingerprint::parse(value));
+            assert_eq!(parsed, (None, None), "the fingerprints in {value}");
         }
     }
 
@@ -309,7 +310,7 @@ mod tests {
         assert_ne!(replaced.to_string(), PLAIN);
         assert_ne!(replaced, Fingerprint::new("abc"));
         for value in ["", "own", "studio", &PLAIN[1..], &PLAIN.to_uppercase()] {
-            assert_eq!(Fingerprint::from_plain_digest(value), None, "{value}");
+            assert_eq!(Fingerprint::from_plain_digest(value), None, "the replacement of {value}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The redactor finds keys in plain text, in UTF-16 in either byte order, and in characters written as
 //! backslash escapes (see `escapes`). It does not find keys in base64 or in the escapes of URLs and HTML.
-//! `stream` applies the search to chunks.
+//! The module `stream` redacts a body that arrives in chunks.
 
 mod escapes;
 mod stream;
@@ -32,8 +32,8 @@ const SKIP_TABLE_SIZE: usize = 4096;
 pub struct Redactor {
     /// The keys in each encoding, sorted by their bytes.
     needles: Vec<Needle>,
-    /// Length of the shortest needle. The skip table covers this number of bytes of each needle. The
-    /// remaining bytes are compared.
+    /// Length of the shortest needle. The skip table covers this number of bytes at the start of each needle. The
+    /// remaining bytes are compared one by one.
     window_length: usize,
     /// Length of the longest needle.
     max_needle_length: usize,
@@ -113,6 +113,7 @@ impl fmt::Debug for Needle {
 
 /// The result of a search.
 struct Matches<'a> {
+    /// The range of each key in the text, with its needle.
     keys: Vec<(Range<usize>, &'a Needle)>,
     /// The offset at which an incomplete key at the end may start.
     partial_start: usize,
@@ -158,14 +159,14 @@ impl Redactor {
         (!matches.keys.is_empty()).then(|| replace_keys(text, &matches.keys))
     }
 
-    /// Whether `bytes` contains a key. `bytes` may be binary.
+    /// Returns whether `bytes`, which may be binary, contain a key.
     #[must_use]
     pub fn contains_key(&self, bytes: &[u8]) -> bool {
         !self.search(bytes).keys.is_empty()
     }
 
-    /// Returns the number of bytes at the end of `bytes` that may belong to an incomplete key and that its
-    /// short form does not show.
+    /// Returns the number of bytes at the end of `bytes` that may belong to an incomplete key, without the bytes that
+    /// its short form shows.
     #[must_use]
     pub fn partial_key_length(&self, bytes: &[u8]) -> usize {
         let matches = self.search(bytes);
@@ -173,7 +174,7 @@ impl Redactor {
     }
 
     /// Overwrites every key with its short form, padded to the length of the key. This method is for data
-    /// whose length was already declared, including binary data such as WebSocket payloads.
+    /// whose length was already sent, including binary data such as WebSocket payloads.
     ///
     /// Returns the number of bytes at the end of `bytes` that may belong to an incomplete key. The caller
     /// must search them again together with the bytes that follow.
@@ -187,6 +188,7 @@ impl Redactor {
         bytes.len() - matches.partial_start
     }
 
+    /// Searches for all keys, and for an incomplete key or escape at the end of `text`.
     fn search(&self, text: &[u8]) -> Matches<'_> {
         if self.needles.is_empty() {
             return Matches { keys: Vec::new(), partial_start: text.len(), shown_length: 0 };
@@ -223,7 +225,7 @@ impl Redactor {
         (keys, text.len() - self.longest_partial_key(&text[search_start..]).len())
     }
 
-    /// Overwrites the incomplete key that `bytes` starts with, beyond the part that its short form shows.
+    /// Overwrites the incomplete key at the start of `bytes`, except for the part that its short form shows.
     /// Use this method at the end of a stream, or where the rest of the key is in another frame.
     pub fn mask_partial_key(&self, bytes: &mut [u8]) {
         let (shown_length, encoding, hidden_start) = {
@@ -264,8 +266,8 @@ impl Redactor {
         None
     }
 
-    /// Returns the longest key that `text` starts with. If one key is a prefix of another, the longer key
-    /// must match, because otherwise its remaining characters would be shown.
+    /// Returns the longest key at the start of `text`. If one key is a prefix of another, the longer key must match,
+    /// because otherwise its remaining characters would be shown.
     fn longest_key_at_start(&self, text: &[u8]) -> Option<&Needle> {
         let window = text.get(..self.window_length)?;
         if !self.is_first_byte[usize::from(window[0])] {
@@ -275,7 +277,7 @@ impl Redactor {
         candidates.max_by_key(|needle| needle.bytes.len())
     }
 
-    /// Returns the longest suffix of `text` that a key may start with.
+    /// Returns the longest suffix of `text` that may be the start of a key.
     fn longest_partial_key<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         let mut suffix = &text[text.len().saturating_sub(self.max_needle_length - 1)..];
         // Most bytes cannot start a key.
@@ -296,6 +298,7 @@ impl Redactor {
     }
 }
 
+/// Returns `text` with the keys in the given ranges replaced by their short forms.
 fn replace_keys(text: &[u8], keys: &[(Range<usize>, &Needle)]) -> Vec<u8> {
     let mut replaced = Vec::with_capacity(text.len());
     let mut copied = 0;

@@ -1,5 +1,5 @@
-//! Holds the user and password for Redis. They are separate from the keys of the provider, because they are sent to
-//! another server.
+//! Holds the user and password for Redis. Their type is separate from the keys of the provider, because they are sent
+//! to another server.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ impl RedisCredentials {
         Self { user: user.map(Into::into), password: password.into() }
     }
 
-    /// Returns the user, for the handshake with Redis only. `None` is the user `default`.
+    /// Returns the user, for the handshake with Redis only. `None` means the user `default`.
     #[must_use]
     pub fn expose_user(&self) -> Option<&str> {
         self.user.as_deref()

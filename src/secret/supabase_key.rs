@@ -98,11 +98,12 @@ fn jwt_role(token: &str) -> Option<String> {
     claims.get("role")?.as_str().map(str::to_owned)
 }
 
+/// Decodes base64url, and tolerates the digits of standard base64 and padding. Returns `None` for another character.
 fn decode_base64url(encoded: &str) -> Option<Vec<u8>> {
     let (mut bits, mut bit_count) = (0_u32, 0);
     let mut decoded = Vec::with_capacity(encoded.len());
     for digit in encoded.trim_end_matches('=').bytes() {
-        let value = match digit {
+        let six_bits = match digit {
             b'A'..=b'Z' => digit - b'A',
             b'a'..=b'z' => digit - b'a' + 26,
             b'0'..=b'9' => digit - b'0' + 52,
@@ -110,7 +111,7 @@ fn decode_base64url(encoded: &str) -> Option<Vec<u8>> {
             b'_' | b'/' => 63,
             _ => return None,
         };
-        bits = bits << 6 | u32::from(value);
+        bits = bits << 6 | u32::from(six_bits);
         bit_count += 6;
         if bit_count >= 8 {
             bit_count -= 8;
@@ -131,8 +132,9 @@ mod tests {
     const AUTHENTICATED_ROLE: &str =
         "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoiYXV0aGVudGljYXRlZCJ9.c2lnbmF0dXJl";
 
+    /// Asserts the detected form of a key, or the reason why it is invalid.
     #[track_caller]
-    fn check(value: &str, expected: Result<SupabaseKeyForm, InvalidSupabaseKey>) {
+    fn assert_form(value: &str, expected: Result<SupabaseKeyForm, InvalidSupabaseKey>) {
         for default_form in [SupabaseKeyForm::SecretKey, SupabaseKeyForm::LegacyJwt] {
             assert_eq!(SupabaseKey::new(value, default_form).map(|key| key.form()), expected);
         }
@@ -140,30 +142,34 @@ mod tests {
 
     #[test]
     fn the_form_is_detected_from_the_key() {
-        check("sb_secret_0123456789", Ok(SupabaseKeyForm::SecretKey));
-        check(SERVICE_ROLE, Ok(SupabaseKeyForm::LegacyJwt));
+        assert_form("sb_secret_0123456789", Ok(SupabaseKeyForm::SecretKey));
+        assert_form(SERVICE_ROLE, Ok(SupabaseKeyForm::LegacyJwt));
     }
 
     #[test]
     fn a_key_of_unknown_form_has_the_default_form() {
         for form in [SupabaseKeyForm::SecretKey, SupabaseKeyForm::LegacyJwt] {
             for value in ["opaque", "a.b.c", "a.eyJyb2xlIjox.c", "a.e30.c", "a.b.c.d"] {
-                assert_eq!(SupabaseKey::new(value, form).unwrap().form(), form, "{value}");
+                assert_eq!(
+                    SupabaseKey::new(value, form).unwrap().form(),
+                    form,
+                    "the form of the key {value}"
+                );
             }
         }
     }
 
     #[test]
     fn keys_without_write_access_are_rejected() {
-        check("sb_publishable_0123456789", Err(InvalidSupabaseKey::Publishable));
-        check(ANON_ROLE, Err(InvalidSupabaseKey::Anon));
-        check(AUTHENTICATED_ROLE, Err(InvalidSupabaseKey::OtherRole));
+        assert_form("sb_publishable_0123456789", Err(InvalidSupabaseKey::Publishable));
+        assert_form(ANON_ROLE, Err(InvalidSupabaseKey::Anon));
+        assert_form(AUTHENTICATED_ROLE, Err(InvalidSupabaseKey::OtherRole));
     }
 
     #[test]
     fn a_key_that_is_invalid_in_a_header_is_rejected() {
         for value in ["", "a b", "a\r\nb", "\u{e9}"] {
-            check(value, Err(InvalidSupabaseKey::NotVisibleAscii));
+            assert_form(value, Err(InvalidSupabaseKey::NotVisibleAscii));
         }
     }
 

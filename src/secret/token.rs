@@ -1,4 +1,4 @@
-//! Generates tokens from random numbers of the system.
+//! Generates the tokens of clients, of the admin API and of sessions from random numbers of the system.
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 

@@ -1,5 +1,5 @@
-//! Writes the attempts of a transaction: a row for each in `attempts`, and their amounts to the sums in
-//! `hours`.
+//! Writes the attempts of a transaction: a row for each in `attempts`, their amounts to the sums by hour, day and user,
+//! and their events to the outbox. Deletes old attempts.
 //!
 //! The id of an attempt is the primary key of its row. A record whose commit had an unknown result can
 //! therefore be written again without changing the rows or the sums.
@@ -33,28 +33,30 @@ const OWN_KEY_HASH: &str = "own";
 /// corrupt record could overflow the sums and prevent the other records from being written.
 const MAX_AMOUNT: i64 = 1 << 48;
 
-/// The columns: first the columns that the attempts of a group have in common, then the remaining columns.
-const INTO: &str =
+/// The table and its columns in an `INSERT` statement: first the columns that the attempts of a group have in common,
+/// then the remaining columns.
+const INSERTED_COLUMNS: &str =
     "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
     region, id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms,
     credits_reserved, credits, first_byte_ms, total_ms, user) VALUES ";
-const COMMON_COLUMNS: usize = 10;
-const COLUMNS: usize = COMMON_COLUMNS + 13;
+const COMMON_COLUMN_COUNT: usize = 10;
+const COLUMN_COUNT: usize = COMMON_COLUMN_COUNT + 13;
 
-/// Rows that one statement inserts. Compared with one statement per row, this saves a tenth of the work per
+/// Number of rows that one statement inserts. Compared with one statement per row, this saves a tenth of the work per
 /// row.
 const ROWS_PER_INSERT: usize = 8;
 
-/// Inserts the attempts that are not in the file yet, and adds them to their hours.
+/// Inserts the attempts that are not in the file yet, and adds their amounts to the sums. Sets the prices of attempts
+/// that were written without a price.
 pub(super) fn write(
     transaction: &Transaction<'_>,
     attempts: &[AttemptRecord],
     mirror_scope: MirrorScope,
 ) -> Result<(), rusqlite::Error> {
-    let row = format!("({}?)", "?, ".repeat(COLUMNS - 1));
+    let row = format!("({}?)", "?, ".repeat(COLUMN_COUNT - 1));
     let rows = [&*row; ROWS_PER_INSERT].join(", ");
-    let insert_rows = transaction.prepare_cached(&format!("INSERT INTO {INTO}{rows}"))?;
-    let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
+    let insert_rows = transaction.prepare_cached(&format!("INSERT INTO {INSERTED_COLUMNS}{rows}"))?;
+    let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INSERTED_COLUMNS}{row}"))?;
     let [mut insert_rows, mut insert_row] = [insert_rows, insert_row].map(Insert::new);
     let (mut groups, group_indices) = group_by_common_columns(attempts);
     let mut user_sums = UserSums::default();
@@ -88,13 +90,13 @@ pub(super) fn write(
     // A group has no amounts if all its attempts were in the file already.
     for group in groups.iter().filter(|group| group.amounts != HourAmounts::default()) {
         add_to_hour(transaction, &group.sums_row(), &group.amounts)?;
-        days::add_late(transaction, &group.sums_row(), &group.amounts, next_hour)?;
+        days::add_late_amounts(transaction, &group.sums_row(), &group.amounts, next_hour)?;
     }
     user_sums.write(transaction)
 }
 
-/// The common columns of attempts of an hour. Keys are compared by their addresses. After a reload a key may
-/// have another address, and both groups then add to the same sums in the file.
+/// The columns that the attempts of a group have in common. Keys are compared by their addresses. After a reload a key
+/// may have another address, and both groups then add to the same sums in the file.
 #[derive(PartialEq, Eq, Hash)]
 struct CommonColumns<'a> {
     hour: UnixMs,
@@ -219,7 +221,7 @@ impl<'t> Insert<'t> {
         AttemptGroup { key_hash, workspace, route, .. }: &AttemptGroup<'_>,
     ) -> Result<(), rusqlite::Error> {
         if self.bound_groups[row].replace(group_index) != Some(group_index) {
-            let columns: [&dyn ToSql; COMMON_COLUMNS] = [
+            let columns: [&dyn ToSql; COMMON_COLUMN_COUNT] = [
                 &attempt.client.as_str(),
                 key_hash,
                 workspace,
@@ -231,12 +233,12 @@ impl<'t> Insert<'t> {
                 &attempt.credits_from.as_str(),
                 &region_of_host(attempt.authority.host()),
             ];
-            self.bind_columns(row * COLUMNS + 1, columns)?;
+            self.bind_columns(row * COLUMN_COUNT + 1, columns)?;
         }
         let mut buffer = Uuid::encode_buffer();
         let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
         let user = attempt.user.as_ref().map(|user| user.fingerprint().to_string());
-        let columns: [&dyn ToSql; COLUMNS - COMMON_COLUMNS] = [
+        let columns: [&dyn ToSql; COLUMN_COUNT - COMMON_COLUMN_COUNT] = [
             &id,
             &&*attempt.request_id,
             &attempt.number,
@@ -251,7 +253,7 @@ impl<'t> Insert<'t> {
             &milliseconds(attempt.total),
             &user,
         ];
-        self.bind_columns(row * COLUMNS + COMMON_COLUMNS + 1, columns)
+        self.bind_columns(row * COLUMN_COUNT + COMMON_COLUMN_COUNT + 1, columns)
     }
 
     fn bind_columns<const N: usize>(
@@ -265,7 +267,7 @@ impl<'t> Insert<'t> {
     }
 }
 
-/// Sets the price of an attempt that was written without a price. Returns whether there was no price.
+/// Sets the price of an attempt that was written without a price. Returns false if no such attempt is in the file.
 fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<bool, rusqlite::Error> {
     const SET_PRICE: &str =
         "UPDATE attempts SET credits = ?2, credits_from = ?3 WHERE id = ?1 AND credits_from = ?4";
@@ -350,6 +352,8 @@ pub(super) static ADD_SUMS: LazyLock<String> = LazyLock::new(|| {
     format!("ON CONFLICT DO UPDATE SET {}", sums.join(", "))
 });
 
+/// The statement that adds amounts to a row of `hours`. Parameters 1 to 5 identify the row, and parameters 6 to 14 are
+/// the amounts.
 static ADD_TO_HOUR: LazyLock<String> = LazyLock::new(|| {
     let columns = SUM_COLUMNS.join(", ");
     let limited_sums = (6..15).map(|parameter| format!("min(?{parameter}, 9007199254740992)"));
@@ -367,11 +371,11 @@ fn add_to_hour(
     amounts: &HourAmounts,
 ) -> Result<(), rusqlite::Error> {
     let mut statement = transaction.prepare_cached(&ADD_TO_HOUR)?;
-    let identifying: [&dyn ToSql; 5] = [&timestamp(*hour), key_hash, client, route, model];
-    for (parameter, column) in (1..).zip(identifying) {
+    let key_columns: [&dyn ToSql; 5] = [&timestamp(*hour), key_hash, client, route, model];
+    for (parameter, column) in (1..).zip(key_columns) {
         statement.raw_bind_parameter(parameter, column)?;
     }
-    for (parameter, sum) in (identifying.len() + 1..).zip(amounts.columns()) {
+    for (parameter, sum) in (key_columns.len() + 1..).zip(amounts.columns()) {
         statement.raw_bind_parameter(parameter, sum)?;
     }
     statement.raw_execute()?;
@@ -396,14 +400,14 @@ pub(super) fn delete_older(
 
 /// Deletes all attempts and their outbox rows.
 pub(super) fn delete_all(connection: &Connection) -> Result<(), rusqlite::Error> {
-    // With its trigger, SQLite would delete row by row, at the cost of inserting the rows.
+    // With the trigger of the table, SQLite would delete each row separately, which costs as much as inserting it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
-    let result = connection.execute_batch("DELETE FROM attempts; DELETE FROM outbox_events");
+    let deletion = connection.execute_batch("DELETE FROM attempts; DELETE FROM outbox_events");
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
-    result
+    deletion
 }
 
-/// Converts an amount to the value of its column, at most [`MAX_AMOUNT`].
+/// Converts an amount to the integer in its column, at most [`MAX_AMOUNT`].
 fn amount(amount: u64) -> i64 {
     integer(amount).min(MAX_AMOUNT)
 }

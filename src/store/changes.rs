@@ -1,5 +1,6 @@
-//! Stores the changes that operators make: one row per change, without secrets. The writer thread commits each row in
-//! a separate transaction, before the operator gets the response.
+//! Stores the changes that operators make: one row per change, without secrets. The writer thread commits each change
+//! of the admin API in a separate transaction, before the operator gets the response. While no server runs, a command
+//! records its change through [`OfflineChanges`].
 
 use std::path::Path;
 
@@ -55,7 +56,7 @@ pub struct StoredChange {
     pub target: Option<String>,
     /// Further values of the change, as a JSON object.
     pub detail: String,
-    /// The generation after the change.
+    /// The generation of the keys and clients after the change.
     pub generation: u64,
 }
 
@@ -67,8 +68,8 @@ impl StoredChange {
     }
 }
 
-/// The record of changes while no Keychoir runs. It holds the lock of the database, so that no Keychoir starts before
-/// the change is made.
+/// Records the change of a command while no server runs. Holds the lock of the database, so that no server starts
+/// before the change is made.
 #[derive(Debug)]
 pub struct OfflineChanges {
     _location: LockedLocation,
@@ -77,16 +78,15 @@ pub struct OfflineChanges {
 }
 
 impl OfflineChanges {
-    /// Locks the database. Creates it if it is missing, and does not upgrade it.
+    /// Locks the database. Creates a missing database, and does not upgrade an existing one.
     ///
     /// # Errors
     ///
     /// Fails with [`OpenError::InUse`] when a server runs with the database, and with a different error when the
     /// database cannot be locked.
     pub fn open(path: &Path, now: UnixMs) -> Result<Self, OpenError> {
-        let file = DatabaseLocation::File(path.to_owned());
         let is_new = path.metadata().map_or(true, |metadata| metadata.len() == 0);
-        let mut location = LockedLocation::from(file);
+        let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
         if is_new {
             let connection = location.open(now, IntegrityCheck::Skip)?.database.connection;
             return Ok(Self { _location: location, connection: Some(connection) });
@@ -107,7 +107,7 @@ impl OfflineChanges {
     }
 }
 
-/// Inserts a change, and deletes the oldest ones above the maximum.
+/// Inserts a change, and deletes the oldest changes above [`MAX_CHANGES`].
 pub(super) fn insert(connection: &Connection, change: &StoredChange) -> Result<(), rusqlite::Error> {
     const INSERT: &str = "INSERT INTO changes (id, at_ms, actor, address, action, target, detail, generation)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";

@@ -1,5 +1,6 @@
-//! Holds the open database, and detects that its file was moved, removed or replaced: SQLite would continue to write
-//! to the unlinked file, and the data would be lost.
+//! Holds the open database, and tracks which refusals it contains and when its log of owners was compacted. Detects
+//! that the file was moved, removed or replaced: SQLite would continue to write to the unlinked file, and the data
+//! would be lost.
 
 use std::fs;
 use std::io;
@@ -19,7 +20,7 @@ use crate::secret::ApiKey;
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) connection: Connection,
-    /// The stored refusals that restrictions are computed from.
+    /// Tracks which refusals are in the file.
     pub(super) refusals: RefusalRows,
     /// The time at which the log of owners was last compacted.
     pub(super) owners_compacted_at: Option<UnixMs>,
@@ -76,17 +77,17 @@ impl Database {
         }
     }
 
-    /// Whether the file was removed or replaced, so that written data would be lost.
-    pub(super) fn is_gone(&self) -> bool {
+    /// Returns whether the file was removed or replaced, so that written data would be lost.
+    pub(super) fn is_file_gone(&self) -> bool {
         self.file.as_ref().is_some_and(|file| {
             FileIdentity::read(&file.path).map_or(true, |current| current != file.identity)
         })
     }
 
-    /// Closes the connection without a checkpoint, because the path may name another file by now, or because
-    /// the file must stay unchanged.
+    /// Closes the connection without a checkpoint, because the path may name another file, or because the file must
+    /// stay unchanged.
     pub(super) fn close_without_checkpoint(self) {
-        // If the setting is refused, the connection is still closed.
+        // If SQLite refuses the setting, the connection is closed with a checkpoint.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 }

@@ -1,9 +1,9 @@
-//! The sums of `hours` by day, so that the usage of weeks is read from few rows: a pool of a thousand keys has half a
-//! million hourly sums per week, and 24 times fewer daily sums.
+//! Keeps the sums of `hours` by day in the table `days`, so that the usage of weeks is read from few rows: a pool of a
+//! thousand keys has half a million hourly sums per week, and 24 times fewer daily sums.
 //!
 //! Maintenance adds the hours that have ended, one in each step. Attempts of an added hour that are written later are
-//! added to both tables in the transaction that writes them, so the daily sums are always those of all hours before the
-//! next one to add.
+//! added to both tables in the transaction that writes them, so `days` always contains the sums of all hours before the
+//! hour in `next_hour_of_days`.
 
 use std::sync::LazyLock;
 
@@ -14,12 +14,11 @@ use super::columns::{timestamp, unsigned};
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 
-/// The duration of an hour.
 const HOUR_MS: u64 = 3_600_000;
-/// The duration of a day.
 const DAY_MS: u64 = 24 * HOUR_MS;
 
-/// The migration that adds the table. It is empty, so that a large file does not delay the start.
+/// The migration that adds the table. The table is empty after the migration and filled by maintenance, so that a large
+/// file does not delay startup.
 pub(super) const TABLE: &str = "
     -- Sums over the attempts that started on a day, in UTC.
     CREATE TABLE days (
@@ -58,13 +57,15 @@ pub(super) struct SumsRow<'a> {
     pub(super) model: &'a str,
 }
 
-/// The `ON CONFLICT` clause that adds the inserted sums to those of an existing row, as that of `hours` does.
+/// The `ON CONFLICT` clause that adds the inserted sums to the sums of an existing row. Sums are limited to 2^53, which
+/// is far above real amounts and exact as a floating-point number.
 static ADD_SUMS: LazyLock<String> = LazyLock::new(|| {
     let sums =
         SUM_COLUMNS.map(|column| format!("{column} = min({column} + excluded.{column}, 9007199254740992)"));
     format!("ON CONFLICT DO UPDATE SET {}", sums.join(", "))
 });
 
+/// The statement that adds the sums of an hour to the sums of its day.
 static ADD_HOUR: LazyLock<String> = LazyLock::new(|| {
     let columns = SUM_COLUMNS.join(", ");
     format!(
@@ -75,6 +76,8 @@ static ADD_HOUR: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// The statement that adds amounts to a row of `days`. Parameters 1 to 5 identify the row, and parameters 6 to 12 are
+/// the amounts.
 static ADD_TO_DAY: LazyLock<String> = LazyLock::new(|| {
     let columns = SUM_COLUMNS.join(", ");
     let limited_sums = (6..13).map(|parameter| format!("min(?{parameter}, 9007199254740992)"));
@@ -92,14 +95,14 @@ pub(super) fn next_hour(connection: &Connection) -> Result<UnixMs, rusqlite::Err
     statement.query_row([], |row| row.get(0).map(unsigned)).map(UnixMs)
 }
 
-/// Adds the next hour that ended before `now`. Returns whether there was one.
+/// Adds the sums of the next hour that ended before `now` to its day. Returns false if there is no such hour.
 pub(super) fn add_next_hour(connection: &mut Connection, now: UnixMs) -> Result<bool, rusqlite::Error> {
-    const NEXT: &str =
+    const NEXT_HOUR: &str =
         "SELECT hour_ms FROM hours WHERE hour_ms >= ?1 AND hour_ms < ?2 ORDER BY hour_ms LIMIT 1";
-    let next = timestamp(next_hour(connection)?);
+    let first_hour = timestamp(next_hour(connection)?);
     let hour: Option<i64> = connection
-        .prepare_cached(NEXT)?
-        .query_row(params![next, timestamp(start_of_hour(now))], |row| row.get(0))
+        .prepare_cached(NEXT_HOUR)?
+        .query_row(params![first_hour, timestamp(start_of_hour(now))], |row| row.get(0))
         .optional()?;
     let Some(hour) = hour.map(unsigned).map(UnixMs) else { return Ok(false) };
     let transaction = connection.transaction()?;
@@ -120,13 +123,13 @@ pub(super) fn delete_older(
     oldest: UnixMs,
     max_rows: u16,
 ) -> Result<usize, rusqlite::Error> {
-    const DELETE: &str = "DELETE FROM days WHERE (day_ms, key_hash, client, route, model) IN (
+    const DELETE_OLDER: &str = "DELETE FROM days WHERE (day_ms, key_hash, client, route, model) IN (
         SELECT day_ms, key_hash, client, route, model FROM days WHERE day_ms < ?1 LIMIT ?2)";
-    connection.prepare_cached(DELETE)?.execute(params![timestamp(start_of_day(oldest)), max_rows])
+    connection.prepare_cached(DELETE_OLDER)?.execute(params![timestamp(start_of_day(oldest)), max_rows])
 }
 
-/// Adds the amounts of attempts that start in an hour to the sums of its day, if these include the hour already.
-pub(super) fn add_late(
+/// Adds the amounts of attempts to the sums of their day, if these sums already include the hour of the attempts.
+pub(super) fn add_late_amounts(
     connection: &Connection,
     row: &SumsRow<'_>,
     amounts: &HourAmounts,
@@ -137,24 +140,24 @@ pub(super) fn add_late(
     }
     let mut statement = connection.prepare_cached(&ADD_TO_DAY)?;
     let SumsRow { hour, key_hash, client, route, model } = row;
-    let identifying: [&dyn ToSql; 5] = [&timestamp(start_of_day(*hour)), key_hash, client, route, model];
-    for (parameter, column) in (1..).zip(identifying) {
+    let key_columns: [&dyn ToSql; 5] = [&timestamp(start_of_day(*hour)), key_hash, client, route, model];
+    for (parameter, column) in (1..).zip(key_columns) {
         statement.raw_bind_parameter(parameter, column)?;
     }
-    for (parameter, sum) in (identifying.len() + 1..).zip(amounts.columns()).take(SUM_COLUMNS.len()) {
+    for (parameter, sum) in (key_columns.len() + 1..).zip(amounts.columns()).take(SUM_COLUMNS.len()) {
         statement.raw_bind_parameter(parameter, sum)?;
     }
     statement.raw_execute()?;
     Ok(())
 }
 
-/// The parts of a period: hours before the first whole day, days, and the remaining hours.
+/// The bounds between the parts of a period: hours before the first whole day, days, and the remaining hours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PeriodParts {
-    /// The end of the first hours, and the first day.
+    /// The end of the first hours, and the start of the first day.
     pub(super) first_day: UnixMs,
-    /// The end of the days, and the first of the remaining hours.
-    pub(super) rest: UnixMs,
+    /// The end of the days, and the start of the remaining hours.
+    pub(super) days_end: UnixMs,
 }
 
 impl PeriodParts {
@@ -162,43 +165,48 @@ impl PeriodParts {
     pub(super) fn new(since: UnixMs, until: UnixMs, next_hour: UnixMs) -> Self {
         let first_day = start_of_day(UnixMs(since.0.saturating_add(DAY_MS - 1)));
         // The sums of the day of `next_hour` do not include the hours that follow.
-        let rest = if until >= next_hour { next_hour } else { start_of_day(until) };
-        if first_day < rest { Self { first_day, rest } } else { Self { first_day: until, rest: until } }
+        let days_end = if until >= next_hour { next_hour } else { start_of_day(until) };
+        if first_day < days_end {
+            Self { first_day, days_end }
+        } else {
+            Self { first_day: until, days_end: until }
+        }
     }
 }
 
-/// Returns the start of the UTC day that contains `at`.
-fn start_of_day(at: UnixMs) -> UnixMs {
-    UnixMs(at.0 - at.0 % DAY_MS)
+/// Returns the start of the UTC day that contains `time`.
+fn start_of_day(time: UnixMs) -> UnixMs {
+    UnixMs(time.0 - time.0 % DAY_MS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Asserts the first day and the end of the days of a period. All times are numbers of hours.
     #[track_caller]
-    fn check(since: u64, until: u64, next_hour: u64, expected: (u64, u64)) {
+    fn assert_parts(since: u64, until: u64, next_hour: u64, expected: (u64, u64)) {
         let [since, until, next_hour] = [since, until, next_hour].map(|hour| UnixMs(hour * HOUR_MS));
-        let PeriodParts { first_day, rest } = PeriodParts::new(since, until, next_hour);
-        assert_eq!((first_day.0 / HOUR_MS, rest.0 / HOUR_MS), expected);
+        let PeriodParts { first_day, days_end } = PeriodParts::new(since, until, next_hour);
+        assert_eq!((first_day.0 / HOUR_MS, days_end.0 / HOUR_MS), expected);
     }
 
     #[test]
     fn a_period_consists_of_hours_days_and_hours() {
-        check(30, 130, 125, (48, 125));
-        check(48, 130, 125, (48, 125));
-        // The day of the end is not complete in the period.
-        check(30, 110, 125, (48, 96));
-        check(30, 120, 125, (48, 120));
-        check(30, 125, 125, (48, 125));
+        assert_parts(30, 130, 125, (48, 125));
+        assert_parts(48, 130, 125, (48, 125));
+        // The period does not contain all hours of its last day.
+        assert_parts(30, 110, 125, (48, 96));
+        assert_parts(30, 120, 125, (48, 120));
+        assert_parts(30, 125, 125, (48, 125));
     }
 
     #[test]
     fn a_period_without_a_summed_day_consists_of_hours() {
-        check(30, 40, 125, (40, 40));
-        check(30, 71, 125, (71, 71));
-        check(30, 130, 40, (130, 130));
-        check(30, 130, 0, (130, 130));
-        check(0, u64::MAX / HOUR_MS, 0, (u64::MAX / HOUR_MS, u64::MAX / HOUR_MS));
+        assert_parts(30, 40, 125, (40, 40));
+        assert_parts(30, 71, 125, (71, 71));
+        assert_parts(30, 130, 40, (130, 130));
+        assert_parts(30, 130, 0, (130, 130));
+        assert_parts(0, u64::MAX / HOUR_MS, 0, (u64::MAX / HOUR_MS, u64::MAX / HOUR_MS));
     }
 }

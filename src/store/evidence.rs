@@ -1,5 +1,5 @@
-//! Serializes the evidence about a key and its workspace as JSON for the row of the key. JSON suits it
-//! because it is always read as a whole, and operators can read it. The conclusions from the evidence are not
+//! Converts the evidence about a key and its workspace to the JSON in the row of the key, and back. The format is JSON
+//! because the evidence is always read as a whole, and operators can read it. The conclusions from the evidence are not
 //! stored, because a later version may draw other conclusions.
 
 use std::time::Duration;
@@ -16,10 +16,11 @@ use crate::policy::units::UnixMs;
 pub(super) struct StoredEvidence {
     /// Evidence about the key itself.
     pub(super) key_evidence: Vec<Evidence>,
-    /// Evidence about its workspace.
+    /// Evidence about the workspace of the key.
     pub(super) workspace_evidence: Vec<Evidence>,
 }
 
+/// The JSON of the evidence.
 #[derive(Serialize, Deserialize)]
 struct EvidenceDocument {
     #[serde(default)]
@@ -28,20 +29,23 @@ struct EvidenceDocument {
     workspace: Vec<EvidenceEntry>,
 }
 
+/// The JSON of one refusal. Members that are renamed have the names of existing files.
 #[derive(Serialize, Deserialize)]
 struct EvidenceEntry {
     claim: String,
     at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    agreed: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    left: Option<u64>,
+    #[serde(rename = "agreed", default, skip_serializing_if = "std::ops::Not::not")]
+    is_repeated_elsewhere: bool,
+    /// Credits that were left, as the provider reported.
+    #[serde(rename = "left", default, skip_serializing_if = "Option::is_none")]
+    remaining: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     required: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    left_by_estimate: Option<u64>,
+    #[serde(rename = "left_by_estimate", default, skip_serializing_if = "Option::is_none")]
+    scaled_remaining: Option<u64>,
+    /// The index of the group of models that share a concurrency limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     concurrency_group: Option<usize>,
     #[serde(flatten)]
@@ -70,12 +74,13 @@ pub(super) fn from_json(json: &str) -> StoredEvidence {
 
 fn to_entry(evidence: &Evidence) -> EvidenceEntry {
     let Evidence { claim, at, retry_after, is_repeated_elsewhere, source } = evidence;
-    let (mut credits, mut left_by_estimate, mut group) = (None, None, None);
+    let (mut reported_credits, mut stored_scaled_remaining, mut concurrency_group) = (None, None, None);
     match claim {
         ClaimedFault::Credits { reported, scaled_remaining } => {
-            (credits, left_by_estimate) = (*reported, reported.map(|_| *scaled_remaining));
+            reported_credits = *reported;
+            stored_scaled_remaining = reported.map(|_| *scaled_remaining);
         }
-        ClaimedFault::RateLimited(limited_group) => group = Some(limited_group.index()),
+        ClaimedFault::RateLimited(group) => concurrency_group = Some(group.index()),
         ClaimedFault::Locked
         | ClaimedFault::Suspected
         | ClaimedFault::InvalidKey
@@ -86,11 +91,11 @@ fn to_entry(evidence: &Evidence) -> EvidenceEntry {
         at_ms: at.0,
         retry_after_ms: retry_after
             .map(|retry_after| u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)),
-        agreed: *is_repeated_elsewhere,
-        left: credits.map(|(left, _)| left),
-        required: credits.map(|(_, required)| required),
-        left_by_estimate,
-        concurrency_group: group,
+        is_repeated_elsewhere: *is_repeated_elsewhere,
+        remaining: reported_credits.map(|(remaining, _)| remaining),
+        required: reported_credits.map(|(_, required)| required),
+        scaled_remaining: stored_scaled_remaining,
+        concurrency_group,
         source: source.into(),
     }
 }
@@ -99,8 +104,8 @@ fn from_entry(entry: EvidenceEntry) -> Option<Evidence> {
     let group = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
     let claim = match &*entry.claim {
         "credits" => ClaimedFault::Credits {
-            reported: entry.left.zip(entry.required),
-            scaled_remaining: entry.left_by_estimate.unwrap_or(0),
+            reported: entry.remaining.zip(entry.required),
+            scaled_remaining: entry.scaled_remaining.unwrap_or(0),
         },
         "rate_limited" => ClaimedFault::RateLimited(group()?),
         "locked" => ClaimedFault::Locked,
@@ -113,7 +118,7 @@ fn from_entry(entry: EvidenceEntry) -> Option<Evidence> {
         claim,
         at: UnixMs(entry.at_ms),
         retry_after: entry.retry_after_ms.map(Duration::from_millis),
-        is_repeated_elsewhere: entry.agreed,
+        is_repeated_elsewhere: entry.is_repeated_elsewhere,
         source: entry.source.into(),
     })
 }

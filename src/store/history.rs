@@ -2,8 +2,8 @@
 //! `report`, whose connection belongs to a command: every read of this module has a time limit, and none runs on a
 //! worker thread.
 //!
-//! A database file is read by read-only connections on blocking threads. Only the writer thread has an
-//! in-memory database, so it runs these reads itself.
+//! A database file is read by read-only connections on blocking threads. The writer thread runs the reads of an
+//! in-memory database, because only its connection can access that database.
 
 mod queries;
 
@@ -28,7 +28,7 @@ use crate::tasks;
 pub(super) use queries::usage as read_usage;
 pub use queries::{AttemptFilter, AttemptPage, HourOfKey, UsageFilter, UsageRow};
 
-/// Maximum time that SQLite works on a read.
+/// Maximum time that SQLite works on a read before it is interrupted.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
 /// Maximum wait for the result of a read or for the commit of a change, including the wait for other reads and
 /// for the lock of a migration.
@@ -37,13 +37,14 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CONCURRENT_READS: usize = 2;
 /// Maximum number of commands that wait for the writer thread.
 const MAX_QUEUED_COMMANDS: usize = 16;
-/// Virtual-machine instructions between two checks of the time limit, which take about 20 microseconds.
-const CHECK_INTERVAL: i32 = 1_000;
+/// Number of SQLite's virtual-machine instructions between two checks of the time limit. They take about 20
+/// microseconds.
+const INSTRUCTIONS_PER_CHECK: i32 = 1_000;
 
 /// The reason that stored records cannot be read or a change cannot be recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// The read needs more than its time limit.
+    /// SQLite did not complete the read within its time limit.
     #[error("the usage database has too many records to read them in time")]
     TooSlow,
     /// The database is not open, or cannot be read or written.
@@ -53,13 +54,13 @@ pub enum HistoryError {
 
 /// A command for the writer thread.
 pub(super) enum HistoryCommand {
-    /// Runs a read of an in-memory database, or of the usage of a user.
+    /// Runs a read with the writer's connection: of an in-memory database, or of the usage of a user.
     Read(Box<dyn FnOnce(&mut Connection) + Send>),
     /// Records a change, and confirms it after the commit.
     Record(StoredChange, oneshot::Sender<()>),
 }
 
-/// Reads stored records and records changes. Cheap to clone.
+/// Reads stored records and records the changes of operators. Clones share the limit of concurrent reads.
 #[derive(Clone, Debug)]
 pub struct History {
     /// The database file, or `None` for an in-memory database.
@@ -174,7 +175,7 @@ impl History {
                 None => self.read_with_writer(read).await,
             }
         };
-        read_result(timeout(RESPONSE_TIMEOUT, exchange).await.ok().flatten())
+        convert_read_result(timeout(RESPONSE_TIMEOUT, exchange).await.ok().flatten())
     }
 
     /// Sends a read to the writer thread. Returns `None` if the writer cannot read the database.
@@ -182,13 +183,13 @@ impl History {
         &self,
         read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
     ) -> Option<Result<T, rusqlite::Error>> {
-        let (respond, result) = oneshot::channel();
+        let (respond, response) = oneshot::channel();
         let work = Box::new(move |connection: &mut Connection| {
             // The receiver is dropped if the client has disconnected.
             let _ = respond.send(read_in_time(connection, read));
         });
         self.commands.send(HistoryCommand::Read(work)).await.ok()?;
-        result.await.ok()
+        response.await.ok()
     }
 }
 
@@ -205,15 +206,17 @@ impl UserUsageReader for History {
         Box::pin(async move {
             let read =
                 self.read_with_writer(move |connection| users::read_usage(connection, &name, user, now));
-            let result = timeout(RESPONSE_TIMEOUT, read).await.ok().flatten();
-            read_result(result).map_err(|_| UserUsageUnavailable)
+            let read_result = timeout(RESPONSE_TIMEOUT, read).await.ok().flatten();
+            convert_read_result(read_result).map_err(|_| UserUsageUnavailable)
         })
     }
 }
 
-fn read_result<T>(result: Option<Result<T, rusqlite::Error>>) -> Result<T, HistoryError> {
-    match result {
-        Some(Ok(result)) => Ok(result),
+/// Converts the result of a read, and logs an error of SQLite. `None` means that the read has no result: it was too
+/// slow, or the database is not open.
+fn convert_read_result<T>(read_result: Option<Result<T, rusqlite::Error>>) -> Result<T, HistoryError> {
+    match read_result {
+        Some(Ok(records)) => Ok(records),
         Some(Err(error)) if is_interrupted(&error) => Err(HistoryError::TooSlow),
         Some(Err(error)) => {
             tracing::warn!(event = "usage_store_unreadable", "Stored records cannot be read: {error}");
@@ -229,11 +232,13 @@ fn read_in_time<T>(
     read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
 ) -> Result<T, rusqlite::Error> {
     let started_at = clock::instant();
-    connection
-        .progress_handler(CHECK_INTERVAL, Some(move || clock::elapsed_since(started_at) > READ_TIMEOUT))?;
-    let result = read(connection);
+    connection.progress_handler(
+        INSTRUCTIONS_PER_CHECK,
+        Some(move || clock::elapsed_since(started_at) > READ_TIMEOUT),
+    )?;
+    let records = read(connection);
     connection.progress_handler(0, None::<fn() -> bool>)?;
-    result
+    records
 }
 
 /// Returns whether a read was interrupted at its time limit.
@@ -248,15 +253,15 @@ mod tests {
     #[test]
     fn a_long_read_is_interrupted() {
         let mut connection = Connection::open_in_memory().unwrap();
-        let endless =
+        let endless_query =
             "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n";
-        let read_row =
-            |connection: &Connection| connection.query_row(endless, [], |row| row.get::<_, i64>(0));
-        assert!(is_interrupted(&read_in_time(&mut connection, read_row).unwrap_err()));
-        let short =
+        let endless_read =
+            |connection: &Connection| connection.query_row(endless_query, [], |row| row.get::<_, i64>(0));
+        assert!(is_interrupted(&read_in_time(&mut connection, endless_read).unwrap_err()));
+        let short_read =
             |connection: &Connection| connection.query_row("SELECT 7", [], |row| row.get::<_, i64>(0));
         assert_eq!(
-            read_in_time(&mut connection, short),
+            read_in_time(&mut connection, short_read),
             Ok(7),
             "the time limit of a read must not affect the next read"
         );

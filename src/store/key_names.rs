@@ -25,7 +25,7 @@ const COLUMNS: [(&str, &str); 6] = [
     ("owners", "workspace"),
 ];
 
-/// The table of common columns, which exists until the migration of the attempts is complete.
+/// The table of the columns that several attempts have in common. It exists until all attempts are migrated.
 const SERIES: &str = "series";
 
 /// Returns the members of [`COLUMNS`] whose tables exist.
@@ -42,7 +42,7 @@ const VACUUM: &str = "vacuum";
 /// New names by old names.
 type NewNames = HashMap<String, String>;
 
-/// Replaces plain digests by retired ones. The plain digests stay in free pages until the file is vacuumed
+/// Replaces plain digests by retired digests. The plain digests stay in free pages until the file is vacuumed
 /// ([`record_wipe`]).
 pub(super) fn retire_plain_digests(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     let mut names = owners::names(transaction)?;
@@ -79,10 +79,10 @@ pub(super) fn rename_keys<'k>(
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut new_names = NewNames::new();
     {
-        let mut is_retired = transaction.prepare("SELECT * FROM retired_keys WHERE key_hash = ?1")?;
+        let mut select_retired = transaction.prepare("SELECT * FROM retired_keys WHERE key_hash = ?1")?;
         for key in keys {
             let Some(retired) = Fingerprint::replaced_plain_digest(key.expose()) else { continue };
-            if is_retired.exists([retired.to_string()])? {
+            if select_retired.exists([retired.to_string()])? {
                 new_names.insert(retired.to_string(), key.fingerprint().to_string());
             }
         }
@@ -104,7 +104,7 @@ pub(super) fn rename_keys<'k>(
     transaction.commit()
 }
 
-/// Renames rows in every table, and leaves the names in `temp.renamed`. If a row with the new name exists,
+/// Renames rows in every table, and stores the names in `temp.renamed`. If a row with the new name exists,
 /// its state is kept, and the sums of both rows are added.
 fn rename_rows(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
@@ -133,6 +133,7 @@ fn rename_rows(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<()
     owners::rename(transaction, new_names)
 }
 
+/// Moves the sums of the renamed keys to their new names.
 fn merge_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     // Neither sum exceeds 2^53, so adding them does not overflow.
     transaction.execute_batch(&format!(
@@ -147,7 +148,7 @@ fn merge_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     ))
 }
 
-/// Whether free pages may still contain plain digests.
+/// Returns whether free pages may still contain plain digests.
 pub(super) fn is_wipe_due(connection: &Connection) -> Result<bool, rusqlite::Error> {
     connection
         .query_row("SELECT EXISTS (SELECT * FROM maintenance WHERE task = ?1)", [VACUUM], |row| row.get(0))

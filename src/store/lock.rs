@@ -12,8 +12,8 @@ use crate::private_file;
 /// The text after the process id by which Keychoir recognizes its own lock files.
 const SIGNATURE: &str = "keychoir";
 
-/// Maximum number of bytes read from a lock file, which contains a process id and the signature.
-const MAX_SIZE: u64 = 64;
+/// Maximum number of bytes that are read from a lock file, which contains a process id and the signature.
+const MAX_READ_BYTES: u64 = 64;
 
 /// The lock of a database, held until it is dropped. The lock file is never removed: otherwise one process
 /// could hold the lock of the removed file while another one locks a new file.
@@ -30,10 +30,10 @@ impl Drop for Lock {
     }
 }
 
-/// The reason that the lock was not acquired.
+/// The reason that a lock cannot be acquired.
 #[derive(Debug)]
 pub(super) enum DatabaseLockError {
-    /// Another process has the lock; contains its process id if the lock file does.
+    /// Another process has the lock. Contains its process id if the lock file contains one.
     Held(Option<u32>),
     /// The lock file cannot be created or written.
     System(io::Error),
@@ -61,9 +61,9 @@ impl Lock {
     }
 }
 
-/// Checks whether [`Lock::acquire`] would succeed, without creating a file. A program that starts at the same
-/// moment could find the database locked.
-pub(super) fn check(path: &Path) -> Result<(), DatabaseLockError> {
+/// Checks whether [`Lock::acquire`] would succeed, without creating a file. The check holds a shared lock until it
+/// returns, so a program that starts at the same moment may find the database locked.
+pub(super) fn check_unlocked(path: &Path) -> Result<(), DatabaseLockError> {
     let mut file = match OpenOptions::new().read(true).write(true).open(lock_path(path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -76,12 +76,12 @@ pub(super) fn check(path: &Path) -> Result<(), DatabaseLockError> {
     }
 }
 
-/// Whether there is a lock file of Keychoir next to the database at `path`.
+/// Returns whether there is a lock file of Keychoir next to the database at `path`.
 pub(super) fn has_lock_file(path: &Path) -> bool {
-    let mut text = String::new();
+    let mut content = String::new();
     let read_result =
-        File::open(lock_path(path)).and_then(|file| file.take(MAX_SIZE).read_to_string(&mut text));
-    read_result.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
+        File::open(lock_path(path)).and_then(|file| file.take(MAX_READ_BYTES).read_to_string(&mut content));
+    read_result.is_ok() && content.split_whitespace().nth(1) == Some(SIGNATURE)
 }
 
 /// Returns the path of the lock file: next to the resolved database file, so that all links to the file have the same
@@ -91,10 +91,10 @@ fn lock_path(path: &Path) -> PathBuf {
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {
-    let mut text = String::new();
+    let mut content = String::new();
     file.rewind().ok()?;
-    file.take(MAX_SIZE).read_to_string(&mut text).ok()?;
-    text.split_whitespace().next()?.parse().ok()
+    file.take(MAX_READ_BYTES).read_to_string(&mut content).ok()?;
+    content.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -114,16 +114,16 @@ mod tests {
         let lock = Lock::acquire(&path).unwrap();
         assert!(has_lock_file(&path) && has_lock_file(&link));
         for path in [&path, &link] {
-            for held in [Lock::acquire(path).unwrap_err(), check(path).unwrap_err()] {
+            for error in [Lock::acquire(path).unwrap_err(), check_unlocked(path).unwrap_err()] {
                 assert!(
-                    matches!(held, DatabaseLockError::Held(Some(pid)) if pid == std::process::id()),
-                    "{held:?}"
+                    matches!(error, DatabaseLockError::Held(Some(pid)) if pid == std::process::id()),
+                    "the error must contain the id of this process: {error:?}"
                 );
             }
         }
         drop(lock);
         assert!(has_lock_file(&path), "the lock file must remain");
-        check(&path).unwrap();
+        check_unlocked(&path).unwrap();
         Lock::acquire(&link).unwrap();
     }
 
@@ -132,10 +132,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keychoir.db");
         let lock = Lock::acquire(&path).unwrap();
-        let inherited = lock.file.try_clone().unwrap();
+        let inherited_file = lock.file.try_clone().unwrap();
         drop(lock);
         Lock::acquire(&path).unwrap();
-        drop(inherited);
+        drop(inherited_file);
     }
 
     #[test]
@@ -144,8 +144,8 @@ mod tests {
         let path = directory.path().join("keychoir.db");
         fs::write(companion(&path, ".lock"), "4294967295 keychoir and a long line more\n").unwrap();
         let _lock = Lock::acquire(&path).unwrap();
-        let text = fs::read_to_string(companion(&path, ".lock")).unwrap();
-        assert_eq!(text, format!("{} keychoir\n", std::process::id()));
+        let content = fs::read_to_string(companion(&path, ".lock")).unwrap();
+        assert_eq!(content, format!("{} keychoir\n", std::process::id()));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Maintains the database between commits: completes the migration, sums the hours by day, deletes old records,
-//! compacts the owners and shrinks the file. It runs in small steps, so that commits are not delayed.
+//! Maintains the database between commits: completes the migration of attempts, deletes old records, sums the hours by
+//! day, compacts the log of owners and shrinks the file. It runs in small steps, so that commits are not delayed.
 
 use std::time::Duration;
 
@@ -13,21 +13,23 @@ use crate::policy::retention::deletion_cutoff;
 use crate::policy::units::UnixMs;
 
 /// Maximum number of rows that one step deletes.
-const MAX_ROWS: u16 = 512;
+const MAX_STEP_ROWS: u16 = 512;
 /// Maximum number of pages that one step returns to the file system.
-const MAX_PAGES: i64 = 128;
+const MAX_STEP_PAGES: i64 = 128;
 
 /// Time between two compactions of the owner log. A compaction reads the whole log.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// Whether work is left after a step.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MaintenanceProgress {
+    /// Further work may be due.
     MoreWork,
+    /// No further work is due.
     Done,
 }
 
-/// Runs one step of the due work.
+/// Runs one step of the work that is due at `now`.
 pub(super) fn run_step(
     database: &mut Database,
     settings: &Settings,
@@ -39,20 +41,20 @@ pub(super) fn run_step(
     }
     let retention = &settings.retention;
     if let Some(oldest) = deletion_cutoff(retention.attempts, now)
-        && attempts::delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS)
+        && attempts::delete_older(connection, oldest, MAX_STEP_ROWS)? == usize::from(MAX_STEP_ROWS)
     {
         return Ok(MaintenanceProgress::MoreWork);
     }
     if let Some(oldest) = deletion_cutoff(retention.hours, now) {
         const DELETE_HOURS: &str = "DELETE FROM hours WHERE (hour_ms, key_hash, client, route, model) IN (
             SELECT hour_ms, key_hash, client, route, model FROM hours WHERE hour_ms < ?1 LIMIT ?2)";
-        if connection.prepare_cached(DELETE_HOURS)?.execute(params![timestamp(oldest), MAX_ROWS])?
-            == usize::from(MAX_ROWS)
+        if connection.prepare_cached(DELETE_HOURS)?.execute(params![timestamp(oldest), MAX_STEP_ROWS])?
+            == usize::from(MAX_STEP_ROWS)
         {
             return Ok(MaintenanceProgress::MoreWork);
         }
         for delete_older in [users::delete_older, days::delete_older] {
-            if delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS) {
+            if delete_older(connection, oldest, MAX_STEP_ROWS)? == usize::from(MAX_STEP_ROWS) {
                 return Ok(MaintenanceProgress::MoreWork);
             }
         }
@@ -67,14 +69,14 @@ pub(super) fn run_step(
     if owners::delete_excess(connection, &settings.owner_limits, now)? {
         return Ok(MaintenanceProgress::MoreWork);
     }
-    let free_pages_before = free_pages(connection)?;
+    let free_pages_before = count_free_pages(connection)?;
     if free_pages_before == 0 {
         return Ok(MaintenanceProgress::Done);
     }
     shrink_database(connection)?;
-    let still_free = free_pages(connection)?;
+    let free_pages_after = count_free_pages(connection)?;
     // If the file did not shrink, the next step would not shrink it either.
-    Ok(if (1..free_pages_before).contains(&still_free) {
+    Ok(if (1..free_pages_before).contains(&free_pages_after) {
         MaintenanceProgress::MoreWork
     } else {
         MaintenanceProgress::Done
@@ -92,8 +94,9 @@ pub(super) fn delete_excess_owners(
     Ok(if has_more { MaintenanceProgress::MoreWork } else { MaintenanceProgress::Done })
 }
 
-fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
-    // Zero in a file without incremental vacuum, which keeps and reuses its free pages.
+/// Returns the number of free pages that the file could return to the file system. It is 0 in a file without
+/// incremental vacuum, which keeps and reuses its free pages.
+fn count_free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
     connection.query_row(
         "SELECT freelist_count * (auto_vacuum = 2) FROM pragma_freelist_count, pragma_auto_vacuum",
         [],
@@ -102,7 +105,7 @@ fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
 }
 
 fn shrink_database(connection: &Connection) -> Result<(), rusqlite::Error> {
-    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({MAX_PAGES})"))?;
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({MAX_STEP_PAGES})"))?;
     // Reading a row of the statement frees a page.
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {}

@@ -1,6 +1,9 @@
-//! Stores usage records: one writer thread owns the SQLite database and receives records through a bounded queue, so
-//! requests never wait for the disk. Records that cannot be written are kept in memory and retried; records beyond
-//! the limit are dropped, counted and logged.
+//! Stores attempts, the state of keys, refusals and the owners of identifiers in an SQLite database. Requests put
+//! records into a bounded queue and do not wait for the commit: one writer thread commits the records. Records that
+//! cannot be written are kept in memory and retried. Records beyond the limit are dropped, counted and logged.
+//!
+//! The admin API, and requests with a user, read the database through [`History`], commands through [`UsageReader`], and
+//! the mirror through [`Outbox`].
 
 mod lock;
 mod origin;
@@ -79,9 +82,9 @@ use write::{Writer, WriterChannels};
 /// The location of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseLocation {
-    /// In the file at this path.
+    /// The database is the file at this path.
     File(PathBuf),
-    /// In memory: the records are lost when Keychoir exits.
+    /// The database is in memory, so its records are lost when Keychoir exits.
     Memory,
 }
 
@@ -120,31 +123,32 @@ struct HealthCounters {
 }
 
 impl Health {
-    /// Whether the last write failed.
+    /// Returns whether the last write failed.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.counters.is_failing.load(Ordering::Acquire)
     }
 
-    /// Records dropped because the database could not be written and the buffer in memory was full.
+    /// Returns the number of records that were dropped because the database could not be written: while the buffer in
+    /// memory was full, or at shutdown.
     #[must_use]
     pub fn lost_records(&self) -> u64 {
         self.counters.lost_records.load(Ordering::Acquire)
     }
 
-    /// Records in the queue or kept for a retry.
+    /// Returns the number of records that are in the queue or kept for a retry.
     #[must_use]
     pub fn unwritten_records(&self) -> u64 {
         self.depth.records()
     }
 
-    /// Records written after Keychoir started.
+    /// Returns the number of records written after Keychoir started.
     #[must_use]
     pub fn written_records(&self) -> u64 {
         self.counters.written_records.load(Ordering::Relaxed)
     }
 
-    /// Writes that failed after Keychoir started.
+    /// Returns the number of writes that failed after Keychoir started.
     #[must_use]
     pub fn write_errors(&self) -> u64 {
         self.counters.write_errors.load(Ordering::Relaxed)
@@ -178,7 +182,7 @@ impl Health {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the previous state.
+    /// Sets whether the last write failed, and returns whether the previous write failed.
     fn set_failing(&self, is_failing: bool) -> bool {
         self.counters.is_failing.swap(is_failing, Ordering::AcqRel)
     }
@@ -197,9 +201,9 @@ pub struct Store {
 pub struct WriterHandle {
     /// The counters and state of the usage store.
     pub health: Health,
-    /// The outbox, if rows are mirrored. The database stays open until it is dropped.
+    /// The outbox, if rows are mirrored. The database stays open until the outbox is dropped.
     pub outbox: Option<Outbox>,
-    /// Reads stored records, and records changes.
+    /// Reads stored records and records the changes of operators, for the admin API.
     pub history: History,
     all_written: oneshot::Receiver<()>,
     closed: oneshot::Receiver<()>,
@@ -234,7 +238,7 @@ impl Store {
     }
 
     /// Renames the rows of `keys` that an earlier version stored under other names. Must be called before
-    /// the rows are read. If the database is not open yet, the writer renames them when it opens it.
+    /// the rows are read. If the database is not open yet, the writer renames the rows when it opens the database.
     pub fn rename_keys<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
         if let Ok(database) = &mut self.database {
             database.rename_keys(keys);
@@ -286,8 +290,8 @@ impl Store {
         self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| read(&database.connection))
     }
 
-    /// Starts the writer thread, which stores the records sent to the returned sink, and the state of the
-    /// keys in `pool`.
+    /// Starts the writer thread, which stores the records that requests put into the returned sink, and the state of
+    /// the keys in `pool`.
     ///
     /// # Errors
     ///
@@ -303,18 +307,14 @@ impl Store {
         let early_commit_size = write::early_commit_size(&settings);
         let (usage, queue) =
             UsageSink::new(settings.max_queued_records, early_commit_size, health.depth.clone());
-        let writer = self.writer(pool, settings, health.clone());
+        let writer = self.into_writer(pool, settings, health.clone());
         let (history, history_commands) = History::new(&writer.location.location);
-        let (outbox, commands) = Outbox::new();
+        let (outbox, outbox_commands) = Outbox::new();
         let outbox = (settings.mirror_scope != MirrorScope::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::spawn_thread("usage-store", move || {
-            let channels = WriterChannels {
-                queue,
-                commands,
-                history: history_commands,
-                all_written: all_written_sender,
-            };
+            let channels =
+                WriterChannels { queue, outbox_commands, history_commands, all_written: all_written_sender };
             runtime.block_on(writer.run(channels));
             // The receiver may have been dropped.
             let _ = closed_sender.send(());
@@ -322,7 +322,7 @@ impl Store {
         Ok((usage, WriterHandle { health, outbox, history, all_written, closed }))
     }
 
-    fn writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {
+    fn into_writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {
         let (database, open_error) = match self.database {
             Ok(database) => (Some(database), None),
             Err(error) => (None, Some(error)),

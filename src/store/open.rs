@@ -1,6 +1,6 @@
 //! Opens the database file: creates it with private permissions, checks its origin and integrity, and
-//! migrates it. A corrupt file is renamed and replaced by an empty one; a file of another program or of a
-//! newer version is refused. No database is ever deleted; see `upgrade` for the copies of earlier versions.
+//! migrates it. A corrupt file is renamed, and an empty file is created. A file of another program or of a
+//! newer version is refused. No database is deleted, except for the old copies that `upgrade` removes.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -39,7 +39,11 @@ pub enum OpenError {
         source: rusqlite::Error,
     },
     /// A newer version of Keychoir wrote the file.
-    #[error("{} was written by a newer Keychoir (schema {version}, this one knows {})", .path.display(), schema::VERSION)]
+    #[error(
+        "{} was written by a newer Keychoir (schema {version}, this one supports {})",
+        .path.display(),
+        schema::VERSION
+    )]
     Newer {
         /// The database file.
         path: PathBuf,
@@ -86,7 +90,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the cause may end without a change of the configuration, as a full disk does. Until then,
+    /// Returns whether the cause may end without a change of the configuration, as with a full disk. Until then,
     /// requests are served without a database.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
@@ -116,13 +120,13 @@ fn process_suffix(pid: Option<u32>) -> String {
 /// The check for corruption before a file is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
-    /// Not checked; SQLite reports corruption when it reads or writes a corrupt page.
+    /// The file is not checked: SQLite reports corruption when it reads or writes a corrupt page.
     Skip,
-    /// Checked as a whole, unless the size of the file would delay startup.
+    /// The whole file is checked, unless it is so large that the check would delay startup.
     Quick,
-    /// Checked as a whole, because SQLite has reported corruption.
+    /// The whole file is checked, because SQLite has reported corruption.
     Full,
-    /// Renamed without a check, because SQLite has reported corruption after a full check.
+    /// The file is renamed without a check, because SQLite has reported corruption after a full check.
     Quarantine,
 }
 
@@ -137,15 +141,16 @@ pub(super) struct OpenDatabase {
 /// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be reading, or
 /// another Keychoir may be stopping.
 const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum wait for the lock in later writes. It is short because the queue fills meanwhile; records that are
-/// not written are kept and retried.
+/// Maximum wait for another connection's lock in later writes. It is short because the queue fills during the wait;
+/// records that are not written are kept and retried.
 const WRITE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The largest file that is checked at startup, in about a second. Corruption of a larger file is detected when SQLite
-/// reads the corrupt page.
+/// Maximum size of a file that is checked at startup. The check of such a file takes about a second. Corruption of a
+/// larger file is detected when SQLite reads the corrupt page.
 const MAX_QUICK_CHECK_BYTES: u64 = 256 * 1024 * 1024;
-/// SQLite truncates a larger write-ahead log to this size.
+/// Maximum size of the write-ahead log between transactions: SQLite truncates a larger log to this size.
 const MAX_KEPT_LOG_BYTES: i64 = 16 * 1024 * 1024;
 
+/// Opens or creates the database and migrates it. A corrupt file is renamed, and a new file is created.
 pub(super) fn open(
     location: &DatabaseLocation,
     now: UnixMs,
@@ -189,13 +194,13 @@ fn open_in_memory() -> Result<Database, rusqlite::Error> {
     Ok(Database::in_memory(connection))
 }
 
-/// Checks whether startup could open the database: the file can be written, no other process uses it, and it is of
-/// Keychoir and of no newer version. Creates and changes nothing. A corrupt file is not an error, because startup
-/// replaces it.
+/// Checks whether startup could open the database: the file can be written, no other process uses it, Keychoir created
+/// it, no newer version of Keychoir has written it, and the disk has space for an upgrade. Creates and changes nothing.
+/// A corrupt file is not an error, because startup replaces it.
 ///
 /// # Errors
 ///
-/// The error that startup would report.
+/// Returns the error that startup would report.
 pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     let path = match location {
         DatabaseLocation::File(path) => path,
@@ -207,26 +212,34 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(unwritable(error)),
     };
-    // The innermost directory that exists: startup would create the directories below it.
+    check_directory(path).map_err(unwritable)?;
+    if file_exists { check_existing_file(path) } else { Ok(()) }
+}
+
+/// Checks that startup could create a file at `path` and the missing directories above it.
+fn check_directory(path: &Path) -> io::Result<()> {
+    // Startup would create the directories below the innermost directory that exists.
     let mut directories = path.ancestors().skip(1).map(|directory| match directory.as_os_str().is_empty() {
         true => Path::new("."),
         false => directory,
     });
     let directory =
         directories.find(|directory| fs::symlink_metadata(directory).is_ok()).unwrap_or(Path::new("."));
-    if !fs::metadata(directory).map_err(unwritable)?.is_dir() {
-        return Err(unwritable(io::ErrorKind::NotADirectory.into()));
+    if !fs::metadata(directory)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
     }
-    files::check_writable(directory).map_err(unwritable)?;
-    if !file_exists {
-        return Ok(());
-    }
+    files::check_writable(directory)
+}
+
+/// Checks that startup could open, and if necessary upgrade, the existing file at `path`.
+fn check_existing_file(path: &Path) -> Result<(), OpenError> {
+    let unwritable = |source| OpenError::Unwritable { path: path.to_owned(), source };
     let origin = origin::detect(path).map_err(unwritable)?;
     if let Origin::Foreign(content) = origin {
-        return Err(OpenError::Foreign { path: path.clone(), content });
+        return Err(OpenError::Foreign { path: path.to_owned(), content });
     }
-    lock::check(path).map_err(|error| match error {
-        DatabaseLockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
+    lock::check_unlocked(path).map_err(|error| match error {
+        DatabaseLockError::Held(pid) => OpenError::InUse { path: path.to_owned(), pid },
         DatabaseLockError::System(source) => unwritable(source),
     })?;
     if origin == Origin::OursNotADatabase {
@@ -242,16 +255,16 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     });
     match open_result {
         Ok((_, version)) if version > schema::VERSION => {
-            Err(OpenError::Newer { path: path.clone(), version })
+            Err(OpenError::Newer { path: path.to_owned(), version })
         }
         Ok((connection, 1..schema::VERSION)) => upgrade::check_space(&connection, path),
         Ok(_) => Ok(()),
         Err(error) if is_corruption(&error) => Ok(()),
-        Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
+        Err(source) => Err(OpenError::Unusable { path: path.to_owned(), source }),
     }
 }
 
-/// Reads what startup reads.
+/// Runs the queries of startup, so that an error of SQLite is detected before startup.
 fn try_reads(connection: &Connection) -> Result<(), rusqlite::Error> {
     read::keys(connection)?;
     refusals::read(connection)?;
@@ -353,13 +366,13 @@ pub(super) fn migrate_schema(connection: &mut Connection, version: usize) -> Res
     Ok(())
 }
 
-/// Whether free pages of the file can be returned to the file system.
+/// Returns whether free pages of the file can be returned to the file system.
 fn has_incremental_vacuum(connection: &Connection) -> Result<bool, rusqlite::Error> {
     let mode: i64 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0))?;
     Ok(mode == 2)
 }
 
-/// Whether the error means that the file is corrupt or not a database, and not that it is inaccessible.
+/// Returns whether the error means that the file is corrupt or not a database, and not that it is inaccessible.
 pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }

@@ -19,18 +19,20 @@ pub(super) enum Origin {
     Ours,
     /// The file is not a database, but a lock file next to it shows that the path was Keychoir's.
     OursNotADatabase,
-    /// Another program created the file. The text completes "is not a Keychoir database: ".
+    /// Another program created the file. Contains a clause about the kind of the file, for error messages.
     Foreign(&'static str),
 }
 
 /// The first bytes of every SQLite file.
 const MAGIC: &[u8] = b"SQLite format 3\0";
-/// The size of SQLite's header, and the application id in it (section 1.3 of SQLite's file format).
+/// The size of the header of an SQLite file (section 1.3 of SQLite's file format).
 const HEADER_SIZE: u64 = 100;
+/// The position of the application id in the header.
 const APPLICATION_ID_RANGE: std::ops::Range<usize> = 68..72;
 
-/// Detects the origin of the file at `path` without changing it. The file is Keychoir's if its header has
-/// Keychoir's application id, or if it is corrupt and an earlier start left a lock file next to it.
+/// Detects the origin of the file at `path` without changing it. The file is Keychoir's if it is missing or empty, if
+/// its header has Keychoir's application id, if it has Keychoir's tables, or if it is corrupt and an earlier start left
+/// a lock file next to it.
 pub(super) fn detect(path: &Path) -> io::Result<Origin> {
     let mut header = Vec::new();
     match fs::File::open(path) {
@@ -84,17 +86,19 @@ mod tests {
     const OTHER_TABLES: Origin = Origin::Foreign("it is an SQLite file with other tables");
     const NOT_SQLITE: Origin = Origin::Foreign("it is not an SQLite file");
 
-    /// Checks the origin of the file that `create` creates, without and with a lock file next to it.
+    /// Asserts the origin of the file that `create` creates, without and with a lock file next to it.
     #[track_caller]
-    fn check(create: impl Fn(&Path), expected_without_lock: Origin, expected_with_lock: Origin) {
+    fn assert_origin(create: impl Fn(&Path), expected_without_lock: Origin, expected_with_lock: Origin) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a 100%? #1.db");
         create(&path);
         let content_before = fs::read(&path).ok();
         assert_eq!(detect(&path).unwrap(), expected_without_lock, "without a lock file");
-        let names: Vec<_> =
+        let paths: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path()).collect();
-        assert!(names.iter().all(|name| *name == path || *name == companion(&path, "-wal")), "{names:?}");
+        let has_no_other_file =
+            paths.iter().all(|found| *found == path || *found == companion(&path, "-wal"));
+        assert!(has_no_other_file, "the detection must not create a file: {paths:?}");
         drop(lock::Lock::acquire(&path));
         assert_eq!(detect(&path).unwrap(), expected_with_lock, "with a lock file");
         assert_eq!(fs::read(&path).ok(), content_before, "the file must stay unchanged");
@@ -106,21 +110,21 @@ mod tests {
 
     #[test]
     fn a_missing_and_an_empty_file_are_ours() {
-        check(|_| {}, Origin::Ours, Origin::Ours);
-        check(|path| fs::write(path, "").unwrap(), Origin::Ours, Origin::Ours);
-        check(|path| create_sqlite_file(path, "VACUUM"), Origin::Ours, Origin::Ours);
+        assert_origin(|_| {}, Origin::Ours, Origin::Ours);
+        assert_origin(|path| fs::write(path, "").unwrap(), Origin::Ours, Origin::Ours);
+        assert_origin(|path| create_sqlite_file(path, "VACUUM"), Origin::Ours, Origin::Ours);
     }
 
     #[test]
     fn a_file_of_another_format_is_ours_only_next_to_our_lock_file() {
         for text in ["x", "a text file", "SQLite format 2\0"] {
-            check(|path| fs::write(path, text).unwrap(), NOT_SQLITE, Origin::OursNotADatabase);
+            assert_origin(|path| fs::write(path, text).unwrap(), NOT_SQLITE, Origin::OursNotADatabase);
         }
-        let empty_beside_a_log = |path: &Path| {
+        let create_empty_file_with_log = |path: &Path| {
             fs::write(path, "").unwrap();
             fs::write(companion(path, "-wal"), "its log").unwrap();
         };
-        check(empty_beside_a_log, NOT_SQLITE, Origin::OursNotADatabase);
+        assert_origin(create_empty_file_with_log, NOT_SQLITE, Origin::OursNotADatabase);
     }
 
     #[test]
@@ -131,13 +135,13 @@ mod tests {
             "CREATE TABLE photos (name TEXT); PRAGMA user_version = 7",
             "CREATE TABLE photos (name TEXT); PRAGMA application_id = 1",
         ] {
-            check(|path| create_sqlite_file(path, statements), OTHER_TABLES, OTHER_TABLES);
+            assert_origin(|path| create_sqlite_file(path, statements), OTHER_TABLES, OTHER_TABLES);
         }
     }
 
     #[test]
     fn the_application_id_alone_identifies_our_file() {
-        let corrupt_with_id = |path: &Path| {
+        let create_corrupt_file_with_id = |path: &Path| {
             create_sqlite_file(
                 path,
                 &format!("CREATE TABLE x (y); PRAGMA application_id = {APPLICATION_ID}"),
@@ -146,23 +150,27 @@ mod tests {
             bytes[100..].fill(0xff);
             fs::write(path, bytes).unwrap();
         };
-        check(corrupt_with_id, Origin::Ours, Origin::Ours);
+        assert_origin(create_corrupt_file_with_id, Origin::Ours, Origin::Ours);
     }
 
     #[test]
     fn a_corrupt_database_without_an_application_id_is_ours_only_next_to_our_lock_file() {
-        let corrupt = |path: &Path| {
+        let create_corrupt_file = |path: &Path| {
             create_sqlite_file(path, "CREATE TABLE photos (name TEXT)");
             let mut bytes = fs::read(path).unwrap();
             bytes[100..].fill(0xff);
             fs::write(path, bytes).unwrap();
         };
-        check(corrupt, Origin::Foreign("it is a corrupt SQLite file of another program"), Origin::Ours);
+        assert_origin(
+            create_corrupt_file,
+            Origin::Foreign("it is a corrupt SQLite file of another program"),
+            Origin::Ours,
+        );
     }
 
     #[test]
     fn older_files_without_an_application_id_are_identified_by_their_tables() {
-        let version_1 = |path: &Path| create_sqlite_file(path, &super::super::schema::for_version(1));
-        check(version_1, Origin::Ours, Origin::Ours);
+        let create_version_1 = |path: &Path| create_sqlite_file(path, &crate::store::schema::for_version(1));
+        assert_origin(create_version_1, Origin::Ours, Origin::Ours);
     }
 }

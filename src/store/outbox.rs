@@ -1,7 +1,7 @@
-//! Reads the outbox and records its deliveries. The outbox contains the rows that the mirror has yet to send to
-//! Supabase, which are the latest state of each key and attempts as events. A row is inserted in the transaction of
-//! its attempt and deleted after its delivery, so a crash loses no row. The mirror reads the rows through the writer
-//! thread, which owns the database.
+//! Gives the mirror access to the outbox. The outbox contains the rows that the mirror has yet to send to Supabase,
+//! which are the latest state of each key and attempts as events. An event is inserted in the transaction of its
+//! attempt and deleted after its delivery, so a crash loses no event. The mirror reads the rows, and records its
+//! deliveries, by commands to the writer thread, which owns the database.
 
 mod tables;
 
@@ -14,12 +14,12 @@ pub(super) use tables::{put_changed_event, put_event, put_key, run_command};
 /// The rows that enter the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MirrorScope {
-    /// No rows: the mirror is off.
+    /// No rows, because the mirror is off.
     #[default]
     Nothing,
     /// The state of the keys.
     Keys,
-    /// The state of the keys, and every attempt.
+    /// The state of the keys, and every attempt as an event.
     KeysAndEvents,
 }
 
@@ -32,13 +32,13 @@ pub struct MirroredKeyState {
     pub short_key: String,
     /// The name of the key's status.
     pub status: String,
-    /// Credits spent in this period.
+    /// Credits that the workspace has spent in this period.
     pub count: i64,
-    /// Credits that the workspace has in a period; 0 if unknown.
+    /// Credits that the workspace has in a period, or 0 if the number is unknown.
     pub limit: i64,
-    /// Credits left.
+    /// Credits that the workspace has left.
     pub remaining: i64,
-    /// The fraction of the credits that is used; above 1 with overage.
+    /// The fraction of the credits that is used. It is above 1 with overage.
     pub usage: f64,
     /// Whether the included credits are exhausted.
     pub is_over_limit: bool,
@@ -54,9 +54,9 @@ pub struct MirroredKeyState {
 /// An attempt, as the mirror sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptEvent {
-    /// A UUID.
+    /// The id of the attempt, a UUID.
     pub id: String,
-    /// The id of the request it belongs to.
+    /// The id of the request that the attempt belongs to.
     pub request_id: String,
     /// The number of the attempt within its request, from 1.
     pub number: i64,
@@ -70,7 +70,7 @@ pub struct AttemptEvent {
     pub workspace: Option<String>,
     /// The HTTP method.
     pub method: String,
-    /// The path with identifiers replaced.
+    /// The path with `{id}` instead of identifiers.
     pub route: String,
     /// The provider's name of the model.
     pub model: Option<String>,
@@ -88,9 +88,9 @@ pub struct AttemptEvent {
     pub credits: i64,
     /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,
-    /// Milliseconds from the start to the response head.
+    /// Milliseconds from the start of the attempt to the head of the response.
     pub first_byte_ms: Option<i64>,
-    /// Milliseconds from the start to the end.
+    /// Milliseconds from the start of the attempt to its end.
     pub total_ms: i64,
     /// The fingerprint of the end user, if the client named one.
     pub user: Option<String>,
@@ -105,18 +105,18 @@ pub struct AttemptEvent {
 pub struct KeyRename {
     /// The first digits of the old name. The whole name may be a secret.
     pub old_prefix: String,
-    /// The new name.
+    /// The key's fingerprint, which is the new name.
     pub key_hash: String,
 }
 
-/// Rows to be sent now.
+/// The rows of the outbox that are due to be sent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OutboxBatch {
-    /// Renames, to be sent before the other rows.
+    /// The renames of keys, which are sent before the other rows.
     pub renames: Vec<KeyRename>,
-    /// At most one state per key.
+    /// The states of keys, at most one per key.
     pub keys: Vec<MirroredKeyState>,
-    /// The events in the order in which their attempts started.
+    /// The events, in the order in which their attempts started.
     pub events: Vec<AttemptEvent>,
     /// Number of rows that Supabase has refused and that will be retried.
     pub refused: u64,
@@ -157,9 +157,9 @@ pub struct RefusedRow {
 /// The results of a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryReport {
-    /// Delivered rows.
+    /// The rows that Supabase has accepted.
     pub sent: Vec<RowVersion>,
-    /// Refused rows. Each row is retried separately, and later.
+    /// The rows that Supabase has refused. Each of them is retried separately, at its retry time.
     pub refused: Vec<RefusedRow>,
 }
 
@@ -168,15 +168,15 @@ pub struct DeliveryReport {
 #[error("the database cannot be used now")]
 pub struct StoreUnavailable;
 
-/// The mirror's handle to the outbox. The database stays open until it is dropped.
+/// The mirror's handle to the outbox. The database stays open until the handle is dropped.
 #[derive(Debug)]
 pub struct Outbox {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<OutboxCommand>,
 }
 
 /// A command of the mirror to the writer thread.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum OutboxCommand {
     NextBatch { max_rows: usize, reply: oneshot::Sender<OutboxBatch> },
     RecordDelivery { report: DeliveryReport, reply: oneshot::Sender<u64> },
     ReleaseRefused { reply: oneshot::Sender<()> },
@@ -184,20 +184,20 @@ pub(super) enum Command {
 
 impl Outbox {
     /// Creates an outbox and the receiver of its commands.
-    pub(super) fn new() -> (Self, mpsc::Receiver<Command>) {
+    pub(super) fn new() -> (Self, mpsc::Receiver<OutboxCommand>) {
         // The mirror sends one command at a time.
         let (sender, commands) = mpsc::channel(1);
         (Self { commands: sender }, commands)
     }
 
-    /// Returns at most `max_rows` keys and `max_rows` events to be sent now. The state of the keys is
-    /// computed by this call, because it can change with time alone.
+    /// Returns at most `max_rows` renames, keys and events each that are due to be sent. This call computes the state
+    /// of the keys, because it can change with time alone.
     ///
     /// # Errors
     ///
     /// Fails when the database cannot be used.
     pub async fn next_batch(&self, max_rows: usize) -> Result<OutboxBatch, StoreUnavailable> {
-        self.send(|reply| Command::NextBatch { max_rows, reply }).await
+        self.send(|reply| OutboxCommand::NextBatch { max_rows, reply }).await
     }
 
     /// Records the results of a delivery; returns the number of rows that were refused for the first time.
@@ -206,21 +206,21 @@ impl Outbox {
     ///
     /// Fails when the results cannot be recorded. The rows are then sent again, which is idempotent.
     pub async fn record_delivery(&self, report: DeliveryReport) -> Result<u64, StoreUnavailable> {
-        self.send(|reply| Command::RecordDelivery { report, reply }).await
+        self.send(|reply| OutboxCommand::RecordDelivery { report, reply }).await
     }
 
-    /// Makes all refused rows due, before their retry times.
+    /// Makes all refused rows due before their retry times.
     ///
     /// # Errors
     ///
     /// Fails when the database cannot be used.
     pub async fn release_refused(&self) -> Result<(), StoreUnavailable> {
-        self.send(|reply| Command::ReleaseRefused { reply }).await
+        self.send(|reply| OutboxCommand::ReleaseRefused { reply }).await
     }
 
     async fn send<T>(
         &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+        command: impl FnOnce(oneshot::Sender<T>) -> OutboxCommand,
     ) -> Result<T, StoreUnavailable> {
         let (reply, result) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| StoreUnavailable)?;

@@ -1,5 +1,6 @@
-//! Stores the owners of identifiers. They are written in the transactions of the usage records, read at
-//! startup, and limited in number and age. Only the hash of an identifier is stored.
+//! Stores the owners of identifiers: the workspace that each identifier belongs to. Owners are written in the
+//! transactions of the usage records, read at startup, and limited in number and age. Only the hash of an identifier is
+//! stored.
 //!
 //! Identifiers of resources that users create have one row each. Identifiers that every request creates are
 //! appended to a log, because each row with a random hash as its key would cost one page write.
@@ -20,55 +21,56 @@ pub(super) use log::{compact, names, pack_rows, rename};
 /// Maximum number of rows that one step deletes.
 const MAX_STEP_ROWS: usize = 512;
 
-/// Whether the database stores the identifier. Identifiers that are valid for hours are kept in memory only:
+/// Returns whether the database stores the identifier. Identifiers that are valid for hours are kept in memory only:
 /// few requests name one after a restart, and each would add a change to the log.
-pub(super) fn is_stored(change: &OwnershipUpdate) -> bool {
-    match change.identifier().kind.storage_class() {
+pub(super) fn is_stored(update: &OwnershipUpdate) -> bool {
+    match update.identifier().kind.storage_class() {
         StorageClass::LongLived | StorageClass::PerRequest => true,
         StorageClass::ShortLived => false,
     }
 }
 
+/// Writes the updates in their order. Removed identifiers get the time `now` in the log.
 pub(super) fn write(
     transaction: &Transaction<'_>,
-    changes: &[OwnershipUpdate],
+    updates: &[OwnershipUpdate],
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    let changes_of =
-        |class| changes.iter().filter(move |change| change.identifier().kind.storage_class() == class);
-    write_rows(transaction, changes_of(StorageClass::LongLived))?;
-    log::append(transaction, changes_of(StorageClass::PerRequest), now)
+    let updates_of =
+        |class| updates.iter().filter(move |update| update.identifier().kind.storage_class() == class);
+    write_rows(transaction, updates_of(StorageClass::LongLived))?;
+    log::append(transaction, updates_of(StorageClass::PerRequest), now)
 }
 
 fn write_rows<'a>(
     transaction: &Transaction<'_>,
-    changes: impl Iterator<Item = &'a OwnershipUpdate>,
+    updates: impl Iterator<Item = &'a OwnershipUpdate>,
 ) -> Result<(), rusqlite::Error> {
     let mut insert = transaction.prepare_cached(
         "INSERT OR REPLACE INTO owners (id, kind, class, workspace, learned_at_ms, used_at_ms)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     let mut delete = transaction.prepare_cached("DELETE FROM owners WHERE id = ?1")?;
-    for change in changes {
-        match change {
-            OwnershipUpdate::Recorded(OwnershipEntry { identifier: named, owner, recorded_at, used_at }) => {
+    for update in updates {
+        match update {
+            OwnershipUpdate::Recorded(OwnershipEntry { identifier, owner, recorded_at, used_at }) => {
                 insert.execute(params![
-                    named.hash.bytes(),
-                    named.kind.as_str(),
-                    named.kind.storage_class().number(),
+                    identifier.hash.bytes(),
+                    identifier.kind.as_str(),
+                    identifier.kind.storage_class().number(),
                     owner.as_str(),
                     timestamp(*recorded_at),
                     timestamp(*used_at),
                 ])?
             }
-            OwnershipUpdate::Removed(named) => delete.execute(params![named.hash.bytes()])?,
+            OwnershipUpdate::Removed(identifier) => delete.execute(params![identifier.hash.bytes()])?,
         };
     }
     Ok(())
 }
 
-/// Reads all owners: first the owners of created resources, then the owners in the log, each by their last use, the
-/// oldest first.
+/// Reads all owners: first the owners of created resources in the order of their last use, then the owners in the log
+/// in the order of their changes, the oldest first.
 pub(super) fn read(connection: &Connection) -> Result<Vec<OwnershipEntry>, rusqlite::Error> {
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;
@@ -119,7 +121,9 @@ fn delete_excess_rows(
     max_rows: usize,
 ) -> Result<bool, rusqlite::Error> {
     if let Some(oldest) = oldest {
-        const DELETE_OLDER: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 AND used_at_ms < ?1 LIMIT ?2)";
+        // Class 0 is `StorageClass::LongLived`, the only class in this table.
+        const DELETE_OLDER: &str = "DELETE FROM owners WHERE id IN (
+            SELECT id FROM owners WHERE class = 0 AND used_at_ms < ?1 LIMIT ?2)";
         let parameters = params![timestamp(oldest), MAX_STEP_ROWS as i64];
         if connection.prepare_cached(DELETE_OLDER)?.execute(parameters)? == MAX_STEP_ROWS {
             return Ok(true);
@@ -127,8 +131,9 @@ fn delete_excess_rows(
     }
     let excess = count_rows(connection)?.saturating_sub(max_rows);
     if excess > 0 {
-        const DELETE_FIRST: &str = "DELETE FROM owners WHERE id IN (SELECT id FROM owners WHERE class = 0 ORDER BY used_at_ms LIMIT ?1)";
-        connection.prepare_cached(DELETE_FIRST)?.execute([excess.min(MAX_STEP_ROWS) as i64])?;
+        const DELETE_OLDEST: &str = "DELETE FROM owners WHERE id IN (
+            SELECT id FROM owners WHERE class = 0 ORDER BY used_at_ms LIMIT ?1)";
+        connection.prepare_cached(DELETE_OLDEST)?.execute([excess.min(MAX_STEP_ROWS) as i64])?;
     }
     Ok(excess > MAX_STEP_ROWS)
 }

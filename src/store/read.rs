@@ -12,6 +12,7 @@ use crate::pool::RestoredKey;
 use crate::proxy::UsageTotals;
 use crate::secret::Fingerprint;
 
+/// Returns the stored state of each key.
 pub(super) fn keys(connection: &Connection) -> Result<Vec<RestoredKey>, rusqlite::Error> {
     let mut statement = connection.prepare(
         "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, plan FROM keys",

@@ -1,5 +1,5 @@
-//! Stores the refusals that restrictions are computed from: one row per active restriction. The restrictions are not
-//! stored, because a later version may derive different restrictions from the same refusals.
+//! Stores the refusals from which the pool computes restrictions: one row per active restriction. The restrictions are
+//! not stored, because a later version may derive different restrictions from the same refusals.
 
 mod document;
 
@@ -29,16 +29,18 @@ pub(super) const TABLE: &str = "
 /// Tracks which of the pool's restrictions are in the file, so that a transaction only writes the changes.
 #[derive(Debug, Default)]
 pub(super) struct RefusalRows {
-    /// `None` if the rows in the file are unknown: the next transaction then replaces all of them.
+    /// The rows in the file. `None` if they are unknown, so that the next transaction replaces all of them.
     written: Option<WrittenRows>,
+    /// The change that the next transaction writes. `None` if the rows are up to date.
     prepared: Option<RefusalChange>,
 }
 
 /// The rows in the file.
 #[derive(Debug)]
 struct WrittenRows {
-    /// The version of the pool's restrictions from which they were written.
+    /// The version of the pool's restrictions from which the rows were written.
     version: u64,
+    /// The sequence numbers of the restrictions.
     numbers: HashSet<u64>,
     /// The time at which the first of the restrictions ends.
     ends_at: Option<UnixMs>,
@@ -50,18 +52,19 @@ struct RefusalChange {
     /// The numbers of the rows to delete, or `None` for all rows.
     removed: Option<Vec<u64>>,
     added: Vec<Restriction>,
+    /// The rows in the file after the change.
     rows: WrittenRows,
 }
 
 impl RefusalRows {
-    /// Whether the rows differ from the restrictions that are active at `now`.
+    /// Returns whether the rows may differ from the restrictions that are active at `now`.
     pub(super) fn are_stale(&self, restrictions: &Restrictions, now: UnixMs) -> bool {
         self.written.as_ref().is_none_or(|rows| {
             rows.version != restrictions.version() || rows.ends_at.is_some_and(|ends_at| ends_at <= now)
         })
     }
 
-    /// Prepares the change that the next transaction writes.
+    /// Computes the change that the next transaction writes.
     pub(super) fn prepare(&mut self, restrictions: &Restrictions, now: UnixMs) {
         self.prepared = self.are_stale(restrictions, now).then(|| {
             // The version is read before the restrictions, so a change in between is written by the next
@@ -106,26 +109,26 @@ impl RefusalRows {
         Ok(())
     }
 
-    /// Marks the prepared change as committed.
+    /// Records that the prepared change was committed.
     pub(super) fn record_commit(&mut self) {
         if let Some(RefusalChange { rows, .. }) = self.prepared.take() {
             self.written = Some(rows);
         }
     }
 
-    /// Resets the state after a transaction that failed or whose result is unknown.
+    /// Marks the rows in the file as unknown, after a transaction that failed or whose result is unknown.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
-/// Formats a refusal as it is stored.
+/// Serializes a refusal as the JSON that the database stores.
 #[must_use]
 pub fn refusal_to_json(record: &RefusalRecord) -> String {
     document::to_json(record)
 }
 
-/// Parses a stored refusal. Returns `None` for another text.
+/// Parses the JSON of a refusal. Returns `None` if it is unreadable or of a verdict that restricts nothing.
 #[must_use]
 pub fn refusal_from_json(json: &str) -> Option<RefusalRecord> {
     document::from_json(json)

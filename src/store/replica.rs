@@ -1,4 +1,5 @@
-//! Stores the id of this replica in a pool that several replicas share.
+//! Stores the id by which the other replicas of a shared pool identify this replica, so that it is the same after a
+//! restart.
 
 use rusqlite::OptionalExtension;
 

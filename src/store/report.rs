@@ -1,5 +1,5 @@
-//! Reads usage and key states for the commands `usage` and `keys`, through a read-only connection to a file
-//! that another process may be writing. Separate from `read`, which the writing process uses at its start.
+//! Reads usage and the states of keys for commands, through a read-only connection to a file that another process may
+//! be writing. This module is separate from `read`, with which a server restores its state at startup.
 
 mod attempts;
 mod inspection;
@@ -33,7 +33,7 @@ pub enum ReadError {
     /// The file does not exist.
     #[error("there are no usage records at {} yet: the first start of `keychoir serve` creates the file", .0.display())]
     NoFile(PathBuf),
-    /// The file exists, but has no tables yet.
+    /// The file exists, but has no tables.
     #[error("{} contains no usage records yet", .0.display())]
     Empty(PathBuf),
     /// The file system denies reading.
@@ -45,7 +45,11 @@ pub enum ReadError {
         source: io::Error,
     },
     /// A newer version of Keychoir wrote the file.
-    #[error("{} was written by a newer Keychoir (schema {version}, this one knows {})", .path.display(), schema::VERSION)]
+    #[error(
+        "{} was written by a newer Keychoir (schema {version}, this one supports {})",
+        .path.display(),
+        schema::VERSION
+    )]
     Newer {
         /// The database file.
         path: PathBuf,
@@ -85,22 +89,24 @@ pub enum UsageGroup {
         /// The configured name of the key.
         name: Option<String>,
     },
-    /// The name of a client, user, region, model or route, or `None` for attempts without this value.
+    /// The start of the day or hour, or the name of the client, user, region, model or route. `None` if the attempts
+    /// have none.
     Name(Option<String>),
 }
 
 impl UsageGroup {
-    /// Returns the group with the given `value` of the expression, and the key that has it as its fingerprint.
-    fn new(dimension: UsageDimension, value: String, short: Option<String>, name: Option<String>) -> Self {
+    /// Converts the group in a row of a query. `short` and `name` are those of the key with the fingerprint `group`.
+    fn new(dimension: UsageDimension, group: String, short: Option<String>, name: Option<String>) -> Self {
         if dimension == UsageDimension::Key {
-            return Self::Key { hash: value, short, name };
+            return Self::Key { hash: group, short, name };
         }
-        let value = match dimension.period_start(&value).map(UnixMs::rfc3339_seconds) {
+        let group = match dimension.period_start(&group).map(UnixMs::rfc3339_seconds) {
+            // The first 10 characters are the date, and the first 16 are the date, hour and minute.
             Some(start) if dimension == UsageDimension::Day => start[..10].to_owned(),
             Some(start) => format!("{}Z", &start[..16]),
-            None => value,
+            None => group,
         };
-        Self::Name((!value.is_empty()).then_some(value))
+        Self::Name((!group.is_empty()).then_some(group))
     }
 }
 
@@ -117,7 +123,7 @@ pub struct StoredKey {
     pub workspace: Option<String>,
     /// The status of the key.
     pub status: KeyStatus,
-    /// The credits of its workspace.
+    /// The credits of the key's workspace.
     pub quota: Quota,
 }
 
@@ -126,11 +132,11 @@ pub struct StoredKey {
 pub struct UsageReader {
     path: PathBuf,
     connection: Connection,
-    /// Whether the file contains users and regions; the next startup migrates an older one.
+    /// Whether the file contains users and regions. The next startup migrates a file without them.
     has_users: bool,
 }
 
-/// Maximum wait for a lock. Only a startup that migrates the file locks out readers.
+/// Maximum wait for a lock. Readers wait only for a startup that migrates the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl UsageReader {
@@ -178,7 +184,7 @@ impl UsageReader {
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, ReadError> {
         self.check_dimension(dimension)?;
-        self.sums(period, dimension).map_err(|source| read_error(self.path.clone(), source))
+        self.select_sums(period, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
     /// Returns every stored key with its state at `now`, in the last order of the pool.
@@ -187,7 +193,7 @@ impl UsageReader {
     ///
     /// Fails when the file cannot be read.
     pub fn keys(&self, now: UnixMs) -> Result<Vec<StoredKey>, ReadError> {
-        self.stored_keys(now).map_err(|source| read_error(self.path.clone(), source))
+        self.select_keys(now).map_err(|source| read_error(self.path.clone(), source))
     }
 
     /// Checks that the file contains the columns of a dimension.
@@ -207,12 +213,13 @@ impl UsageReader {
         }
     }
 
-    fn sums(
+    fn select_sums(
         &self,
         period: Range<UnixMs>,
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, rusqlite::Error> {
         let (column, table) = (dimension.expression("hour_ms"), dimension.table());
+        // Column 7 contains the credits, column 2 the attempts, and column 1 the group.
         let order = if dimension.is_time() { "CAST(group_name AS INTEGER)" } else { "7 DESC, 2 DESC, 1" };
         let sums = sum_columns();
         let sql = format!(
@@ -230,7 +237,7 @@ impl UsageReader {
         rows.collect()
     }
 
-    fn stored_keys(&self, now: UnixMs) -> Result<Vec<StoredKey>, rusqlite::Error> {
+    fn select_keys(&self, now: UnixMs) -> Result<Vec<StoredKey>, rusqlite::Error> {
         let mut statement = self.connection.prepare(
             "SELECT key_hash, character_count, character_limit, extension, resets_at_ms, evidence, short_key, name,
                 workspace
@@ -241,7 +248,8 @@ impl UsageReader {
                 return Ok(None);
             };
             let quota = quota.reset_if_due(now);
-            // The running program may have other cooldowns configured; its status pages show the exact state.
+            // A running server may have other cooldowns in its configuration; its status document shows the exact
+            // state.
             let cooldown_of =
                 |evidence: &[Evidence]| longest_cooldown(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);
             Ok(Some(StoredKey {

@@ -372,10 +372,10 @@ pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error>
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Migrates a file to [`VERSION`] in one transaction. If an earlier version has stored many attempts, the
-/// later ones are moved by maintenance, see [`migration`].
+/// Migrates a file to [`VERSION`] in one transaction. If an earlier version has stored many attempts, maintenance moves
+/// a part of them after startup, see [`migration`].
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error> {
-    // The version is read in the transaction, because another process may have migrated the file meanwhile.
+    // The version is read in the transaction, so that no other process can migrate the file after it was read.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let old_version = version(&transaction)?;
     for (version, statements) in (1..).zip(MIGRATIONS).skip(old_version) {

@@ -1,8 +1,9 @@
-//! Copies the database into another file while it is used: before a migration, and for `keychoir db backup`.
+//! Copies the database into another file while it is used: before a migration, for `keychoir db migrate --dry-run`, and
+//! for `keychoir db backup`.
 //!
 //! `VACUUM INTO` reads in one transaction, so the copy is the state at one moment, and writers are not blocked.
 //! It leaves out free pages, which may contain deleted data. The copy gets its name only when it is complete
-//! and on the disk, so a crash leaves the earlier file, or none.
+//! and on the disk, so a file with that name is complete even after a crash.
 
 use std::fs::{self, File};
 use std::io;
@@ -30,7 +31,7 @@ pub enum SnapshotError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// The content of the file.
+        /// The kind of the file.
         content: &'static str,
     },
     /// A file exists at the path of the copy.
@@ -40,13 +41,18 @@ pub enum SnapshotError {
     #[error("{} belongs to the database itself: choose another path", .0.display())]
     Itself(PathBuf),
     /// The disk has too little space for the copy.
-    #[error("the disk of {} has {} MiB left, and {} MiB are needed", .path.display(), to_mebibytes(*.available), to_mebibytes(*.needed) + 1)]
+    #[error(
+        "the disk of {} has {} MiB left, and {} MiB are needed",
+        .path.display(),
+        to_mebibytes(*.available),
+        to_mebibytes(*.needed) + 1
+    )]
     NoSpace {
         /// The path of the copy.
         path: PathBuf,
-        /// The needed bytes.
+        /// The bytes that the copy needs.
         needed: u64,
-        /// The available bytes.
+        /// The free bytes on the disk.
         available: u64,
     },
     /// The file system denies reading.
@@ -73,12 +79,12 @@ pub enum SnapshotError {
         /// The error of the file system.
         source: io::Error,
     },
-    /// The integrity check failed.
+    /// The integrity check of the copy found an error, or SQLite reported corruption of the database.
     #[error("{} is corrupt: {report}", .path.display())]
     Corrupt {
         /// The database.
         path: PathBuf,
-        /// The first error of the check.
+        /// The first error that SQLite reports.
         report: String,
     },
 }
@@ -109,7 +115,7 @@ pub enum ExistingFile {
     Replace,
 }
 
-/// Maximum wait for a lock. Only a startup that migrates the database locks out readers.
+/// Maximum wait for a lock. Readers wait only for a startup that migrates the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Copies the database at `path` to `target` and checks the copy. Another process may be writing the database.
@@ -136,14 +142,14 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
     check_space(target, database_size(&connection).map_err(unreadable)?)?;
     let partial = create_partial(target)?;
     copy(&connection, path, partial.path())?;
-    let ExaminedCopy { version, attempts } = examine(partial.path(), path)?;
+    let IntactCopy { version, attempts } = check_copy(partial.path(), path)?;
     publish(partial.path(), target, existing)?;
     let bytes = fs::metadata(target).map(|file| file.len()).unwrap_or_default();
     Ok(Backup { bytes, version, attempts, duration: clock::elapsed_since(started_at) })
 }
 
-/// Returns whether `target` is one of the files next to the database at `path` that belong to it: its write-ahead
-/// log, its locks, an earlier version, or a file of the overlay.
+/// Returns whether `target` is one of the files of Keychoir next to the database at `path`: a log, the shared-memory
+/// file or the lock file of the database, the overlay, the lock of the overlay, or the admin token.
 fn is_part_of(target: &Path, path: &Path) -> bool {
     // A missing target is in the resolved directory that would contain it.
     let resolve = |path: &Path| {
@@ -191,7 +197,7 @@ pub(super) fn create_partial(target: &Path) -> Result<LockedTemporary<TempPath>,
         .map_err(|source| SnapshotError::Unwritable { path: directory.to_owned(), source })
 }
 
-/// Copies an open database to the empty file `partial`. The copy is on the disk when the function returns.
+/// Copies the open database at `path` to the empty file `partial`. The copy is on the disk when the function returns.
 pub(super) fn copy(connection: &Connection, path: &Path, partial: &Path) -> Result<(), SnapshotError> {
     let unwritable = |source| SnapshotError::Unwritable { path: partial.to_owned(), source };
     let absolute = std::path::absolute(partial).map_err(unwritable)?;
@@ -209,17 +215,17 @@ pub(super) fn copy(connection: &Connection, path: &Path, partial: &Path) -> Resu
     File::open(partial).and_then(|file| file.sync_all()).map_err(unwritable)
 }
 
-/// Gives a complete copy its name, durably.
+/// Renames the complete copy `partial` to `target`. The new name is on the disk when the function returns.
 pub(super) fn publish(partial: &Path, target: &Path, existing: ExistingFile) -> Result<(), SnapshotError> {
     let unwritable = |source| SnapshotError::Unwritable { path: target.to_owned(), source };
     match existing {
-        // Unlike a rename, a link does not replace a file that was created meanwhile.
+        // Unlike a rename, a hard link does not replace a file that another process has created.
         ExistingFile::Keep => match fs::hard_link(partial, target).and_then(|()| fs::remove_file(partial)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(SnapshotError::Exists(target.to_owned()));
             }
-            // Some file systems have no links.
+            // Some file systems do not support hard links.
             Err(_) => fs::rename(partial, target).map_err(unwritable)?,
         },
         ExistingFile::Replace => fs::rename(partial, target).map_err(unwritable)?,
@@ -227,47 +233,48 @@ pub(super) fn publish(partial: &Path, target: &Path, existing: ExistingFile) -> 
     File::open(directory_of(target)).and_then(|directory| directory.sync_all()).map_err(unwritable)
 }
 
-/// The contents of an intact copy.
-pub(super) struct ExaminedCopy {
+/// The contents of a copy that passed the integrity check.
+pub(super) struct IntactCopy {
     version: usize,
     attempts: u64,
 }
 
-/// Checks the integrity of a whole copy, and returns its contents.
-pub(super) fn examine(copy: &Path, path: &Path) -> Result<ExaminedCopy, SnapshotError> {
-    let result = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(|connection| {
-        let report: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-        Ok((report, schema::version(&connection)?, count_attempts(&connection)))
-    });
-    match result {
+/// Checks the integrity of a whole copy of the database at `path`, and returns its contents.
+pub(super) fn check_copy(copy: &Path, path: &Path) -> Result<IntactCopy, SnapshotError> {
+    let check_result =
+        Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(|connection| {
+            let report: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            Ok((report, schema::version(&connection)?, count_attempts(&connection)))
+        });
+    match check_result {
         Ok((report, version, attempts)) if report == "ok" => {
-            Ok(ExaminedCopy { version, attempts: attempts.unwrap_or_default() })
+            Ok(IntactCopy { version, attempts: attempts.unwrap_or_default() })
         }
         Ok((report, ..)) => Err(SnapshotError::Corrupt { path: path.to_owned(), report }),
         Err(source) => Err(SnapshotError::Unreadable { path: copy.to_owned(), source }),
     }
 }
 
-/// Counts the attempts in a database of any version, including those that are not converted yet. Returns `None` if a
-/// table is missing or corrupt.
+/// Counts the attempts in a database of any version, including those that the migration has not moved to `attempts`
+/// yet. Returns `None` if a table is missing or corrupt.
 pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
-    let converted = count("SELECT count(*) FROM attempts")?;
+    let moved = count("SELECT count(*) FROM attempts")?;
     // Before version 12, `attempts` is a view of these tables.
     let is_view = count("SELECT count(*) FROM sqlite_schema WHERE type = 'view' AND name = 'attempts'")? > 0;
-    let unconverted = if is_view {
+    let not_moved = if is_view {
         0
     } else {
         count("SELECT count(*) FROM attempt_rows").unwrap_or(0)
             + count("SELECT coalesce(sum(attempts), 0) FROM attempt_sheets").unwrap_or(0)
     };
-    u64::try_from(converted + unconverted).ok()
+    u64::try_from(moved + not_moved).ok()
 }
 
-/// Returns the size of the database in bytes, with the transactions in its write-ahead log.
+/// Returns the size of the database in bytes, including the pages that its write-ahead log adds.
 pub(super) fn database_size(connection: &Connection) -> Result<u64, rusqlite::Error> {
-    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-    let bytes = number("PRAGMA page_count")?.saturating_mul(number("PRAGMA page_size")?);
+    let read_number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let bytes = read_number("PRAGMA page_count")?.saturating_mul(read_number("PRAGMA page_size")?);
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
@@ -281,7 +288,7 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotErro
     Ok(())
 }
 
-/// Returns the free bytes on the disk of a file, for a process without privileges.
+/// Returns the free bytes on the disk of `path` that a process without privileges can use.
 pub(super) fn free_space(path: &Path) -> io::Result<u64> {
     Ok(files::disk_space(directory_of(path))?.free)
 }

@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::evidence::RefusalSource;
 
+/// The members of the JSON that describe the response.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct StoredSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
-    /// The files call the message `words`.
+    /// The JSON of existing files calls the message `words`.
     #[serde(default, rename = "words")]
     message: String,
     #[serde(default)]

@@ -1,4 +1,5 @@
-//! Reads stored attempts for the commands and the admin API.
+//! Defines a stored attempt, the query that selects attempts, and the conversion of a row. The commands (`report`) and
+//! the admin API (`history`) add their conditions to the query.
 
 use rusqlite::Row;
 use serde::Serialize;
@@ -9,12 +10,12 @@ use crate::policy::retention::uuid_prefix;
 use crate::policy::rfc3339;
 use crate::policy::units::UnixMs;
 
-/// A stored attempt. Its JSON has these members, with the start in RFC 3339.
+/// An attempt in the database. Its JSON has the members below, and the start time in RFC 3339.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StoredAttempt {
     /// The id of the attempt, a UUID that increases with the start time.
     pub id: String,
-    /// The id of its request.
+    /// The id of the request that the attempt belongs to.
     pub request_id: String,
     /// The number of the attempt in the request, from 1.
     pub number: u64,
@@ -43,11 +44,11 @@ pub struct StoredAttempt {
     pub model: Option<String>,
     /// The status of the response, or `None` if there was none.
     pub status: Option<u16>,
-    /// The identifier of its outcome.
+    /// The identifier of the attempt's outcome.
     pub outcome: String,
-    /// Bytes of the request body.
+    /// Bytes of the request body sent to the provider.
     pub request_bytes: u64,
-    /// Bytes of the response body.
+    /// Bytes of the response body relayed to the client.
     pub response_bytes: u64,
     /// Characters of text converted to speech.
     pub characters: Option<u64>,
@@ -55,14 +56,14 @@ pub struct StoredAttempt {
     pub credits: u64,
     /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,
-    /// Milliseconds to the head of the response.
+    /// Milliseconds from the start of the attempt to the head of the response.
     pub first_byte_ms: Option<u64>,
-    /// Milliseconds to its end.
+    /// Milliseconds from the start of the attempt to its end.
     pub total_ms: u64,
 }
 
-/// Returns the query of attempts with their keys, without its conditions. A file of an earlier version has no users
-/// and regions.
+/// Returns the query of attempts with the names of their keys, without conditions. If the file is of an earlier version
+/// without users and regions, the query returns `NULL` for them.
 pub(super) fn select_attempts(has_users: bool) -> String {
     let users = if has_users { "user, region" } else { "NULL, NULL" };
     format!(

@@ -1,5 +1,5 @@
 //! Creates temporary files and directories next to the database. They are locked while they are used, so that a later
-//! run finds and removes the files of a process that was killed.
+//! process finds and removes the unlocked files of a process that was killed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -59,8 +59,8 @@ fn lock_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes the files and directories in `directory` whose names start with `prefix` and that no process has locked. One
-/// that cannot be removed only occupies disk space, so that is not an error.
+/// Removes the files and directories in `directory` whose names start with `prefix` and that no process has locked. A
+/// failed removal is not an error, because the file only occupies disk space.
 fn remove_abandoned(directory: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     let prefix = prefix.as_encoded_bytes();
@@ -70,10 +70,10 @@ fn remove_abandoned(directory: &Path, prefix: &OsStr) {
         if !is_file && !is_directory {
             continue;
         }
-        // The lock is held until the removal, so that no process uses the path meanwhile.
+        // The lock is held until the removal, so that no process starts to use the file before it is removed.
         let Ok(_lock) = lock_file(&path) else { continue };
-        let result = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match result {
+        let removal = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removal {
             Ok(()) => tracing::info!("Removed {}, which an interrupted command left", path.display()),
             Err(error) => tracing::warn!("{} cannot be removed: {error}", path.display()),
         }
@@ -98,7 +98,10 @@ mod tests {
         fs::write(path_of("a.db.partial-directory/copy.db"), "text").unwrap();
         std::os::unix::fs::symlink(path_of("b.db.partial-x"), path_of("a.db.partial-link")).unwrap();
         remove_abandoned(temporary.path(), prefix);
-        assert!(used_file.path().exists() && used_directory.path().exists(), "locked ones must stay");
+        assert!(
+            used_file.path().exists() && used_directory.path().exists(),
+            "a locked file or directory must not be removed"
+        );
         let remains = |name: &str| path_of(name).symlink_metadata().is_ok();
         assert!(!remains("a.db.partial-left") && !remains("a.db.partial-directory"));
         assert!(["a.db.partial", "b.db.partial-x", "a.db.partial-link"].iter().all(|name| remains(name)));

@@ -38,7 +38,7 @@ use crate::proxy::{AttemptRecord, CreditSource, OwnershipUpdate, QuotaCharge, Us
 use crate::secret::{ApiKey, Fingerprint};
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
-const KEEPING: RetentionLimits =
+const OWNER_LIMITS: RetentionLimits =
     RetentionLimits { max_identifiers: 4_000, max_idle: Some(Duration::from_secs(30 * 24 * 3_600)) };
 const KEYS: [&str; 2] = [
     "sk_canary_of_the_store_number_one_0000000000000001",
@@ -98,7 +98,7 @@ fn settings(max_queued_records: usize) -> Settings {
         commit_interval: Duration::from_millis(250),
         retention: Retention::default(),
         mirror_scope: MirrorScope::Nothing,
-        owner_limits: KEEPING,
+        owner_limits: OWNER_LIMITS,
     }
 }
 
@@ -161,7 +161,7 @@ async fn queued_records_are_written_before_the_writer_ends() {
     let hash = ApiKey::new(KEYS[0]).unwrap().fingerprint().to_string();
     let attempts = read_attempts(&path);
     assert_eq!(attempts.len(), 100);
-    assert!(attempts.iter().all(|(key, _)| *key == hash));
+    assert!(attempts.iter().all(|(key_hash, _)| *key_hash == hash));
     assert_eq!(attempts.iter().map(|(_, credits)| credits).sum::<i64>(), 4_950);
 }
 
@@ -199,19 +199,19 @@ async fn keys_are_read_as_they_were_written() {
 
     let mut restored_keys = Store::open(&location, NOW).unwrap().read_keys().unwrap();
     restored_keys.sort_by_key(|key| key.quota.limit.is_none());
-    let fingerprint = |key| ApiKey::new(key).unwrap().fingerprint();
+    let fingerprint_of = |key| ApiKey::new(key).unwrap().fingerprint();
     assert_eq!(
         restored_keys,
         [
             RestoredKey {
-                fingerprint: fingerprint(KEYS[0]),
+                fingerprint: fingerprint_of(KEYS[0]),
                 quota,
                 tier: None,
                 key_evidence: vec![],
                 workspace_evidence: vec![]
             },
             RestoredKey {
-                fingerprint: fingerprint(KEYS[1]),
+                fingerprint: fingerprint_of(KEYS[1]),
                 quota: Quota::default(),
                 tier: None,
                 key_evidence: roster.keys()[1].evidence(),
@@ -226,20 +226,25 @@ fn the_database_is_private_and_flushed_at_every_commit() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let store = Store::open(&location, NOW).unwrap();
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
-    let pragma = |name: &str| -> String {
-        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
-        format!("{:?}", connection(&store).query_row(&format!("PRAGMA {name}"), [], value).unwrap())
+    let mode_of = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode_of(path.parent().unwrap()), mode_of(&path)), (0o700, 0o600));
+    let read_pragma = |name: &str| -> String {
+        let read_value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        format!("{:?}", connection(&store).query_row(&format!("PRAGMA {name}"), [], read_value).unwrap())
     };
     assert_eq!(
-        (pragma("journal_mode"), pragma("synchronous")),
+        (read_pragma("journal_mode"), read_pragma("synchronous")),
         ("Text(\"wal\")".to_owned(), "Integer(2)".to_owned())
     );
-    assert_eq!(pragma("busy_timeout"), "Integer(500)", "writes must not wait long for a lock");
-    assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
+    assert_eq!(read_pragma("busy_timeout"), "Integer(500)", "writes must not wait long for a lock");
+    assert!(
+        rusqlite::version_number() >= 3_051_003,
+        "SQLite {} is older than version 3.51.3",
+        rusqlite::version()
+    );
 }
 
+/// Asserts that startup renames a database after `corrupt` has changed it, and creates a new one.
 #[track_caller]
 fn check_quarantine(corrupt: impl Fn(&Path)) {
     let directory = tempfile::tempdir().unwrap();
@@ -288,7 +293,10 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
     // The first refusal must not create a lock file, which would make the second start replace the file.
     for _ in 0..2 {
         let error = Store::open(&location, NOW).unwrap_err();
-        assert!(matches!(error, OpenError::Foreign { .. }) && !error.is_temporary(), "{error}");
+        assert!(
+            matches!(error, OpenError::Foreign { .. }) && !error.is_temporary(),
+            "unexpected error: {error}"
+        );
         assert_eq!(fs::read_to_string(&path).unwrap(), "a text file");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file may be created");
     }
@@ -301,8 +309,14 @@ async fn a_database_has_one_writer_at_a_time() {
     let first = Store::open(&location, NOW).unwrap();
     let assert_locked = || {
         let error = Store::open(&location, NOW).unwrap_err();
-        assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.is_temporary(), "{error}");
-        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(
+            matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.is_temporary(),
+            "unexpected error: {error}"
+        );
+        assert!(
+            error.to_string().contains(&format!("process {}", std::process::id())),
+            "unexpected error: {error}"
+        );
     };
     assert_locked();
     let (usage, writer_handle) = first.start_writer(pool(), settings(8)).unwrap();
@@ -319,7 +333,7 @@ fn a_database_of_a_newer_version_is_refused_and_unchanged() {
     drop(Store::open(&location, NOW).unwrap());
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { version: 99, .. }), "{error}");
+    assert!(matches!(error, OpenError::Newer { version: 99, .. }), "unexpected error: {error}");
     assert!(path.exists());
 }
 
@@ -330,7 +344,7 @@ fn an_error_names_the_path_that_cannot_be_written() {
     fs::write(&file, "").unwrap();
     let path = file.join("keychoir.db");
     let error = Store::open(&DatabaseLocation::File(path.clone()), NOW).unwrap_err();
-    assert!(matches!(&error, OpenError::Unwritable { .. }), "{error}");
+    assert!(matches!(&error, OpenError::Unwritable { .. }), "unexpected error: {error}");
     assert!(error.to_string().contains(&path.display().to_string()));
 }
 
@@ -349,7 +363,10 @@ async fn no_key_is_in_the_database() {
         for key in KEYS {
             // The short form contains the first and last characters; the characters in between are secret.
             let secret = &key.as_bytes()[11..key.len() - 5];
-            assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+            assert!(
+                !bytes.windows(secret.len()).any(|window| window == secret),
+                "a database file must not contain a key"
+            );
         }
     }
 }

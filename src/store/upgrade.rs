@@ -1,5 +1,5 @@
-//! Upgrades a database of an earlier version: copies it first, migrates it, and reports both. Also runs the
-//! migration on a temporary copy, for `keychoir db migrate --dry-run`.
+//! Upgrades a database of an earlier version, at startup and for `keychoir db migrate`: copies the database, migrates
+//! it, and removes old copies. Also runs the migration on a temporary copy, for `keychoir db migrate --dry-run`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -36,39 +36,38 @@ const CHANGES: [&str; schema::VERSION] = [
     "daily sums, which are filled while Keychoir runs",
 ];
 
-/// Maximum number of copies of earlier versions that are kept. The next migration removes the copies of the lowest
-/// versions.
+/// Maximum number of copies of earlier versions that are kept. A migration removes the copies of the lowest versions.
 const MAX_KEPT_COPIES: usize = 2;
 
-/// The free space that an upgrade needs, as a multiple of the size of the database: one for the copy, one for
-/// the write-ahead log of the migration.
+/// The free space that an upgrade needs, as a multiple of the size of the database: the copy and the write-ahead log of
+/// the migration each need the size of the database.
 const SPACE_FACTOR: u64 = 2;
 
-/// The versions and sizes of a database before and after a migration.
+/// The result of a migration or of a dry run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationReport {
-    /// The schema version before.
+    /// The schema version before the migration.
     pub from: usize,
-    /// The schema version after.
+    /// The schema version after the migration.
     pub to: usize,
     /// The effect of each migration, the earliest version first.
     pub changes: &'static [&'static str],
     /// The copy of the database before the migration, or `None` after a dry run.
     pub copy: Option<PathBuf>,
-    /// A sentence about copies that contain plain digests of keys, for an operator to remove, or `None` if there are
-    /// none.
+    /// A sentence that advises an operator to remove copies with plain digests of keys, or `None` if there is no such
+    /// copy.
     pub warning: Option<String>,
-    /// The number of attempts before. `None` if the table cannot be read.
+    /// The number of attempts before the migration, or `None` if the table cannot be read.
     pub attempts_before: Option<u64>,
-    /// The number of attempts after. `None` if the table cannot be read.
+    /// The number of attempts after the migration, or `None` if the table cannot be read.
     pub attempts_after: Option<u64>,
-    /// The size of the database before, in bytes.
+    /// The size of the database before the migration, in bytes.
     pub bytes: u64,
     /// The duration of the copy and the migration.
     pub duration: Duration,
 }
 
-/// The result of a request to migrate a database.
+/// The result of [`migrate`] or [`dry_run_migration`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MigrationOutcome {
     /// The database already has the current version.
@@ -77,7 +76,7 @@ pub enum MigrationOutcome {
     Migrated(MigrationReport),
 }
 
-/// The reason that a migration failed. The database has its earlier version, and all data.
+/// The reason that a migration failed. The database keeps its earlier version and all rows.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// The database cannot be opened.
@@ -94,17 +93,17 @@ pub enum MigrateError {
         /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// The migration has lost attempts, which only a dry run reports.
+    /// The migration would change the number of attempts. Only a dry run reports this.
     #[error("the migration would change the number of attempts from {before} to {after}")]
     AttemptsLost {
-        /// The attempts before.
+        /// The number of attempts before the migration.
         before: u64,
-        /// The attempts after.
+        /// The number of attempts after the migration.
         after: u64,
     },
 }
 
-/// Returns the changes of the migrations after this version.
+/// Returns the effects of the migrations after this version.
 fn changes_after(version: usize) -> &'static [&'static str] {
     CHANGES.get(version..).unwrap_or_default()
 }
@@ -117,8 +116,8 @@ pub(super) fn check_space(connection: &Connection, path: &Path) -> Result<(), Op
         .map_err(|source| OpenError::CannotCopy { path: path.to_owned(), source })
 }
 
-/// Copies the open database at `path`, which has an earlier version, runs `migrate`, and logs both. A new file
-/// of version 0 is not copied.
+/// Copies the open database at `path` and runs `migrate`. A new file of version 0, and a file of the current version,
+/// are not copied.
 pub(super) fn upgrade(
     connection: &mut Connection,
     path: &Path,
@@ -160,7 +159,7 @@ pub(super) fn upgrade(
     Ok(())
 }
 
-/// Returns the path of the copy before a migration from `version`.
+/// Returns the path of the copy that precedes a migration from `version`.
 fn copy_path(path: &Path, version: usize) -> PathBuf {
     companion(path, &format!(".before-{version}"))
 }
@@ -228,7 +227,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     }))
 }
 
-/// Migrates a temporary copy of the database at `path`, checks it, and removes it. Keychoir may be using the
+/// Migrates a temporary copy of the database at `path`, checks the copy, and removes it. A server may be using the
 /// database, which stays unchanged.
 ///
 /// # Errors
@@ -240,7 +239,7 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     if source.version == schema::VERSION {
         return Ok(MigrationOutcome::Current(source.version));
     }
-    // The copy and the write-ahead log of its migration are on the disk at the same time.
+    // The copy and the write-ahead log of its migration occupy the disk at the same time.
     snapshot::check_space(path, source.bytes.saturating_mul(SPACE_FACTOR))?;
     let directory = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned));
     let directory = directory.unwrap_or_else(|| PathBuf::from("."));
@@ -249,7 +248,7 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     let copy = temporary.path().join("keychoir.db");
     let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
     let unwritable = |source| SnapshotError::Unwritable { path: copy.clone(), source };
-    // SQLite writes only into an empty file, and would create one that other users can read.
+    // `VACUUM INTO` accepts an empty file. If SQLite created the file, other users could read it.
     files::private_options().write(true).create_new(true).open(&copy).map_err(unwritable)?;
     snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
     let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(migrate_error)?;
@@ -257,7 +256,7 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     while migration::move_next_attempts(&connection).map_err(migrate_error)? {}
     let attempts_after = snapshot::count_attempts(&connection);
     drop(connection);
-    snapshot::examine(&copy, path)?;
+    snapshot::check_copy(&copy, path)?;
     if let (Some(before), Some(after)) = (source.attempts, attempts_after)
         && before != after
     {
@@ -281,7 +280,7 @@ struct UpgradeSource {
     version: usize,
     bytes: u64,
     attempts: Option<u64>,
-    /// Whether attempts remain to be converted by maintenance.
+    /// Whether maintenance has to move further attempts to their new table.
     is_unfinished: bool,
 }
 

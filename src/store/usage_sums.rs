@@ -1,4 +1,5 @@
-//! Reads the sums of attempts by one dimension for the commands and the admin API.
+//! Defines the dimensions and the sums of usage, with the SQL expressions that compute them. The commands (`report`)
+//! and the admin API (`history`) build their queries from these expressions.
 
 use rusqlite::Row;
 
@@ -56,8 +57,8 @@ impl UsageDimension {
         }
     }
 
-    /// Returns the SQL expression of the group as text. `time` is the column with the time. The group of a time is
-    /// its start in Unix milliseconds.
+    /// Returns the SQL expression of the group as text. `time` is the column with the time. The group of a day or hour
+    /// is its start in Unix milliseconds.
     pub(super) fn expression(self, time: &str) -> String {
         match self {
             Self::Day => format!("CAST({time} - {time} % 86400000 AS TEXT)"),
@@ -89,7 +90,7 @@ impl UsageDimension {
     }
 }
 
-/// Sums over attempts.
+/// The sums of a group of attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsageSums {
     /// All attempts, with and without a response.
@@ -122,7 +123,7 @@ impl std::ops::AddAssign for UsageSums {
 
 /// Returns the SQL expression of the sum of a column.
 pub(super) fn sum_of(column: &str) -> String {
-    // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
+    // `total` adds floating-point numbers, which cannot overflow and are exact up to 2^53, far above real amounts.
     format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)")
 }
 

@@ -1,5 +1,5 @@
-//! Counts the attempts of each hour by client, end user and region. Their table is separate from `hours`, whose sums
-//! by key, route and model would need one row each per user.
+//! Sums the attempts of each hour by client, end user and region in `user_hours`, and reads the usage of a user for its
+//! quota. The table is separate from `hours`, because `hours` would need a row per user for each key, route and model.
 //!
 //! Only attempts that may have cost something are counted for their user, and all other attempts without a user. A
 //! client can name any number of users, so the number of rows is bounded by what the client has paid for.
@@ -63,7 +63,8 @@ pub(super) const TABLE: &str = "
     FROM hours GROUP BY hour_ms, client;
     ";
 
-/// Maximum number of rows of users in an in-memory database, about 200 bytes each. The oldest rows are deleted.
+/// Maximum number of rows of users in an in-memory database. Each row takes about 200 bytes. The oldest rows are
+/// deleted first.
 pub(super) const MAX_IN_MEMORY_ROWS: i64 = 100_000;
 
 /// The columns that identify a row.
@@ -96,14 +97,14 @@ impl<'a> UserSums<'a> {
     /// Adds the amounts to the rows of the transaction.
     pub(super) fn write(self, transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         let mut statement = transaction.prepare_cached(&ADD_TO_HOUR)?;
-        let mut user_text = String::new();
+        let mut user_column = String::new();
         for (RowKey { hour, client, user, region }, amounts) in self.0 {
-            user_text.clear();
+            user_column.clear();
             if let Some(user) = user {
                 // Writing to a string does not fail.
-                let _ = write!(user_text, "{user}");
+                let _ = write!(user_column, "{user}");
             }
-            let key_columns: [&dyn ToSql; 4] = [&timestamp(hour), &client, &user_text, &region];
+            let key_columns: [&dyn ToSql; 4] = [&timestamp(hour), &client, &user_column, &region];
             for (parameter, column) in (1..).zip(key_columns) {
                 statement.raw_bind_parameter(parameter, column)?;
             }
@@ -116,6 +117,8 @@ impl<'a> UserSums<'a> {
     }
 }
 
+/// The statement that adds amounts to a row of `user_hours`. Parameters 1 to 4 identify the row, and parameters 5 to 13
+/// are the amounts.
 static ADD_TO_HOUR: LazyLock<String> = LazyLock::new(|| {
     let columns = SUM_COLUMNS.join(", ");
     let limited_sums = (5..14).map(|parameter| format!("min(?{parameter}, 9007199254740992)"));
@@ -157,16 +160,16 @@ pub(super) fn delete_older(
     oldest: UnixMs,
     max_rows: u16,
 ) -> Result<usize, rusqlite::Error> {
-    const DELETE: &str = "DELETE FROM user_hours WHERE (hour_ms, client, user, region) IN (
+    const DELETE_OLDER: &str = "DELETE FROM user_hours WHERE (hour_ms, client, user, region) IN (
         SELECT hour_ms, client, user, region FROM user_hours WHERE hour_ms < ?1 LIMIT ?2)";
-    connection.prepare_cached(DELETE)?.execute(params![timestamp(oldest), max_rows])
+    connection.prepare_cached(DELETE_OLDER)?.execute(params![timestamp(oldest), max_rows])
 }
 
 /// Deletes the oldest rows of users above `max_rows`, and returns their number. The usage of these users
 /// then starts at 0.
 pub(super) fn delete_excess(connection: &Connection, max_rows: i64) -> Result<usize, rusqlite::Error> {
-    const DELETE: &str = "DELETE FROM user_hours WHERE (hour_ms, client, user, region) IN (
+    const DELETE_OLDEST: &str = "DELETE FROM user_hours WHERE (hour_ms, client, user, region) IN (
         SELECT hour_ms, client, user, region FROM user_hours WHERE user <> '' ORDER BY hour_ms
         LIMIT max(0, (SELECT count(*) FROM user_hours WHERE user <> '') - ?1))";
-    connection.prepare_cached(DELETE)?.execute([max_rows])
+    connection.prepare_cached(DELETE_OLDEST)?.execute([max_rows])
 }

@@ -1,6 +1,6 @@
 //! Runs the writer thread: commits the queued usage records, immediately after an idle period and at intervals while
-//! more records arrive. Records that cannot be written are kept and retried. Between commits the thread serves the
-//! mirror and runs maintenance.
+//! more records arrive. Records that cannot be written are kept and retried. Between commits the thread runs the
+//! commands of the mirror and of the history, and maintenance.
 
 mod failure;
 mod history;
@@ -16,7 +16,7 @@ use super::database::Database;
 use super::history::HistoryCommand;
 use super::maintenance::{self, MaintenanceProgress};
 use super::open::{IntegrityCheck, OpenError};
-use super::outbox::{self, Command};
+use super::outbox::{self, OutboxCommand};
 use super::{Health, LockedLocation, Settings, attempts, owners, transaction, users};
 use crate::clock;
 use crate::policy::commit_schedule;
@@ -24,32 +24,35 @@ use crate::pool::{Pool, Workspace};
 use crate::proxy::{UsageBatch, UsageQueue};
 use failure::WriteError;
 
-/// A commit starts early when the queue has this fraction (1/2) of its maximum length.
+/// A commit starts early when the length of the queue is its maximum length divided by this number.
 const EARLY_COMMIT_DIVISOR: usize = 2;
 /// Interval at which a failed write is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum number of writes at shutdown: another connection may release its lock in that time, but a full disk stays
-/// full.
+/// Maximum number of writes at shutdown. Another connection may release its lock between two writes, but a full disk
+/// stays full.
 const MAX_FINAL_WRITES: u32 = 3;
 /// Time between two rounds of maintenance.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
-/// Excess owners are deleted early after this number of owner changes.
+/// Maximum number of owner changes between two deletions of excess owners.
 const MAX_OWNER_CHANGES: usize = 20_000;
-/// Maximum number of attempts in an in-memory database. They are deleted together; the hourly sums are kept.
+/// Maximum number of attempts in an in-memory database. When it is exceeded, all attempts are deleted; the hourly sums
+/// are kept.
 const MAX_IN_MEMORY_ATTEMPTS: usize = 10_000;
 
 /// The channels between the writer thread and the other modules.
 pub(super) struct WriterChannels {
     pub(super) queue: UsageQueue,
     /// Commands of the mirror.
-    pub(super) commands: mpsc::Receiver<Command>,
-    /// Commands of the admin API.
-    pub(super) history: mpsc::Receiver<HistoryCommand>,
+    pub(super) outbox_commands: mpsc::Receiver<OutboxCommand>,
+    /// Commands of the admin API, and of requests that read the usage of a user.
+    pub(super) history_commands: mpsc::Receiver<HistoryCommand>,
     /// Signals that the queue has ended and its records are written or lost.
     pub(super) all_written: oneshot::Sender<()>,
 }
 
+/// The state of the writer thread.
 pub(super) struct Writer {
+    /// `None` until the next write opens the database.
     pub(super) database: Option<Database>,
     pub(super) location: LockedLocation,
     settings: Settings,
@@ -57,7 +60,7 @@ pub(super) struct Writer {
     health: Health,
     /// Records taken from the queue and not yet written.
     unwritten: UsageBatch,
-    /// Changes of operators that are not written yet, each with its caller.
+    /// Changes of operators that are not written yet, each with the channel that confirms it.
     unwritten_changes: Vec<history::UnwrittenChange>,
     /// Time from the start of one commit to the start of the next.
     commit_interval: Duration,
@@ -67,12 +70,23 @@ pub(super) struct Writer {
     are_keys_stale: bool,
     /// The check of the file when it is opened next.
     next_check: IntegrityCheck,
-    /// Records that were lost before the current outage.
+    /// Number of records that were lost before the current outage.
     lost_before_outage: u64,
     retry_at: Instant,
     maintenance_at: Instant,
-    /// Attempts in an in-memory database.
+    /// Number of attempts in an in-memory database.
     in_memory_attempts: usize,
+}
+
+/// The reason that the writer thread wakes between two commits.
+enum WakeReason {
+    /// The queue has records, or the state of keys has changed.
+    QueueFilled,
+    /// The last sender of the queue was dropped.
+    QueueEnded,
+    OutboxCommand(OutboxCommand),
+    /// A command of the history was run, or a retry or maintenance is due.
+    Other,
 }
 
 /// Returns the number of queued records that starts a commit early, so that the queue does not fill up.
@@ -108,34 +122,35 @@ impl Writer {
         }
     }
 
-    /// Writes records until the last sender is dropped and every record is written or lost. Then serves the
-    /// mirror until its handle is dropped.
+    /// Writes records until the last sender is dropped and every record is written or lost. Then runs the commands of
+    /// the mirror until its handle is dropped.
     pub(super) async fn run(mut self, channels: WriterChannels) {
-        let WriterChannels { mut queue, mut commands, mut history, all_written } = channels;
+        let WriterChannels { mut queue, mut outbox_commands, mut history_commands, all_written } = channels;
         let mut last_commit_started = clock::instant();
         loop {
             let now = clock::instant();
             let maintenance_at = if self.is_maintenance_due(now) { now } else { self.maintenance_at };
             let wake_at = if self.health.is_failing() { self.retry_at } else { maintenance_at };
-            let mut command = None;
-            let is_filled = tokio::select! {
+            let wake_reason = tokio::select! {
                 biased;
-                is_filled = queue.wait_for_entries() => Some(is_filled),
-                Some(received) = commands.recv() => {
-                    command = Some(received);
-                    None
+                has_entries = queue.wait_for_entries() => {
+                    if has_entries { WakeReason::QueueFilled } else { WakeReason::QueueEnded }
                 }
-                Some(received) = history.recv() => {
-                    self.run_history_command(received);
-                    None
+                Some(command) = outbox_commands.recv() => WakeReason::OutboxCommand(command),
+                Some(command) = history_commands.recv() => {
+                    self.run_history_command(command);
+                    WakeReason::Other
                 }
-                () = tokio::time::sleep_until(wake_at.into()) => None,
+                () = tokio::time::sleep_until(wake_at.into()) => WakeReason::Other,
             };
-            if is_filled == Some(false) {
-                break;
-            }
+            let (is_queue_filled, command) = match wake_reason {
+                WakeReason::QueueFilled => (true, None),
+                WakeReason::QueueEnded => break,
+                WakeReason::OutboxCommand(command) => (false, Some(command)),
+                WakeReason::Other => (false, None),
+            };
             let started_at = clock::instant();
-            if is_filled.is_some() {
+            if is_queue_filled {
                 let records = self.take_queued(&mut queue) as u64;
                 let elapsed = started_at.saturating_duration_since(last_commit_started);
                 self.commit_interval =
@@ -144,34 +159,35 @@ impl Writer {
             }
             self.run_due_work(started_at);
             // A busy queue must not starve the mirror.
-            if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
-                self.run_command(command);
+            if let Some(command) = command.or_else(|| outbox_commands.try_recv().ok()) {
+                self.run_outbox_command(command);
             }
-            // It must not starve requests that wait for the usage of their user either.
-            for _ in 0..history.max_capacity() {
-                let Ok(command) = history.try_recv() else { break };
+            // A busy queue must not starve requests that wait for the usage of their user either.
+            for _ in 0..history_commands.max_capacity() {
+                let Ok(command) = history_commands.try_recv() else { break };
                 self.run_history_command(command);
             }
-            if is_filled.is_some() {
-                self.wait_for_next_commit(started_at, &queue, &mut commands, &mut history).await;
+            if is_queue_filled {
+                self.wait_for_next_commit(started_at, &queue, &mut outbox_commands, &mut history_commands)
+                    .await;
             }
         }
         self.write_last_records().await;
         // The receiver may have been dropped.
         let _ = all_written.send(());
-        while let Some(command) = commands.recv().await {
-            self.run_command(command);
+        while let Some(command) = outbox_commands.recv().await {
+            self.run_outbox_command(command);
         }
     }
 
-    /// Waits until the next commit may start, and meanwhile serves the mirror and runs maintenance. Records
-    /// do not wake the thread until the queue reaches the size of an early commit.
+    /// Waits until the next commit may start, and runs commands and maintenance during the wait. Records do not wake
+    /// the thread until the queue reaches the size of an early commit.
     async fn wait_for_next_commit(
         &mut self,
         last_commit_started: Instant,
         queue: &UsageQueue,
-        commands: &mut mpsc::Receiver<Command>,
-        history: &mut mpsc::Receiver<HistoryCommand>,
+        outbox_commands: &mut mpsc::Receiver<OutboxCommand>,
+        history_commands: &mut mpsc::Receiver<HistoryCommand>,
     ) {
         let early_commit_size = early_commit_size(&self.settings) as u64;
         loop {
@@ -188,8 +204,8 @@ impl Writer {
             }
             tokio::select! {
                 biased;
-                Some(command) = commands.recv() => self.run_command(command),
-                Some(command) = history.recv() => self.run_history_command(command),
+                Some(command) = outbox_commands.recv() => self.run_outbox_command(command),
+                Some(command) = history_commands.recv() => self.run_history_command(command),
                 () = std::future::ready(()), if self.is_maintenance_due(now) => self.run_maintenance_step(now),
                 () = queue.wait_for_batch() => {}
                 () = tokio::time::sleep(pause) => return,
@@ -199,7 +215,7 @@ impl Writer {
 
     /// Runs a command of the mirror. While writes fail, the command is dropped, and the mirror sends it
     /// again.
-    fn run_command(&mut self, command: Command) {
+    fn run_outbox_command(&mut self, command: OutboxCommand) {
         let now = clock::now();
         let keys = self.pool.snapshot(now);
         let database = self.database.as_mut().filter(|_| !self.health.is_failing());
@@ -229,7 +245,7 @@ impl Writer {
 
     /// Adds records to be written; returns their number.
     pub(super) fn add_batch(&mut self, mut batch: UsageBatch) -> usize {
-        // An in-memory database is never read back. Owners above the limit are recorded again when a later
+        // Startup never reads owners from an in-memory database. Owners above the limit are recorded again when a later
         // response names them.
         if self.location.is_memory() || self.unwritten.owners.len() >= self.settings.max_queued_records {
             batch.owners.clear();
@@ -261,6 +277,8 @@ impl Writer {
         self.health.count_lost(lost_count);
     }
 
+    /// Writes the unwritten records and changes, and the keys and refusals that have changed. While writes fail, it
+    /// writes the keys in any case, which proves that the database can be written again.
     pub(super) fn flush(&mut self) {
         let is_stale = self.are_keys_stale || self.are_refusals_stale();
         let has_records = !self.unwritten.is_empty() || !self.unwritten_changes.is_empty();
@@ -273,12 +291,13 @@ impl Writer {
         }
     }
 
-    /// Whether restrictions have changed or ended, which can happen without a usage record.
+    /// Returns whether restrictions have changed or ended, which can happen without a usage record.
     fn are_refusals_stale(&self) -> bool {
         let database = self.database.as_ref();
         database.is_some_and(|database| database.refusals.are_stale(self.pool.restrictions(), clock::now()))
     }
 
+    /// Writes everything that is unwritten, and opens the database first if it is not open.
     fn write(&mut self) -> Result<(), WriteError> {
         // If the file was removed, the records are written once more, to a new file.
         for _ in 0..2 {
@@ -300,7 +319,7 @@ impl Writer {
             history::write_changes(&database.connection, &mut self.unwritten_changes)?;
             let committed =
                 transaction::commit(database, &self.unwritten, &keys, self.settings.mirror_scope, now);
-            if !database.is_gone() {
+            if !database.is_file_gone() {
                 return Ok(committed?);
             }
             error!(
@@ -318,7 +337,7 @@ impl Writer {
         Ok(database)
     }
 
-    /// Closes the database. The next write opens the path again, which may name another file by then.
+    /// Closes the database. The next write opens the path again, which may name another file.
     fn close(&mut self) {
         self.are_keys_stale = true;
         if let Some(database) = self.database.take() {
@@ -355,7 +374,7 @@ impl Writer {
         }
     }
 
-    /// Whether maintenance is due: at its interval, or early when many owners were written.
+    /// Returns whether maintenance is due: at its interval, or early when many owners were written.
     fn is_maintenance_due(&self, now: Instant) -> bool {
         let is_due = self.maintenance_at <= now || self.owner_changes > MAX_OWNER_CHANGES;
         is_due && !self.health.is_failing()
@@ -364,12 +383,12 @@ impl Writer {
     fn run_maintenance_step(&mut self, now: Instant) {
         let Some(database) = &mut self.database else { return };
         let is_full_round = self.maintenance_at <= now;
-        let result = if is_full_round {
+        let progress = if is_full_round {
             maintenance::run_step(database, &self.settings, clock::now())
         } else {
             maintenance::delete_excess_owners(database, &self.settings, clock::now())
         };
-        match result {
+        match progress {
             Ok(MaintenanceProgress::MoreWork) => return,
             Ok(MaintenanceProgress::Done) => {}
             Err(error) => self.record_failure(&error.into()),
@@ -380,6 +399,7 @@ impl Writer {
         }
     }
 
+    /// Writes the records that are left at shutdown. Records that cannot be written are counted as lost.
     async fn write_last_records(&mut self) {
         for remaining in (0..MAX_FINAL_WRITES).rev() {
             self.flush();

@@ -1,7 +1,7 @@
 //! Keeps the latest events for listeners of the admin API in a ring, from which each listener reads at its own pace.
 //!
-//! A listener holds only its position in the ring, so a slow one needs no memory and delays no request. Without
-//! listeners that want requests, a request does no more than one atomic load.
+//! A listener holds only its position in the ring, so a slow listener needs no memory and delays no request. While
+//! requests are not recorded, a request only loads an atomic boolean.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,49 +24,52 @@ const RESUME_PERIOD: Duration = Duration::from_secs(30);
 
 /// The events of all workers. Clones share the ring.
 #[derive(Clone, Debug, Default)]
-pub struct EventRing(Arc<Inner>);
+pub struct EventRing(Arc<SharedRing>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    /// Whether events are recorded: while there are listeners, and shortly after the last one.
+struct SharedRing {
+    /// Whether events are recorded: while there are listeners, and for [`RESUME_PERIOD`] after the last one.
     is_recording: AtomicBool,
-    /// Whether requests are recorded: while there are listeners that want them, and shortly after the last one.
+    /// Whether requests are recorded: while there are listeners for requests, and for [`RESUME_PERIOD`] after the last
+    /// one.
     is_recording_requests: AtomicBool,
     ring: Mutex<Ring>,
 }
 
-/// The events that a listener wants.
+/// The events that a listener receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventSelection {
     /// All events.
     All,
-    /// The state of the keys and of the server, and the changes of operators.
+    /// Only the state of the keys and of the server, and the changes of operators.
     State,
-    /// The requests.
+    /// Only the requests.
     Requests,
 }
 
+/// The recorded events, and the listeners for them.
 #[derive(Debug, Default)]
 struct Ring {
     /// The events in the order of their numbers. The state of each key and the overview occur at most once.
     events: VecDeque<Event>,
     /// The number of the latest event, or 0 before the first one.
-    latest: u64,
-    /// The greatest number of an event, other than a request, that was lost because the ring was full or recording had
+    latest_number: u64,
+    /// The number of the latest event other than a request that was lost, because the ring was full or recording had
     /// ended.
-    lost: u64,
-    /// The greatest number of a request that was lost.
-    lost_requests: u64,
+    latest_lost_state: u64,
+    /// The number of the latest request that was lost for the same reasons.
+    latest_lost_request: u64,
     /// All listeners.
     listeners: Listeners,
-    /// The listeners that want requests.
+    /// The listeners for requests.
     request_listeners: Listeners,
 }
 
+/// The number of listeners.
 #[derive(Debug, Default)]
 struct Listeners {
     count: usize,
-    /// The time at which the last one disconnected.
+    /// The time at which the last listener disconnected, or `None` while there are listeners and before the first one.
     idle_since: Option<Instant>,
 }
 
@@ -93,7 +96,7 @@ pub enum EventContent {
     Request(Arc<EndedRequest>),
     /// An operator has made a change.
     Change(Arc<str>),
-    /// The state of the whole program. Only the latest state is kept.
+    /// The state of the whole server. Only the latest state is kept.
     Overview(Arc<str>),
 }
 
@@ -104,13 +107,13 @@ pub struct EndedRequest {
     pub request_id: Arc<str>,
     /// The client, or `None` if it was not authenticated.
     pub client: Option<ClientName>,
-    /// The short form of the last attempt's key, or `None` without an attempt, or for the client's own key.
+    /// The short form of the last attempt's key, or `None` if there was no attempt or the client used its own key.
     pub short_key: Option<ShortKey>,
-    /// The method, or `other`.
+    /// The method, or `other` for an unusual method.
     pub method: Method,
-    /// The endpoint, or `None` if the request was refused before its path was read.
+    /// The endpoint, or `None` if the request was refused before its path was parsed.
     pub route: Option<Route>,
-    /// The status of the response.
+    /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
     /// The outcome, or the code of the error.
     pub outcome: &'static str,
@@ -122,7 +125,7 @@ pub struct EndedRequest {
     pub credits: u64,
     /// The duration of the request.
     pub duration: Duration,
-    /// The text of this event in a stream, which the first listener writes for all of them.
+    /// The text of this event in an event stream. The first listener formats it, and all others reuse it.
     pub event_text: OnceLock<Box<str>>,
 }
 
@@ -133,11 +136,11 @@ pub struct EventBatch {
     pub events: Vec<Event>,
     /// The position after these events.
     pub position: u64,
-    /// Whether events between the position and these events were lost.
+    /// Whether events after the requested position were lost, or the position is of another process.
     pub is_incomplete: bool,
 }
 
-/// Counts a listener until it is dropped.
+/// A listener for selected events. It counts as a listener until it is dropped.
 #[derive(Debug)]
 pub struct EventListener {
     ring: EventRing,
@@ -145,7 +148,7 @@ pub struct EventListener {
 }
 
 impl EventSelection {
-    /// Returns whether a listener with this selection wants requests.
+    /// Returns whether a listener with this selection receives requests.
     #[must_use]
     pub fn has_requests(self) -> bool {
         match self {
@@ -154,7 +157,7 @@ impl EventSelection {
         }
     }
 
-    /// Returns whether a listener with this selection wants the state and its changes.
+    /// Returns whether a listener with this selection receives the state of the keys and of the server, and changes.
     #[must_use]
     pub fn has_state(self) -> bool {
         match self {
@@ -186,7 +189,7 @@ impl Listeners {
         }
     }
 
-    /// Returns whether the last listener has disconnected too long ago to resume.
+    /// Returns whether the last listener disconnected more than [`RESUME_PERIOD`] before `now`.
     fn is_expired(&self, now: Instant) -> bool {
         self.idle_since.is_some_and(|since| now.saturating_duration_since(since) > RESUME_PERIOD)
     }
@@ -212,7 +215,7 @@ impl EventRing {
         ring.add(contents);
     }
 
-    /// Records a request that has ended. Calls `request` only if a listener wants requests.
+    /// Records a request that has ended. Calls `request` only while requests are recorded.
     pub fn record_request(&self, request: impl FnOnce() -> EndedRequest) {
         if !self.0.is_recording_requests.load(Ordering::Relaxed) {
             return;
@@ -264,7 +267,7 @@ impl EventRing {
 }
 
 impl EventListener {
-    /// Returns the events that the listener wants.
+    /// Returns the selection of the listener.
     #[must_use]
     pub fn selection(&self) -> EventSelection {
         self.selection
@@ -273,10 +276,10 @@ impl EventListener {
     /// Returns the current position, after the latest event.
     #[must_use]
     pub fn position(&self) -> u64 {
-        self.ring.lock().latest
+        self.ring.lock().latest_number
     }
 
-    /// Returns the events after `position` that the listener wants.
+    /// Returns the selected events after `position`.
     #[must_use]
     pub fn read(&self, position: u64) -> EventBatch {
         self.ring.lock().read(position, self.selection)
@@ -297,20 +300,22 @@ impl Ring {
     fn add(&mut self, contents: impl IntoIterator<Item = EventContent>) {
         let first_new = self.events.len();
         for content in contents {
-            self.latest += 1;
-            self.events.push_back(Event { number: self.latest, content });
+            self.latest_number += 1;
+            self.events.push_back(Event { number: self.latest_number, content });
         }
         self.remove_replaced_states(first_new);
         while self.events.len() > MAX_EVENTS {
             match self.events.pop_front() {
-                Some(Event { number, content: EventContent::Request(_) }) => self.lost_requests = number,
-                Some(Event { number, .. }) => self.lost = number,
+                Some(Event { number, content: EventContent::Request(_) }) => {
+                    self.latest_lost_request = number;
+                }
+                Some(Event { number, .. }) => self.latest_lost_state = number,
                 None => {}
             }
         }
     }
 
-    /// Removes the key states and the overview that the events from `first_new` on replace.
+    /// Removes the key states and the overview that the events from the index `first_new` on replace.
     fn remove_replaced_states(&mut self, first_new: usize) {
         let mut keys = HashSet::new();
         let mut has_overview = false;
@@ -339,30 +344,31 @@ impl Ring {
 
     fn read(&self, position: u64, selection: EventSelection) -> EventBatch {
         let first = self.events.partition_point(|event| event.number <= position);
-        let wanted = self.events.range(first..).filter(|event| selection.includes(&event.content));
+        let selected = self.events.range(first..).filter(|event| selection.includes(&event.content));
         EventBatch {
-            events: wanted.cloned().collect(),
-            position: self.latest,
-            is_incomplete: position > self.latest
-                || (selection.has_state() && position < self.lost)
-                || (selection.has_requests() && position < self.lost_requests),
+            events: selected.cloned().collect(),
+            position: self.latest_number,
+            is_incomplete: position > self.latest_number
+                || (selection.has_state() && position < self.latest_lost_state)
+                || (selection.has_requests() && position < self.latest_lost_request),
         }
     }
 
-    /// Removes all events. Listeners with an earlier position have lost these events, and those that were not recorded
-    /// meanwhile.
+    /// Removes all events when recording has ended. A listener with an earlier position has lost the removed events and
+    /// the events that were not recorded.
     fn clear(&mut self) {
         self.events.clear();
-        self.latest += 1;
-        self.lost = self.latest;
-        self.lost_requests = self.latest;
+        self.latest_number += 1;
+        self.latest_lost_state = self.latest_number;
+        self.latest_lost_request = self.latest_number;
     }
 
-    /// Removes the requests, as [`Self::clear`] does with all events.
+    /// Removes all requests when their recording has ended. A listener with an earlier position has lost the removed
+    /// requests and the requests that were not recorded.
     fn clear_requests(&mut self) {
         self.events.retain(|event| !matches!(event.content, EventContent::Request(_)));
-        self.latest += 1;
-        self.lost_requests = self.latest;
+        self.latest_number += 1;
+        self.latest_lost_request = self.latest_number;
     }
 }
 
@@ -395,9 +401,9 @@ mod tests {
         }
     }
 
-    /// Checks the documents of the events after a position.
+    /// Asserts the documents of the events after a position, and whether events were lost.
     #[track_caller]
-    fn check(listener: &EventListener, position: u64, expected: &[&str], is_incomplete: bool) {
+    fn assert_events(listener: &EventListener, position: u64, expected: &[&str], is_incomplete: bool) {
         let batch = listener.read(position);
         let documents: Vec<&str> = batch
             .events
@@ -417,9 +423,9 @@ mod tests {
         ring.record([change(1)]);
         assert!(!ring.is_recording());
         let listener = ring.listen(1, EventSelection::All).unwrap();
-        check(&listener, listener.position(), &[], false);
+        assert_events(&listener, listener.position(), &[], false);
         ring.record([change(2)]);
-        check(&listener, listener.position() - 1, &["2"], false);
+        assert_events(&listener, listener.position() - 1, &["2"], false);
     }
 
     #[test]
@@ -431,8 +437,8 @@ mod tests {
         ring.record([change(1)]);
         let middle = listener.position();
         ring.record([key("a", "a2"), EventContent::Overview("o2".into())]);
-        check(&listener, start, &["b1", "1", "a2", "o2"], false);
-        check(&listener, middle, &["a2", "o2"], false);
+        assert_events(&listener, start, &["b1", "1", "a2", "o2"], false);
+        assert_events(&listener, middle, &["a2", "o2"], false);
     }
 
     #[test]
@@ -449,39 +455,45 @@ mod tests {
             "the loss of the first event must be reported"
         );
         assert!(!listener.read(start + 1).is_incomplete);
-        assert!(listener.read(batch.position + 1).is_incomplete, "an event of another process");
+        assert!(
+            listener.read(batch.position + 1).is_incomplete,
+            "a position after the latest event is of another process"
+        );
     }
 
     #[test]
-    fn requests_are_created_only_for_listeners_that_want_them() {
+    fn requests_are_created_only_for_listeners_that_receive_them() {
         let ring = EventRing::default();
-        let state = ring.listen(2, EventSelection::State).unwrap();
-        let start = state.position();
-        ring.record_request(|| panic!("no listener wants requests"));
-        let requests = ring.listen(2, EventSelection::Requests).unwrap();
-        let opened = requests.position();
+        let state_listener = ring.listen(2, EventSelection::State).unwrap();
+        let start = state_listener.position();
+        ring.record_request(|| panic!("a request must not be created without a listener for requests"));
+        let request_listener = ring.listen(2, EventSelection::Requests).unwrap();
+        let opened = request_listener.position();
         ring.record([change(1)]);
         ring.record_request(|| request("served"));
-        check(&state, start, &["1"], false);
-        check(&requests, opened, &["served"], false);
-        assert!(requests.read(start).is_incomplete, "requests before the listener must not be recorded");
+        assert_events(&state_listener, start, &["1"], false);
+        assert_events(&request_listener, opened, &["served"], false);
+        assert!(
+            request_listener.read(start).is_incomplete,
+            "requests before the listener must not be recorded"
+        );
     }
 
     #[test]
     fn lost_requests_are_not_lost_state() {
         let ring = EventRing::default();
-        let state = ring.listen(3, EventSelection::State).unwrap();
-        let requests = ring.listen(3, EventSelection::Requests).unwrap();
-        let all = ring.listen(3, EventSelection::All).unwrap();
-        let start = all.position();
+        let state_listener = ring.listen(3, EventSelection::State).unwrap();
+        let request_listener = ring.listen(3, EventSelection::Requests).unwrap();
+        let listener = ring.listen(3, EventSelection::All).unwrap();
+        let start = listener.position();
         for _ in 0..=MAX_EVENTS {
             ring.record_request(|| request("served"));
         }
         ring.record([change(1)]);
-        check(&state, start, &["1"], false);
-        assert!(requests.read(start).is_incomplete && all.read(start).is_incomplete);
+        assert_events(&state_listener, start, &["1"], false);
+        assert!(request_listener.read(start).is_incomplete && listener.read(start).is_incomplete);
         (0..=MAX_EVENTS).for_each(|number| ring.record([change(number)]));
-        assert!(state.read(start).is_incomplete);
+        assert!(state_listener.read(start).is_incomplete);
     }
 
     #[tokio::test(start_paused = true)]
@@ -494,13 +506,13 @@ mod tests {
         tokio::time::advance(RESUME_PERIOD).await;
         ring.record_request(|| request("served"));
         let listener = ring.listen(2, EventSelection::Requests).unwrap();
-        check(&listener, position, &["served"], false);
+        assert_events(&listener, position, &["served"], false);
         drop(listener);
         tokio::time::advance(RESUME_PERIOD + Duration::from_millis(1)).await;
         ring.record_request(|| request("late"));
-        ring.record_request(|| panic!("recording has ended"));
+        ring.record_request(|| panic!("a request must not be created after recording has ended"));
         let listener = ring.listen(2, EventSelection::Requests).unwrap();
-        check(&listener, position, &[], true);
+        assert_events(&listener, position, &[], true);
     }
 
     #[test]
@@ -525,13 +537,13 @@ mod tests {
         tokio::time::advance(RESUME_PERIOD).await;
         ring.record([change(1)]);
         let listener = ring.listen(1, EventSelection::All).unwrap();
-        check(&listener, position, &["1"], false);
+        assert_events(&listener, position, &["1"], false);
         drop(listener);
         tokio::time::advance(RESUME_PERIOD + Duration::from_millis(1)).await;
         ring.record([change(2)]);
         assert!(!ring.is_recording());
         let listener = ring.listen(1, EventSelection::All).unwrap();
-        check(&listener, position, &[], true);
-        check(&listener, listener.position(), &[], false);
+        assert_events(&listener, position, &[], true);
+        assert_events(&listener, listener.position(), &[], false);
     }
 }

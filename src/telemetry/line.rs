@@ -24,11 +24,11 @@ use crate::policy::units::UnixMs;
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineFormat {
-    /// For a terminal with UTF-8.
+    /// A text line for a terminal with UTF-8.
     Terminal,
-    /// For a terminal without UTF-8.
+    /// A text line for a terminal that supports only ASCII.
     Ascii,
-    /// For machines: one JSON object per line.
+    /// A JSON object for other programs.
     Json,
 }
 
@@ -61,7 +61,7 @@ thread_local! {
     static DRAFT: Cell<LineDraft> = const { Cell::new(LineDraft::EMPTY) };
 }
 
-/// A draft with a larger buffer, after a long line, is freed and not reused.
+/// Maximum size of a buffer that is reused. A larger buffer, which a long line has needed, is freed.
 const MAX_KEPT_DRAFT_BYTES: usize = 16 * 1024;
 
 impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for LineLayer<W> {
@@ -71,7 +71,7 @@ impl<S: Subscriber, W: for<'a> MakeWriter<'a> + 'static> Layer<S> for LineLayer<
         draft.begin(self.format);
         event.record(&mut draft);
         let metadata = event.metadata();
-        let line = draft.line(*metadata.level(), metadata.target(), clock::now());
+        let line = draft.finish(*metadata.level(), metadata.target(), clock::now());
         // A failing log output must not affect requests.
         let _ = self.writer.make_writer_for(metadata).write_all(line);
         if draft.values.capacity() <= MAX_KEPT_DRAFT_BYTES && draft.line.capacity() <= MAX_KEPT_DRAFT_BYTES {
@@ -90,9 +90,11 @@ pub(super) struct LineDraft {
     message: Range<usize>,
     /// The fields in `values`, in alphabetical order.
     fields: Vec<FieldRange>,
+    /// The completed line.
     line: Vec<u8>,
 }
 
+/// The position of a field in the formatted values.
 #[derive(Debug)]
 struct FieldRange {
     name: &'static str,
@@ -114,7 +116,7 @@ impl LineDraft {
         line: Vec::new(),
     };
 
-    /// Starts a line of `format`.
+    /// Starts a new line of `format`.
     pub(super) fn begin(&mut self, format: LineFormat) {
         self.format = format;
         self.values.clear();
@@ -124,7 +126,7 @@ impl LineDraft {
     }
 
     /// Sets the message of the line.
-    pub(super) fn message(&mut self, message: fmt::Arguments<'_>) {
+    pub(super) fn set_message(&mut self, message: fmt::Arguments<'_>) {
         let start = self.values.len();
         append_formatted(&mut self.values, message);
         if self.format == LineFormat::Json {
@@ -134,12 +136,12 @@ impl LineDraft {
     }
 
     /// Adds a field with a string.
-    pub(super) fn text(&mut self, name: &'static str, value: &str) {
+    pub(super) fn add_text(&mut self, name: &'static str, value: &str) {
         self.add_field(name, |values| append_quoted(values, value));
     }
 
     /// Adds a field with a number or a boolean.
-    pub(super) fn value(&mut self, name: &'static str, value: impl Serialize) {
+    pub(super) fn add_value(&mut self, name: &'static str, value: impl Serialize) {
         self.add_field(name, |values| {
             let _ = serde_json::to_writer(values, &value);
         });
@@ -162,7 +164,7 @@ impl LineDraft {
     }
 
     /// Completes the line; returns it with its line break.
-    pub(super) fn line(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
+    pub(super) fn finish(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
         match self.format {
             LineFormat::Json => self.write_json(level, target, now),
             LineFormat::Terminal | LineFormat::Ascii => self.write_text(level, target),
@@ -176,7 +178,7 @@ impl LineDraft {
         let has_event = fields.iter().any(|field| field.name == EVENT);
         let mut standard_fields: &[(&str, StandardField)] =
             if has_event { &FIELDS_OF_NAMED_EVENTS } else { &FIELDS_OF_UNNAMED_EVENTS };
-        let append_standard = |line: &mut Vec<u8>, (name, field): (&str, StandardField)| {
+        let append_standard_field = |line: &mut Vec<u8>, (name, field): (&str, StandardField)| {
             append_name(line, LineFormat::Json, name);
             match field {
                 StandardField::Level => append_quoted(line, level_name(level)),
@@ -194,7 +196,7 @@ impl LineDraft {
                 // A field of the event replaces the standard field of the same name.
                 if standard_field.0 != field.name {
                     line.extend_from_slice(&values[mem::take(&mut pending)]);
-                    append_standard(line, *standard_field);
+                    append_standard_field(line, *standard_field);
                 }
                 standard_fields = later;
             }
@@ -205,8 +207,8 @@ impl LineDraft {
             pending.end = field.range.end;
         }
         line.extend_from_slice(&values[pending]);
-        standard_fields.iter().for_each(|standard_field| append_standard(line, *standard_field));
-        // Each field starts with a comma; the first one becomes the start of the object.
+        standard_fields.iter().for_each(|standard_field| append_standard_field(line, *standard_field));
+        // Each field starts with a comma. The first comma is replaced by the start of the object.
         if let Some(first) = line.first_mut() {
             *first = b'{';
         }
@@ -216,8 +218,8 @@ impl LineDraft {
     fn write_text(&mut self, level: Level, target: &str) {
         let Self { values, message, fields, line, format } = self;
         let event = fields.iter().find(|field| field.name == EVENT).and_then(|field| {
-            let text = values[field.range.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
-            str::from_utf8(text).ok()
+            let name = values[field.range.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
+            str::from_utf8(name).ok()
         });
         line.extend_from_slice(event_symbol(event, level, *format).as_bytes());
         line.extend_from_slice(&values[message.clone()]);
@@ -235,7 +237,7 @@ impl Visit for LineDraft {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
         if name == MESSAGE {
-            return self.message(format_args!("{value:?}"));
+            return self.set_message(format_args!("{value:?}"));
         }
         self.add_field(name, |values| {
             values.push(b'"');
@@ -248,32 +250,34 @@ impl Visit for LineDraft {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            MESSAGE => self.message(format_args!("{value}")),
-            name => self.text(name, value),
+            MESSAGE => self.set_message(format_args!("{value}")),
+            name => self.add_text(name, value),
         }
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.value(field.name(), value);
+        self.add_value(field.name(), value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.value(field.name(), value);
+        self.add_value(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.value(field.name(), value);
+        self.add_value(field.name(), value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.value(field.name(), value);
+        self.add_value(field.name(), value);
     }
 }
 
+/// The name of the field that `tracing` uses for the message.
 const MESSAGE: &str = "message";
+/// The name of the field that contains the name of the event.
 const EVENT: &str = "event";
 
-/// The fields that every JSON object has.
+/// A field that the formatter adds to a JSON object.
 #[derive(Clone, Copy, Debug)]
 enum StandardField {
     Level,
@@ -282,9 +286,10 @@ enum StandardField {
     Time,
 }
 
-/// The standard fields in alphabetical order. An event without an `event` field also has its target.
+/// The standard fields of an event with an `event` field, in alphabetical order.
 const FIELDS_OF_NAMED_EVENTS: [(&str, StandardField); 3] =
     [("level", StandardField::Level), (MESSAGE, StandardField::Message), ("time", StandardField::Time)];
+/// The standard fields of an event without an `event` field, in alphabetical order.
 const FIELDS_OF_UNNAMED_EVENTS: [(&str, StandardField); 4] = [
     ("level", StandardField::Level),
     (MESSAGE, StandardField::Message),
@@ -292,12 +297,12 @@ const FIELDS_OF_UNNAMED_EVENTS: [(&str, StandardField); 4] = [
     ("time", StandardField::Time),
 ];
 
-/// Compares like `str`, but compares the first letters first, because most names differ there.
+/// Compares names like `str`. The first letters are compared separately, because most names differ there.
 fn compare_names(name: &str, other: &str) -> Ordering {
     name.as_bytes().first().cmp(&other.as_bytes().first()).then_with(|| name.cmp(other))
 }
 
-/// Appends the name before a value. Names are constants of the source code and need no escape.
+/// Appends the separator and the name before a value. Names are constants of the source code and need no escape.
 fn append_name(values: &mut Vec<u8>, format: LineFormat, name: &str) {
     let (before, after): (&[u8], &[u8]) = match format {
         LineFormat::Json => (b",\"", b"\":"),
@@ -318,6 +323,7 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
+/// Returns the symbol at the start of a text line.
 fn event_symbol(event: Option<&str>, level: Level, format: LineFormat) -> &'static str {
     let (symbol, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
@@ -342,14 +348,19 @@ mod tests {
     use super::*;
 
     /// Formats an event with the given `message` and `fields`.
-    fn line(format: LineFormat, level: Level, message: &str, fields: &[(&'static str, Value)]) -> String {
+    fn format_line(
+        format: LineFormat,
+        level: Level,
+        message: &str,
+        fields: &[(&'static str, Value)],
+    ) -> String {
         let mut draft = LineDraft::default();
-        // The second line shows that the first one leaves no data in the draft.
+        // The second line proves that the first line leaves no values in the draft.
         for _ in 0..2 {
             draft.begin(format);
-            fields.iter().for_each(|(name, value)| draft.value(name, value));
-            draft.message(format_args!("{message}"));
-            draft.line(level, "t", UnixMs(7));
+            fields.iter().for_each(|(name, value)| draft.add_value(name, value));
+            draft.set_message(format_args!("{message}"));
+            draft.finish(level, "t", UnixMs(7));
         }
         String::from_utf8(draft.line).unwrap()
     }
@@ -357,16 +368,25 @@ mod tests {
     #[test]
     fn a_line_has_the_symbol_of_its_event() {
         let fields = [("event", "key_in_use".into()), ("key", "sk".into())];
-        assert_eq!(line(LineFormat::Terminal, Level::INFO, "Using key sk", &fields), "✅ Using key sk\n");
-        assert_eq!(line(LineFormat::Ascii, Level::INFO, "Using key sk", &fields), "[ok] Using key sk\n");
+        assert_eq!(
+            format_line(LineFormat::Terminal, Level::INFO, "Using key sk", &fields),
+            "✅ Using key sk\n"
+        );
+        assert_eq!(
+            format_line(LineFormat::Ascii, Level::INFO, "Using key sk", &fields),
+            "[ok] Using key sk\n"
+        );
     }
 
     #[test]
     fn the_fields_of_an_unnamed_event_follow_its_message() {
         let fields = [("n", 7.into()), ("a", "b c".into())];
-        assert_eq!(line(LineFormat::Terminal, Level::WARN, "message", &fields), "⚠️ message a=\"b c\" n=7\n");
         assert_eq!(
-            line(LineFormat::Ascii, Level::DEBUG, "message", &fields),
+            format_line(LineFormat::Terminal, Level::WARN, "message", &fields),
+            "⚠️ message a=\"b c\" n=7\n"
+        );
+        assert_eq!(
+            format_line(LineFormat::Ascii, Level::DEBUG, "message", &fields),
             "    message a=\"b c\" n=7 [t]\n"
         );
     }
@@ -374,13 +394,13 @@ mod tests {
     #[test]
     fn control_characters_are_replaced_or_escaped() {
         let (message, fields) = ("a\r\nb\u{1b}[31m\u{9b}\u{7f}", [("n", "x\ny\u{9b}".into())]);
-        let shown = line(LineFormat::Terminal, Level::INFO, message, &fields);
-        assert_eq!(shown, "   a\u{fffd}\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd} n=\"x\\ny\u{fffd}\"\n");
-        let shown = line(LineFormat::Ascii, Level::INFO, message, &fields);
-        assert_eq!(shown, "    a??b?[31m?? n=\"x\\ny?\"\n");
-        let object = line(LineFormat::Json, Level::INFO, message, &fields);
+        let terminal_line = format_line(LineFormat::Terminal, Level::INFO, message, &fields);
+        assert_eq!(terminal_line, "   a\u{fffd}\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd} n=\"x\\ny\u{fffd}\"\n");
+        let ascii_line = format_line(LineFormat::Ascii, Level::INFO, message, &fields);
+        assert_eq!(ascii_line, "    a??b?[31m?? n=\"x\\ny?\"\n");
+        let json_line = format_line(LineFormat::Json, Level::INFO, message, &fields);
         assert_eq!(
-            object,
+            json_line,
             "{\"level\":\"info\",\"message\":\"a\\r\\nb\\u001b[31m\u{9b}\u{7f}\",\"n\":\"x\\ny\u{9b}\",\
              \"target\":\"t\",\"time\":\"1970-01-01T00:00:00.007Z\"}\n"
         );
@@ -388,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_ascii_line_is_ascii() {
-        assert_eq!(line(LineFormat::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ...\n");
+        assert_eq!(format_line(LineFormat::Ascii, Level::ERROR, "naïve …", &[]), "[error] na?ve ...\n");
     }
 
     #[test]
@@ -396,7 +416,7 @@ mod tests {
         let fields =
             [("z", true.into()), ("event", "e".into()), ("n", 7.into()), ("a", Value::from(f64::NAN))];
         assert_eq!(
-            line(LineFormat::Json, Level::WARN, "m", &fields),
+            format_line(LineFormat::Json, Level::WARN, "m", &fields),
             "{\"a\":null,\"event\":\"e\",\"level\":\"warn\",\"message\":\"m\",\"n\":7,\
              \"time\":\"1970-01-01T00:00:00.007Z\",\"z\":true}\n"
         );
@@ -406,7 +426,7 @@ mod tests {
     fn a_later_field_replaces_an_earlier_one_and_a_standard_one() {
         let fields = [("n", 1.into()), ("time", "soon".into()), ("n", 2.into()), ("level", "x".into())];
         assert_eq!(
-            line(LineFormat::Json, Level::WARN, "m", &fields),
+            format_line(LineFormat::Json, Level::WARN, "m", &fields),
             "{\"level\":\"x\",\"message\":\"m\",\"n\":2,\"target\":\"t\",\"time\":\"soon\"}\n"
         );
     }
@@ -416,9 +436,9 @@ mod tests {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let lines = tracing_subscriber::registry().with(LineLayer::new(format, LogSink::new(writer)));
         tracing::subscriber::with_default(lines, log_events);
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
-        text
+        let mut written_lines = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut written_lines).unwrap();
+        written_lines
     }
 
     #[test]
@@ -438,8 +458,8 @@ mod tests {
                 "message"
             );
         };
-        let text = logged_lines(LineFormat::Json, log_events);
-        let (start, rest) = text.split_once("\"time\":\"").unwrap();
+        let json_line = logged_lines(LineFormat::Json, log_events);
+        let (start, rest) = json_line.split_once("\"time\":\"").unwrap();
         assert_eq!(
             start,
             r#"{"debugged":"Some(\"c\")","is_true":true,"level":"info","message":"a message","negative":-7,"number":7,"share":0.5,"shown":"a\\b","target":"tests","text":"a\"b","#
@@ -461,7 +481,7 @@ mod tests {
             (Some("de_DE.ISO-8859-1"), LineFormat::Ascii),
             (None, LineFormat::Ascii),
         ] {
-            assert_eq!(LineFormat::for_terminal(locale), format);
+            assert_eq!(LineFormat::for_terminal(locale), format, "the format for the locale {locale:?}");
         }
     }
 }

@@ -18,12 +18,12 @@ use super::line::{LineDraft, LineFormat};
 use crate::clock;
 use crate::tasks;
 
-/// Pause after a write, in which lines are collected for the next one, so that the thread is not woken for
-/// each line. It is too short for a reader to notice. A line after a quiet period is written immediately.
+/// Pause after a write, in which lines are collected for the next write, so that the thread is not woken for
+/// each line. The pause is too short for a reader to notice. A line after a quiet period is written immediately.
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
-/// Bytes in the queue that end the pause, and the approximate size of one write.
+/// Number of bytes in the queue that end the pause, and the approximate size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Maximum number of bytes in the queue: a busy proxy logs them in some seconds.
+/// Maximum number of bytes in the queue. A busy proxy logs this number of bytes in a few seconds.
 const MAX_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Delay before another write when the output would block.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
@@ -39,8 +39,9 @@ pub struct LogSink(Output);
 
 #[derive(Clone)]
 enum Output {
+    /// Each line is written on the thread that logs it.
     Direct(Arc<Mutex<Box<dyn Write + Send>>>),
-    /// Written on the log thread.
+    /// Lines are queued, and written on the log thread.
     Queued(Arc<LogQueue>),
 }
 
@@ -62,7 +63,7 @@ impl LogSink {
             queue: Arc::clone(&queue),
             output: writer,
             format,
-            unreported: 0,
+            unreported_lines: 0,
             has_partial_line: false,
         };
         tasks::spawn_thread("log", move || log_writer.run())?;
@@ -78,6 +79,7 @@ impl LogSink {
         Self::queued(io::stderr(), format)
     }
 
+    /// Writes or queues one line with its line break.
     pub(super) fn write(&self, line: &[u8], level: Level) {
         match &self.0 {
             Output::Direct(writer) => {
@@ -89,20 +91,20 @@ impl LogSink {
         }
     }
 
-    /// Makes [`flush`] and [`dropped_lines`] refer to this sink.
+    /// Makes [`flush`] and [`dropped_lines`] refer to this sink, and flushes it when a thread panics.
     pub(super) fn install(&self) {
         // Only the first sink of a process can be installed.
         if INSTALLED.set(self.clone()).is_err() || !matches!(self.0, Output::Queued(_)) {
             return;
         }
         let default_hook = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
+        panic::set_hook(Box::new(move |panic_info| {
             // Queued lines are written before the panic message. If they cannot be written, printing the
             // message directly could block forever, so it is also queued.
             if flush_within(PANIC_FLUSH_TIMEOUT) {
-                default_hook(info)
+                default_hook(panic_info)
             } else {
-                error!(event = "panicked", "{info}")
+                error!(event = "panicked", "{panic_info}")
             }
         }));
     }
@@ -144,6 +146,7 @@ impl<'a> MakeWriter<'a> for LogSink {
     }
 }
 
+/// The sink of this process.
 static INSTALLED: OnceLock<LogSink> = OnceLock::new();
 
 fn installed_queue() -> Option<&'static LogQueue> {
@@ -153,7 +156,7 @@ fn installed_queue() -> Option<&'static LogQueue> {
     }
 }
 
-/// Waits until all earlier lines of the installed sink are written, at most one second.
+/// Waits until all earlier lines of the installed sink are written, for at most one second.
 pub fn flush() {
     flush_within(FLUSH_TIMEOUT);
 }
@@ -179,26 +182,27 @@ pub fn dropped_lines() -> u64 {
     installed_queue().map_or(0, |queue| queue.dropped_lines.load(Ordering::Relaxed))
 }
 
+/// The queue between the threads that log and the log thread.
 #[derive(Debug, Default)]
 struct LogQueue {
     state: Mutex<QueueState>,
     /// Wakes the log thread.
     wake_writer: Condvar,
-    /// Wakes threads that flush.
+    /// Wakes the threads that wait in `flush`.
     lines_written: Condvar,
-    /// Lines dropped after Keychoir started.
+    /// Number of lines dropped after Keychoir started.
     dropped_lines: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct QueueState {
-    /// Queued lines.
+    /// The queued lines.
     batch: Vec<u8>,
-    /// Lines that were dropped after the lines of the batch, because the queue was full.
+    /// Number of lines that were dropped after the lines of the batch, because the queue was full.
     dropped: u64,
-    /// Lines queued after Keychoir started.
+    /// Number of lines queued after Keychoir started.
     queued_total: u64,
-    /// Lines written or lost after Keychoir started.
+    /// Number of lines written or lost after Keychoir started.
     completed_total: u64,
     writer: WriterState,
 }
@@ -206,12 +210,12 @@ struct QueueState {
 /// The state of the log thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum WriterState {
-    /// The thread is writing, and pauses afterwards.
+    /// The thread is writing, and will pause after the write.
     Writing,
-    /// The thread is writing, and takes more lines without a pause afterwards.
+    /// The thread is writing, and will take further lines without a pause.
     #[default]
     WritingWithoutPause,
-    /// The thread pauses after a write, to collect more lines.
+    /// The thread pauses after a write, so that further lines are collected.
     Paused,
     /// The queue is empty, and the thread waits for a line.
     Idle,
@@ -223,7 +227,7 @@ impl LogQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a line, unless the queue is full.
+    /// Queues a line, or drops it if the queue is full. An urgent line is written without a pause.
     fn append(&self, line: &[u8], is_urgent: bool) {
         let mut state = self.state();
         if state.batch.len() + line.len() > MAX_QUEUE_BYTES {
@@ -255,12 +259,12 @@ impl LogQueue {
             self.wake_writer.notify_one();
         }
         let is_behind = |state: &mut QueueState| state.completed_total < target;
-        let result = self.lines_written.wait_timeout_while(state, timeout, is_behind);
-        !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let wait_result = self.lines_written.wait_timeout_while(state, timeout, is_behind);
+        !wait_result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Waits until there are lines to write, and moves them to `batch`, which must be empty. Returns
-    /// `queued_total` as of the last line of `batch`, and the number of lines dropped after it.
+    /// `queued_total` up to the last line of `batch`, and the number of lines dropped after it.
     fn take(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         let mut state = self.state();
         if state.writer == WriterState::Writing {
@@ -303,8 +307,8 @@ struct LogWriter<W> {
     output: W,
     /// The format of messages about dropped lines.
     format: LineFormat,
-    /// Lines lost after the last message about lost lines.
-    unreported: u64,
+    /// Number of lines lost after the last message about lost lines.
+    unreported_lines: u64,
     /// Whether the last write ended within a line.
     has_partial_line: bool,
 }
@@ -315,8 +319,8 @@ impl<W: Write> LogWriter<W> {
         loop {
             let (queued_total, dropped) = self.queue.take(&mut batch);
             self.write_batch(&batch);
-            if dropped > 0 && (self.unreported > 0 || !self.report_lost(dropped)) {
-                self.unreported += dropped;
+            if dropped > 0 && (self.unreported_lines > 0 || !self.report_lost(dropped)) {
+                self.unreported_lines += dropped;
             }
             self.queue.record_completed(queued_total);
             batch.clear();
@@ -339,13 +343,13 @@ impl<W: Write> LogWriter<W> {
 
     /// Writes lines, after a message about earlier lines that were lost.
     fn write_lines(&mut self, lines: &[u8]) {
-        if self.unreported > 0 && self.report_lost(self.unreported) {
-            self.unreported = 0;
+        if self.unreported_lines > 0 && self.report_lost(self.unreported_lines) {
+            self.unreported_lines = 0;
         }
         // If the message cannot be written, the lines are not written either, because they would precede it.
-        let lost_lines = if self.unreported > 0 { count_lines(lines) } else { self.write(lines) };
+        let lost_lines = if self.unreported_lines > 0 { count_lines(lines) } else { self.write(lines) };
         self.queue.dropped_lines.fetch_add(lost_lines, Ordering::Relaxed);
-        self.unreported += lost_lines;
+        self.unreported_lines += lost_lines;
     }
 
     /// Writes a message that `count` lines were lost; returns whether it was written.
@@ -353,10 +357,12 @@ impl<W: Write> LogWriter<W> {
         let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
         let mut draft = LineDraft::default();
         draft.begin(self.format);
-        draft.text("event", "log_lines_dropped");
-        draft.value("lines", count);
-        draft.message(format_args!("{count} log {lines} {were} dropped: they could not be written in time"));
-        self.write(draft.line(Level::WARN, module_path!(), clock::now())) == 0
+        draft.add_text("event", "log_lines_dropped");
+        draft.add_value("lines", count);
+        draft.set_message(format_args!(
+            "{count} log {lines} {were} dropped: they could not be written in time"
+        ));
+        self.write(draft.finish(Level::WARN, module_path!(), clock::now())) == 0
     }
 
     /// Writes lines; returns the number of lines that were lost.
@@ -376,7 +382,7 @@ impl<W: Write> LogWriter<W> {
                 }
             }
         }
-        // Every line was passed to the output, so a failed flush loses none that could be reported.
+        // Every line was passed to the output, so it is unknown which lines a failed flush loses.
         let _ = self.output.flush();
         0
     }

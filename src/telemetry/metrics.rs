@@ -1,5 +1,6 @@
 //! Defines the metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
-//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in `admin`.
+//! additions, without a lock. Only a new label set needs an allocation. Metrics whose values are read when they are
+//! scraped are in `admin`.
 
 mod exposition;
 mod histogram;
@@ -30,20 +31,22 @@ pub use histogram::Histogram;
 use table::MetricTable;
 pub use totals::{Percentiles, RequestTotals};
 
-/// Bucket bounds in seconds: from the provider's fastest responses to its longest generated speech.
+/// Upper bounds of the buckets of durations, in seconds: from the provider's fastest responses to its longest generated
+/// speech.
 const REQUEST_BUCKETS: &[f64] =
     &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
-/// Bucket bounds in seconds: from the overhead of a typical request to delays before a retry.
+/// Upper bounds of the buckets of the overhead, in seconds: from the overhead of a typical request to delays before a
+/// retry.
 const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
 /// Maximum number of series of `requests_total`, plus one series that counts all other label sets. Without the limit,
 /// clients could make the page grow by sending many different methods and paths.
 const MAX_REQUEST_SERIES: usize = 2_000;
-/// Maximum number of keys with separate counters, which bounds the memory when many reloads add new keys.
+/// Maximum number of keys with separate counters. It bounds the memory when many reloads add new keys.
 const MAX_KEYS: usize = 10_000;
 
-/// The label value for all values that have no label value.
+/// The label value for all values without a separate label value.
 const OTHER: &str = "other";
 /// The label value for keys that clients bring, as in the access log.
 const OWN_KEY_LABEL: &str = "own";
@@ -74,17 +77,17 @@ struct Metrics {
 /// The labels of `requests_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestLabels {
-    /// The method, as it is recorded.
+    /// The method of the request.
     pub method: Method,
     /// The route, if the path was parsed.
     pub route: Option<Route>,
-    /// The status of the response, if there was one.
+    /// The status of the response, or `None` if there was no response.
     pub code: Option<u16>,
     /// The client, if it was identified.
     pub client: Option<ClientName>,
 }
 
-/// Represents all values that are not an HTTP status.
+/// The status that represents all values that are not an HTTP status.
 const OTHER_CODE: u16 = 0;
 
 impl RequestLabels {
@@ -150,7 +153,7 @@ pub struct AttemptUsage {
     pub characters: u64,
     /// Milliseconds of audio sent on WebSocket sessions to be transcribed.
     pub audio_ms: u64,
-    /// Credits charged, or their estimate; 0 if unknown.
+    /// Credits charged, or their estimate, or 0 if both are unknown.
     pub credits: u64,
     /// Whether the attempt may have been charged and the provider reported no price.
     pub is_unpriced: bool,
@@ -270,6 +273,7 @@ impl Default for RequestMetrics {
     }
 }
 
+/// Registers a new metric, and returns a handle that updates it.
 fn add_metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
@@ -361,7 +365,7 @@ impl RequestMetrics {
     }
 }
 
-/// Guard of an open WebSocket session.
+/// Counts a WebSocket session as open until it is dropped.
 #[derive(Debug)]
 pub struct OpenSession(Gauge);
 
@@ -371,7 +375,7 @@ impl Drop for OpenSession {
     }
 }
 
-/// Returns the label of a key: its name, or its short form.
+/// Returns the label of a key in metrics: its name, or its short form if it has no name.
 #[must_use]
 pub fn key_label(key: &Key) -> &str {
     key.name().unwrap_or(key.api_key().short().as_str())
@@ -383,7 +387,7 @@ fn increment(counts: &[AtomicU64; Outcome::ALL.len()], outcome: Outcome) {
     }
 }
 
-/// Encodes the outcomes that have occurred, because all outcomes would be tens of samples per key.
+/// Encodes only the outcomes that have occurred, because the page would otherwise have tens of samples per key.
 fn encode_outcomes(
     encoder: &mut MetricEncoder<'_>,
     key: &str,
@@ -406,9 +410,12 @@ mod tests {
 
     #[track_caller]
     fn assert_contains_lines(metrics: &RequestMetrics, lines: &[&str]) {
-        let text = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
+        let page = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
         for line in lines {
-            assert!(text.lines().any(|actual| actual == *line), "the line {line} must be in\n{text}");
+            assert!(
+                page.lines().any(|actual| actual == *line),
+                "the page must contain the line {line}:\n{page}"
+            );
         }
     }
 
@@ -469,12 +476,16 @@ mod tests {
             }
         }
         let series = |metrics: &RequestMetrics| {
-            let text = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
-            let lines = text.lines().filter(|line| line.starts_with("keychoir_requests_total{"));
+            let page = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
+            let lines = page.lines().filter(|line| line.starts_with("keychoir_requests_total{"));
             lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).collect::<Vec<_>>()
         };
         let counts = series(&metrics);
-        assert!(counts.len() < 200 && count > 10_000, "{} series of {count}", counts.len());
+        assert!(
+            counts.len() < 200 && count > 10_000,
+            "{count} requests must have fewer than 200 series, not {}",
+            counts.len()
+        );
         // Many client names fill the table.
         for number in 0..MAX_REQUEST_SERIES + 100 {
             let client = format!("client-{number}");
@@ -533,8 +544,8 @@ mod tests {
     #[test]
     fn a_duration_is_counted_in_its_bucket_and_all_larger_ones() {
         let metrics = RequestMetrics::default();
-        for us in [10_000, 10_001, 301_000_000] {
-            metrics.record_response_start(Duration::from_micros(us), Duration::from_micros(us / 100));
+        for micros in [10_000, 10_001, 301_000_000] {
+            metrics.record_response_start(Duration::from_micros(micros), Duration::from_micros(micros / 100));
         }
         metrics.record_upstream_response_head(Duration::from_millis(30));
         assert_contains_lines(

@@ -1,5 +1,5 @@
-//! Writes the output of the running server: log lines about keys and requests, as short lines on a terminal and as
-//! JSON otherwise, the metrics and the timeline of requests, and the events for listeners of the admin API.
+//! Reports what the running server does: writes log lines, as short lines on a terminal and as JSON otherwise, counts
+//! requests in metrics and in a timeline, and keeps events for listeners of the admin API.
 
 mod log;
 
@@ -88,7 +88,8 @@ fn parse_targets(level: &str) -> Result<Targets, LogError> {
 pub enum LogError {
     /// The text is not a log level.
     #[error(
-        "`{0}` is not a log level: write error, warn, info, debug or trace, or a list such as `info,keychoir::pool=debug`"
+        "`{0}` is not a log level: write error, warn, info, debug or trace, or a list such as \
+         `info,keychoir::pool=debug`"
     )]
     Level(String),
     /// Another subscriber was set before.

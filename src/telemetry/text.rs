@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write};
 
+/// Appends formatted text to bytes.
 struct ByteWriter<'a>(&'a mut Vec<u8>);
 
 impl Write for ByteWriter<'_> {
@@ -54,7 +55,8 @@ fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
     line.extend_from_slice(remaining);
 }
 
-/// Checks eight bytes at a time. The last eight bytes may overlap with the ones before.
+/// Returns whether any byte needs an escape. Eight bytes are checked at a time, and the last eight bytes may overlap
+/// with the bytes before them.
 fn any_needs_escape(text: &[u8]) -> bool {
     match text.last_chunk() {
         Some(last) => {
@@ -65,13 +67,13 @@ fn any_needs_escape(text: &[u8]) -> bool {
     }
 }
 
-/// Returns a number that is 0 if and only if no byte needs an escape.
+/// Returns a number that is 0 if and only if no byte of `chunk` needs an escape.
 fn escape_bits(chunk: [u8; 8]) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     const TOPS: u64 = ONES << 7;
     let bytes = u64::from_ne_bytes(chunk);
     // The subtraction sets the top bit of every byte that is less than the bound. A borrow from such a byte
-    // may also set the top bit of the next one, so the result shows that a byte matches, but not which.
+    // may also set the top bit of the next byte, so the result shows whether any byte matches, but not which byte.
     let less_than = |bytes: u64, bound: u64| bytes.wrapping_sub(ONES * bound) & !bytes & TOPS;
     let equal_to = |byte: u8| less_than(bytes ^ (ONES * u64::from(byte)), 1);
     less_than(bytes, 0x20) | equal_to(b'"') | equal_to(b'\\')
@@ -99,28 +101,28 @@ fn append_escape(line: &mut Vec<u8>, byte: u8) {
 
 /// Replaces control characters, and characters beyond ASCII if the terminal only supports ASCII.
 pub(super) fn replace_unprintable(line: &mut Vec<u8>, is_ascii_only: bool) {
-    // The UTF-8 encoding of control characters from U+0080 on starts with 0xc2, as does the encoding of some printable
-    // characters does.
+    // The UTF-8 encoding of control characters from U+0080 on starts with 0xc2. The encoding of some printable
+    // characters starts with the same byte.
     let is_suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2 || (is_ascii_only && byte > 0x7f);
     if !line.iter().fold(false, |any, &byte| any | is_suspect(byte)) {
         return;
     }
     let mut safe = String::with_capacity(line.len());
-    for c in String::from_utf8_lossy(line).chars() {
-        match (c, is_ascii_only.then(|| ascii_substitute(c)).flatten()) {
-            (_, Some(text)) => safe.push_str(text),
-            (c, None) if c.is_ascii() && !c.is_control() => safe.push(c),
-            (_, None) if is_ascii_only => safe.push('?'),
-            (c, None) if c.is_control() => safe.push('\u{fffd}'),
-            (c, None) => safe.push(c),
+    for character in String::from_utf8_lossy(line).chars() {
+        match is_ascii_only.then(|| ascii_substitute(character)).flatten() {
+            Some(substitute) => safe.push_str(substitute),
+            None if character.is_ascii() && !character.is_control() => safe.push(character),
+            None if is_ascii_only => safe.push('?'),
+            None if character.is_control() => safe.push('\u{fffd}'),
+            None => safe.push(character),
         }
     }
     *line = safe.into_bytes();
 }
 
 /// Returns the ASCII text for a character beyond ASCII that Keychoir's own messages contain.
-fn ascii_substitute(c: char) -> Option<&'static str> {
-    match c {
+fn ascii_substitute(character: char) -> Option<&'static str> {
+    match character {
         '├' | '│' => Some("|"),
         '└' => Some("`"),
         '─' | '–' | '—' => Some("-"),
@@ -148,15 +150,15 @@ mod tests {
 
         #[test]
         fn a_terminal_line_has_no_control_characters(text in any::<String>(), is_ascii_only: bool) {
-            prop_assume!(!text.chars().any(|c| ascii_substitute(c).is_some()));
+            prop_assume!(!text.chars().any(|character| ascii_substitute(character).is_some()));
             let mut line = text.clone().into_bytes();
             replace_unprintable(&mut line, is_ascii_only);
             let line = String::from_utf8(line).unwrap();
             prop_assert_eq!(line.chars().count(), text.chars().count());
-            for (c, original) in line.chars().zip(text.chars()) {
+            for (written, original) in line.chars().zip(text.chars()) {
                 let is_printable = !original.is_control() && (original.is_ascii() || !is_ascii_only);
                 let replacement = if is_ascii_only { '?' } else { char::REPLACEMENT_CHARACTER };
-                prop_assert_eq!(c, if is_printable { original } else { replacement });
+                prop_assert_eq!(written, if is_printable { original } else { replacement });
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Counts the requests of the last 24 hours in intervals of five minutes, in memory, for the charts and figures of
 //! the dashboard. A task reads the counters of the metrics periodically, so that requests do no work for the
-//! timeline. The stored records could not answer this cheaply: reading them scans the attempts of a whole day.
+//! timeline. The timeline does not use the stored records, because reading them would scan the attempts of a whole day.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,18 +10,18 @@ use super::metrics::{Percentiles, RequestMetrics, RequestTotals};
 use crate::clock;
 use crate::policy::units::UnixMs;
 
-/// The duration of an interval: short enough to show an interruption of some minutes.
+/// The duration of an interval. It is short enough to show an interruption of some minutes.
 pub const TIMELINE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 const INTERVAL_MS: u64 = 5 * 60 * 1_000;
-/// Maximum number of intervals: 24 hours, 44 kB.
+/// Maximum number of intervals. They cover 24 hours and need 44 kB.
 const MAX_INTERVALS: u64 = 24 * 60 / 5;
 
 /// Time between two samples, which is the accuracy of the start of [`RecentRequests`]. Ten seconds are exact enough for
-/// a figure per minute, and the intervals consist of whole samples.
+/// a number of requests per minute, and an interval consists of whole periods.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(10);
 /// Maximum duration of [`RecentRequests`]. Its samples need 55 kB.
 const MAX_RECENT: Duration = Duration::from_secs(3_600);
-/// The samples of [`MAX_RECENT`], and the one from which the oldest of them is counted.
+/// Maximum number of samples: those of [`MAX_RECENT`], and the sample before them.
 const MAX_SAMPLES: usize = 3_600 / 10 + 1;
 
 /// The requests of the last 24 hours.
@@ -43,42 +43,43 @@ type IntervalNumber = u64;
 /// The requests that ended in an interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimelineInterval {
-    /// The start, a multiple of [`TIMELINE_INTERVAL`].
+    /// The start of the interval, a multiple of [`TIMELINE_INTERVAL`].
     pub start: UnixMs,
-    /// Requests that ended.
+    /// Number of requests that ended.
     pub requests: u64,
-    /// Requests without a response, or with a status of 500 or above.
+    /// Number of requests without a response, or with a status of 500 or above.
     pub failed: u64,
-    /// Attempts that were followed by another one.
+    /// Number of attempts that were followed by another attempt.
     pub retries: u64,
-    /// The time to the first byte, or `None` without a response.
+    /// The time to the first byte, or `None` if there was no response.
     pub first_byte: Option<Percentiles>,
 }
 
 /// The requests that ended recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecentRequests {
-    /// The time in which they ended. It is shorter than requested after a start, and after a jump of the clock.
+    /// The duration in which the requests ended. It is shorter than the queried duration after a start, and after a
+    /// jump of the clock.
     pub covered: Duration,
-    /// Requests that ended.
+    /// Number of requests that ended.
     pub requests: u64,
-    /// Requests without a response, or with a status of 500 or above.
+    /// Number of requests without a response, or with a status of 500 or above.
     pub failed: u64,
-    /// Attempts that were followed by another one.
+    /// Number of attempts that were followed by another attempt.
     pub retries: u64,
-    /// The time to the first byte, or `None` without a response.
+    /// The time to the first byte, or `None` if there was no response.
     pub first_byte: Option<Percentiles>,
 }
 
 impl Timeline {
-    /// Adds the requests since the previous record to the interval of `now`. `totals` are counted from startup.
+    /// Adds the requests since the previous call to the interval of `now`. `totals` are counted from startup.
     ///
     /// When the clock was set back, intervals in the future are added to the interval of `now`, so that no request is
-    /// lost. When it was set forward, or the machine was suspended, there are no requests in the intervals between.
+    /// lost. When the clock was set forward, or the machine was suspended, the intervals in between have no requests.
     pub fn record(&mut self, now: UnixMs, totals: &RequestTotals) {
         let number = now.0 / INTERVAL_MS;
         self.first = Some(self.first.map_or(number, |first| first.min(number)));
-        // A caller may have read its totals before the totals of the previous record were read.
+        // A caller may have read its totals before the totals of the previous call were read.
         let totals = totals.max(&self.totals);
         let mut added = totals.since(&self.totals);
         self.totals = totals;
@@ -123,10 +124,10 @@ impl Timeline {
         (first..=last).map(interval).collect()
     }
 
-    /// Returns the requests of the last `duration`, at most an hour. `totals` are counted from startup.
+    /// Returns the requests of the last `duration`, which is limited to an hour. `totals` are counted from startup.
     #[must_use]
     pub fn recent(&self, now: UnixMs, totals: &RequestTotals, duration: Duration) -> RecentRequests {
-        // One period more, because no sample is exactly so old.
+        // Samples are a period apart, so the first sample after this time is at least `duration` old.
         let earliest = now.minus(duration.min(MAX_RECENT) + SAMPLE_PERIOD);
         let first = self.samples.partition_point(|(at, _)| *at <= earliest);
         let sample = self.samples.get(first).filter(|(at, _)| *at <= now);
@@ -185,6 +186,7 @@ impl TimelineHandle {
         timeline.recent(now, &timeline.totals, duration)
     }
 
+    /// Locks the timeline after recording the current totals.
     fn lock_updated(&self, now: UnixMs) -> MutexGuard<'_, Timeline> {
         let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
         timeline.record(now, &self.metrics.totals());
@@ -192,7 +194,7 @@ impl TimelineHandle {
     }
 }
 
-/// Records the totals periodically, until it is dropped.
+/// Records the totals periodically, until the future is dropped.
 ///
 /// # Cancel safety
 ///

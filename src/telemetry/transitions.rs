@@ -1,5 +1,5 @@
-//! Logs changes of key states, once per transition. Operators and scripts rely on these messages, so tests
-//! check their exact text.
+//! Logs changes of key states, once per transition, and restrictions and billing discrepancies of keys. Operators and
+//! scripts rely on the messages about key states, so tests check their exact text.
 
 use tracing::{info, warn};
 
@@ -32,7 +32,7 @@ pub fn describe_unknown_limit(plan: Option<&str>) -> &'static str {
 }
 
 /// Returns the short form of a key, followed by its name if it has one.
-fn key_label(key: &Key) -> String {
+fn short_form_and_name(key: &Key) -> String {
     let short = key.api_key().short();
     key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
@@ -45,7 +45,7 @@ pub fn transition_messages(
     forecast: Forecast,
     resets_at: Option<UnixMs>,
 ) -> Vec<(&'static str, String)> {
-    let short = key_label(&transition.key);
+    let key = short_form_and_name(&transition.key);
     let plan = transition.key.workspace().tier();
     let remaining = |quota: &Quota| format_remaining(quota, plan.as_deref().map(String::as_str));
     match transition.change {
@@ -53,7 +53,7 @@ pub fn transition_messages(
             let rotation = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
             rotation
                 .into_iter()
-                .chain([("key_in_use", format!("Using key {short} ({})", remaining(&quota)))])
+                .chain([("key_in_use", format!("Using key {key} ({})", remaining(&quota)))])
                 .collect()
         }
         StateChange::NearLimit(quota) => {
@@ -61,7 +61,7 @@ pub fn transition_messages(
             vec![(
                 "key_near_limit",
                 format!(
-                    "Key {short} near limit: {} ({percent:.1}%){}",
+                    "Key {key} near limit: {} ({percent:.1}%){}",
                     remaining(&quota),
                     format_forecast(forecast)
                 ),
@@ -70,29 +70,29 @@ pub fn transition_messages(
         StateChange::CooldownStarted { reason, until } => vec![match reason {
             CooldownReason::Exhausted => (
                 "key_exhausted",
-                format!("Key {short} exhausted - rotating to next key{}", format_next_use(until, resets_at)),
+                format!("Key {key} exhausted - rotating to next key{}", format_next_use(until, resets_at)),
             ),
             CooldownReason::Billing => (
                 "key_exhausted",
                 format!(
-                    "Key {short} exhausted - rotating to next key (its account is locked or unpaid: \
+                    "Key {key} exhausted - rotating to next key (its account is locked or unpaid: \
                      sign in to ElevenLabs with it)"
                 ),
             ),
             CooldownReason::RateLimited => (
                 "key_rate_limited",
-                format!("Rate limited: {short} - rotating to next key{}", format_time("until", until)),
+                format!("Rate limited: {key} - rotating to next key{}", format_time("until", until)),
             ),
             CooldownReason::Invalid => (
                 "key_invalid",
                 format!(
-                    "Key {short} invalid - rotating to next key (ElevenLabs refuses it: replace or remove it)"
+                    "Key {key} invalid - rotating to next key (ElevenLabs refuses it: replace or remove it)"
                 ),
             ),
             CooldownReason::WrongHost => (
                 "key_wrong_host",
                 format!(
-                    "Key {short} is for another region of ElevenLabs - rotating to next key. Set its region's host \
+                    "Key {key} is for another region of ElevenLabs - rotating to next key. Set its region's host \
                      in [[keys]], for example base_url = \"https://api.eu.residency.elevenlabs.io\" (also: in, sg)"
                 ),
             ),
@@ -100,17 +100,17 @@ pub fn transition_messages(
         StateChange::Skipped { left, needed } => vec![(
             "key_passed_over",
             format!(
-                "Key {short} has {} credits, this request needs {}; using the next key",
+                "Key {key} has {} credits, this request needs {}; using the next key",
                 Grouped(left),
                 Grouped(needed)
             ),
         )],
         StateChange::Paused { until } => vec![(
             "key_paused",
-            format!("Key {short} is paused - new requests use other keys{}", format_time("until", until)),
+            format!("Key {key} is paused - new requests use other keys{}", format_time("until", until)),
         )],
-        StateChange::Resumed => vec![("key_resumed", format!("Key {short} is no longer paused"))],
-        StateChange::CooldownEnded => vec![("key_returned", format!("Key {short} is usable again"))],
+        StateChange::Resumed => vec![("key_resumed", format!("Key {key} is no longer paused"))],
+        StateChange::CooldownEnded => vec![("key_returned", format!("Key {key} is usable again"))],
     }
 }
 
@@ -126,13 +126,13 @@ pub fn log_transitions(transitions: &[Transition]) {
         let (forecast, resets_at) = (workspace.forecast(now), workspace.quota(now).resets_at);
         let key = transition.key.api_key().short().as_str();
         let (name, number) = (transition.key.name(), key_number(&transition.key));
-        for (event, text) in transition_messages(transition, forecast, resets_at) {
+        for (event, message) in transition_messages(transition, forecast, resets_at) {
             match event {
                 "key_in_use" | "key_rotated" | "key_returned" | "key_passed_over" | "key_paused"
                 | "key_resumed" => {
-                    info!(event, key, name, number, "{text}")
+                    info!(event, key, name, number, "{message}")
                 }
-                _ => warn!(event, key, name, number, "{text}"),
+                _ => warn!(event, key, name, number, "{message}"),
             }
         }
     }
@@ -143,7 +143,7 @@ pub fn log_restriction(key: &Key, restriction: &Restriction) {
     let Restriction { limit, verdict, record, .. } = restriction;
     let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
     let (short, status) = (key.api_key().short(), record.source.status.unwrap_or(0));
-    let label = key_label(key);
+    let key_description = short_form_and_name(key);
     warn!(
         event = "key_restricted",
         key = short.as_str(),
@@ -152,11 +152,11 @@ pub fn log_restriction(key: &Key, restriction: &Restriction) {
         verdict,
         status,
         request_id = &*record.source.request_id,
-        "Key {label}{plan} was refused for {limit}; requests that need it go to other keys first",
+        "Key {key_description}{plan} was refused for {limit}; requests that need it go to other keys first",
     );
 }
 
-/// Returns the date on which the credits will be exhausted, if that is before their reset.
+/// Formats the date on which the credits will be exhausted, if this date is before their reset.
 fn format_forecast(forecast: Forecast) -> String {
     match forecast {
         Forecast::ExhaustedAt(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
@@ -164,13 +164,14 @@ fn format_forecast(forecast: Forecast) -> String {
     }
 }
 
-/// Logs by how many credits the provider's usage of the workspace of `key` exceeds the recorded usage;
-/// negative if it is less. `matching_key` is a key of another workspace with the same usage.
+/// Logs the difference `credits` between the usage that the provider reports for the workspace of `key` and the
+/// recorded usage. It is negative if the provider reports less. `matching_key` is a key of another workspace with the
+/// same usage.
 pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
-    let text = discrepancy_message(key, credits, matching_key);
+    let message = discrepancy_message(key, credits, matching_key);
     let short = key.api_key().short().as_str();
     let (name, number) = (key.name(), key_number(key));
-    info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
+    info!(event = "quota_mismatch", key = short, name, number, credits, "{message}");
 }
 
 /// Returns the number of a key, counted from 1.
@@ -179,21 +180,21 @@ fn key_number(key: &Key) -> usize {
 }
 
 fn discrepancy_message(key: &Key, credits: i64, matching_key: Option<&Key>) -> String {
-    let short = key_label(key);
+    let key_description = short_form_and_name(key);
     let amount = Grouped(credits.unsigned_abs());
     match (DiscrepancyCause::new(credits, matching_key.is_some()), matching_key) {
         (DiscrepancyCause::SharedWorkspace, Some(matching_key)) => format!(
-            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded, and the same for {}: \
-             both seem to be of one workspace (give both the same `workspace` in [[keys]])",
-            key_label(matching_key)
+            "ElevenLabs counts {amount} credits more for key {key_description} than Keychoir has recorded, and the \
+             same for {}: both seem to be of one workspace (give both the same `workspace` in [[keys]])",
+            short_form_and_name(matching_key)
         ),
         (DiscrepancyCause::SharedWorkspace | DiscrepancyCause::OtherProgram, _) => format!(
-            "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded: other apps spend on \
-             its workspace, or a request had no price; Keychoir uses ElevenLabs' figure"
+            "ElevenLabs counts {amount} credits more for key {key_description} than Keychoir has recorded: other apps \
+             spend on its workspace, or a request had no price; Keychoir uses ElevenLabs' figure"
         ),
         (DiscrepancyCause::Uncharged, _) => format!(
-            "ElevenLabs counts {amount} credits fewer for key {short} than Keychoir has recorded: they were never \
-             charged; Keychoir uses ElevenLabs' figure"
+            "ElevenLabs counts {amount} credits fewer for key {key_description} than Keychoir has recorded: they were \
+             never charged; Keychoir uses ElevenLabs' figure"
         ),
     }
 }
@@ -244,43 +245,46 @@ mod tests {
         Quota { count, limit: Some(100_000), extension: Extension::None, resets_at: Some(RESET_TIME) }
     }
 
+    /// Asserts the messages about a change of a key without a name.
     #[track_caller]
-    fn check(change: StateChange, expected: &[(&str, &str)]) {
-        check_for(&key(), change, expected);
+    fn assert_messages(change: StateChange, expected: &[(&str, &str)]) {
+        assert_messages_for(&key(), change, expected);
     }
 
+    /// Asserts the names of the events and the messages about a change of `key`.
     #[track_caller]
-    fn check_for(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
+    fn assert_messages_for(key: &Arc<Key>, change: StateChange, expected: &[(&str, &str)]) {
         let transition = Transition { key: Arc::clone(key), change };
-        let lines = transition_messages(&transition, Forecast::Unknown, Some(RESET_TIME));
-        let lines: Vec<(&str, &str)> = lines.iter().map(|(event, text)| (*event, &**text)).collect();
-        assert_eq!(lines, expected);
+        let messages = transition_messages(&transition, Forecast::Unknown, Some(RESET_TIME));
+        let messages: Vec<(&str, &str)> =
+            messages.iter().map(|(event, message)| (*event, &**message)).collect();
+        assert_eq!(messages, expected);
     }
 
     #[test]
     fn messages_have_their_documented_texts() {
         assert_eq!(keys_loaded_message(8, "x"), "Loaded 8 ElevenLabs API keys from x");
         assert_eq!(keys_loaded_message(1, "x"), "Loaded 1 ElevenLabs API key from x");
-        check(
+        assert_messages(
             StateChange::InUse { quota: quota(5_420), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)")],
         );
-        check(
+        assert_messages(
             StateChange::InUse { quota: quota(5_420), rotated_to: Some(3) },
             &[
                 ("key_rotated", "Rotated to key index 3"),
                 ("key_in_use", "Using key sk_6c036526...d452b (94,580 chars remaining)"),
             ],
         );
-        check(
+        assert_messages(
             StateChange::NearLimit(quota(84_766)),
             &[("key_near_limit", "Key sk_6c036526...d452b near limit: 15,234 chars remaining (84.8%)")],
         );
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(RESET_TIME) },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key (resets Dec 1)")],
         );
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::RateLimited, until: None },
             &[("key_rate_limited", "Rate limited: sk_6c036526...d452b - rotating to next key")],
         );
@@ -288,7 +292,7 @@ mod tests {
 
     #[test]
     fn an_unknown_quota_is_reported_as_unknown() {
-        check(
+        assert_messages(
             StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (chars remaining unknown)")],
         );
@@ -297,32 +301,35 @@ mod tests {
     #[test]
     fn a_billing_discrepancy_is_explained() {
         let (key, matching_key) = (key(), key());
-        let transition_messages = |credits, matching_key: Option<&Arc<Key>>| {
+        let message_for = |credits, matching_key: Option<&Arc<Key>>| {
             discrepancy_message(&key, credits, matching_key.map(|matching_key| &**matching_key))
         };
-        let other_messages = transition_messages(1_200, None);
+        let more_used = message_for(1_200, None);
         assert!(
-            other_messages.starts_with(
+            more_used.starts_with(
                 "ElevenLabs counts 1,200 credits more for key sk_6c036526...d452b than Keychoir"
             )
         );
-        assert!(other_messages.contains("other apps"), "{other_messages}");
-        assert!(transition_messages(1_200, Some(&matching_key)).contains("the same `workspace`"));
-        let below = transition_messages(-7, Some(&matching_key));
-        assert!(below.contains("counts 7 credits fewer") && below.contains("never charged"), "{below}");
+        assert!(more_used.contains("other apps"), "unexpected message: {more_used}");
+        assert!(message_for(1_200, Some(&matching_key)).contains("the same `workspace`"));
+        let less_used = message_for(-7, Some(&matching_key));
+        assert!(
+            less_used.contains("counts 7 credits fewer") && less_used.contains("never charged"),
+            "unexpected message: {less_used}"
+        );
     }
 
     #[test]
     fn an_unknown_reset_date_is_omitted() {
         let until = UnixMs(RESET_TIME.0 - 1_000);
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(until) },
             &[(
                 "key_exhausted",
                 "Key sk_6c036526...d452b exhausted - rotating to next key (tried again at 2026-11-30T23:59:59.000Z)",
             )],
         );
-        check(
+        assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: None },
             &[("key_exhausted", "Key sk_6c036526...d452b exhausted - rotating to next key")],
         );
@@ -334,7 +341,7 @@ mod tests {
         let entry = crate::pool::KeyEntry { name: Some("studio".to_owned()), ..key.into() };
         let pool = Arc::new(Pool::new(vec![entry], Settings::FOR_TESTS));
         let key = Arc::clone(&pool.roster().keys()[0]);
-        check_for(
+        assert_messages_for(
             &key,
             StateChange::InUse { quota: quota(0), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (studio) (100,000 chars remaining)")],
@@ -354,7 +361,7 @@ mod tests {
             capabilities: Capabilities::default(),
         };
         pool.observe(&roster, &key, observation, NOW);
-        check_for(
+        assert_messages_for(
             &key,
             StateChange::InUse { quota: Quota::default(), rotated_to: None },
             &[("key_in_use", "Using key sk_6c036526...d452b (pay as you go)")],

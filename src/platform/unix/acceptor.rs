@@ -13,11 +13,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::socket_listener::{SocketFile, UnixSocketListener};
 
-/// A TCP port.
+/// A listening TCP socket that is registered with the current runtime.
 #[derive(Debug)]
 pub(crate) struct TcpAcceptor(AsyncFd<TcpListener>);
 
-/// A Unix socket. Dropping it removes the socket file that it created.
+/// A listening Unix socket that is registered with the current runtime. Dropping it removes the socket file that it
+/// created.
 #[derive(Debug)]
 pub(crate) struct UnixAcceptor {
     listener: AsyncFd<UnixListener>,
@@ -27,7 +28,7 @@ pub(crate) struct UnixAcceptor {
 impl TcpAcceptor {
     /// Moves a listener from its runtime to the current one.
     pub(crate) fn open(listener: tokio::net::TcpListener) -> io::Result<Self> {
-        poll_readable(listener.into_std()?).map(Self)
+        register(listener.into_std()?).map(Self)
     }
 
     /// Accepts the next connection. Dropping the future does not lose a connection.
@@ -48,7 +49,7 @@ impl UnixAcceptor {
     /// Moves a listener from its runtime to the current one.
     pub(crate) fn open(listener: UnixSocketListener) -> io::Result<Self> {
         let (listener, file) = listener.into_parts()?;
-        Ok(Self { listener: poll_readable(listener)?, _file: file })
+        Ok(Self { listener: register(listener)?, _file: file })
     }
 
     /// Accepts the next connection. Dropping the future does not lose a connection.
@@ -65,23 +66,24 @@ impl UnixAcceptor {
     }
 }
 
-/// Accepts the next connection with a permit of `permits`, which is acquired only once a connection is pending.
-async fn accept_on<T: AsRawFd, A>(
-    listener: &AsyncFd<T>,
+/// Waits until a connection is pending, acquires a permit of `permits`, and accepts the connection.
+async fn accept_on<Listener: AsRawFd, Stream>(
+    listener: &AsyncFd<Listener>,
     permits: &Arc<Semaphore>,
-    accept: impl Fn(&T) -> io::Result<A>,
-) -> io::Result<(A, OwnedSemaphorePermit)> {
+    accept: impl Fn(&Listener) -> io::Result<Stream>,
+) -> io::Result<(Stream, OwnedSemaphorePermit)> {
     loop {
         let mut ready = listener.readable().await?;
         let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-        // If the client has disconnected in the meantime, the permit is released.
+        // If the client has disconnected during the wait for the permit, the permit is released.
         if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
             return Ok((accepted?, permit));
         }
     }
 }
 
+/// Registers a listener with the current runtime.
 #[expect(deprecated, reason = "its unsafe successor matters only for types whose descriptor can change")]
-fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
+fn register<Listener: AsRawFd>(listener: Listener) -> io::Result<AsyncFd<Listener>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }

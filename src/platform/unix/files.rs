@@ -1,4 +1,5 @@
-//! Modes, owners and identities of files, reads and writes at an offset, and the space of disks.
+//! Implements the operations on files for Unix: modes, owners and identities of files, reads and writes at an offset,
+//! and the space of disks.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -29,7 +30,8 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Gives `file` the owner of `directory`, which only root may do.
+/// Gives `file` the owner of `directory`. Has no effect unless this process runs as root, because only root may change
+/// owners.
 pub(crate) fn adopt_owner(file: &File, directory: &Path) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
@@ -43,7 +45,7 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Returns the mode of a file with the bits of its type.
+/// Returns the mode of a file, including the bits that contain its type.
 #[expect(clippy::unnecessary_wraps, reason = "files of Windows have no mode")]
 pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
     Some(metadata.permissions().mode())
@@ -54,12 +56,12 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-/// Returns the device and inode numbers, which distinguish a file from another one that replaces it.
+/// Returns the device and inode numbers, which distinguish a file from another file that replaces it.
 pub(crate) fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Whether an open file has no name any more.
+/// Returns whether an open file was removed from all directories.
 pub(crate) fn is_removed(metadata: &Metadata) -> bool {
     metadata.nlink() == 0
 }
@@ -69,27 +71,27 @@ pub(crate) fn check_writable(directory: &Path) -> io::Result<()> {
     Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-/// Writes all of `data` at `offset`.
-pub(crate) fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
-    file.write_all_at(data, offset)
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
 }
 
-/// Fills `data` from `offset`.
-pub(crate) fn read_exact_at(file: &File, data: &mut [u8], offset: u64) -> io::Result<()> {
-    file.read_exact_at(data, offset)
+/// Fills `bytes` from `offset`.
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(bytes, offset)
 }
 
-/// Returns the space of the disk that has the file or directory at `path`.
+/// Returns the space of the disk that contains the file or directory at `path`.
 pub(crate) fn disk_space(path: &Path) -> io::Result<DiskSpace> {
-    Ok(space(&statvfs(path)?))
+    Ok(to_disk_space(&statvfs(path)?))
 }
 
-/// Returns the space of the disk that has an open file.
+/// Returns the space of the disk that contains an open file.
 pub(crate) fn disk_space_of(file: &File) -> io::Result<DiskSpace> {
-    Ok(space(&fstatvfs(file)?))
+    Ok(to_disk_space(&fstatvfs(file)?))
 }
 
-fn space(disk: &StatVfs) -> DiskSpace {
+fn to_disk_space(disk: &StatVfs) -> DiskSpace {
     DiskSpace {
         free: disk.f_bavail.saturating_mul(disk.f_frsize),
         total: disk.f_blocks.saturating_mul(disk.f_frsize),

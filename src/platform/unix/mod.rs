@@ -1,4 +1,4 @@
-//! The functions and types of Unix.
+//! Implements the functions and types of `platform` for Unix.
 
 mod acceptor;
 pub(crate) mod files;
@@ -13,7 +13,7 @@ pub(crate) use socket_listener::UnixSocketListener;
 
 use super::TerminalSize;
 
-/// Returns the size of the terminal that the standard output is, or `None` if it is none.
+/// Returns the size of the terminal to which the standard output is connected, or `None` if it is not a terminal.
 pub(crate) fn terminal_size() -> Option<TerminalSize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     Some(TerminalSize { columns: size.ws_col, rows: size.ws_row })

@@ -18,7 +18,7 @@ pub(crate) fn report_reloading() {
     // The service manager identifies the reload by this time.
     match NotifyState::monotonic_usec_now() {
         Ok(reload_time) => notify(&[NotifyState::Reloading, reload_time]),
-        Err(error) => debug!("no monotonic time for the service manager: {error}"),
+        Err(error) => debug!("the time for the service manager cannot be read: {error}"),
     }
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn report_stopping(extension: Duration) {
     notify(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// Sends keep-alives to the watchdog if the watchdog is enabled. The interval is half the watchdog's timeout,
+/// Sends keep-alive messages to the watchdog if the watchdog is enabled. The interval is half the watchdog's timeout,
 /// so that one late message does not cause a restart.
 pub(crate) async fn send_keep_alives() -> Infallible {
     let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return pending().await };
@@ -39,9 +39,9 @@ pub(crate) async fn send_keep_alives() -> Infallible {
     }
 }
 
-fn notify(state: &[NotifyState<'_>]) {
-    // A failed notification does not prevent the proxy from serving.
-    if let Err(error) = sd_notify::notify(state) {
+/// Sends messages to the service manager. A failure is only logged, because the server does not depend on it.
+fn notify(messages: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(messages) {
         debug!("the service manager cannot be notified: {error}");
     }
 }

@@ -1,10 +1,11 @@
-//! The signals to stop and to reload the configuration. Signals that arrive after the construction are not lost.
+//! Waits for the signals that stop the program and that reload the configuration. A signal that arrives after the
+//! construction of its receiver is not lost.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT.
+/// Receives SIGTERM and SIGINT, which stop the program.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     terminate: Signal,
@@ -16,7 +17,7 @@ impl StopSignals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next signal. Dropping the future loses none.
+    /// Waits for the next signal. Dropping the future loses no signal.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -25,7 +26,7 @@ impl StopSignals {
     }
 }
 
-/// SIGHUP.
+/// Receives SIGHUP, which reloads the configuration.
 #[derive(Debug)]
 pub(crate) struct ReloadSignal(Signal);
 
@@ -34,7 +35,7 @@ impl ReloadSignal {
         signal(SignalKind::hangup()).map(Self)
     }
 
-    /// Waits for the next signal. Dropping the future loses none.
+    /// Waits for the next signal. Dropping the future loses no signal.
     pub(crate) async fn next(&mut self) {
         let _ = self.0.recv().await;
     }

@@ -1,5 +1,5 @@
-//! Owns a Unix socket and its file: creates the file with the configured mode, replaces the stale file of a
-//! terminated process, and removes the file at the end unless another process has replaced it.
+//! Owns a listening Unix socket and its file: creates the file with the configured mode, replaces the stale file of a
+//! terminated process, and removes the file on drop unless another process has replaced it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -18,7 +18,7 @@ pub struct UnixSocketListener {
 }
 
 impl UnixSocketListener {
-    /// Listens at `path`, with at most `backlog` connections that are not accepted.
+    /// Listens at `path`. The kernel queues at most `backlog` connections that are not accepted yet.
     pub(crate) fn bind(path: &Path, mode: u32, backlog: u32) -> io::Result<Self> {
         let socket = UnixSocket::new_stream()?;
         match socket.bind(path) {
@@ -35,7 +35,7 @@ impl UnixSocketListener {
         Ok(Self { listener: socket.listen(backlog)?, file: Some(file) })
     }
 
-    /// Wraps a socket whose file another process created and removes.
+    /// Wraps an inherited socket, whose file another process has created and will remove.
     pub(super) fn from_inherited(listener: net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self { listener: UnixListener::from_std(listener)?, file: None })
@@ -96,7 +96,7 @@ mod tests {
 
     const BACKLOG: u32 = 16;
 
-    fn mode(path: &Path) -> u32 {
+    fn mode_of(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
@@ -105,17 +105,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.sock");
         let listener = UnixSocketListener::bind(&path, 0o600, BACKLOG).unwrap();
-        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode_of(&path), 0o600);
         assert_eq!(listener.path().unwrap(), Some(path.clone()));
         drop(listener);
         assert!(!path.exists());
     }
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_one_in_use_is_an_error() {
+    async fn a_stale_socket_is_replaced_and_a_socket_in_use_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.sock");
-        // The listener of the standard library leaves its file behind, as a killed process does.
+        // The listener of the standard library does not remove its file, so the file is like that of a killed process.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();

@@ -1,4 +1,4 @@
-//! Unix sockets, and operations on sockets that tokio does not have for every system.
+//! Provides Unix sockets, and the operations on sockets that tokio does not have for every system.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,8 @@ pub(crate) use tokio::net::UnixStream;
 
 pub(crate) use super::acceptor::{TcpAcceptor, UnixAcceptor};
 
-/// Peeks at a socket. tokio has no trait with the methods that both socket types share.
+/// Reads a byte of a socket without consuming it. It is a macro, because tokio has no trait with the methods that both
+/// socket types share.
 macro_rules! poll_peek {
     ($stream:ident, $cx:ident) => {
         loop {
@@ -55,7 +56,7 @@ pub(crate) fn poll_peek_tcp(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io
     poll_peek!(stream, cx)
 }
 
-/// As [`poll_peek_tcp`] for a Unix socket.
+/// Does for a Unix socket what [`poll_peek_tcp`] does for a TCP socket.
 pub(crate) fn poll_peek_unix(stream: &UnixStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     poll_peek!(stream, cx)
 }

@@ -1,4 +1,4 @@
-//! The functions and types of Windows. It is type-checked and not run.
+//! Implements the functions and types of `platform` for Windows. This code is type-checked and not tested.
 
 pub(crate) mod files;
 pub(crate) mod service_manager;
@@ -11,12 +11,12 @@ pub(crate) use sockets::UnixSocketListener;
 
 use super::TerminalSize;
 
-/// Returns `None`: the size of the terminal is not known.
+/// Returns `None`, because the size of the terminal is not known.
 pub(crate) fn terminal_size() -> Option<TerminalSize> {
     None
 }
 
-/// Returns that the number of open files is unlimited.
+/// Returns `u64::MAX`, which means unlimited.
 ///
 /// # Errors
 ///
@@ -25,7 +25,7 @@ pub fn raise_open_files_limit() -> io::Result<u64> {
     Ok(u64::MAX)
 }
 
-/// Returns that the number of open files is unlimited.
+/// Returns `u64::MAX`, which means unlimited.
 #[must_use]
 pub fn open_files_limit() -> u64 {
     u64::MAX

@@ -1,4 +1,5 @@
-//! Reports nothing: Keychoir is no Windows service.
+//! Defines the reports to the service manager, which have no effect, because Keychoir does not run as a Windows
+//! service.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -10,6 +11,7 @@ pub(crate) fn report_reloading() {}
 
 pub(crate) fn report_stopping(_: Duration) {}
 
+/// Waits forever.
 pub(crate) async fn send_keep_alives() -> Infallible {
     pending().await
 }

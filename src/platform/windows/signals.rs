@@ -1,4 +1,4 @@
-//! The events of the console that stop the program. No event reloads the configuration, which is reloaded when its
+//! Waits for the console events that stop the program. No event reloads the configuration, which is reloaded when its
 //! file changes.
 
 use std::future::pending;
@@ -7,7 +7,7 @@ use std::io;
 use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown};
 use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
 
-/// Ctrl+C, Ctrl+Break, the end of the console, and the shutdown of the system.
+/// Receives the events Ctrl+C, Ctrl+Break, the end of the console, and the shutdown of the system.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     interrupt: CtrlC,
@@ -26,7 +26,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for the next event. Dropping the future loses none.
+    /// Waits for the next event. Dropping the future loses no event.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -37,7 +37,7 @@ impl StopSignals {
     }
 }
 
-/// Never arrives.
+/// A signal that never arrives, because Windows has no signal to reload the configuration.
 #[derive(Debug)]
 pub(crate) struct ReloadSignal;
 
@@ -46,6 +46,7 @@ impl ReloadSignal {
         Ok(Self)
     }
 
+    /// Waits forever.
     pub(crate) async fn next(&mut self) {
         pending().await
     }

@@ -1,4 +1,5 @@
-//! TCP ports. The types of Unix sockets have no values, and the functions that would create them fail.
+//! Accepts TCP connections on Windows. The types of Unix sockets have no values, and the functions that would create
+//! them fail.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ fn unsupported<T>() -> io::Result<T> {
     Err(io::Error::new(ErrorKind::Unsupported, "Keychoir has no Unix sockets on Windows"))
 }
 
-/// A TCP port.
+/// A listening TCP socket.
 #[derive(Debug)]
 pub(crate) struct TcpAcceptor(TcpListener);
 
@@ -25,8 +26,8 @@ impl TcpAcceptor {
         TcpListener::from_std(listener.into_std()?).map(Self)
     }
 
-    /// Accepts the next connection with a permit of `permits`, which is acquired before one is pending, because only
-    /// accepting shows that. Dropping the future does not lose a connection.
+    /// Acquires a permit of `permits`, and then accepts the next connection. The permit is acquired first, because
+    /// tokio can wait for a connection only by accepting it. Dropping the future does not lose a connection.
     pub(crate) async fn accept(
         &self,
         permits: &Arc<Semaphore>,
@@ -36,7 +37,7 @@ impl TcpAcceptor {
         Ok((stream.into_std()?, permit))
     }
 
-    /// Returns `None`: a pending connection is reset when the listener is closed.
+    /// Returns `None`. A pending connection is reset when the listener is closed.
     pub(crate) fn accept_pending(&self) -> Option<std::net::TcpStream> {
         None
     }
@@ -47,22 +48,22 @@ pub(crate) fn poll_peek_tcp(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io
     stream.poll_peek(cx, &mut ReadBuf::new(&mut [0; 1]))
 }
 
-/// Fails.
+/// Fails, because Keychoir has no Unix sockets on Windows.
 pub(crate) fn connect_through(_: reqwest::ClientBuilder, _: &Path) -> io::Result<reqwest::ClientBuilder> {
     unsupported()
 }
 
-/// Fails.
+/// Fails, because Keychoir has no Unix sockets on Windows.
 pub(crate) fn take_inherited(_: &mut ListenFd, _: usize) -> io::Result<Option<UnixSocketListener>> {
     unsupported()
 }
 
-/// A listening Unix socket, of which none exists.
+/// A listening Unix socket. The type has no values.
 #[derive(Debug)]
 pub enum UnixSocketListener {}
 
 impl UnixSocketListener {
-    /// Fails.
+    /// Fails, because Keychoir has no Unix sockets on Windows.
     pub(crate) fn bind(_: &Path, _: u32, _: u32) -> io::Result<Self> {
         unsupported()
     }
@@ -72,7 +73,7 @@ impl UnixSocketListener {
     }
 }
 
-/// The acceptor of a Unix socket, of which none exists.
+/// A listening Unix socket from which connections are accepted. The type has no values.
 #[derive(Debug)]
 pub(crate) enum UnixAcceptor {}
 
@@ -93,7 +94,7 @@ impl UnixAcceptor {
     }
 }
 
-/// A connection that is not registered with a runtime, of which none exists.
+/// A connection of a Unix socket that is not registered with a runtime. The type has no values.
 #[derive(Debug)]
 pub(crate) enum StdUnixStream {}
 
@@ -103,12 +104,12 @@ impl StdUnixStream {
     }
 }
 
-/// A connection, of which none exists.
+/// A connection of a Unix socket. The type has no values.
 #[derive(Debug)]
 pub(crate) enum UnixStream {}
 
 impl UnixStream {
-    /// Fails.
+    /// Fails, because Keychoir has no Unix sockets on Windows.
     pub(crate) async fn connect(_: impl AsRef<Path>) -> io::Result<Self> {
         unsupported()
     }
@@ -126,7 +127,7 @@ impl UnixStream {
     }
 }
 
-/// The counterpart of [`poll_peek_tcp`] for a Unix socket.
+/// Does for a Unix socket what [`poll_peek_tcp`] does for a TCP socket. It is never called, because no socket exists.
 pub(crate) fn poll_peek_unix(stream: &UnixStream, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
     match *stream {}
 }

@@ -1,29 +1,32 @@
-//! Decodes backslash escapes, so that an escaped key is still found: `\u0073` in JSON and in JSON within
-//! JSON, `\x73` and `\U00000073` in YAML. A client's parser would restore the key.
+//! Decodes backslash escapes, so that the search also finds an escaped key, which a client's parser would restore. The
+//! escapes are `\u0073` in JSON and in JSON within JSON, and `\x73` and `\U00000073` in YAML.
 //!
 //! Escapes of URLs and HTML are not decoded. Searching for their markers as well would triple the cost of
 //! every response, and no encoder of URLs or HTML escapes letters and digits.
 
 use std::borrow::Cow;
 
-/// Maximum number of backslashes before a `u`. JSON contains one, JSON within JSON two, and a third level four.
+/// Maximum number of backslashes before a `u`. JSON contains one, JSON within JSON contains two, and a third level
+/// contains four.
 const MAX_BACKSLASHES: usize = 4;
 
 /// The input of a search, in which the escapes of letters, digits, `_` and `-` are decoded.
 #[derive(Debug)]
 pub(super) struct Unescaped<'a> {
+    /// The decoded bytes.
     pub(super) text: Cow<'a, [u8]>,
-    /// Offsets directly after each escape: in `text`, and in the original.
+    /// The offsets directly after each escape: first in `text`, then in the original.
     offsets: Vec<(usize, usize)>,
     /// The offset of an incomplete escape at the end of the original, or else the length of the original.
     pub(super) partial_escape: usize,
 }
 
-/// Whether `text` may contain an escape.
+/// Returns whether `text` may contain an escape.
 pub(super) fn may_contain_escape(text: &[u8]) -> bool {
     memchr::memchr(b'\\', text).is_some()
 }
 
+/// The result of parsing at a backslash.
 enum ParsedEscape {
     /// The backslash does not start an escape of a key character.
     Literal,
@@ -34,7 +37,7 @@ enum ParsedEscape {
 }
 
 impl<'a> Unescaped<'a> {
-    /// Returns `None` if `text` contains no escape and does not end within one.
+    /// Decodes the escapes in `text`. Returns `None` if `text` contains no escape and does not end within an escape.
     pub(super) fn decode(text: &'a [u8]) -> Option<Self> {
         let mut decoded: Vec<u8> = Vec::new();
         let mut offsets = Vec::new();
@@ -99,7 +102,7 @@ fn parse_digits(text: &[u8], count: usize, prefix_length: usize) -> ParsedEscape
         None if digits.is_empty() => ParsedEscape::Partial,
         None => ParsedEscape::Literal,
         Some(_) if digits.len() < count => ParsedEscape::Partial,
-        Some(value) => key_character(value, prefix_length + count),
+        Some(code) => key_character(code, prefix_length + count),
     }
 }
 
@@ -109,8 +112,9 @@ fn parse_hexadecimal(digits: &[u8]) -> Option<u32> {
     (!digits.is_empty()).then(|| digits.iter().try_fold(0, add)).flatten()
 }
 
-fn key_character(value: u32, length: usize) -> ParsedEscape {
-    match u8::try_from(value) {
+/// Returns the character with the number `code` if a key may contain it. `length` is the length of its escape.
+fn key_character(code: u32, length: usize) -> ParsedEscape {
+    match u8::try_from(code) {
         Ok(byte) if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' => {
             ParsedEscape::Character(byte, length)
         }
@@ -122,19 +126,20 @@ fn key_character(value: u32, length: usize) -> ParsedEscape {
 mod tests {
     use super::*;
 
+    /// Asserts the decoded form of a text.
     #[track_caller]
-    fn check(text: &str, expected: &str) {
+    fn assert_decoded(text: &str, expected: &str) {
         let unescaped = Unescaped::decode(text.as_bytes());
         let decoded = unescaped.as_ref().map_or(text.as_bytes(), |unescaped| &unescaped.text);
-        assert_eq!(String::from_utf8_lossy(decoded), expected, "{text}");
+        assert_eq!(String::from_utf8_lossy(decoded), expected, "the decoded form of {text}");
     }
 
     #[test]
     fn every_kind_of_escape_is_decoded() {
         for escape in [r"\u0073", r"\\u0073", r"\\\\u0073", r"\x73", r"\\x73", r"\U00000073"] {
-            check(&format!("a{escape}k_{escape}"), "ask_s");
+            assert_decoded(&format!("a{escape}k_{escape}"), "ask_s");
         }
-        check(r"\u006B\u005f\u005F\x2d", "k__-");
+        assert_decoded(r"\u006B\u005f\u005F\x2d", "k__-");
     }
 
     #[test]
@@ -143,7 +148,7 @@ mod tests {
             [r"\n\t\\ \u4e2d \u000a \u0020x", "100% %73 &#115;", r"\u00", "plain", r"\u{73}.", r"\x4g."]
         {
             let text = format!("{text} .");
-            assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text}");
+            assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text} must not be decoded");
         }
     }
 
@@ -159,10 +164,11 @@ mod tests {
             (r"a\U000000", 1),
             (r"\u0061\x", 6),
         ] {
-            assert_eq!(Unescaped::decode(text.as_bytes()).unwrap().partial_escape, partial_escape, "{text}");
+            let unescaped = Unescaped::decode(text.as_bytes()).unwrap();
+            assert_eq!(unescaped.partial_escape, partial_escape, "the start of the partial escape in {text}");
         }
         for text in [r"a\u4", r"a\xg", r"a\n", r"a\u01"] {
-            assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text}");
+            assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text} must contain no partial escape");
         }
     }
 

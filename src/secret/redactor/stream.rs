@@ -1,16 +1,16 @@
 //! Redacts a stream of chunks. The concatenated output equals [`Redactor::redact`] of the whole stream.
 //!
-//! A key may be split over chunks, so the start of a possible key is held back, except for the few characters
-//! that its short form shows. All other bytes are forwarded without delay.
+//! A key may be split over chunks, so the start of a possible key is held back, except for the first characters,
+//! which its short form shows. All other bytes are forwarded without delay.
 
 use super::{Matches, Redactor, replace_keys};
 
 /// The state of redaction between two chunks of a stream.
 #[derive(Debug, Default)]
 pub struct StreamRedaction {
-    /// The end of the input so far, if a key may start in it.
+    /// The end of the received input from the start of a possible key on. Empty if no key may start in the input.
     partial_key: Vec<u8>,
-    /// Number of bytes of `partial_key` that were already forwarded.
+    /// Number of bytes at the start of `partial_key` that were already forwarded.
     forwarded: usize,
 }
 
@@ -24,7 +24,7 @@ pub enum RedactedChunk {
 }
 
 impl StreamRedaction {
-    /// Processes the next chunk.
+    /// Redacts the next chunk of the stream.
     pub fn redact_chunk(&mut self, redactor: &Redactor, chunk: &[u8]) -> RedactedChunk {
         if self.partial_key.is_empty() {
             let matches = redactor.search(chunk);
@@ -45,7 +45,7 @@ impl StreamRedaction {
         RedactedChunk::Replaced(output)
     }
 
-    /// Whether `chunk` contains or completes a key. This method is for data that is forwarded in a different
+    /// Returns whether `chunk` contains or completes a key. This method is for data that is forwarded in a different
     /// encoding, in which keys cannot be replaced. While [`is_idle`](Self::is_idle) is false, the stream has
     /// received more of a possible key than its short form shows.
     pub fn contains_key(&mut self, redactor: &Redactor, chunk: &[u8]) -> bool {
@@ -62,7 +62,7 @@ impl StreamRedaction {
         std::mem::take(&mut self.partial_key).split_off(forwarded)
     }
 
-    /// Whether no bytes are held back.
+    /// Returns whether no bytes are held back.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.held_length() == 0
@@ -72,6 +72,7 @@ impl StreamRedaction {
         self.partial_key.len() - self.forwarded
     }
 
+    /// Keeps the possible key at the end of `text` until the next chunk.
     fn hold_back(&mut self, text: &[u8], matches: &Matches<'_>) {
         self.partial_key = text[matches.partial_start..].to_vec();
         self.forwarded = matches.shown_length;

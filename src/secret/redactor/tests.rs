@@ -1,11 +1,14 @@
-//! Tests the search and the stream redaction against a naive search.
+//! Tests of the redaction of whole texts and of streams, with examples and in comparison with a naive search.
 
 use proptest::prelude::*;
 
 use super::*;
 
+/// A key of the current form.
 const LONG: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
+/// A key that differs from [`LONG`] only in its last character.
 const TWIN: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452c";
+/// A key of the old form.
 const OLD: &str = "0123456789abcdef0123456789abcdef";
 
 fn redactor(keys: &[&str]) -> Redactor {
@@ -27,26 +30,33 @@ fn redact_chunks(redactor: &Redactor, chunks: &[&[u8]]) -> Vec<String> {
     output.into_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
 }
 
+/// Asserts the redacted form of a text, or that it contains no key.
 #[track_caller]
-fn check(text: &str, expected: Option<&str>) {
+fn assert_redacted(text: &str, expected: Option<&str>) {
     let redacted = redactor(&[LONG, TWIN, OLD]).redact(text.as_bytes());
     assert_eq!(redacted, expected.map(|text| text.as_bytes().to_vec()));
 }
 
 #[test]
 fn a_key_becomes_its_short_form_at_any_position() {
-    check(LONG, Some("sk_6c036526...d452b"));
-    check(&format!("{{\"key\":\"{LONG}\"}}"), Some(r#"{"key":"sk_6c036526...d452b"}"#));
-    check(&format!("{TWIN}{LONG} {OLD}0"), Some("sk_6c036526...d452csk_6c036526...d452b 0123...cdef0"));
-    check(&format!("s{}sk_{LONG}", &LONG[..40]), Some(&format!("s{}sk_sk_6c036526...d452b", &LONG[..40])));
+    assert_redacted(LONG, Some("sk_6c036526...d452b"));
+    assert_redacted(&format!("{{\"key\":\"{LONG}\"}}"), Some(r#"{"key":"sk_6c036526...d452b"}"#));
+    assert_redacted(
+        &format!("{TWIN}{LONG} {OLD}0"),
+        Some("sk_6c036526...d452csk_6c036526...d452b 0123...cdef0"),
+    );
+    assert_redacted(
+        &format!("s{}sk_{LONG}", &LONG[..40]),
+        Some(&format!("s{}sk_sk_6c036526...d452b", &LONG[..40])),
+    );
 }
 
 #[test]
 fn text_that_differs_from_a_key_is_unchanged() {
-    check(&LONG[1..], None);
-    check(&LONG[..LONG.len() - 1], None);
-    check(&LONG.replace("cccc", "cccd"), None);
-    check("", None);
+    assert_redacted(&LONG[1..], None);
+    assert_redacted(&LONG[..LONG.len() - 1], None);
+    assert_redacted(&LONG.replace("cccc", "cccd"), None);
+    assert_redacted("", None);
     assert_eq!(redactor(&[]).redact(LONG.as_bytes()), None);
 }
 
@@ -58,8 +68,14 @@ fn masking_does_not_change_the_length() {
     assert_eq!(redactor.mask_keys(&mut text), "sk_6c036".len());
     let masked = String::from_utf8(text).unwrap();
     assert_eq!(masked.len(), length);
-    assert!(masked.starts_with("a sk_6c036526...") && masked.contains("...d452b b 0123..."), "{masked}");
-    assert!(!masked.contains(&LONG[11..20]) && !masked.contains(&OLD[4..12]), "{masked}");
+    assert!(
+        masked.starts_with("a sk_6c036526...") && masked.contains("...d452b b 0123..."),
+        "the text must contain the short forms: {masked}"
+    );
+    assert!(
+        !masked.contains(&LONG[11..20]) && !masked.contains(&OLD[4..12]),
+        "the text must not contain the hidden characters of a key: {masked}"
+    );
     assert_eq!(redactor.mask_keys(&mut []), 0);
 }
 
@@ -149,7 +165,7 @@ fn a_key_is_found_in_every_kind_of_escape() {
         &[yaml_escape],
     ] {
         let key = escape(LONG, escapes);
-        check(&format!("{{\"key\":\"{key}\\n\"}}"), Some("{\"key\":\"sk_6c036526...d452b\\n\"}"));
+        assert_redacted(&format!("{{\"key\":\"{key}\\n\"}}"), Some("{\"key\":\"sk_6c036526...d452b\\n\"}"));
         let redactor = redactor(&[LONG]);
         assert!(redactor.contains_key(key.as_bytes()));
         let mut text = format!("a {key} b").into_bytes();
@@ -157,7 +173,7 @@ fn a_key_is_found_in_every_kind_of_escape() {
         assert_eq!(redactor.mask_keys(&mut text), 0);
         assert_eq!(text.len(), length);
         assert!(!redactor.contains_key(&text) && text.starts_with(b"a ") && text.ends_with(b" b"));
-        check(&escape(&LONG[1..], escapes), None);
+        assert_redacted(&escape(&LONG[1..], escapes), None);
     }
 }
 
@@ -171,7 +187,10 @@ fn a_key_is_found_in_utf_16() {
         let mut masked = text.clone();
         redactor.mask_keys(&mut masked);
         assert_eq!(masked.len(), text.len());
-        assert!(masked.starts_with(&encoding.encode(b"\"sk_6c036526...")), "{masked:?}");
+        assert!(
+            masked.starts_with(&encoding.encode(b"\"sk_6c036526...")),
+            "the text must contain the short form: {masked:?}"
+        );
         assert!(!redactor.contains_key(&masked));
     }
 }
@@ -185,7 +204,7 @@ fn binary_payloads_are_searched() {
     for (text, partial_length) in
         [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
     {
-        assert_eq!(redactor.partial_key_length(text.as_bytes()), partial_length, "{text}");
+        assert_eq!(redactor.partial_key_length(text.as_bytes()), partial_length, "the partial key in {text}");
     }
 }
 
@@ -229,9 +248,9 @@ fn fragments() -> impl Strategy<Value = Vec<u8>> {
         let escapes = vec![json_escape as fn(u8) -> String, nested_json_escape, yaml_escape, plain_byte];
         prop::sample::subsequence(escapes, 1..4).prop_map(move |escapes| escape(key, &escapes).into_bytes())
     });
-    let wide = prop::sample::select(vec![KeyEncoding::Utf16Le, KeyEncoding::Utf16Be])
+    let utf_16 = prop::sample::select(vec![KeyEncoding::Utf16Le, KeyEncoding::Utf16Be])
         .prop_map(|encoding| encoding.encode(LONG.as_bytes()));
-    prop_oneof![4 => plain, 2 => escaped, 1 => wide, 1 => "[0-9a-f\\\\ux]{0,3}".prop_map(String::into_bytes)]
+    prop_oneof![4 => plain, 2 => escaped, 1 => utf_16, 1 => "[0-9a-f\\\\ux]{0,3}".prop_map(String::into_bytes)]
 }
 
 proptest! {

@@ -1,15 +1,15 @@
-//! Migrates to schema version 12, in which each attempt has its own row in `attempts`. Earlier, the attempts of a
-//! commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`, and both referred to
+//! Migrates to schema version 12, in which each attempt has its own row in `attempts`. In version 11, the attempts of a
+//! commit share a JSON row in `attempt_sheets`, single attempts have rows in `attempt_rows`, and both refer to
 //! their common columns in `series`.
 //!
 //! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a limited number
-//! of attempts, and maintenance moves the remaining attempts in separate transactions. Until then, the old tables
-//! exist and their attempts are missing in `attempts`. If Keychoir stops at any point, each attempt is in exactly
-//! one table.
+//! of attempts, and maintenance moves the remaining attempts in separate transactions. Until all attempts are moved,
+//! the old tables exist, and their attempts are missing in `attempts`. If Keychoir stops at any point, each attempt is
+//! in exactly one table.
 
 use rusqlite::Connection;
 
-/// The migration that adds the table.
+/// The statements of the migration, which add the table `attempts`.
 pub(in crate::store) const TABLE: &str = "
     DROP VIEW attempts;
     DROP TRIGGER attempts_forgotten;
@@ -76,8 +76,7 @@ pub(in crate::store) const TABLE: &str = "
 /// Maximum number of rows that a step moves, and the number of attempts after which it moves no further
 /// shared row. A step takes less than a tenth of a second.
 const MAX_STEP_ROWS: i64 = 4_096;
-/// The maximum number of steps in the transaction of the migration, which delay startup by less than two
-/// seconds.
+/// Maximum number of steps in the transaction of the migration. They delay startup by less than two seconds.
 const MAX_START_STEPS: usize = 16;
 
 /// Moves the first attempts, in the transaction of the migration.
@@ -90,7 +89,7 @@ pub(in crate::store) fn move_first_attempts(transaction: &Connection) -> Result<
     Ok(())
 }
 
-/// Moves the attempts of one step in a separate transaction; returns whether further attempts may remain.
+/// Moves the attempts of one step in a separate transaction; returns whether attempts may remain.
 pub(in crate::store) fn move_next_attempts(connection: &Connection) -> Result<bool, rusqlite::Error> {
     if !is_unfinished(connection)? {
         return Ok(false);
@@ -101,7 +100,7 @@ pub(in crate::store) fn move_next_attempts(connection: &Connection) -> Result<bo
     Ok(may_have_more)
 }
 
-/// Whether the tables of the earlier version still exist.
+/// Returns whether the tables of the earlier version still exist.
 pub(in crate::store) fn is_unfinished(connection: &Connection) -> Result<bool, rusqlite::Error> {
     const HAS_SERIES: &str =
         "SELECT EXISTS (SELECT * FROM sqlite_schema WHERE type = 'table' AND name = 'series')";

@@ -1,4 +1,5 @@
-//! Reads sums, attempts and changes for the admin API. Each query returns a limited number of rows.
+//! Reads attempts and sums for the admin API. Each query limits its number of rows, except that of the last hours,
+//! which has one row per client.
 
 use std::collections::HashMap;
 
@@ -13,7 +14,7 @@ use crate::store::days::{self, PeriodParts};
 use crate::store::stored_attempt::{StoredAttempt, first_id, read_attempt, select_attempts};
 use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns, sum_of};
 
-/// The attempts to read.
+/// The conditions for the attempts on a page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttemptFilter {
     /// Maximum number of attempts on a page.
@@ -26,21 +27,21 @@ pub struct AttemptFilter {
     pub failed_only: bool,
 }
 
-/// Attempts, the latest first.
+/// A page of attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptPage {
-    /// The attempts.
+    /// The attempts that match the filter, the latest first.
     pub attempts: Vec<StoredAttempt>,
     /// The id before which the next page starts, or `None` after the last attempt. A page that ended at the time limit
     /// may have few attempts, or none.
     pub next: Option<String>,
 }
 
-/// Time around a request's id in which its attempts started. A session may last for hours before it moves to
-/// another key.
+/// Maximum time from the time in a request's id to the start of its last attempt. A session may last for hours before
+/// it moves to another key.
 const REQUEST_DURATION_MS: u64 = 24 * 3_600 * 1_000;
-/// Time before a request's id at which its attempts may have started. A client may choose the id, and its clock may
-/// be ahead.
+/// Maximum time by which the first attempt of a request may start before the time in the request's id. A client may
+/// choose the id, and its clock may be ahead.
 const CLOCK_TOLERANCE_MS: u64 = 600_000;
 
 /// Reads a page of attempts. When the time limit is reached, the page ends early.
@@ -77,8 +78,8 @@ pub(super) fn attempts(
     }
 }
 
-/// Returns the range of the ids of attempts that may belong to a request. Keychoir's own request ids contain the time.
-/// A client may choose any other id, whose attempts may have any id.
+/// Returns the range of the ids of attempts that may belong to a request. A request id that is a UUID of version 7,
+/// such as those of Keychoir, contains the time. The attempts of any other request id may have any id.
 fn id_range(request_id: Option<&str>) -> (String, String) {
     let bounds = request_id.and_then(|id| {
         let id = Uuid::parse_str(id).ok().filter(|id| id.get_version_num() == 7)?;
@@ -94,14 +95,14 @@ fn id_range(request_id: Option<&str>) -> (String, String) {
     }
 }
 
-/// The sums to read.
+/// The period, groups and client of the sums to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageFilter {
-    /// The start. The hour that contains it is included.
+    /// The start of the period. The hour that contains it is included.
     pub since: UnixMs,
-    /// The end. The hour that contains it is included.
+    /// The end of the period. The hour that contains it is included, unless it starts at this time.
     pub until: UnixMs,
-    /// The dimension.
+    /// The column by which the sums are grouped.
     pub dimension: UsageDimension,
     /// Only the attempts of this client.
     pub client: Option<String>,
@@ -109,7 +110,7 @@ pub struct UsageFilter {
     pub limit: usize,
 }
 
-/// The sums of one group.
+/// The sums of the attempts of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
     /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without this value.
@@ -118,17 +119,18 @@ pub struct UsageRow {
     pub short_key: Option<String>,
     /// The name of the key, for sums by key.
     pub key_name: Option<String>,
-    /// The sums.
+    /// The sums of the group.
     pub sums: UsageSums,
 }
 
-/// Reads sums. Times are in their order from the latest, and other groups in the order of their credits.
+/// Reads the sums of each group. Groups that are times are sorted from the latest, and other groups by descending
+/// credits.
 pub(in crate::store) fn usage(
     connection: &Connection,
     filter: &UsageFilter,
 ) -> Result<Vec<UsageRow>, rusqlite::Error> {
     let sums = sum_columns();
-    // The days and the hours are read in one state of the file.
+    // One transaction reads the days and the hours, so that no commit between two queries changes the sums.
     let transaction = connection.unchecked_transaction()?;
     let since = start_of_hour(filter.since);
     let group_of = |table: &str, time: &str, start: &str, end: &str| {
@@ -142,12 +144,13 @@ pub(in crate::store) fn usage(
     let groups = if filter.dimension.has_days() {
         let hours = [("?1", "?5"), ("?6", "?2")].map(|(start, end)| group_of("hours", "hour_ms", start, end));
         let days = group_of("days", "day_ms", "?5", "?6");
-        let parts = [&*hours[0], &days, &hours[1]].join(" UNION ALL ");
-        format!("SELECT group_name, {sums} FROM ({parts}) GROUP BY 1")
+        let sums_of_parts = [&*hours[0], &days, &hours[1]].join(" UNION ALL ");
+        format!("SELECT group_name, {sums} FROM ({sums_of_parts}) GROUP BY 1")
     } else {
         let table = smaller_table(&transaction, filter.dimension, filter.until)?;
         group_of(table, "hour_ms", "?1", "?2")
     };
+    // Column 7 contains the credits, column 2 the attempts, and column 1 the group.
     let order =
         if filter.dimension.is_time() { "CAST(group_name AS INTEGER) DESC" } else { "7 DESC, 2 DESC, 1" };
     let sql = format!(
@@ -163,7 +166,7 @@ pub(in crate::store) fn usage(
         &filter.client,
         &integer(filter.limit as u64),
         &timestamp(parts.first_day),
-        &timestamp(parts.rest),
+        &timestamp(parts.days_end),
     ];
     let parameters = &parameters[..statement.parameter_count()];
     let rows = statement.query_map(parameters, |row| {
@@ -197,7 +200,7 @@ fn smaller_table(
         | UsageDimension::Model
         | UsageDimension::Route => return Ok(dimension.table()),
     }
-    // In memory, the oldest sums of users are deleted.
+    // Only `hours` is complete in an in-memory database, which deletes the oldest sums of users.
     if connection.path().is_none_or(str::is_empty) {
         return Ok("hours");
     }
@@ -308,16 +311,16 @@ mod tests {
             }
             connection
         };
-        let check = |connection: &Connection, dimension, expected| {
+        let assert_table = |connection: &Connection, dimension, expected| {
             assert_eq!(smaller_table(connection, dimension, UnixMs(2 * HOUR + 9)).unwrap(), expected);
         };
         let (many_keys, many_users) = (open(Some("keys"), 9, 3), open(Some("users"), 3, 9));
         for dimension in [UsageDimension::Day, UsageDimension::Hour, UsageDimension::Client] {
-            check(&many_keys, dimension, "user_hours");
-            check(&many_users, dimension, "hours");
+            assert_table(&many_keys, dimension, "user_hours");
+            assert_table(&many_users, dimension, "hours");
         }
-        check(&many_keys, UsageDimension::Key, "hours");
-        check(&many_users, UsageDimension::User, "user_hours");
-        check(&open(None, 9, 3), UsageDimension::Day, "hours");
+        assert_table(&many_keys, UsageDimension::Key, "hours");
+        assert_table(&many_users, UsageDimension::User, "user_hours");
+        assert_table(&open(None, 9, 3), UsageDimension::Day, "hours");
     }
 }

@@ -4,7 +4,8 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    AttemptEvent, Command, DeliveryReport, KeyRename, MirroredKeyState, OutboxBatch, RefusedRow, RowVersion,
+    AttemptEvent, DeliveryReport, KeyRename, MirroredKeyState, OutboxBatch, OutboxCommand, RefusedRow,
+    RowVersion,
 };
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
@@ -13,18 +14,18 @@ use crate::store::columns::{integer, timestamp, unsigned};
 /// Runs a command of the mirror. The receiver of the reply may have been dropped.
 pub(in crate::store) fn run_command(
     connection: &mut Connection,
-    command: Command,
+    command: OutboxCommand,
     keys: &[KeySnapshot],
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     match command {
-        Command::NextBatch { max_rows, reply } => {
+        OutboxCommand::NextBatch { max_rows, reply } => {
             let _ = reply.send(next_batch(connection, max_rows, keys, now)?);
         }
-        Command::RecordDelivery { report, reply } => {
+        OutboxCommand::RecordDelivery { report, reply } => {
             let _ = reply.send(record_delivery(connection, &report)?);
         }
-        Command::ReleaseRefused { reply } => {
+        OutboxCommand::ReleaseRefused { reply } => {
             connection.execute("UPDATE outbox_keys SET parked_until_ms = NULL", [])?;
             connection
                 .execute("UPDATE outbox_events SET parked_until_ms = NULL WHERE refused IS NOT NULL", [])?;
@@ -107,6 +108,7 @@ fn current_state(snapshot: &KeySnapshot, now: UnixMs) -> MirroredKeyState {
     }
 }
 
+/// Puts the changed states of `keys` into the outbox, and returns the rows that are due at `now`.
 fn next_batch(
     connection: &mut Connection,
     max_rows: usize,
@@ -117,17 +119,16 @@ fn next_batch(
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for snapshot in keys {
         let current = current_state(snapshot, now);
-        let previous_state = stored_state(&transaction, &current.key_hash)?;
-        if previous_state
-            .is_none_or(|previous_state| MirroredKeyState { observed_at: now, ..previous_state } != current)
-        {
+        let previous = read_state(&transaction, &current.key_hash)?;
+        // The time of the observation alone is not a change.
+        if previous.is_none_or(|previous| MirroredKeyState { observed_at: now, ..previous } != current) {
             put_key(&transaction, snapshot, now)?;
         }
     }
     let batch = OutboxBatch {
         renames: read_renames(&transaction, max_rows)?,
-        keys: due_keys(&transaction, max_rows, now)?,
-        events: due_events(&transaction, max_rows, now)?,
+        keys: read_due_keys(&transaction, max_rows, now)?,
+        events: read_due_events(&transaction, max_rows, now)?,
         refused: count_refused(&transaction)?,
     };
     transaction.commit()?;
@@ -142,20 +143,18 @@ fn read_renames(connection: &Connection, max_rows: i64) -> Result<Vec<KeyRename>
         .collect()
 }
 
+/// The columns that [`read_key`] reads.
 const KEY_COLUMNS: &str = "key_hash, short_key, status, character_count, character_limit, remaining, usage,
     is_over_limit, is_near_limit, resets_at_ms, observed_at_ms";
 
-fn stored_state(
-    connection: &Connection,
-    key_hash: &str,
-) -> Result<Option<MirroredKeyState>, rusqlite::Error> {
+fn read_state(connection: &Connection, key_hash: &str) -> Result<Option<MirroredKeyState>, rusqlite::Error> {
     connection
         .prepare_cached(&format!("SELECT {KEY_COLUMNS} FROM outbox_keys WHERE key_hash = ?1"))?
         .query_row([key_hash], read_key)
         .optional()
 }
 
-fn due_keys(
+fn read_due_keys(
     connection: &Connection,
     max_rows: i64,
     now: UnixMs,
@@ -184,7 +183,7 @@ fn read_key(row: &Row<'_>) -> Result<MirroredKeyState, rusqlite::Error> {
     })
 }
 
-fn due_events(
+fn read_due_events(
     connection: &Connection,
     max_rows: i64,
     now: UnixMs,
@@ -236,6 +235,7 @@ fn count_refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
     )
 }
 
+/// Records the results of a delivery; returns the number of rows that were refused for the first time.
 fn record_delivery(connection: &mut Connection, report: &DeliveryReport) -> Result<u64, rusqlite::Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for row in &report.sent {
@@ -283,7 +283,7 @@ fn record_delivery(connection: &mut Connection, report: &DeliveryReport) -> Resu
     Ok(newly_refused)
 }
 
-/// Whether the event in the outbox has this revision.
+/// Returns whether the event in the outbox has this revision.
 fn is_current_revision(connection: &Connection, id: &str, revision: i64) -> Result<bool, rusqlite::Error> {
     connection
         .prepare_cached("SELECT count(*) FROM outbox_events WHERE id = ?1 AND revision = ?2")?

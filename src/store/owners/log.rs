@@ -11,34 +11,35 @@ use crate::pool::OwnershipEntry;
 use crate::proxy::OwnershipUpdate;
 use crate::store::columns::{timestamp, unsigned};
 
-/// Maximum number of changes per row: when a row is deleted in part, the remaining changes are encoded again.
+/// Maximum number of changes per row. When a row is deleted in part, its remaining changes are encoded again, which
+/// takes longer for a larger row.
 const MAX_ROW_CHANGES: usize = 1_024;
-/// Maximum number of rows that one step deletes, and maximum changes in them. Each step is a commit, which
-/// costs more than its contents.
+/// Maximum number of rows that one step deletes. Each step is a commit, which takes longer than the deletion.
 const MAX_STEP_ROWS: usize = 64;
+/// Maximum number of changes that one step deletes.
 const MAX_STEP_CHANGES: usize = 16_384;
 
-/// Appends changes to the log; removed identifiers get the time `now`.
+/// Appends the updates to the log; removed identifiers get the time `now`.
 pub(super) fn append<'a>(
     connection: &Connection,
-    changes: impl Iterator<Item = &'a OwnershipUpdate>,
+    updates: impl Iterator<Item = &'a OwnershipUpdate>,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let mut pack = OwnerPack::default();
-    for change in changes {
-        match change {
-            OwnershipUpdate::Recorded(OwnershipEntry { identifier: named, owner, recorded_at, used_at }) => {
-                pack.push(named, Some(owner.as_str()), *recorded_at, *used_at);
+    for update in updates {
+        match update {
+            OwnershipUpdate::Recorded(OwnershipEntry { identifier, owner, recorded_at, used_at }) => {
+                pack.push(identifier, Some(owner.as_str()), *recorded_at, *used_at);
             }
-            OwnershipUpdate::Removed(named) => pack.push(named, None, now, now),
+            OwnershipUpdate::Removed(identifier) => pack.push(identifier, None, now, now),
         }
-        insert_if(connection, &mut pack, MAX_ROW_CHANGES)?;
+        insert_from_size(connection, &mut pack, MAX_ROW_CHANGES)?;
     }
-    insert_if(connection, &mut pack, 1)
+    insert_from_size(connection, &mut pack, 1)
 }
 
 /// Inserts a pack and empties it, if it has at least `min_changes` changes.
-fn insert_if(
+fn insert_from_size(
     connection: &Connection,
     pack: &mut OwnerPack,
     min_changes: usize,
@@ -64,17 +65,18 @@ fn replace_pack(connection: &Connection, number: i64, pack: &OwnerPack) -> Resul
 
 /// Reads the latest change of each identifier, the oldest change first. Removed identifiers are omitted.
 pub(super) fn read(connection: &Connection) -> Result<Vec<OwnershipEntry>, rusqlite::Error> {
-    let (mut hashes, mut entries) = (HashSet::new(), Vec::new());
+    let (mut seen_hashes, mut owners) = (HashSet::new(), Vec::new());
     for_each_newest_first(connection, |_, pack| {
         // An unreadable change is skipped: the owner is recorded again from later responses.
-        let latest = pack.changes.iter().rev().filter(|change| hashes.insert(change.hash));
-        entries.extend(latest.filter_map(|change| pack.entry(change)));
+        let latest = pack.changes.iter().rev().filter(|change| seen_hashes.insert(change.hash));
+        owners.extend(latest.filter_map(|change| pack.entry(change)));
         Ok(())
     })?;
-    entries.reverse();
-    Ok(entries)
+    owners.reverse();
+    Ok(owners)
 }
 
+/// Calls `visit` with the number and the pack of each row, the latest row first.
 fn for_each_newest_first(
     connection: &Connection,
     mut visit: impl FnMut(i64, OwnerPack) -> Result<(), rusqlite::Error>,
@@ -88,7 +90,7 @@ fn for_each_newest_first(
     Ok(())
 }
 
-/// Reads a pack; empty if it is unreadable.
+/// Reads a pack. An unreadable pack is read as an empty one.
 fn read_pack(row: &Row<'_>, column: usize) -> Result<OwnerPack, rusqlite::Error> {
     Ok(OwnerPack::decode(row.get_ref(column)?.as_blob().unwrap_or_default()).unwrap_or_default())
 }
@@ -125,7 +127,7 @@ pub(super) fn delete_excess(
             let number: i64 = row.get(0)?;
             let changes = usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
             if changes > remaining {
-                // The row is only deleted in part.
+                // Only the first changes of the row are deleted.
                 let pack = read_pack(row, 2)?;
                 let kept_changes = pack.changes.get(remaining..).unwrap_or_default().to_vec();
                 last_row = Some((number, OwnerPack { changes: kept_changes, ..pack }));
@@ -145,27 +147,27 @@ pub(super) fn delete_excess(
     Ok(excess > MAX_STEP_CHANGES || remaining > 0)
 }
 
-/// Deletes superseded changes, because they count toward the limit and would displace valid changes.
+/// Deletes superseded changes and removals, because they count toward the limit and would displace valid changes.
 pub(in crate::store) fn compact(connection: &Connection) -> Result<(), rusqlite::Error> {
     let transaction = connection.unchecked_transaction()?;
-    let (mut hashes, mut shortened) = (HashSet::new(), Vec::new());
+    let (mut seen_hashes, mut shortened_packs) = (HashSet::new(), Vec::new());
     for_each_newest_first(&transaction, |number, mut pack| {
         let old_length = pack.changes.len();
         pack.changes.reverse();
-        pack.changes.retain(|change| hashes.insert(change.hash) && change.owner.is_some());
+        pack.changes.retain(|change| seen_hashes.insert(change.hash) && change.owner.is_some());
         pack.changes.reverse();
         if pack.changes.len() < old_length || old_length == 0 {
-            shortened.push((number, pack));
+            shortened_packs.push((number, pack));
         }
         Ok(())
     })?;
-    for (number, pack) in &shortened {
+    for (number, pack) in &shortened_packs {
         replace_pack(&transaction, *number, pack)?;
     }
     transaction.commit()
 }
 
-/// Returns all names in the log: kinds, and the names of workspaces.
+/// Returns all names in the log: the names of kinds and of workspaces.
 pub(in crate::store) fn names(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
     let mut names = HashSet::new();
     for_each_newest_first(connection, |_, pack| {
@@ -180,7 +182,7 @@ pub(in crate::store) fn rename(
     connection: &Connection,
     new_names: &HashMap<String, String>,
 ) -> Result<(), rusqlite::Error> {
-    let mut changed_owners = Vec::new();
+    let mut renamed_packs = Vec::new();
     for_each_newest_first(connection, |number, mut pack| {
         let mut has_changed = false;
         for name in &mut pack.names {
@@ -190,11 +192,11 @@ pub(in crate::store) fn rename(
             }
         }
         if has_changed {
-            changed_owners.push((number, pack));
+            renamed_packs.push((number, pack));
         }
         Ok(())
     })?;
-    changed_owners.iter().try_for_each(|(number, pack)| replace_pack(connection, *number, pack))
+    renamed_packs.iter().try_for_each(|(number, pack)| replace_pack(connection, *number, pack))
 }
 
 fn count_changes(connection: &Connection) -> Result<usize, rusqlite::Error> {
@@ -204,7 +206,7 @@ fn count_changes(connection: &Connection) -> Result<usize, rusqlite::Error> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Packs the rows of an earlier version, which had one row per identifier, and drops its tables.
+/// Packs the rows of a file of schema version 5, which has one row per identifier, and drops its tables.
 pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlite::Error> {
     let mut statement = connection.prepare(
         "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners_plentiful_rows ORDER BY number",
@@ -217,9 +219,9 @@ pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlit
         let (recorded_at, used_at) = (unsigned(row.get(3)?), unsigned(row.get(4)?));
         let (kind, owner) = (pack.name_index(&kind), owner.map(|owner| pack.name_index(&owner)));
         pack.changes.push(OwnerChange { hash, kind, owner, recorded_at, used_at });
-        insert_if(connection, &mut pack, MAX_ROW_CHANGES)?;
+        insert_from_size(connection, &mut pack, MAX_ROW_CHANGES)?;
     }
-    insert_if(connection, &mut pack, 1)?;
+    insert_from_size(connection, &mut pack, 1)?;
     drop(rows);
     drop(statement);
     connection.execute_batch("DROP TABLE owners_plentiful_rows; DROP TABLE owners_passing_rows")

@@ -1,5 +1,5 @@
-//! Encodes the log of owners: packs the changes of a commit into the bytes of one row. Recent changes take a few
-//! bytes more than the hashes of their identifiers.
+//! Encodes the log of owners: packs the changes of a commit into the bytes of one row. A recent change takes a few
+//! bytes more than the hash of its identifier.
 
 use crate::elevenlabs::affinity::{Identifier, IdentifierHash, ResourceKind};
 use crate::policy::units::UnixMs;
@@ -28,6 +28,7 @@ pub(super) struct OwnerChange {
 }
 
 impl OwnerPack {
+    /// Appends a change. The identifier was removed if `owner` is `None`.
     pub(super) fn push(
         &mut self,
         identifier: &Identifier,
@@ -58,8 +59,7 @@ impl OwnerPack {
         UnixMs(self.changes.iter().map(|change| change.used_at).max().unwrap_or(0))
     }
 
-    /// Returns the entry that a change describes, or `None` if the identifier was removed, or if the change
-    /// is unreadable.
+    /// Returns the owner that a change describes, or `None` if the identifier was removed or the change is unreadable.
     pub(super) fn entry(&self, change: &OwnerChange) -> Option<OwnershipEntry> {
         Some(OwnershipEntry {
             identifier: Identifier {
@@ -80,19 +80,19 @@ impl OwnerPack {
             push_number(&mut bytes, name.len() as u64);
             bytes.extend_from_slice(name.as_bytes());
         }
-        let mut previous_value = 0;
+        let mut previous_used_at = 0;
         for change in &self.changes {
             bytes.extend_from_slice(&change.hash);
             push_number(&mut bytes, change.kind as u64);
             push_number(&mut bytes, change.owner.map_or(0, |owner| owner as u64 + 1));
-            push_number(&mut bytes, zigzag_difference(previous_value, change.used_at));
+            push_number(&mut bytes, zigzag_difference(previous_used_at, change.used_at));
             push_number(&mut bytes, zigzag_difference(change.used_at, change.recorded_at));
-            previous_value = change.used_at;
+            previous_used_at = change.used_at;
         }
         bytes
     }
 
-    /// Decodes what [`encode`](Self::encode) has encoded; returns `None` for other bytes.
+    /// Decodes the bytes that [`encode`](Self::encode) returns; returns `None` for other bytes.
     pub(super) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         let mut pack = Self::default();
@@ -102,16 +102,16 @@ impl OwnerPack {
             pack.names.push(String::from_utf8(name.to_vec()).ok()?);
             *bytes = rest;
         }
-        let mut previous_value = 0;
+        let mut previous_used_at = 0;
         while !bytes.is_empty() {
             let (hash, rest) = bytes.split_first_chunk()?;
             *bytes = rest;
             let kind = usize::try_from(take_number(bytes)?).ok()?;
             let owner = usize::try_from(take_number(bytes)?).ok()?.checked_sub(1);
-            let used_at = add_difference(previous_value, take_number(bytes)?);
+            let used_at = add_difference(previous_used_at, take_number(bytes)?);
             let recorded_at = add_difference(used_at, take_number(bytes)?);
             pack.changes.push(OwnerChange { hash: *hash, kind, owner, recorded_at, used_at });
-            previous_value = used_at;
+            previous_used_at = used_at;
         }
         Some(pack)
     }
@@ -127,7 +127,7 @@ fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number as u8);
 }
 
-/// Removes a LEB128 number from the start of `bytes`.
+/// Removes a LEB128 number from the start of `bytes`; returns `None` if there is no complete number.
 fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
@@ -148,6 +148,7 @@ fn zigzag_difference(from: u64, to: u64) -> u64 {
     (difference << 1 ^ difference >> 63).cast_unsigned()
 }
 
+/// Adds a difference in zigzag encoding to a number.
 fn add_difference(from: u64, zigzag: u64) -> u64 {
     from.wrapping_add(zigzag >> 1 ^ (zigzag & 1).wrapping_neg())
 }
@@ -196,6 +197,7 @@ mod tests {
             let time = UnixMs(1_796_000_000_000 + number / 6);
             pack.push(&identifier, Some("studio"), time, time);
         }
-        assert!(pack.encode().len() < 1_000 * 20 + 50, "{}", pack.encode().len());
+        let length = pack.encode().len();
+        assert!(length < 1_000 * 20 + 50, "1,000 changes must take fewer than 20,050 bytes, not {length}");
     }
 }

@@ -1,5 +1,5 @@
-//! Converts a refusal to the JSON that is stored, and back. JSON suits a refusal because it is always read as a
-//! whole, and operators can read it.
+//! Converts a refusal to the JSON that the database stores, and back. The format is JSON because a refusal is always
+//! read as a whole, and operators can read it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,22 +17,23 @@ use crate::pool::{OwnerId, RefusalHistory, RefusalRecord};
 use crate::secret::Fingerprint;
 use crate::store::source::StoredSource;
 
+/// The JSON of a refusal. Members that are renamed have the names of existing files.
 #[derive(Serialize, Deserialize)]
 struct RefusalDocument {
     key: String,
     workspace: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     plan: Option<String>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    of_plan: bool,
+    #[serde(rename = "of_plan", default, skip_serializing_if = "std::ops::Not::not")]
+    applies_to_plan: bool,
     verdict: VerdictDocument,
     at_ms: u64,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    agreed: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    in_concurrency_group: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    earlier: Option<EarlierDocument>,
+    #[serde(rename = "agreed", default, skip_serializing_if = "std::ops::Not::not")]
+    is_repeated_elsewhere: bool,
+    #[serde(rename = "in_concurrency_group", default, skip_serializing_if = "std::ops::Not::not")]
+    is_in_group: bool,
+    #[serde(rename = "earlier", default, skip_serializing_if = "Option::is_none")]
+    history: Option<HistoryDocument>,
     request: FeaturesDocument,
     #[serde(default)]
     source: StoredSource,
@@ -61,9 +62,11 @@ struct VerdictDocument {
     quota: Option<u64>,
 }
 
+/// The earlier refusals with the same restriction.
 #[derive(Serialize, Deserialize)]
-struct EarlierDocument {
-    since_ms: u64,
+struct HistoryDocument {
+    #[serde(rename = "since_ms")]
+    first_refused_at_ms: u64,
     #[serde(default)]
     from_characters: u64,
 }
@@ -95,13 +98,13 @@ pub(super) fn to_json(record: &RefusalRecord) -> String {
         key: record.key.to_string(),
         workspace: record.workspace.as_str().to_owned(),
         plan: record.tier.as_deref().map(str::to_owned),
-        of_plan: record.applies_to_plan,
+        applies_to_plan: record.applies_to_plan,
         verdict: verdict_document(record.verdict),
         at_ms: record.at.0,
-        agreed: record.is_repeated_elsewhere,
-        in_concurrency_group: record.is_in_group,
-        earlier: record.history.map(|history| EarlierDocument {
-            since_ms: history.first_refused_at.0,
+        is_repeated_elsewhere: record.is_repeated_elsewhere,
+        is_in_group: record.is_in_group,
+        history: record.history.map(|history| HistoryDocument {
+            first_refused_at_ms: history.first_refused_at.0,
             from_characters: history.from_characters,
         }),
         request: FeaturesDocument {
@@ -138,7 +141,7 @@ pub(super) fn from_json(json: &str) -> Option<RefusalRecord> {
         key: Fingerprint::parse(&document.key)?,
         workspace: OwnerId::from_stored(&document.workspace),
         tier: document.plan.map(Into::into),
-        applies_to_plan: document.of_plan,
+        applies_to_plan: document.applies_to_plan,
         features: RequestFeatures {
             route: Route::parse(&document.request.route),
             effect: if document.request.has_effect { Effect::Some } else { Effect::None },
@@ -150,17 +153,18 @@ pub(super) fn from_json(json: &str) -> Option<RefusalRecord> {
             adds_voice: document.request.adds_voice,
         },
         verdict: parse_verdict(&document.verdict)?,
-        is_in_group: document.in_concurrency_group,
-        is_repeated_elsewhere: document.agreed,
+        is_in_group: document.is_in_group,
+        is_repeated_elsewhere: document.is_repeated_elsewhere,
         at: UnixMs(document.at_ms),
-        history: document.earlier.map(|earlier| RefusalHistory {
-            first_refused_at: UnixMs(earlier.since_ms),
-            from_characters: earlier.from_characters,
+        history: document.history.map(|history| RefusalHistory {
+            first_refused_at: UnixMs(history.first_refused_at_ms),
+            from_characters: history.from_characters,
         }),
         source: Arc::new(document.source.into()),
     })
 }
 
+/// Returns the name of a verdict with the details that the variant contains.
 fn verdict_document(verdict: Verdict) -> VerdictDocument {
     let mut document = VerdictDocument { name: verdict.as_str().to_owned(), ..VerdictDocument::default() };
     match verdict {

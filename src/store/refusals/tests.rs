@@ -68,17 +68,17 @@ fn features() -> RequestFeatures {
     }
 }
 
-/// Returns `features()` and variants of it.
+/// Returns the features of a request, and variants of them.
 fn requests() -> Vec<RequestFeatures> {
-    let same = features();
+    let base = features();
     vec![
-        RequestFeatures { voice: None, model: None, output_format: None, characters: None, ..same.clone() },
-        RequestFeatures { voice: Some(Identifier::new(ResourceKind::Voice, "other").hash), ..same.clone() },
-        RequestFeatures { characters: Some(40), ..same.clone() },
-        RequestFeatures { output_format: None, permission: None, ..same.clone() },
-        RequestFeatures { route: Route::parse("/v1/voices/add"), adds_voice: true, ..same.clone() },
-        RequestFeatures { effect: Effect::None, ..same.clone() },
-        same,
+        RequestFeatures { voice: None, model: None, output_format: None, characters: None, ..base.clone() },
+        RequestFeatures { voice: Some(Identifier::new(ResourceKind::Voice, "other").hash), ..base.clone() },
+        RequestFeatures { characters: Some(40), ..base.clone() },
+        RequestFeatures { output_format: None, permission: None, ..base.clone() },
+        RequestFeatures { route: Route::parse("/v1/voices/add"), adds_voice: true, ..base.clone() },
+        RequestFeatures { effect: Effect::None, ..base.clone() },
+        base,
     ]
 }
 
@@ -139,7 +139,7 @@ fn all_verdicts() -> Vec<Verdict> {
 }
 
 /// Returns every verdict that leads to a restriction.
-fn verdicts() -> Vec<Verdict> {
+fn restricting_verdicts() -> Vec<Verdict> {
     all_verdicts().into_iter().filter(|verdict| features().proven_limit(*verdict).is_some()).collect()
 }
 
@@ -161,7 +161,7 @@ fn every_refusal_is_read_as_it_was_written() {
     ];
     let mut restricted_count = 0;
     for features in requests() {
-        for verdict in verdicts() {
+        for verdict in restricting_verdicts() {
             for (number, history) in histories.into_iter().enumerate() {
                 let written_record = RefusalRecord {
                     key: Fingerprint::new("key"),
@@ -177,7 +177,7 @@ fn every_refusal_is_read_as_it_was_written() {
                     source: Arc::new(if number == 0 { RefusalSource::default() } else { source("r") }),
                 };
                 let read_record = document::from_json(&document::to_json(&written_record));
-                assert_eq!(read_record.as_ref(), Some(&written_record), "{verdict:?}");
+                assert_eq!(read_record.as_ref(), Some(&written_record), "the record of {verdict:?}");
                 let proven_limit = |record: &RefusalRecord| record.features.proven_limit(record.verdict);
                 let restriction = proven_limit(&written_record);
                 assert_eq!(proven_limit(&read_record.unwrap()), restriction);
@@ -187,7 +187,7 @@ fn every_refusal_is_read_as_it_was_written() {
     }
     assert_eq!(
         restricted_count,
-        requests().len() * verdicts().len() * 3,
+        requests().len() * restricting_verdicts().len() * 3,
         "every verdict must restrict every request"
     );
 }
@@ -207,8 +207,8 @@ fn an_unreadable_refusal_is_skipped() {
         history: None,
         source: Arc::default(),
     };
-    let valid = document::to_json(&record);
-    assert!(document::from_json(&valid).is_some());
+    let valid_document = document::to_json(&record);
+    assert!(document::from_json(&valid_document).is_some());
     for (part, replacement) in [
         ("\"slots\"", "\"a_new_one\""),
         ("\"slots\"", "\"served\""),
@@ -218,19 +218,18 @@ fn an_unreadable_refusal_is_skipped() {
         ("\"at_ms\"", "\"then\""),
         ("{\"route\"", "{\"path\""),
     ] {
-        let changed_document = valid.replacen(part, replacement, 1);
-        assert!(
-            changed_document != valid && document::from_json(&changed_document).is_none(),
-            "{changed_document}"
-        );
+        let changed_document = valid_document.replacen(part, replacement, 1);
+        assert_ne!(changed_document, valid_document);
+        assert_eq!(document::from_json(&changed_document), None, "the refusal in {changed_document}");
     }
     for json in ["", "{}", "[]", "7"] {
-        assert_eq!(document::from_json(json), None, "{json}");
+        assert_eq!(document::from_json(json), None, "the refusal in {json}");
     }
     for verdict in all_verdicts() {
         let json = document::to_json(&RefusalRecord { verdict, ..record.clone() });
         let is_read = document::from_json(&json).is_some();
-        assert_eq!(is_read, features().proven_limit(verdict).is_some(), "{verdict:?}");
+        let is_restricting = features().proven_limit(verdict).is_some();
+        assert_eq!(is_read, is_restricting, "whether a refusal with {verdict:?} is read");
     }
 }
 
@@ -271,16 +270,25 @@ impl TestDatabase {
     }
 }
 
-fn refuse(pool: &Pool, key_index: usize, verdict: Verdict, features: &RequestFeatures, now: UnixMs) {
-    refuse_as(pool, key_index, verdict, features, (false, false), "request", now);
+/// The circumstances of a refusal: another key was refused for the same request, or the request is in a concurrency
+/// group.
+#[derive(Clone, Copy, Debug, Default)]
+struct RefusalFlags {
+    is_repeated_elsewhere: bool,
+    is_in_group: bool,
 }
 
-fn refuse_as(
+/// Records a refusal of a key without flags.
+fn refuse(pool: &Pool, key_index: usize, verdict: Verdict, features: &RequestFeatures, now: UnixMs) {
+    refuse_with_flags(pool, key_index, verdict, features, RefusalFlags::default(), "request", now);
+}
+
+fn refuse_with_flags(
     pool: &Pool,
     key_index: usize,
     verdict: Verdict,
     features: &RequestFeatures,
-    (is_repeated_elsewhere, is_in_group): (bool, bool),
+    RefusalFlags { is_repeated_elsewhere, is_in_group }: RefusalFlags,
     request_id: &str,
     now: UnixMs,
 ) {
@@ -339,15 +347,16 @@ fn visible_restrictions(pool: &Pool, now: UnixMs) -> VisibleRestrictions {
             restriction.limit, restriction.verdict, restriction.first_refused_at, restriction.until.0
         )
     };
-    let cannot = |key| pool.restrictions().for_key(key, now).iter().map(description_of).collect();
-    let cannot = roster.keys().iter().map(|key| cannot(key)).collect();
-    let matching = |features| pool.restrictions().restricted_keys(features, &roster, now);
-    (cannot, requests().iter().map(matching).collect())
+    let descriptions_for = |key| pool.restrictions().for_key(key, now).iter().map(description_of).collect();
+    let descriptions = roster.keys().iter().map(|key| descriptions_for(key)).collect();
+    let restricted_keys = |features| pool.restrictions().restricted_keys(features, &roster, now);
+    (descriptions, requests().iter().map(restricted_keys).collect())
 }
 
+/// An event that changes the restrictions, advances the time, or ends the process.
 #[derive(Clone, Debug)]
 enum RefusalStep {
-    Refused { key_index: usize, verdict: Verdict, features: RequestFeatures, how: (bool, bool) },
+    Refused { key_index: usize, verdict: Verdict, features: RequestFeatures, flags: RefusalFlags },
     Served { key_index: usize, features: RequestFeatures },
     Polled { key_index: usize, tier: Option<&'static str>, voices_left: Option<u64> },
     Later(u64),
@@ -357,13 +366,19 @@ enum RefusalStep {
 
 fn any_step() -> impl Strategy<Value = RefusalStep> {
     let key_index = 0..entries().len();
-    let refused_request = (key_index.clone(), select(verdicts()), select(requests()), any::<(bool, bool)>());
+    let flags = any::<(bool, bool)>()
+        .prop_map(|(is_repeated_elsewhere, is_in_group)| RefusalFlags { is_repeated_elsewhere, is_in_group });
+    let refused_request = (key_index.clone(), select(restricting_verdicts()), select(requests()), flags);
     let polled =
         (key_index.clone(), select(vec![None, Some("free"), Some("creator")]), select(vec![None, Some(3)]));
     prop_oneof![
-        6 => refused_request.prop_map(|(key_index, verdict, features, how)| RefusalStep::Refused { key_index, verdict, features, how }),
-        1 => (key_index, select(requests())).prop_map(|(key_index, features)| RefusalStep::Served { key_index, features }),
-        1 => polled.prop_map(|(key_index, tier, voices_left)| RefusalStep::Polled { key_index, tier, voices_left }),
+        6 => refused_request.prop_map(|(key_index, verdict, features, flags)| {
+            RefusalStep::Refused { key_index, verdict, features, flags }
+        }),
+        1 => (key_index, select(requests()))
+            .prop_map(|(key_index, features)| RefusalStep::Served { key_index, features }),
+        1 => polled
+            .prop_map(|(key_index, tier, voices_left)| RefusalStep::Polled { key_index, tier, voices_left }),
         1 => (0..700_u64).prop_map(RefusalStep::Later),
         1 => Just(RefusalStep::Written),
         1 => Just(RefusalStep::Restarted),
@@ -383,9 +398,10 @@ proptest! {
             // Refusals must have different times.
             now = now.plus(Duration::from_millis(1));
             match step {
-                RefusalStep::Refused { key_index, verdict, features, how } => {
+                RefusalStep::Refused { key_index, verdict, features, flags } => {
                     for pool in [&continuous, &restarted] {
-                        refuse_as(pool, *key_index, *verdict, features, *how, &number.to_string(), now);
+                        let request_id = number.to_string();
+                        refuse_with_flags(pool, *key_index, *verdict, features, *flags, &request_id, now);
                     }
                 }
                 RefusalStep::Served { key_index, features } => {
@@ -424,7 +440,7 @@ fn refusals_from_the_future_start_at_the_current_time() {
     test_database.write(&pool, later);
     let restored_pool = test_database.restore_pool(NOW);
     let [restriction] = &restored_pool.restrictions().all(NOW)[..] else {
-        panic!("expected one restriction")
+        panic!("the pool must have one restriction")
     };
     assert_eq!((restriction.first_refused_at, restriction.refused_at), (NOW, NOW));
     assert_eq!(restriction.until, NOW.plus(SETTINGS.feature_cooldown));
@@ -516,8 +532,8 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     for key_index in [1, 0] {
         shared_pool.record_workspace(&shared_pool.roster().keys()[key_index], "ws_1");
     }
-    let are_restricted =
-        [0, 1].map(|at| restricted_keys_of(&shared_pool).iter().any(|(position, _)| *position == at));
+    let are_restricted = [0, 1]
+        .map(|key_index| restricted_keys_of(&shared_pool).iter().any(|(position, _)| *position == key_index));
     assert_eq!(are_restricted, [true; 2]);
     test_database.write(&shared_pool, NOW);
     assert_eq!(test_database.count_rows(), 1);
@@ -527,7 +543,7 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
 fn neither_voices_nor_keys_are_in_the_database() {
     let mut test_database = TestDatabase::new();
     let pool = pool();
-    for verdict in verdicts() {
+    for verdict in restricting_verdicts() {
         refuse(&pool, 0, verdict, &features(), NOW);
     }
     test_database.write(&pool, NOW);
@@ -539,7 +555,7 @@ fn neither_voices_nor_keys_are_in_the_database() {
     let contains = |part: &str| content.windows(part.len()).any(|window| window == part.as_bytes());
     assert!(contains("region_blocked"), "the file must contain the refusal");
     let key = entries()[0].key.expose().to_owned();
-    assert!(!contains(VOICE) && !contains(&key));
+    assert!(!contains(VOICE) && !contains(&key), "the file must contain neither the voice nor the key");
 }
 
 #[test]
@@ -553,7 +569,8 @@ fn a_database_of_version_10_is_migrated() {
          INSERT INTO keys (key_hash, short_key, position, status, character_count, character_limit, updated_at_ms)
             VALUES ('{fingerprint}', 's', 0, 'active', 40, 100, 1);
          INSERT INTO outbox_keys (key_hash, short_key, status, character_count, character_limit, remaining, usage,
-            is_over_limit, is_near_limit, observed_at_ms) VALUES ('{fingerprint}', 's', 'active', 40, 100, 60, 0.4, 0, 0, 1);",
+            is_over_limit, is_near_limit, observed_at_ms)
+            VALUES ('{fingerprint}', 's', 'active', 40, 100, 60, 0.4, 0, 0, 1);",
         schema::for_version(10)
     ))
     .unwrap();
@@ -566,7 +583,7 @@ fn a_database_of_version_10_is_migrated() {
     let location = DatabaseLocation::File(path.clone());
     let store = Store::open(&location, NOW).unwrap();
     assert_eq!(store.read_refusals().unwrap(), []);
-    let [key] = &store.read_keys().unwrap()[..] else { panic!("expected one key") };
+    let [key] = &store.read_keys().unwrap()[..] else { panic!("the database must have one key") };
     assert_eq!((key.fingerprint, key.quota.count, &key.tier), (fingerprint, 40, &None));
     drop(store);
     let connection = Connection::open(&path).unwrap();

@@ -20,25 +20,25 @@ pub struct AttemptQuery {
     pub started_since: UnixMs,
     /// Only attempts that ended at this time or later.
     pub ended_since: UnixMs,
-    /// Maximum number of attempts; the latest ones are returned.
+    /// Maximum number of attempts. If more attempts match, the latest attempts are returned.
     pub limit: usize,
 }
 
 /// The number of attempts of a group that failed in the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureCount {
-    /// The group.
+    /// The group that the attempts belong to.
     pub group: UsageGroup,
     /// The identifier of the outcome.
     pub outcome: String,
-    /// The status of the response; `None` if there was none.
+    /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
-    /// The attempts.
+    /// The number of failed attempts.
     pub attempts: u64,
 }
 
 impl UsageReader {
-    /// Returns the latest selected attempts, in the order of their starts.
+    /// Returns the latest attempts that match `query`, in the order of their starts.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl UsageReader {
     }
 
     fn select_attempts(&self, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, rusqlite::Error> {
-        // The id is the primary key and begins with the time, so that only the selected part is read.
+        // The id is the primary key and begins with the time, so SQLite reads only the attempts from `:first_id` on.
         let select = select_attempts(self.has_users);
         let sql = format!(
             "{select}

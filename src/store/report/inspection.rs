@@ -3,46 +3,47 @@
 use std::fs;
 use std::time::Duration;
 
-use super::super::open::{companion, is_corruption};
-use super::super::{schema, snapshot};
 use super::{ReadError, UsageReader, read_error};
 use crate::clock;
+use crate::store::open::{companion, is_corruption};
+use crate::store::{schema, snapshot};
 
-/// The state of the database.
+/// The size, schema and integrity of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseInspection {
     /// The size of the file and its write-ahead log in bytes.
     pub bytes: u64,
-    /// The version of its schema.
+    /// The schema version of the file.
     pub schema: usize,
-    /// The version of the schema that this program writes.
+    /// The schema version that this program writes.
     pub current_schema: usize,
-    /// The free bytes on its disk, if the system reports them.
+    /// The free bytes on the disk of the file, if the system reports them.
     pub free_bytes: Option<u64>,
-    /// The result of SQLite's check.
+    /// The result of SQLite's integrity check.
     pub integrity: DatabaseIntegrity,
 }
 
-/// Whether the database is damaged.
+/// The result of SQLite's integrity check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseIntegrity {
     /// Every page and every row is readable.
     Intact,
-    /// SQLite reports this damage.
+    /// The file is corrupt. Contains the first error that SQLite reports.
     Damaged(String),
-    /// The check took longer than the timeout, and found no damage until then.
+    /// The check was interrupted at its timeout, and had found no error until then.
     Unfinished,
 }
 
-/// Number of SQLite's instructions between two looks at the clock, a fraction of a millisecond.
-const INSTRUCTIONS_PER_LOOK: i32 = 10_000;
+/// Number of SQLite's virtual-machine instructions between two checks of the timeout. They take a fraction of a
+/// millisecond.
+const INSTRUCTIONS_PER_CHECK: i32 = 10_000;
 
 impl UsageReader {
-    /// Inspects the database without changing it. The check of its integrity takes at most `timeout`.
+    /// Inspects the database without changing it. The integrity check is interrupted at `timeout`.
     ///
     /// # Errors
     ///
-    /// Fails when SQLite cannot read the database, except for damage.
+    /// Fails when SQLite cannot read the database for another reason than corruption.
     pub fn inspect(&mut self, timeout: Duration) -> Result<DatabaseInspection, ReadError> {
         let schema =
             schema::version(&self.connection).map_err(|source| read_error(self.path.clone(), source))?;
@@ -58,11 +59,12 @@ impl UsageReader {
 
     fn check_integrity(&mut self, timeout: Duration) -> Result<DatabaseIntegrity, ReadError> {
         let start = clock::instant();
-        let is_over = move || clock::elapsed_since(start) >= timeout;
-        let report = self.connection.progress_handler(INSTRUCTIONS_PER_LOOK, Some(is_over)).and_then(|()| {
-            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
-        });
-        // Later queries of this connection are not interrupted.
+        let is_timed_out = move || clock::elapsed_since(start) >= timeout;
+        let report =
+            self.connection.progress_handler(INSTRUCTIONS_PER_CHECK, Some(is_timed_out)).and_then(|()| {
+                self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+            });
+        // The timeout must not interrupt later queries of this connection.
         let _ = self.connection.progress_handler(0, None::<fn() -> bool>);
         match report {
             Ok(report) if report == "ok" => Ok(DatabaseIntegrity::Intact),

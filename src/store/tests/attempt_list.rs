@@ -1,4 +1,4 @@
-//! Tests of reading single attempts and counting failures.
+//! Tests of `UsageReader`: it reads single attempts, counts failures, and sums usage by hour and day.
 
 use super::*;
 use crate::store::{AttemptQuery, UsageDimension, UsageGroup, UsageReader};
@@ -46,8 +46,9 @@ fn create_database(directory: &Path) -> UsageReader {
     UsageReader::open(&path).unwrap()
 }
 
+/// Asserts the request ids and the numbers of the attempts that a query selects.
 #[track_caller]
-fn check(query: AttemptQuery, expected: &[&str]) {
+fn assert_selected(query: AttemptQuery, expected: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let attempts = create_database(directory.path()).attempts(&query).unwrap();
     let names: Vec<String> =
@@ -58,15 +59,18 @@ fn check(query: AttemptQuery, expected: &[&str]) {
 #[test]
 fn attempts_are_selected_and_the_latest_come_last() {
     let all = AttemptQuery { limit: 10, ..AttemptQuery::default() };
-    check(all.clone(), &["r1 1", "r1 2", "r2 1", "r3 1"]);
-    check(AttemptQuery { limit: 2, ..all.clone() }, &["r2 1", "r3 1"]);
-    check(AttemptQuery { request_id: Some("r1".to_owned()), ..all.clone() }, &["r1 1", "r1 2"]);
-    check(AttemptQuery { request_id: Some("r1' OR 1".to_owned()), ..all.clone() }, &[]);
-    check(AttemptQuery { failed_only: true, ..all.clone() }, &["r1 1", "r3 1"]);
-    check(AttemptQuery { started_since: UnixMs(NOON + 10), ..all.clone() }, &["r1 2", "r2 1", "r3 1"]);
-    check(AttemptQuery { started_since: UnixMs(NOON + 11), ..all.clone() }, &["r2 1", "r3 1"]);
-    check(AttemptQuery { ended_since: UnixMs(NOON + HOUR), ..all.clone() }, &["r2 1", "r3 1"]);
-    check(AttemptQuery { ended_since: UnixMs(NOON + 20 + 2 * HOUR + 1), ..all }, &["r3 1"]);
+    assert_selected(all.clone(), &["r1 1", "r1 2", "r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { limit: 2, ..all.clone() }, &["r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { request_id: Some("r1".to_owned()), ..all.clone() }, &["r1 1", "r1 2"]);
+    assert_selected(AttemptQuery { request_id: Some("r1' OR 1".to_owned()), ..all.clone() }, &[]);
+    assert_selected(AttemptQuery { failed_only: true, ..all.clone() }, &["r1 1", "r3 1"]);
+    assert_selected(
+        AttemptQuery { started_since: UnixMs(NOON + 10), ..all.clone() },
+        &["r1 2", "r2 1", "r3 1"],
+    );
+    assert_selected(AttemptQuery { started_since: UnixMs(NOON + 11), ..all.clone() }, &["r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { ended_since: UnixMs(NOON + HOUR), ..all.clone() }, &["r2 1", "r3 1"]);
+    assert_selected(AttemptQuery { ended_since: UnixMs(NOON + 20 + 2 * HOUR + 1), ..all }, &["r3 1"]);
 }
 
 #[test]
@@ -75,11 +79,13 @@ fn usage_is_summed_by_hour_and_day_in_their_order() {
     let reader = create_database(directory.path());
     let sums = |period: std::ops::Range<u64>, dimension| -> Vec<(String, u64)> {
         let rows = reader.usage(UnixMs(period.start)..UnixMs(period.end), dimension).unwrap();
-        let name = |group| match group {
+        let name_of = |group| match group {
             UsageGroup::Name(Some(name)) => name,
-            group @ (UsageGroup::Name(None) | UsageGroup::Key { .. }) => panic!("{group:?}"),
+            group @ (UsageGroup::Name(None) | UsageGroup::Key { .. }) => {
+                panic!("the group must have a name: {group:?}")
+            }
         };
-        rows.into_iter().map(|(group, sums)| (name(group), sums.credits)).collect()
+        rows.into_iter().map(|(group, sums)| (name_of(group), sums.credits)).collect()
     };
     let named_sums = |rows: &[(&str, u64)]| -> Vec<(String, u64)> {
         rows.iter().map(|(name, credits)| ((*name).to_owned(), *credits)).collect()
@@ -101,9 +107,9 @@ fn failures_are_counted_by_outcome() {
         let counts = reader.failures(UnixMs(period.start)..UnixMs(period.end), dimension).unwrap();
         counts.into_iter().map(|count| (count.outcome, count.status, count.attempts)).collect()
     };
-    let quota = ("workspace_quota".to_owned(), Some(401), 1);
-    let failed_sum = ("connect_failed".to_owned(), None, 1);
-    assert_eq!(count(0..u64::MAX, UsageDimension::Key), [failed_sum.clone(), quota.clone()]);
-    assert_eq!(count(0..u64::MAX, UsageDimension::Day), [quota.clone(), failed_sum]);
-    assert_eq!(count(NOON..NOON + HOUR, UsageDimension::Model), [quota]);
+    let quota_failure = ("workspace_quota".to_owned(), Some(401), 1);
+    let connect_failure = ("connect_failed".to_owned(), None, 1);
+    assert_eq!(count(0..u64::MAX, UsageDimension::Key), [connect_failure.clone(), quota_failure.clone()]);
+    assert_eq!(count(0..u64::MAX, UsageDimension::Day), [quota_failure.clone(), connect_failure]);
+    assert_eq!(count(NOON..NOON + HOUR, UsageDimension::Model), [quota_failure]);
 }

@@ -1,5 +1,5 @@
-//! Tests the rows in the table `attempts`: their columns, records that are written twice, and prices that are reported
-//! after the attempt.
+//! Tests of the rows in the table `attempts`: their columns, records that are written twice, and prices that are
+//! reported after the attempt.
 
 use super::sums::query_rows;
 use super::*;
@@ -20,7 +20,7 @@ fn attempt_counts(database: &Database) -> [i64; 2] {
 fn each_column_has_the_value_of_its_record() {
     let pool = pool();
     let mut database = open_database(&DatabaseLocation::Memory);
-    let full = AttemptRecord {
+    let full_record = AttemptRecord {
         id: AttemptRecord::new_id(UnixMs(1)),
         request_id: "a \"quoted\" name of ÄÖ 😀".into(),
         number: 2,
@@ -33,7 +33,7 @@ fn each_column_has_the_value_of_its_record() {
         response_bytes: 11,
         ..record(&pool, 7)
     };
-    let bare = AttemptRecord {
+    let minimal_record = AttemptRecord {
         id: AttemptRecord::new_id(UnixMs(2)),
         key: None,
         model: None,
@@ -45,7 +45,7 @@ fn each_column_has_the_value_of_its_record() {
         total: Duration::MAX,
         ..record(&pool, 0)
     };
-    write(&mut database, &[full.clone(), bare.clone()]);
+    write(&mut database, &[full_record.clone(), minimal_record.clone()]);
     let hash = Fingerprint::new(KEYS[0]);
     assert_eq!(
         query_rows(&database.connection, "SELECT * FROM attempts ORDER BY id")
@@ -58,16 +58,16 @@ fn each_column_has_the_value_of_its_record() {
                  Text(\"/v1/text-to-speech/{{id}}\") Text(\"eleven_v3\") Integer(200) Text(\"served\") Integer(10) \
                  Integer(11) Integer(8) Integer(3000) Integer(9) Integer(7) Text(\"answer\") Integer(3) Integer(4) \
                  Text(\"{}\") Text(\"global\")]",
-                full.id.to_string(),
-                &*full.request_id,
+                full_record.id.to_string(),
+                &*full_record.request_id,
                 NOW.0,
                 UserFingerprint::new("phone", b"alice")
             ),
             format!(
-                "[Text({:?}) Text(\"request\") Integer(1) Integer({}) Text(\"local\") Text(\"own\") Null Text(\"POST\") \
-                 Text(\"/v1/text-to-speech/{{id}}\") Null Null Text(\"served\") Integer(1) Integer(2) Null Null Null \
-                 Integer({}) Text(\"unknown\") Null Integer({}) Null Text(\"global\")]",
-                bare.id.to_string(),
+                "[Text({:?}) Text(\"request\") Integer(1) Integer({}) Text(\"local\") Text(\"own\") Null \
+                 Text(\"POST\") Text(\"/v1/text-to-speech/{{id}}\") Null Null Text(\"served\") Integer(1) Integer(2) \
+                 Null Null Null Integer({}) Text(\"unknown\") Null Integer({}) Null Text(\"global\")]",
+                minimal_record.id.to_string(),
                 NOW.0,
                 1_i64 << 48,
                 i64::MAX
@@ -161,7 +161,8 @@ fn the_sqlite_shell_can_read_the_attempts() {
     write(&mut open_database(&location), &records);
     let sql = "SELECT id, client, credits FROM attempts ORDER BY id DESC LIMIT 1";
     let Ok(output) = std::process::Command::new("sqlite3").arg(&path).arg(sql).output() else { return };
-    let printed_text = String::from_utf8(output.stdout).unwrap();
-    let expected = format!("{}|local|3", records[39].id);
-    assert_eq!(printed_text.trim(), expected, "{:?}", String::from_utf8(output.stderr));
+    let printed_row = String::from_utf8(output.stdout).unwrap();
+    let expected_row = format!("{}|local|3", records[39].id);
+    let errors = String::from_utf8(output.stderr);
+    assert_eq!(printed_row.trim(), expected_row, "the shell must print the row; its errors are {errors:?}");
 }

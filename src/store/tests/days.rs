@@ -1,4 +1,5 @@
-//! Tests of the daily sums, which are always those of the hours before the next one to add.
+//! Tests of the daily sums: they contain the sums of all hours before the next hour to add, and usage is the same with
+//! and without them.
 
 use proptest::prelude::*;
 
@@ -18,12 +19,12 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
     super::write(database, records, MirrorScope::Nothing);
 }
 
-/// Returns another record with the same columns at another time.
-fn moved(record: &AttemptRecord, to: UnixMs) -> AttemptRecord {
-    AttemptRecord { id: AttemptRecord::new_id(to), started_at: to, ..record.clone() }
+/// Returns a record with a new id and start time, and the other columns of `record`.
+fn copy_at(record: &AttemptRecord, started_at: UnixMs) -> AttemptRecord {
+    AttemptRecord { id: AttemptRecord::new_id(started_at), started_at, ..record.clone() }
 }
 
-/// Checks that the daily sums are those of the hours that are added.
+/// Asserts that the daily sums are the sums of the hours before the next hour to add.
 #[track_caller]
 fn check_days(database: &Database) {
     let connection = &database.connection;
@@ -43,11 +44,11 @@ fn check_days(database: &Database) {
 /// Reads the sums of a period by key, model and route.
 fn usage(database: &Database, since: UnixMs, until: UnixMs) -> Vec<String> {
     let dimensions = [UsageDimension::Key, UsageDimension::Model, UsageDimension::Route];
-    let read = |dimension| {
+    let read_dimension = |dimension| {
         let filter = UsageFilter { since, until, dimension, client: None, limit: 100 };
         format!("{:?}", read_usage(&database.connection, &filter).unwrap())
     };
-    dimensions.map(read).to_vec()
+    dimensions.map(read_dimension).to_vec()
 }
 
 proptest! {
@@ -56,18 +57,18 @@ proptest! {
     #[test]
     fn sums_are_the_same_with_and_without_days(
         records in proptest::collection::vec((any_record(pool()), 0..96_u64), 1..60),
-        batch in 1..40_usize,
+        batch_size in 1..40_usize,
         summed_hours in 0..100_u64,
         (since, until) in (0..100_u64, 0..100_u64),
     ) {
         let start = NOW.0 - NOW.0 % HOUR;
         let records: Vec<AttemptRecord> =
-            records.iter().map(|(record, hour)| moved(record, UnixMs(start + hour * HOUR))).collect();
+            records.iter().map(|(record, hour)| copy_at(record, UnixMs(start + hour * HOUR))).collect();
         let [mut plain, mut summed] = [(); 2].map(|()| open_database(&DatabaseLocation::Memory));
-        for records in records.chunks(batch) {
+        for records in records.chunks(batch_size) {
             write(&mut plain, records);
             write(&mut summed, records);
-            // The attempts of the following batches are late, or belong to hours that are not added yet.
+            // The attempts of later batches belong to hours that are already added, or to hours that are not added yet.
             run_maintenance(&mut summed, &Retention::from_days(0, 0), UnixMs(start + summed_hours * HOUR));
             check_days(&summed);
         }
@@ -97,14 +98,14 @@ fn a_later_price_changes_the_sums_of_its_day() {
 #[test]
 fn days_are_deleted_with_their_hours() {
     let mut database = open_database(&DatabaseLocation::Memory);
-    let day = |number: u64| moved(&record(&pool(), 1), UnixMs(NOW.0 + number * DAY));
+    let day = |number: u64| copy_at(&record(&pool(), 1), UnixMs(NOW.0 + number * DAY));
     write(&mut database, &[day(0), day(1), day(2)]);
     let now = UnixMs(NOW.0 + 3 * DAY);
     run_maintenance(&mut database, &Retention::from_days(0, 0), now);
     assert_eq!(query_number(&database.connection, "SELECT count(*) FROM days"), 3);
     run_maintenance(&mut database, &Retention::from_days(0, 1), now);
-    let left = "SELECT count(*) * 100 + (SELECT count(*) FROM hours) FROM days";
-    assert_eq!(query_number(&database.connection, left), 101, "the day of the cutoff is kept");
+    let days_and_hours = "SELECT count(*) * 100 + (SELECT count(*) FROM hours) FROM days";
+    assert_eq!(query_number(&database.connection, days_and_hours), 101, "the last day and hour must be kept");
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn the_days_of_an_upgraded_database_are_filled_by_maintenance() {
     assert_eq!(
         query_number(&database.connection, "SELECT count(*) FROM days"),
         0,
-        "the start is not delayed"
+        "the migration must not fill the table, which would delay startup"
     );
     let (since, until) = (UnixMs(first_hour), NOW);
     let before = usage(&database, since, until);
@@ -135,7 +136,7 @@ fn the_days_of_an_upgraded_database_are_filled_by_maintenance() {
     check_days(&database);
     assert_eq!(query_number(&database.connection, "SELECT sum(attempts) FROM days"), 40);
     assert_eq!(usage(&database, since, until), before);
-    // The sums are read from the days.
+    // The sums are read from `days`.
     database.connection.execute_batch("UPDATE days SET credits = credits + 1000000").unwrap();
     assert_ne!(usage(&database, since, until), before);
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::clock;
 use crate::store::open;
 
+/// Opens the database, and returns a writer for it and the health that the writer updates.
 pub(super) fn open_writer(
     location: &DatabaseLocation,
     pool: &Arc<Pool>,
@@ -40,10 +41,10 @@ pub(super) fn send_record(writer: &mut Writer, health: &Health, record: AttemptR
 }
 
 #[track_caller]
-fn assert_health(health: &Health, is_failing: bool, waiting: u64, lost: u64) {
+fn assert_health(health: &Health, is_failing: bool, unwritten_records: u64, lost_records: u64) {
     assert_eq!(
         (health.is_failing(), health.unwritten_records(), health.lost_records()),
-        (is_failing, waiting, lost)
+        (is_failing, unwritten_records, lost_records)
     );
 }
 
@@ -112,9 +113,10 @@ async fn unwritten_records_at_the_end_are_counted() {
         usage.acquire_permit().await.unwrap().write(record(&pool, credits));
     }
     drop(usage);
-    let (_, commands) = Outbox::new();
+    let (_, outbox_commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    writer.run(WriterChannels { queue, commands, history: no_history_commands(), all_written }).await;
+    let history_commands = no_history_commands();
+    writer.run(WriterChannels { queue, outbox_commands, history_commands, all_written }).await;
     assert_health(&health, true, 0, 500);
 }
 
@@ -240,7 +242,8 @@ fn a_read_only_connection_is_replaced() {
     assert_eq!(read_attempts(&path).len(), 1);
 }
 
-fn file_names_beside(path: &Path) -> Vec<String> {
+/// Returns the names of the files in the directory of `path`.
+fn file_names_next_to(path: &Path) -> Vec<String> {
     let files = fs::read_dir(path.parent().unwrap()).unwrap();
     files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
 }
@@ -270,7 +273,7 @@ fn a_database_that_becomes_corrupt_is_quarantined_and_no_record_is_lost() {
     assert_health(&health, true, 1, 0);
     writer.flush();
     assert_health(&health, false, 0, 0);
-    let names = file_names_beside(&path);
+    let names = file_names_next_to(&path);
     let is_quarantined =
         |name: &&String| name.contains(".broken-") && !name.ends_with("-wal") && !name.ends_with("-shm");
     let quarantined = names.iter().find(is_quarantined).expect("the corrupt file must be kept");
@@ -308,7 +311,7 @@ fn a_database_that_cannot_be_opened_is_reported_as_failing() {
     let error = OpenError::Unwritable { path: PathBuf::from("k.db"), source };
     let store =
         Store { location: DatabaseLocation::Memory.into(), database: Err(error), quarantined_path: None };
-    let mut writer = store.writer(pool, settings(8), health.clone());
+    let mut writer = store.into_writer(pool, settings(8), health.clone());
     assert_health(&health, true, 0, 0);
     writer.flush();
     assert_health(&health, false, 0, 0);
@@ -322,7 +325,7 @@ fn an_error_that_needs_an_operator_is_not_temporary() {
         path: PathBuf::new(),
         source: rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None),
     };
-    for (error, is_temporary) in [
+    for (error, expected) in [
         (unwritable(std::io::ErrorKind::QuotaExceeded), true),
         (unwritable(std::io::ErrorKind::PermissionDenied), false),
         (unwritable(std::io::ErrorKind::NotADirectory), false),
@@ -332,7 +335,7 @@ fn an_error_that_needs_an_operator_is_not_temporary() {
         (unusable(rusqlite::ffi::SQLITE_PERM), false),
         (OpenError::Newer { path: PathBuf::new(), version: 99 }, false),
     ] {
-        assert_eq!(error.is_temporary(), is_temporary, "{error}");
+        assert_eq!(error.is_temporary(), expected, "whether this error is temporary: {error}");
     }
 }
 
@@ -350,5 +353,5 @@ fn an_in_memory_database_is_bounded() {
         let connection = &writer.database.as_ref().unwrap().connection;
         connection.query_row("SELECT sum(credits) FROM hours", [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(credits, 10_001, "the sums must be kept");
+    assert_eq!(credits, 10_001, "the hourly sums must be kept");
 }

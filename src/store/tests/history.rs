@@ -1,4 +1,4 @@
-//! Tests of the reads of the admin API and of the record of changes.
+//! Tests of `History` and `OfflineChanges`: reads of attempts, sums and changes, and the recording of changes.
 
 use super::*;
 use crate::policy::retention::start_of_hour;
@@ -17,7 +17,7 @@ fn change(action: &str, generation: u64) -> StoredChange {
     }
 }
 
-/// Starts a writer, lets `test` use it, and ends it.
+/// Starts a writer, waits until it has written `records`, runs `test`, and stops the writer.
 async fn with_writer<F: Future<Output = ()>>(
     location: &DatabaseLocation,
     records: impl FnOnce(&Pool) -> Vec<AttemptRecord>,
@@ -27,12 +27,12 @@ async fn with_writer<F: Future<Output = ()>>(
     let records = records(&pool);
     let (usage, writer_handle) =
         Store::open(location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(128)).unwrap();
-    let (count, health) = (records.len() as u64, writer_handle.health.clone());
+    let (record_count, health) = (records.len() as u64, writer_handle.health.clone());
     for record in records {
         usage.acquire_permit().await.unwrap().write(record);
     }
     let all_written = async {
-        while health.written_records() < count {
+        while health.written_records() < record_count {
             tokio::task::yield_now().await;
         }
     };
@@ -42,6 +42,7 @@ async fn with_writer<F: Future<Output = ()>>(
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 }
 
+/// Runs `test` with a writer of a database file, and then with a writer of an in-memory database.
 async fn on_disk_and_in_memory<F: Future<Output = ()>>(
     records: impl Fn(&Pool) -> Vec<AttemptRecord>,
     test: impl Fn(History) -> F,
@@ -56,11 +57,11 @@ async fn a_recorded_change_is_read_at_once() {
     on_disk_and_in_memory(
         |_| Vec::new(),
         async |history: History| {
-            let records = [change("add_key", 1), change("pause_key", 2), change("resume_key", 3)];
-            for record in &records {
-                history.record_change(record.clone()).await.unwrap();
+            let changes = [change("add_key", 1), change("pause_key", 2), change("resume_key", 3)];
+            for change in &changes {
+                history.record_change(change.clone()).await.unwrap();
             }
-            let [first, second, third] = records;
+            let [first, second, third] = changes;
             let latest = history.changes(None, 2).await.unwrap();
             assert_eq!(latest, [third, second.clone()]);
             assert_eq!(history.changes(Some(second.id), 9).await.unwrap(), [first]);
@@ -73,31 +74,31 @@ async fn a_recorded_change_is_read_at_once() {
 fn the_oldest_changes_are_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let database = open_database(&location(directory.path()).0);
-    let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000)
+    let insert_changes = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000)
         INSERT INTO changes SELECT printf('%08d', n), n, 'reload', NULL, 'reloaded', NULL, '{}', n FROM n";
-    database.connection.execute_batch(fill).unwrap();
+    database.connection.execute_batch(insert_changes).unwrap();
     changes::insert(&database.connection, &change("add_key", 10_001)).unwrap();
-    let ends = "SELECT count(*) * 1000 + min(generation) FROM changes";
-    assert_eq!(query_number(&database.connection, ends), 10_000_002);
+    let count_and_oldest = "SELECT count(*) * 1000 + min(generation) FROM changes";
+    assert_eq!(query_number(&database.connection, count_and_oldest), 10_000_002);
 }
 
 #[tokio::test]
-async fn a_change_without_a_writer_is_recorded_too() {
+async fn a_command_records_its_change_while_no_writer_runs() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let records = [change("client_added", 7), change("client_revoked", 8)];
-    // The first record creates the database.
-    for record in &records {
-        assert!(OfflineChanges::open(&path, NOW).unwrap().record(record));
+    let offline_changes = [change("client_added", 7), change("client_revoked", 8)];
+    // The first change creates the database.
+    for change in &offline_changes {
+        assert!(OfflineChanges::open(&path, NOW).unwrap().record(change));
     }
     with_writer(
         &location,
         |_| Vec::new(),
         async |history: History| {
             let changes = history.changes(None, 9).await.unwrap();
-            assert_eq!(changes, records.into_iter().rev().collect::<Vec<_>>());
+            assert_eq!(changes, offline_changes.into_iter().rev().collect::<Vec<_>>());
             let error = OfflineChanges::open(&path, NOW).unwrap_err();
-            assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }), "{error}");
+            assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }), "unexpected error: {error}");
         },
     )
     .await;
@@ -113,7 +114,7 @@ fn a_change_does_not_upgrade_a_database_of_an_earlier_version() {
     drop(connection);
     assert!(!OfflineChanges::open(&path, NOW).unwrap().record(&change("client_added", 7)));
     assert_eq!(schema::version(&Connection::open(&path).unwrap()).unwrap(), 12);
-    assert!(!directory.path().join("keychoir.db.before-12").exists());
+    assert!(!open::companion(&path, ".before-12").exists(), "the change must not copy the database");
 }
 
 #[test]
@@ -158,8 +159,9 @@ async fn attempts_are_read_in_pages_and_filtered() {
             let second_page =
                 history.attempts(AttemptFilter { before: page.next, ..filter.clone() }).await.unwrap();
             assert_eq!((credits(&second_page), second_page.next), (vec![0, 1], None));
-            let failed_record = history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await;
-            assert_eq!(failed_record.unwrap().attempts[0].request_id, "moved");
+            let failed_page =
+                history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await.unwrap();
+            assert_eq!(failed_page.attempts[0].request_id, "moved");
             let request_filter = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };
             assert_eq!(history.attempts(request_filter).await.unwrap().attempts.len(), 1);
         },
@@ -171,14 +173,14 @@ async fn attempts_are_read_in_pages_and_filtered() {
 async fn the_attempts_of_an_id_with_a_time_are_found_near_that_time() {
     let day = Duration::from_secs(24 * 3_600);
     let id = AttemptRecord::new_id(NOW).to_string();
-    let started_at = |pool: &Pool, at: UnixMs| AttemptRecord {
+    let attempt_at = |pool: &Pool, started_at: UnixMs| AttemptRecord {
         request_id: id.as_str().into(),
-        ..record_started_at(pool, at, 1)
+        ..record_started_at(pool, started_at, 1)
     };
     let directory = tempfile::tempdir().unwrap();
     with_writer(
         &location(directory.path()).0,
-        |pool| vec![started_at(pool, NOW), started_at(pool, NOW.plus(day * 2))],
+        |pool| vec![attempt_at(pool, NOW), attempt_at(pool, NOW.plus(day * 2))],
         async |history: History| {
             let filter = AttemptFilter { limit: 9, request_id: Some(id.clone()), ..AttemptFilter::default() };
             let page = history.attempts(filter).await.unwrap();
@@ -249,8 +251,8 @@ async fn sums_by_time_and_client_are_the_same_with_many_keys() {
                 let rows = history.usage(filter).await.unwrap();
                 assert_eq!(rows.iter().map(|row| row.sums.credits).collect::<Vec<_>>(), expected);
             }
-            let last = history.last_hours_of_clients(NOW).await.unwrap();
-            assert_eq!(last, [("local".to_owned(), start_of_hour(NOW.plus(hour)))]);
+            let last_hours = history.last_hours_of_clients(NOW).await.unwrap();
+            assert_eq!(last_hours, [("local".to_owned(), start_of_hour(NOW.plus(hour)))]);
         },
     )
     .await;
@@ -298,11 +300,11 @@ async fn credits_are_summed_by_hour_and_key() {
             assert_eq!(
                 read(next.minus(Duration::from_millis(1)), end, 10).await,
                 all,
-                "the whole first hour"
+                "the whole first hour must be included"
             );
             assert_eq!(read(next, end, 10).await, all[..1]);
             assert_eq!(read(start, next, 10).await, all[1..]);
-            assert_eq!(read(start, end, 2).await, all[..2], "the latest rows");
+            assert_eq!(read(start, end, 2).await, all[..2], "the latest rows must be read");
         },
     )
     .await;
@@ -318,7 +320,7 @@ async fn the_last_hour_of_each_client_is_read() {
                 let rows = history.last_hours_of_clients(since).await.unwrap();
                 rows.into_iter().map(|(_, last)| last.since(start).as_secs() / 3_600).collect()
             };
-            assert_eq!(read(start).await, [1], "one client, with its latest hour");
+            assert_eq!(read(start).await, [1], "the client must have one row, with its latest hour");
             assert!(read(start.plus(hour * 2)).await.is_empty());
         },
     )

@@ -44,6 +44,7 @@ const ALL_COLUMNS: &str = "SELECT id, request_id, number, started_at_ms, client,
     method, route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
     credits_from, first_byte_ms, total_ms, audio_ms FROM attempts ORDER BY id";
 
+/// Runs maintenance without a retention until no work is due; returns the number of steps.
 fn run_maintenance(database: &mut Database) -> usize {
     let settings = Settings { retention: Retention::from_days(0, 0), ..settings(8) };
     (1..1_000)
@@ -51,11 +52,13 @@ fn run_maintenance(database: &mut Database) -> usize {
         .unwrap()
 }
 
+/// Asserts that the migration has dropped the tables of earlier versions.
 #[track_caller]
 fn check_finished(connection: &Connection) {
-    let earlier = "SELECT name FROM sqlite_schema WHERE name IN ('series', 'attempt_rows', 'attempt_sheets',
+    let old_tables =
+        "SELECT name FROM sqlite_schema WHERE name IN ('series', 'attempt_rows', 'attempt_sheets',
         'owners_passing', 'earlier_outbox_events')";
-    assert_eq!(query_rows(connection, earlier), [""; 0]);
+    assert_eq!(query_rows(connection, old_tables), [""; 0]);
 }
 
 #[test]
@@ -110,7 +113,8 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
         // Each step runs after a restart, and fails once before it succeeds.
         let mut store = Store::open(&location, NOW).unwrap();
         store.rename_keys([ApiKey::new(KEYS[0]).unwrap()].iter());
-        let failing_trigger = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
+        let failing_trigger = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows
+            BEGIN SELECT raise(ABORT, 'full'); END";
         connection(&store).execute_batch(failing_trigger).unwrap();
         migration::move_next_attempts(connection(&store)).unwrap_err();
         assert_eq!(counts(connection(&store))[0], moved_count);
@@ -137,7 +141,7 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
 }
 
 #[test]
-fn a_start_moves_a_bounded_number_of_attempts() {
+fn startup_moves_a_bounded_number_of_attempts() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let old_connection = create_version_11_database(&path);
@@ -184,17 +188,21 @@ fn an_earlier_database_keeps_its_attempts_and_owners() {
         NOW.0,
     ))
     .unwrap();
-    let index_of_owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
+    let ownership_index =
+        OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..OWNER_LIMITS });
     let kind = ResourceKind::HistoryItem;
     let mut insert = old_connection
-        .prepare("INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)")
+        .prepare(
+            "INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms)
+             VALUES (?1, ?2, ?3, ?4, ?4)",
+        )
         .unwrap();
     let mut expected = Vec::new();
     for index in 0..3_000 {
         let owner = OwnerId::from_stored(["studio", "attic"][index % 2]);
         let recorded_at = NOW.plus(Duration::from_millis(index as u64 / 7));
         let update =
-            index_of_owners.record(Identifier::new(kind, &index.to_string()), &owner, recorded_at).unwrap();
+            ownership_index.record(Identifier::new(kind, &index.to_string()), &owner, recorded_at).unwrap();
         let columns = params![
             update.identifier.hash.bytes(),
             kind.as_str(),

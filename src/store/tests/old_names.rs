@@ -7,7 +7,7 @@ use crate::elevenlabs::affinity::{Identifier, ResourceKind};
 use crate::policy::retention::start_of_hour;
 use crate::pool::{OwnerId, OwnershipIndex};
 
-/// A key in the file that is no longer configured.
+/// A key that is in the file and not in the configuration.
 const REMOVED_KEY: &str = "sk_canary_of_the_store_number_three_00000000000003";
 
 fn plain_digest(key: &str) -> String {
@@ -15,7 +15,7 @@ fn plain_digest(key: &str) -> String {
 }
 
 fn ownership_of(owner: &str, kind: ResourceKind, id: &str) -> OwnershipUpdate {
-    let owners = OwnershipIndex::new(KEEPING);
+    let owners = OwnershipIndex::new(OWNER_LIMITS);
     OwnershipUpdate::Recorded(
         owners.record(Identifier::new(kind, id), &OwnerId::from_stored(owner), NOW).unwrap(),
     )
@@ -33,8 +33,8 @@ fn create_version_7_database(path: &Path) {
         old_connection.execute_batch(&format!(
             "INSERT INTO keys VALUES ('{hash}', 's', NULL, NULL, {position}, 'active', 40, 100, NULL, NULL, NULL, NULL,
                 NULL, NULL, 1);
-             INSERT INTO series VALUES ({series}, 'local', '{hash}', NULL, 'POST', '/v1/a', 'm', 200, 'served', 'answer',
-                {hour});
+             INSERT INTO series VALUES ({series}, 'local', '{hash}', NULL, 'POST', '/v1/a', 'm', 200, 'served',
+                'answer', {hour});
              INSERT INTO attempt_rows VALUES (randomblob(16), 'r', {series}, 1, {hour}, 1, 2, 3, NULL, 4, 5, 6, NULL);
              INSERT INTO hours VALUES ({hour}, '{hash}', 'local', '/v1/a', 'm', 1, 1, 1, 2, 3, 4, 0);
              INSERT INTO outbox_keys VALUES ('{hash}', 's', 'active', 40, 100, 60, 0.4, 0, 0, NULL, 1, 1, NULL, NULL);"
@@ -61,14 +61,18 @@ fn create_version_7_database(path: &Path) {
         .unwrap();
 }
 
+/// Asserts that neither the file at `path` nor its log contains a plain digest.
 #[track_caller]
 fn check_no_plain_digest(path: &Path) {
     let log = fs::read(open::companion(path, "-wal")).unwrap_or_default();
     let content = [fs::read(path).unwrap(), log].concat();
     for key in [KEYS[0], KEYS[1], REMOVED_KEY, "dropped"] {
-        let (text, bytes) = (plain_digest(key), Sha256::digest(key.as_bytes()).to_vec());
+        let (digits, bytes) = (plain_digest(key), Sha256::digest(key.as_bytes()).to_vec());
         let contains = |part: &[u8]| content.windows(part.len()).any(|window| window == part);
-        assert!(!contains(text.as_bytes()) && !contains(&bytes), "the plain digest of {key}");
+        assert!(
+            !contains(digits.as_bytes()) && !contains(&bytes),
+            "the files must not contain the plain digest of {key}"
+        );
     }
 }
 
@@ -117,10 +121,10 @@ fn the_state_of_a_key_in_an_older_database_is_kept() {
     store.rename_keys(api_keys(&KEYS).iter());
     let expected = sort_names(vec![fingerprint(KEYS[0]), fingerprint(KEYS[1]), retired_digest(REMOVED_KEY)]);
     for table in ["keys", "hours", "outbox_keys", "attempts"] {
-        assert_eq!(key_hashes_in(connection(&store), table), expected, "{table}");
+        assert_eq!(key_hashes_in(connection(&store), table), expected, "the keys in the table {table}");
     }
-    let remembered: Vec<_> = store.read_keys().unwrap().iter().map(|key| key.quota.count).collect();
-    assert_eq!(remembered, [40; 3]);
+    let spent_credits: Vec<_> = store.read_keys().unwrap().iter().map(|key| key.quota.count).collect();
+    assert_eq!(spent_credits, [40; 3]);
     let owners = |store: &Store| -> Vec<String> {
         sort_names(
             store.read_owners().unwrap().iter().map(|recorded| recorded.owner.as_str().to_owned()).collect(),

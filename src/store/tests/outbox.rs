@@ -45,18 +45,19 @@ async fn delivered_rows_leave_the_outbox_and_others_survive_a_restart() {
 
     let (usage, writer_handle) = start_writer(&location, &pool).await;
     let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;
-    let later = outbox.next_batch(10).await.unwrap();
+    let later_batch = outbox.next_batch(10).await.unwrap();
     assert_eq!(
-        (later.keys.len(), later.events.len()),
+        (later_batch.keys.len(), later_batch.events.len()),
         (2, 2),
         "the outbox must contain one row per key and one per attempt"
     );
     assert_eq!(
         outbox.next_batch(1).await.unwrap().events,
-        later.events[..1],
+        later_batch.events[..1],
         "the oldest events must come first"
     );
-    outbox.record_delivery(DeliveryReport { sent: row_versions(&later), refused: Vec::new() }).await.unwrap();
+    let delivery = DeliveryReport { sent: row_versions(&later_batch), refused: Vec::new() };
+    outbox.record_delivery(delivery).await.unwrap();
     assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch::default());
     drop(outbox);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
@@ -117,14 +118,14 @@ async fn a_refused_row_waits_for_its_retry_time_and_is_counted_once() {
 fn observation_times_increase_even_if_the_clock_is_set_back() {
     let mut database = open_database(&DatabaseLocation::Memory);
     let keys = pool().snapshot(NOW);
-    let mut observed_states = Vec::new();
+    let mut observation_times = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
         transaction::commit(&mut database, &UsageBatch::default(), &keys[..1], MirrorScope::Keys, now)
             .unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
-        observed_states.push(database.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
+        observation_times.push(database.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
-    assert_eq!(observed_states, [1_000, 1_001, 1_002, 2_000]);
+    assert_eq!(observation_times, [1_000, 1_001, 1_002, 2_000]);
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn only_mirrored_rows_enter_the_outbox_and_each_event_once() {
             let sql = format!("SELECT count(*) FROM {table}");
             database.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
         };
-        assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "{mirror_scope:?}");
+        assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "rows with {mirror_scope:?}");
     }
 }
 
@@ -196,7 +197,7 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
         let id = record.id.to_string();
         row_versions(&first_batch)
             .into_iter()
-            .find(|name| matches!(name, RowVersion::Event { id: event_id, .. } if *event_id == id))
+            .find(|version| matches!(version, RowVersion::Event { id: event_id, .. } if *event_id == id))
             .unwrap()
     };
     let refused_row = |record| RefusedRow {
@@ -204,8 +205,8 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
         code: "23514".into(),
         retry_at: UnixMs(u64::MAX >> 1),
     };
-    // The first event is delivered before its price is known, the second afterwards, and the third is
-    // refused.
+    // The first event is delivered before its price is known, the second event is delivered after that, and the third
+    // event is refused.
     let delivery =
         DeliveryReport { sent: vec![version_before(&records[0])], refused: vec![refused_row(&records[2])] };
     outbox.record_delivery(delivery).await.unwrap();

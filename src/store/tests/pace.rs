@@ -1,4 +1,4 @@
-//! Tests of the times at which commits start. They use virtual time, in which a commit takes no time.
+//! Tests of the times at which commits start. They use virtual time, which does not advance during a commit.
 
 use super::faults::open_writer;
 use super::*;
@@ -21,9 +21,10 @@ async fn with_running_writer<F: Future>(
 ) -> F::Output {
     let (writer, health) = open_writer(location, pool, MAX_QUEUED);
     let (usage, queue) = UsageSink::new(MAX_QUEUED, MAX_QUEUED, health.depth.clone());
-    let (outbox, commands) = Outbox::new();
+    let (outbox, outbox_commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    let writing = writer.run(WriterChannels { queue, commands, history: no_history_commands(), all_written });
+    let history_commands = no_history_commands();
+    let writing = writer.run(WriterChannels { queue, outbox_commands, history_commands, all_written });
     let (_, output) = tokio::join!(writing, test(RunningWriter { usage, health, outbox }));
     output
 }

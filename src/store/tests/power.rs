@@ -1,6 +1,6 @@
-//! Tests of power cuts: the log is truncated at any byte or ends in garbage, or the file is in the middle of
-//! a checkpoint. They do not test that the disk keeps flushed data, which would need a loop device that drops
-//! unflushed writes. The effect of `synchronous=FULL` on the disk was checked separately.
+//! Tests of the states of the files after a power cut: the log is truncated at any byte or ends in garbage, or a
+//! checkpoint has written only a part of its pages. The tests do not prove that the disk keeps flushed data, which
+//! would need a device that drops unflushed writes.
 
 use super::faults::{open_writer, send_record};
 use super::*;
@@ -44,57 +44,64 @@ impl Snapshot {
     }
 }
 
-/// The sizes of a log's header and of a frame with its page.
+/// The size of the header of a write-ahead log.
 const LOG_HEADER_SIZE: usize = 32;
+/// The size of a frame of a write-ahead log: a header and a page.
 const FRAME_SIZE: usize = 24 + 4_096;
 
-/// Commits a transaction for each of `credits`, and returns a snapshot after each.
-fn snapshots(
+/// Commits an attempt with each of the `credits`, and returns a snapshot after each commit.
+fn commit_and_snapshot(
     path: &Path,
     location: &DatabaseLocation,
     credits: std::ops::RangeInclusive<u64>,
 ) -> Vec<Snapshot> {
-    snapshots_with_attempts(path, location, credits, 1)
+    commit_batches_and_snapshot(path, location, credits, 1)
 }
 
-/// Commits transactions with a number of attempts each, and returns a snapshot after each.
-fn snapshots_with_attempts(
+/// Commits `batch_size` attempts with each of the `credits`, and returns a snapshot after each commit.
+fn commit_batches_and_snapshot(
     path: &Path,
     location: &DatabaseLocation,
     credits: std::ops::RangeInclusive<u64>,
-    attempts: usize,
+    batch_size: usize,
 ) -> Vec<Snapshot> {
     let pool = pool();
     let (mut writer, health) = open_writer(location, &pool, 1_000);
-    let rows_after = |credits| {
-        (0..attempts).for_each(|_| send_record(&mut writer, &health, record(&pool, credits)));
+    let snapshot_after = |credits| {
+        (0..batch_size).for_each(|_| send_record(&mut writer, &health, record(&pool, credits)));
         writer.flush();
         assert!(!health.is_failing());
         Snapshot::read(path)
     };
-    credits.map(rows_after).collect()
+    credits.map(snapshot_after).collect()
 }
 
 #[test]
 fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let snapshots = snapshots(&path, &location, 1..=6);
+    let snapshots = commit_and_snapshot(&path, &location, 1..=6);
     let last = snapshots.last().unwrap();
     assert_eq!(last.log.len() % FRAME_SIZE, LOG_HEADER_SIZE, "the log must consist of whole frames");
     let frames = (0..=last.log.len() / FRAME_SIZE).map(|frame| LOG_HEADER_SIZE + frame * FRAME_SIZE);
     let edges = frames.flat_map(|end| [end.saturating_sub(1), end, end + 1, end + 25, end + 2_000]);
-    let mut before = 0;
+    let mut previous_count = 0;
     for length in [0, 1, 31].into_iter().chain(edges).filter(|length| *length <= last.log.len()) {
         let attempts = Snapshot { log: last.log[..length].to_vec(), ..last.clone() }.attempts();
-        assert!(attempts.iter().copied().eq(1..=attempts.len() as i64), "{length}: {attempts:?}");
-        assert!(attempts.len() >= before, "{length}: a longer log must not contain fewer attempts");
+        assert!(
+            attempts.iter().copied().eq(1..=attempts.len() as i64),
+            "a log of {length} bytes must contain the first attempts: {attempts:?}"
+        );
+        assert!(attempts.len() >= previous_count, "a log of {length} bytes must not contain fewer attempts");
         // The log that was flushed when a commit was acknowledged must contain its transaction.
         let acknowledged_count = snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
-        assert!(attempts.len() >= acknowledged_count, "{length}: {attempts:?}");
-        before = attempts.len();
+        assert!(
+            attempts.len() >= acknowledged_count,
+            "a log of {length} bytes must contain {acknowledged_count} attempts: {attempts:?}"
+        );
+        previous_count = attempts.len();
     }
-    assert_eq!(before, 6);
+    assert_eq!(previous_count, 6);
 }
 
 #[test]
@@ -102,9 +109,9 @@ fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
     const ATTEMPTS_PER_COMMIT: usize = 200;
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let snapshots = snapshots_with_attempts(&path, &location, 1..=6, ATTEMPTS_PER_COMMIT);
+    let snapshots = commit_batches_and_snapshot(&path, &location, 1..=6, ATTEMPTS_PER_COMMIT);
     let last = snapshots.last().unwrap();
-    let mut before = 0;
+    let mut previous_commits = 0;
     for frame in 0..=last.log.len() / FRAME_SIZE {
         for torn_bytes in [0, 2_000] {
             let length = (LOG_HEADER_SIZE + frame * FRAME_SIZE + torn_bytes).min(last.log.len());
@@ -112,21 +119,27 @@ fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
             let commits = attempts.len() / ATTEMPTS_PER_COMMIT;
             let complete_commits =
                 (1..=commits as i64).flat_map(|credits| std::iter::repeat_n(credits, ATTEMPTS_PER_COMMIT));
-            assert!(attempts.iter().copied().eq(complete_commits), "{length}: {attempts:?}");
+            assert!(
+                attempts.iter().copied().eq(complete_commits),
+                "a log of {length} bytes must contain whole commits: {attempts:?}"
+            );
             let acknowledged_count =
                 snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
-            assert!(commits >= acknowledged_count.max(before), "{length}: {commits} commits");
-            before = commits;
+            assert!(
+                commits >= acknowledged_count.max(previous_commits),
+                "a log of {length} bytes must not contain only {commits} commits"
+            );
+            previous_commits = commits;
         }
     }
-    assert_eq!(before, 6);
+    assert_eq!(previous_commits, 6);
 }
 
 #[test]
 fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let snapshots = snapshots(&path, &location, 1..=3);
+    let snapshots = commit_and_snapshot(&path, &location, 1..=3);
     let last = snapshots.last().unwrap();
     for (count, snapshot) in snapshots.iter().enumerate() {
         // The disk has allocated space without writing to it, or has written garbage.
@@ -134,13 +147,13 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
             let mut log = snapshot.log.clone();
             log.resize(last.log.len().max(log.len() + FRAME_SIZE), filler);
             let attempts = Snapshot { log, file: snapshot.file.clone() }.attempts();
-            assert_eq!(attempts.len(), count + 1, "filled with {filler:#x}");
+            assert_eq!(attempts.len(), count + 1, "attempts in a log that is filled with {filler:#x}");
         }
     }
     // A later frame of the log reached the disk before an earlier one.
     let mut log = last.log.clone();
-    let first = snapshots[0].log.len();
-    log[first..first + FRAME_SIZE].fill(0);
+    let first_length = snapshots[0].log.len();
+    log[first_length..first_length + FRAME_SIZE].fill(0);
     assert_eq!(Snapshot { log, ..last.clone() }.attempts(), [1]);
 }
 
@@ -148,7 +161,7 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
 fn an_interrupted_checkpoint_loses_no_attempt() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let snapshots = snapshots(&path, &location, 1..=120);
+    let snapshots = commit_and_snapshot(&path, &location, 1..=120);
     let content_before = snapshots.last().unwrap();
     Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();
     let content_after = fs::read(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of the stored owners of identifiers.
+//! Tests of the stored owners of identifiers: they are read back, limited in number and age, and compacted.
 
 use super::*;
 use crate::elevenlabs::affinity::{Identifier, ResourceKind};
@@ -11,6 +11,7 @@ fn record_owner(owners: &OwnershipIndex, kind: ResourceKind, id: &str, now: Unix
     OwnershipUpdate::Recorded(owners.record(Identifier::new(kind, id), &studio, now).unwrap())
 }
 
+/// Counts the rows of long-lived identifiers for class 0, and the changes in the log for class 1.
 fn count_owners(connection: &Connection, class: u8) -> i64 {
     let table = ["owners", "owners_plentiful"][usize::from(class)];
     let aggregate = ["count(*)", "coalesce(sum(changes), 0)"][usize::from(class > 0)];
@@ -22,10 +23,10 @@ async fn recorded_owners_are_read_back_and_removed_ones_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let pool = pool();
-    let owners = OwnershipIndex::new(KEEPING);
+    let owners = OwnershipIndex::new(OWNER_LIMITS);
     let (usage, writer_handle) =
         Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(8)).unwrap();
-    let changes = vec![
+    let updates = vec![
         record_owner(&owners, ResourceKind::Voice, "canary-of-a-voice", NOW),
         record_owner(&owners, ResourceKind::HistoryItem, "canary-of-an-item", NOW),
         record_owner(&owners, ResourceKind::Token, "sutkn_canary", NOW),
@@ -34,7 +35,7 @@ async fn recorded_owners_are_read_back_and_removed_ones_are_not() {
         record_owner(&owners, ResourceKind::Request, "canary-of-a-request", NOW),
         record_owner(&owners, ResourceKind::Agent, "gone", NOW),
     ];
-    usage.acquire_permit().await.unwrap().record_ownership(changes);
+    usage.acquire_permit().await.unwrap().record_ownership(updates);
     usage
         .acquire_permit()
         .await
@@ -43,14 +44,15 @@ async fn recorded_owners_are_read_back_and_removed_ones_are_not() {
     drop(usage);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 
-    let restored_index = OwnershipIndex::new(KEEPING);
+    let restored_index = OwnershipIndex::new(OWNER_LIMITS);
     restored_index.restore(Store::open(&location, NOW).unwrap().read_owners().unwrap(), NOW);
     assert_eq!(restored_index.count(), 2, "identifiers that are valid for hours must not be stored");
     let owner = restored_index.find(&Identifier::new(ResourceKind::Voice, "canary-of-a-voice"), NOW).unwrap();
     assert_eq!(owner.owner.as_str(), "studio");
     let content = fs::read(&path).unwrap();
     for canary in ["canary-of-a-voice", "canary-of-an-item", "sutkn_canary"] {
-        assert!(!content.windows(canary.len()).any(|part| part == canary.as_bytes()), "{canary}");
+        let is_stored = content.windows(canary.len()).any(|part| part == canary.as_bytes());
+        assert!(!is_stored, "the file must not contain the identifier {canary}");
     }
 }
 
@@ -69,18 +71,18 @@ fn the_oldest_owners_are_deleted_in_small_steps_within_each_class() {
     let directory = tempfile::tempdir().unwrap();
     let (location, _) = location(directory.path());
     let mut database = open_database(&location);
-    let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
-    let mut changes = Vec::new();
+    let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..OWNER_LIMITS });
+    let mut updates = Vec::new();
     for index in 0..40_000 {
         let recorded_at = NOW.plus(Duration::from_millis(index));
-        changes.push(record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), recorded_at));
+        updates.push(record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), recorded_at));
     }
     for index in 0..100 {
-        changes.push(record_owner(&owners, ResourceKind::Voice, &format!("v{index}"), NOW));
+        updates.push(record_owner(&owners, ResourceKind::Voice, &format!("v{index}"), NOW));
     }
-    write_owners(&mut database, changes, NOW);
+    write_owners(&mut database, updates, NOW);
     let settings = settings(8);
-    let all_maintenance = |database: &mut Database, now| {
+    let run_maintenance = |database: &mut Database, now| {
         (1..1_000)
             .find(|_| {
                 maintenance::run_step(database, &settings, now).unwrap()
@@ -88,39 +90,40 @@ fn the_oldest_owners_are_deleted_in_small_steps_within_each_class() {
             })
             .unwrap()
     };
-    assert!(all_maintenance(&mut database, NOW) > 3, "the owners must be deleted in several steps");
+    assert!(run_maintenance(&mut database, NOW) > 3, "the owners must be deleted in several steps");
     assert_eq!((count_owners(&database.connection, 0), count_owners(&database.connection, 1)), (100, 1_000));
-    all_maintenance(&mut database, NOW.plus(DAY * 30).plus(Duration::from_secs(1)));
+    run_maintenance(&mut database, NOW.plus(DAY * 30).plus(Duration::from_secs(1)));
     let counts = (count_owners(&database.connection, 0), count_owners(&database.connection, 1));
     assert_eq!(counts, (0, 1_000), "unused owners must be deleted");
-    all_maintenance(&mut database, NOW.plus(DAY * 31));
+    run_maintenance(&mut database, NOW.plus(DAY * 31));
     assert_eq!(count_owners(&database.connection, 1), 0);
 }
 
 #[test]
 fn the_newest_owners_are_kept() {
     let mut store = Store::open(&DatabaseLocation::Memory, NOW).unwrap();
-    let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
-    let changes: Vec<_> = (0..1_500)
+    let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..OWNER_LIMITS });
+    let updates: Vec<_> = (0..1_500)
         .map(|index| {
             record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), UnixMs(NOW.0 + index))
         })
         .collect();
     let database = store.database.as_mut().unwrap();
-    write_owners(database, changes, NOW);
+    write_owners(database, updates, NOW);
     while maintenance::run_step(database, &settings(8), NOW).unwrap()
         == maintenance::MaintenanceProgress::MoreWork
     {}
     let connection = &database.connection;
     assert_eq!(count_owners(connection, 1), 1_000);
-    let oldest = crate::store::owners::read(connection).unwrap()[0].used_at;
-    assert_eq!(oldest.0, NOW.0 + 500);
+    let oldest_use = crate::store::owners::read(connection).unwrap()[0].used_at;
+    assert_eq!(oldest_use.0, NOW.0 + 500);
 }
 
-fn write_owners(database: &mut Database, changes: Vec<OwnershipUpdate>, now: UnixMs) {
-    transaction::commit(database, &ownership_batch(changes), &[], MirrorScope::Nothing, now).unwrap();
+fn write_owners(database: &mut Database, updates: Vec<OwnershipUpdate>, now: UnixMs) {
+    transaction::commit(database, &ownership_batch(updates), &[], MirrorScope::Nothing, now).unwrap();
 }
 
+/// Returns the kind and the last use of each stored owner.
 fn read(database: &Database) -> Vec<(ResourceKind, UnixMs)> {
     let owners = crate::store::owners::read(&database.connection).unwrap();
     owners.iter().map(|recorded| (recorded.identifier.kind, recorded.used_at)).collect()
@@ -129,11 +132,11 @@ fn read(database: &Database) -> Vec<(ResourceKind, UnixMs)> {
 #[test]
 fn the_latest_change_of_an_identifier_is_valid() {
     let mut database = open_database(&DatabaseLocation::Memory);
-    let owners = OwnershipIndex::new(KEEPING);
+    let owners = OwnershipIndex::new(OWNER_LIMITS);
     let later = NOW.plus(DAY * 2);
-    for (id, at) in [("a", NOW), ("b", NOW), ("a", later)] {
-        let change = record_owner(&owners, ResourceKind::HistoryItem, id, at);
-        write_owners(&mut database, vec![change], at);
+    for (id, recorded_at) in [("a", NOW), ("b", NOW), ("a", later)] {
+        let update = record_owner(&owners, ResourceKind::HistoryItem, id, recorded_at);
+        write_owners(&mut database, vec![update], recorded_at);
     }
     let expected = [(ResourceKind::HistoryItem, NOW), (ResourceKind::HistoryItem, later)];
     assert_eq!((read(&database), count_owners(&database.connection, 1)), (expected.to_vec(), 3));
@@ -144,24 +147,24 @@ fn the_latest_change_of_an_identifier_is_valid() {
     );
     assert_eq!((read(&database), count_owners(&database.connection, 1)), (expected[1..].to_vec(), 4));
 
-    // The first maintenance compacts the log, and later ones compact it once an hour.
-    let mut maintenance = |now| {
+    // The first maintenance compacts the log, and later maintenance compacts it once an hour.
+    let mut run_maintenance = |now| {
         while maintenance::run_step(&mut database, &settings(8), now).unwrap()
             == maintenance::MaintenanceProgress::MoreWork
         {}
         (read(&database), count_owners(&database.connection, 1))
     };
-    assert_eq!(maintenance(later), (expected[1..].to_vec(), 1));
-    let change = record_owner(&owners, ResourceKind::HistoryItem, "a", later.plus(DAY));
-    write_owners(&mut database, vec![change], later.plus(DAY));
-    let mut maintenance = |now| {
+    assert_eq!(run_maintenance(later), (expected[1..].to_vec(), 1));
+    let update = record_owner(&owners, ResourceKind::HistoryItem, "a", later.plus(DAY));
+    write_owners(&mut database, vec![update], later.plus(DAY));
+    let mut run_maintenance = |now| {
         while maintenance::run_step(&mut database, &settings(8), now).unwrap()
             == maintenance::MaintenanceProgress::MoreWork
         {}
         count_owners(&database.connection, 1)
     };
-    assert_eq!(maintenance(later.plus(Duration::from_secs(3_599))), 2);
-    assert_eq!(maintenance(later.plus(Duration::from_secs(3_600))), 1);
+    assert_eq!(run_maintenance(later.plus(Duration::from_secs(3_599))), 2);
+    assert_eq!(run_maintenance(later.plus(Duration::from_secs(3_600))), 1);
     assert_eq!(read(&database), [(ResourceKind::HistoryItem, later.plus(DAY))]);
 }
 
@@ -172,11 +175,11 @@ fn excess_owners_are_deleted_before_the_next_maintenance() {
     let (mut writer, _) = super::faults::open_writer(&location, &pool(), 8);
     let now = crate::clock::instant();
     writer.run_due_work(now);
-    let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
+    let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..OWNER_LIMITS });
     let recorded_at = crate::clock::now();
-    let changes = (0..20_001)
+    let updates = (0..20_001)
         .map(|index| record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), recorded_at));
-    writer.add_batch(ownership_batch(changes.collect()));
+    writer.add_batch(ownership_batch(updates.collect()));
     let counts: Vec<i64> = (0..20)
         .map(|_| {
             writer.run_due_work(now);
@@ -184,5 +187,5 @@ fn excess_owners_are_deleted_before_the_next_maintenance() {
         })
         .collect();
     assert!(counts[0] > 1_000, "the owners must be deleted in steps: {counts:?}");
-    assert_eq!(counts[19], 1_000, "{counts:?}");
+    assert_eq!(counts[19], 1_000, "only the latest owners must be kept: {counts:?}");
 }

@@ -1,4 +1,4 @@
-//! Tests of the hourly sums, the retention of records, and the migration of older databases.
+//! Tests of the hourly sums, the retention of records, the usage of clients, and the migration of older databases.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
     super::write(database, records, MirrorScope::Nothing);
 }
 
+/// The sums of each group. A group consists of the hour, key, client, route and model.
 type SumsByGroup = BTreeMap<Vec<String>, Vec<i64>>;
 
 /// Reads rows whose first five columns identify the group and whose remaining columns are its sums.
@@ -24,8 +25,8 @@ fn read_sums(connection: &Connection, sql: &str) -> SumsByGroup {
         |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
     let mut statement = connection.prepare(sql).unwrap();
     let rows = statement.query_map([], |row| {
-        let name = (0..5).map(|index| format_value(row, index)).collect();
-        Ok((name, (5..12).map(|index| row.get(index)).collect::<Result<_, _>>()?))
+        let group = (0..5).map(|index| format_value(row, index)).collect();
+        Ok((group, (5..12).map(|index| row.get(index)).collect::<Result<_, _>>()?))
     });
     rows.unwrap().map(Result::unwrap).collect()
 }
@@ -37,34 +38,34 @@ fn stored_and_computed_sums(connection: &Connection) -> (SumsByGroup, SumsByGrou
         "SELECT hour_ms, key_hash, client, route, model, attempts, served, request_bytes, response_bytes,
             characters, credits, unpriced FROM hours",
     );
-    let computed = read_sums(
+    let computed_sums = read_sums(
         connection,
         "SELECT started_at_ms / 3600000 * 3600000, key_hash, client, route, coalesce(model, ''), count(*),
             sum(coalesce(status < 400, 0)), sum(request_bytes), sum(response_bytes),
             coalesce(sum(characters), 0), sum(credits), sum(credits_from = 'unknown')
          FROM attempts GROUP BY 1, 2, 3, 4, 5",
     );
-    (stored_sums, computed)
+    (stored_sums, computed_sums)
 }
 
 prop_compose! {
     pub(super) fn any_record(pool: Arc<Pool>)(
-        at in 0..3 * HOUR,
-        key in 0..2_usize,
+        offset_ms in 0..3 * HOUR,
+        key_index in 0..2_usize,
         (client, route, model) in (0..2_u8, 0..2_u8, proptest::option::of(0..2_u8)),
         status in prop_oneof![Just(None), Just(Some(200)), Just(Some(399)), Just(Some(400)), Just(Some(503))],
         (request_bytes, response_bytes) in (0..1_u64 << 40, 0..1_u64 << 40),
         characters in proptest::option::of(0..100_000_u64),
         credits in 0..1_u64 << 40,
-        source in prop_oneof![
+        credits_from in prop_oneof![
             Just(CreditSource::Reported), Just(CreditSource::Free), Just(CreditSource::Unknown)
         ],
     ) -> AttemptRecord {
         AttemptRecord {
-            id: AttemptRecord::new_id(UnixMs(NOW.0 + at)),
-            started_at: UnixMs(NOW.0 + at),
+            id: AttemptRecord::new_id(UnixMs(NOW.0 + offset_ms)),
+            started_at: UnixMs(NOW.0 + offset_ms),
             client: ClientName::new(["one", "two"][usize::from(client)]),
-            key: Some(Arc::clone(&pool.roster().keys()[key])),
+            key: Some(Arc::clone(&pool.roster().keys()[key_index])),
             route: Route::parse(["/v1/voices", "/v1/models"][usize::from(route)]),
             model: model.map(|model| ["m1", "m2"][usize::from(model)].into()),
             status,
@@ -72,7 +73,7 @@ prop_compose! {
             response_bytes,
             characters,
             credits,
-            credits_from: source,
+            credits_from,
             ..record(&pool, 0)
         }
     }
@@ -84,17 +85,17 @@ proptest! {
     #[test]
     fn the_stored_sums_are_the_sums_of_the_attempts(
         records in proptest::collection::vec(any_record(pool()), 1..60),
-        batch in 1..40_usize,
+        batch_size in 1..40_usize,
     ) {
         let mut database = open_database(&DatabaseLocation::Memory);
-        for records in records.chunks(batch) {
+        for records in records.chunks(batch_size) {
             write(&mut database, records);
             // A record that is written twice must count once.
             write(&mut database, records);
         }
-        let (stored, computed) = stored_and_computed_sums(&database.connection);
-        prop_assert_eq!(&stored, &computed);
-        let credits: i64 = stored.values().map(|sums| sums[5]).sum();
+        let (stored_sums, computed_sums) = stored_and_computed_sums(&database.connection);
+        prop_assert_eq!(&stored_sums, &computed_sums);
+        let credits: i64 = stored_sums.values().map(|sums| sums[5]).sum();
         prop_assert_eq!(credits as u64, records.iter().map(|record| record.credits).sum::<u64>());
         prop_assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts") as usize, records.len());
     }
@@ -143,10 +144,10 @@ fn old_records_are_deleted_in_small_steps_and_the_database_shrinks() {
     write(&mut database, &old_records);
     let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
     write(&mut database, &edges.map(record_at));
-    let before = query_number(&database.connection, "PRAGMA page_count");
+    let pages_before = query_number(&database.connection, "PRAGMA page_count");
 
     let steps = run_maintenance(&mut database, &Retention::from_days(1, 2), now);
-    assert!(steps > 3, "{steps} steps");
+    assert!(steps > 3, "the records must be deleted in more than {steps} steps");
     assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 2);
     assert_eq!(
         query_number(&database.connection, "SELECT min(started_at_ms) FROM attempts") as u64,
@@ -155,7 +156,7 @@ fn old_records_are_deleted_in_small_steps_and_the_database_shrinks() {
     assert_eq!(query_number(&database.connection, "SELECT count(*) FROM hours"), 4);
     assert_eq!(query_number(&database.connection, "SELECT min(hour_ms) FROM hours") as u64, hours_edge);
     assert_eq!(query_number(&database.connection, "PRAGMA freelist_count"), 0);
-    assert!(query_number(&database.connection, "PRAGMA page_count") < before / 4);
+    assert!(query_number(&database.connection, "PRAGMA page_count") < pages_before / 4);
 }
 
 #[test]
@@ -175,14 +176,14 @@ fn maintenance_runs_after_writing_and_once_an_hour() {
     let pool = pool();
     let settings = Settings { retention: Retention::from_days(1, 0), ..settings(8) };
     let store = Store::open(&location, NOW).unwrap();
-    let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
-    // This time is older than the retention by any current clock.
+    let mut writer = store.into_writer(Arc::clone(&pool), settings, Health::default());
+    // This time is older than the retention at any time that a clock may show.
     let long_ago = UnixMs(1_000_000_000_000);
     for (started_at, credits) in [(long_ago, 1), (crate::clock::now(), 2)] {
         writer.add_batch(attempt_batch(&[record_started_at(&pool, started_at, credits)]));
     }
     writer.run_due_work(crate::clock::instant());
-    // The second step only finds that nothing is left: the first one added an hour to its day.
+    // The first step added an hour to its day, and the second step finds no further work.
     writer.run_due_work(crate::clock::instant());
     let credits = || read_attempts(&path).into_iter().map(|(_, credits)| credits).collect::<Vec<_>>();
     assert_eq!(credits(), [2]);
@@ -194,7 +195,7 @@ fn maintenance_runs_after_writing_and_once_an_hour() {
     // The next maintenance is an hour later.
     writer.add_batch(attempt_batch(&[record_started_at(&pool, long_ago, 3)]));
     writer.run_due_work(crate::clock::instant());
-    assert_eq!(credits(), [3, 2], "attempts are in the order of time");
+    assert_eq!(credits(), [3, 2], "the attempts must be in the order of time");
     writer.run_due_work(crate::clock::instant() + Duration::from_secs(3_601));
     assert_eq!(credits(), [2]);
 }
@@ -206,16 +207,16 @@ fn an_older_database_keeps_its_rows_and_gets_its_sums() {
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old_connection = Connection::open(&path).unwrap();
     old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(1))).unwrap();
-    for (id, hour, status, credits, from) in [
+    for (id, hour, status, credits, credits_from) in [
         ("a", 0, "200", i64::MAX, "'answer'"),
         ("b", 0, "NULL", i64::MAX, "'unknown'"),
         ("c", 0, "401", 0, "'free'"),
         ("d", 1, "200", 43, "'answer'"),
     ] {
-        let recorded_at = NOW.0 + hour * HOUR;
+        let started_at = NOW.0 + hour * HOUR;
         old_connection.execute_batch(&format!(
-            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {recorded_at}, 'local', 'hash', NULL, 'POST', '/v1/a', {status},
-                'served', 1, 2, {credits}, {from}, 3, 4)"
+            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {started_at}, 'local', 'hash', NULL, 'POST', '/v1/a',
+                {status}, 'served', 1, 2, {credits}, {credits_from}, 3, 4)"
         ))
         .unwrap();
     }
@@ -248,9 +249,9 @@ fn create_version_4_database(path: &Path) -> Connection {
     old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(4))).unwrap();
     let now = NOW.0;
     old_connection.execute_batch(&format!(
-        "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, status,
-            verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model, characters,
-            credits_reserved)
+        "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route,
+            status, verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model,
+            characters, credits_reserved)
          VALUES
             ('01a229f1-2800-7abc-8def-0123456789ab', 'r1', 1, {now}, 'local', 'hash', NULL, 'POST', '/v1/a', 200,
                 'served', 10, 20, 7, 'answer', 3, 4, 'eleven_v3', 7, 9),
@@ -268,18 +269,20 @@ fn create_version_4_database(path: &Path) -> Connection {
     old_connection
 }
 
-pub(super) const ALL_ATTEMPTS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
-    status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits, credits_from, first_byte_ms,
-    total_ms FROM attempts ORDER BY id";
+/// The columns of `attempts` that the files of all versions have.
+pub(super) const ALL_ATTEMPTS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace,
+    method, route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
+    credits_from, first_byte_ms, total_ms FROM attempts ORDER BY id";
 
+/// Returns each row of a query as the text of its values.
 pub(super) fn query_rows(connection: &Connection, sql: &str) -> Vec<String> {
     let mut statement = connection.prepare(sql).unwrap();
-    let columns = statement.column_count();
-    let row = |row: &Row<'_>| -> rusqlite::Result<String> {
-        let values = (0..columns).map(|index| row.get::<_, rusqlite::types::Value>(index));
+    let column_count = statement.column_count();
+    let format_row = |row: &Row<'_>| -> rusqlite::Result<String> {
+        let values = (0..column_count).map(|index| row.get::<_, rusqlite::types::Value>(index));
         Ok(format!("{:?}", values.collect::<Result<Vec<_>, _>>()?))
     };
-    statement.query_map([], row).unwrap().map(Result::unwrap).collect()
+    statement.query_map([], format_row).unwrap().map(Result::unwrap).collect()
 }
 
 #[test]
@@ -287,11 +290,11 @@ fn attempts_of_an_older_database_are_read_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let old_connection = create_version_4_database(&path);
-    let before = query_rows(&old_connection, ALL_ATTEMPTS);
-    assert_eq!(before.len(), 3);
+    let rows_before = query_rows(&old_connection, ALL_ATTEMPTS);
+    assert_eq!(rows_before.len(), 3);
     drop(old_connection);
     let mut database = open_database(&location);
-    assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), before);
+    assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), rows_before);
     let outbox = "SELECT id, refused, parked_until_ms FROM outbox_events ORDER BY id";
     assert_eq!(
         query_rows(&database.connection, outbox),
@@ -311,16 +314,16 @@ fn attempts_of_an_older_database_are_read_unchanged() {
         assert_eq!(
             query_number(&database.connection, &format!("SELECT count(*) FROM {table}")),
             0,
-            "{table}"
+            "rows of the table {table}"
         );
     }
 }
 
-/// Checks the stored usage of a client in the current day, month and in total.
+/// Asserts the stored usage of the only client. Each array contains the day, the month and the total.
 #[track_caller]
 fn check_used(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
     let usage = crate::store::read::client_usage(&database.connection, NOW).unwrap();
-    let [usage] = usage.as_slice() else { panic!("{usage:?}") };
+    let [usage] = usage.as_slice() else { panic!("one client must have usage: {usage:?}") };
     assert_eq!((usage.requests, usage.credits), (requests, credits));
 }
 

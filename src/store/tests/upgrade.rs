@@ -1,4 +1,5 @@
-//! Tests of copies of the database: before a migration, in a dry run, and as a backup under load.
+//! Tests of upgrades, dry runs and backups: which copies of the database exist after them, and which databases they
+//! refuse.
 
 use super::*;
 use crate::store::lock::Lock;
@@ -24,6 +25,7 @@ fn version_of(path: &Path) -> usize {
     schema::version(&Connection::open(path).unwrap()).unwrap()
 }
 
+/// Returns the sorted names of the files in a directory, without the logs and shared memory of SQLite.
 fn names_in(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> =
@@ -83,8 +85,11 @@ fn without_a_copy_nothing_is_upgraded() {
     let obstacle = open::companion(&path, ".before-9");
     fs::create_dir(&obstacle).unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
-    assert!(matches!(&error, OpenError::CannotCopy { .. }) && !error.is_temporary(), "{error}");
-    assert!(error.to_string().contains("Nothing was changed"), "{error}");
+    assert!(
+        matches!(&error, OpenError::CannotCopy { .. }) && !error.is_temporary(),
+        "unexpected error: {error}"
+    );
+    assert!(error.to_string().contains("Nothing was changed"), "unexpected error: {error}");
     assert_eq!(version_of(&path), 9);
     assert_eq!(query_number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM attempt_rows"), 2);
     fs::remove_dir(&obstacle).unwrap();
@@ -98,9 +103,11 @@ fn a_disk_with_too_little_space_is_reported_with_both_amounts() {
     let target = directory.path().join("copy.db");
     snapshot::check_space(&target, 1).unwrap();
     let error = snapshot::check_space(&target, u64::MAX).unwrap_err();
-    let SnapshotError::NoSpace { needed: u64::MAX, available, .. } = error else { panic!("{error}") };
-    assert!(available > 0 && error.to_string().contains("MiB are needed"), "{error}");
-    // `check` and `serve` refuse alike.
+    let SnapshotError::NoSpace { needed: u64::MAX, available, .. } = error else {
+        panic!("the error must be a lack of space: {error}")
+    };
+    assert!(available > 0 && error.to_string().contains("MiB are needed"), "unexpected error: {error}");
+    // Startup and `keychoir check` use this function for the space of an upgrade.
     let (_, path) = location(directory.path());
     create_version_9_database(&path);
     upgrade::check_space(&Connection::open(&path).unwrap(), &path).unwrap();
@@ -113,7 +120,7 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     create_version_9_database(&path);
     let names_before = names_in(path.parent().unwrap());
     let MigrationOutcome::Migrated(report) = dry_run_migration(&path).unwrap() else {
-        panic!("it is not current")
+        panic!("the dry run must migrate the copy")
     };
     assert_eq!((report.from, report.to), (9, schema::VERSION));
     assert_eq!((report.attempts_before, report.attempts_after), (Some(2), Some(2)));
@@ -121,12 +128,17 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     assert_eq!((report.copy, version_of(&path), report.warning), (None, 9, None));
     assert_eq!(names_in(path.parent().unwrap()), names_before);
 
-    let MigrationOutcome::Migrated(report) = migrate(&path).unwrap() else { panic!("it is not current") };
+    let MigrationOutcome::Migrated(report) = migrate(&path).unwrap() else {
+        panic!("the database must be migrated")
+    };
     assert_eq!((report.from, report.attempts_before, report.attempts_after), (9, Some(2), Some(2)));
     let copy = report.copy.unwrap();
     assert_eq!(version_of(&copy), 9);
     let warning = report.warning.expect("the copy must contain plain digests");
-    assert!(warning.contains(&copy.display().to_string()) && warning.contains("digests"), "{warning}");
+    assert!(
+        warning.contains(&copy.display().to_string()) && warning.contains("digests"),
+        "unexpected warning: {warning}"
+    );
     let current = MigrationOutcome::Current(schema::VERSION);
     assert_eq!([dry_run_migration(&path).unwrap(), migrate(&path).unwrap()], [current.clone(), current]);
 }
@@ -136,11 +148,11 @@ fn a_dry_run_removes_the_directory_of_an_interrupted_one() {
     let directory = tempfile::tempdir().unwrap();
     let (_, path) = location(directory.path());
     create_version_9_database(&path);
-    let leftover_copy = path.with_file_name(".keychoir-dry-run-killed");
-    fs::create_dir(&leftover_copy).unwrap();
-    fs::write(leftover_copy.join("keychoir.db"), "a full copy").unwrap();
+    let abandoned_directory = path.with_file_name(".keychoir-dry-run-killed");
+    fs::create_dir(&abandoned_directory).unwrap();
+    fs::write(abandoned_directory.join("keychoir.db"), "a full copy").unwrap();
     dry_run_migration(&path).unwrap();
-    assert!(!leftover_copy.exists(), "the copy of a killed process must be removed");
+    assert!(!abandoned_directory.exists(), "the directory of a killed process must be removed");
 }
 
 #[test]
@@ -148,7 +160,7 @@ fn a_migration_refuses_databases_that_it_cannot_upgrade() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing.db");
     assert!(migrate(&missing).unwrap_err().to_string().contains("there is no database"));
-    assert!(!missing.exists(), "it must not be created");
+    assert!(!missing.exists(), "a migration must not create a database");
     let (_, path) = location(directory.path());
     create_version_9_database(&path);
     let lock = Lock::acquire(&path).unwrap();
@@ -156,12 +168,12 @@ fn a_migration_refuses_databases_that_it_cannot_upgrade() {
     drop(lock);
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     for error in [migrate(&path).unwrap_err(), dry_run_migration(&path).unwrap_err()] {
-        assert!(error.to_string().contains("newer Keychoir"), "{error}");
+        assert!(error.to_string().contains("newer Keychoir"), "unexpected error: {error}");
     }
-    let letter = directory.path().join("letter.db");
-    fs::write(&letter, "dear reader").unwrap();
-    for error in [migrate(&letter).unwrap_err(), dry_run_migration(&letter).unwrap_err()] {
-        assert!(error.to_string().contains("is not a Keychoir database"), "{error}");
+    let text_file = directory.path().join("text.db");
+    fs::write(&text_file, "a text file").unwrap();
+    for error in [migrate(&text_file).unwrap_err(), dry_run_migration(&text_file).unwrap_err()] {
+        assert!(error.to_string().contains("is not a Keychoir database"), "unexpected error: {error}");
     }
 }
 
@@ -198,7 +210,7 @@ fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
     let unrelated = directory.path().join("copy.db.partial");
     fs::write(&unrelated, "unrelated").unwrap();
     let error = back_up(&path, &target, ExistingFile::Keep).unwrap_err();
-    assert!(matches!(error, SnapshotError::Exists(_)), "{error}");
+    assert!(matches!(error, SnapshotError::Exists(_)), "unexpected error: {error}");
     assert_eq!(fs::read_to_string(&target).unwrap(), "important");
     back_up(&path, &target, ExistingFile::Replace).unwrap();
     assert_eq!(version_of(&target), schema::VERSION);
@@ -206,11 +218,15 @@ fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
     std::os::unix::fs::symlink(&path, &link).unwrap();
     for target in [&path, &link] {
         let error = back_up(&path, target, ExistingFile::Replace).unwrap_err();
-        assert!(matches!(error, SnapshotError::Itself(_)), "{error}");
+        assert!(matches!(error, SnapshotError::Itself(_)), "unexpected error: {error}");
     }
     let error = back_up(&path, &directory.path().join("none/copy.db"), ExistingFile::Keep).unwrap_err();
-    assert!(matches!(error, SnapshotError::Unwritable { .. }), "{error}");
-    assert_eq!(fs::read_to_string(&unrelated).unwrap(), "unrelated", "only its own files may be replaced");
+    assert!(matches!(error, SnapshotError::Unwritable { .. }), "unexpected error: {error}");
+    assert_eq!(
+        fs::read_to_string(&unrelated).unwrap(),
+        "unrelated",
+        "the backup must not change another file"
+    );
     assert_eq!(names_in(directory.path()), ["copy.db", "copy.db.partial", "link.db", "state"]);
 }
 

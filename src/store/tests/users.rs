@@ -27,11 +27,11 @@ fn commit(database: &mut Database, records: &[AttemptRecord]) {
     write(database, records, MirrorScope::Nothing);
 }
 
-/// Checks the usage of a user. Each array contains the day, the month and the total.
+/// Asserts the stored usage of a user. Each array contains the day, the month and the total.
 #[track_caller]
 fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
     let usage = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();
-    assert_eq!((usage.requests, usage.credits), (requests, credits), "{id}");
+    assert_eq!((usage.requests, usage.credits), (requests, credits), "the usage of {id}");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn the_usage_of_a_user_is_the_sum_of_its_charges() {
         &mut database,
         &[alice_attempt.clone(), attempt_of("alice", long_ago, 1, 5), attempt_of("bob", NOW, 1, 7)],
     );
-    // A second delivery of a record changes nothing.
+    // Writing a record again changes nothing.
     commit(&mut database, &[alice_attempt]);
     check_used(&database, "alice", [1, 1, 2], [70, 70, 75]);
     check_used(&database, "bob", [1; 3], [7; 3]);
@@ -169,8 +169,8 @@ fn the_oldest_users_of_an_in_memory_database_are_deleted() {
 #[test]
 fn the_usage_of_a_user_is_read_through_its_index() {
     let database = open_database(&DatabaseLocation::Memory);
-    let plan = "EXPLAIN QUERY PLAN SELECT total(quota_requests) FROM user_hours
+    let explain = "EXPLAIN QUERY PLAN SELECT total(quota_requests) FROM user_hours
         WHERE user = 'a' AND user <> '' AND client = 'b'";
-    let plan = query_rows(&database.connection, plan).join("\n");
-    assert!(plan.contains("user_hours_by_user (user=? AND client=?)"), "{plan}");
+    let plan = query_rows(&database.connection, explain).join("\n");
+    assert!(plan.contains("user_hours_by_user (user=? AND client=?)"), "the plan must use the index: {plan}");
 }

@@ -1,5 +1,5 @@
-//! Handles failed writes of the writer thread: logs an outage once, and decides whether the database is reopened
-//! and how it is checked.
+//! Reacts to failed writes of the writer thread: logs an outage once, schedules the retry, and decides whether the
+//! database is reopened and how its file is checked.
 
 use rusqlite::ErrorCode;
 use tracing::warn;
@@ -23,10 +23,10 @@ impl Writer {
     /// Records a failed write, and logs it once per outage.
     pub(super) fn record_failure(&mut self, error: &WriteError) {
         if let WriteError::Sqlite(error) = error {
-            self.choose_next_check(error);
+            self.prepare_reopening(error);
         }
         self.health.count_error();
-        // A write without content would not prove recovery, so the next one writes the keys.
+        // A write without rows would not prove that the database can be written, so the next write includes the keys.
         self.are_keys_stale = true;
         self.retry_at = clock::instant() + RETRY_INTERVAL;
         self.log_failing(error);
@@ -45,10 +45,10 @@ impl Writer {
         }
     }
 
-    /// Chooses the check of the file when it is opened next: a full check if it was reported as corrupt, and
-    /// quarantine if it is reported again. Closes the connection after errors from which it may not recover,
-    /// such as I/O errors.
-    fn choose_next_check(&mut self, error: &rusqlite::Error) {
+    /// Chooses the check of the file when it is opened next: a full check after the first report of corruption, and
+    /// quarantine after the second. Closes the connection after errors from which it may not recover, such as I/O
+    /// errors.
+    fn prepare_reopening(&mut self, error: &rusqlite::Error) {
         if is_corruption(error) {
             self.next_check = match self.next_check {
                 IntegrityCheck::Skip => IntegrityCheck::Full,

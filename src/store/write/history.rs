@@ -1,5 +1,5 @@
-//! Runs the commands of the admin API on the writer thread: reads an in-memory database, and records the changes of
-//! operators.
+//! Runs the commands of [`History`](crate::store::History) on the writer thread: reads of an in-memory database or of
+//! the usage of a user, and changes of operators.
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -8,18 +8,18 @@ use super::Writer;
 use crate::store::changes::{self, StoredChange};
 use crate::store::history::HistoryCommand;
 
-/// Maximum number of changes of operators that are kept while the database cannot be written. Further ones are not
+/// Maximum number of changes of operators that are kept while the database cannot be written. Further changes are not
 /// recorded.
 const MAX_UNWRITTEN_CHANGES: usize = 1_000;
 
 /// A change that is not written yet.
 pub(super) struct UnwrittenChange {
     change: StoredChange,
-    /// Confirms the change to its caller, who may have stopped waiting.
+    /// Confirms the change to its sender, which may have stopped waiting.
     confirm: oneshot::Sender<()>,
 }
 
-/// Writes the changes in their order, and removes each when it is committed.
+/// Writes the changes in their order, and removes each of them after its commit.
 pub(super) fn write_changes(
     connection: &Connection,
     unwritten: &mut Vec<UnwrittenChange>,
@@ -33,8 +33,8 @@ pub(super) fn write_changes(
 }
 
 impl Writer {
-    /// Runs a command of the admin API. A read that the database cannot serve now is dropped, which its sender
-    /// notices. A change is kept until it is written.
+    /// Runs a command. If the database is not open, a read is dropped, which closes the response channel of its sender.
+    /// A change is kept until it is written.
     pub(super) fn run_history_command(&mut self, command: HistoryCommand) {
         match command {
             HistoryCommand::Read(read) => {

@@ -9,11 +9,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn queued_sink(writer: impl Write + Send + 'static) -> (LogSink, Arc<LogQueue>) {
     let sink = LogSink::queued(writer, LineFormat::Json).unwrap();
-    let Output::Queued(queue) = &sink.0 else { panic!("the sink has no queue") };
+    let Output::Queued(queue) = &sink.0 else { panic!("the sink must have a queue") };
     let queue = Arc::clone(queue);
     (sink, queue)
 }
 
+/// Returns a queued sink, its queue, and a reader of the pipe to which the sink writes.
 fn piped_sink() -> (LogSink, Arc<LogQueue>, BufReader<PipeReader>) {
     let (reader, writer) = io::pipe().unwrap();
     let (sink, queue) = queued_sink(writer);
@@ -26,11 +27,15 @@ fn read_line(reader: &mut impl BufRead) -> String {
     line
 }
 
-/// Returns the number of lost lines that a message reports.
+/// Returns the number of lost lines that a line reports.
 #[track_caller]
 fn lost_count(line: &str) -> u64 {
     let event: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!((&event["event"], &event["level"]), (&"log_lines_dropped".into(), &"warn".into()), "{line}");
+    assert_eq!(
+        (&event["event"], &event["level"]),
+        (&"log_lines_dropped".into(), &"warn".into()),
+        "the line must report lost lines: {line}"
+    );
     event["lines"].as_u64().unwrap()
 }
 
@@ -104,14 +109,17 @@ fn an_unread_pipe_blocks_no_thread_and_dropped_lines_are_reported() {
     }
     assert!(!queue.flush(Duration::from_millis(20)), "a flush must time out while the pipe is not read");
     let dropped = queue.dropped_lines.load(Ordering::Relaxed);
-    assert!((LINES / 3 - 50..LINES).contains(&dropped), "{dropped}");
+    assert!(
+        (LINES / 3 - 50..LINES).contains(&dropped),
+        "about a third of the lines must be dropped, not {dropped}"
+    );
     let (mut written, mut reported) = (0, 0);
     while written + reported < LINES {
         let line = read_line(&mut reader);
         if line.as_bytes() == long_line { written += 1 } else { reported += lost_count(&line) }
     }
     assert_eq!((written, reported), (LINES - dropped, dropped));
-    // Later lines are written as before.
+    // Later lines are written again.
     sink.write(b"later\n", Level::INFO);
     assert_eq!(read_line(&mut reader), "later\n");
 }
@@ -134,24 +142,25 @@ impl Write for ScriptedOutput {
     }
 }
 
+/// A queued sink, and the channels to its output.
 struct LogTest {
     sink: LogSink,
     queue: Arc<LogQueue>,
-    result: mpsc::Sender<io::Result<usize>>,
+    write_results: mpsc::Sender<io::Result<usize>>,
     written: mpsc::Receiver<String>,
 }
 
 impl LogTest {
     fn new() -> Self {
-        let (result, results) = mpsc::channel();
+        let (write_results, results) = mpsc::channel();
         let (sender, written) = mpsc::channel();
         let (sink, queue) = queued_sink(ScriptedOutput { results, written: sender });
-        Self { sink, queue, result, written }
+        Self { sink, queue, write_results, written }
     }
 
     /// Logs lines while the output returns these results; returns the written text.
     fn write(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
-        results.into_iter().for_each(|result| self.result.send(result).unwrap());
+        results.into_iter().for_each(|result| self.write_results.send(result).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);
         assert!(self.queue.flush(WAIT_TIMEOUT));
         self.written.try_iter().collect()
@@ -181,8 +190,8 @@ fn lost_lines_are_reported_when_the_output_works_again() {
     assert_eq!(log_test.write("a\nb\n", [disk_full()]), "");
     // While the message about lost lines cannot be written, later lines are also lost.
     assert_eq!(log_test.write("c\n", [disk_full()]), "");
-    let text = log_test.write("d\n", [Ok(999), Ok(999)]);
-    let (line, rest) = text.split_once('\n').unwrap();
+    let written_text = log_test.write("d\n", [Ok(999), Ok(999)]);
+    let (line, rest) = written_text.split_once('\n').unwrap();
     assert_eq!((lost_count(line), rest), (3, "d\n"));
     assert_eq!(log_test.write("e\n", [Ok(999)]), "e\n");
     assert_eq!(log_test.queue.dropped_lines.load(Ordering::Relaxed), 3);
@@ -192,12 +201,14 @@ fn lost_lines_are_reported_when_the_output_works_again() {
 fn a_partial_line_is_ended_before_the_next_line() {
     let log_test = LogTest::new();
     assert_eq!(log_test.write("whole\nhalf\n", [Ok(8), disk_full()]), "whole\nha");
-    let text = log_test.write("next\n", [Ok(999), Ok(999), Ok(999)]);
-    let [end, line, rest] = *text.splitn(3, '\n').collect::<Vec<_>>() else { panic!("{text}") };
+    let written_text = log_test.write("next\n", [Ok(999), Ok(999), Ok(999)]);
+    let [end, line, rest] = *written_text.splitn(3, '\n').collect::<Vec<_>>() else {
+        panic!("the output must be three lines: {written_text}")
+    };
     assert_eq!((end, lost_count(line), rest), ("", 1, "next\n"));
     // A write that ends at the end of a line leaves no partial line.
     assert_eq!(log_test.write("a\nb\n", [Ok(2), disk_full()]), "a\n");
-    let text = log_test.write("c\n", [Ok(999), Ok(999)]);
-    let (line, rest) = text.split_once('\n').unwrap();
+    let written_text = log_test.write("c\n", [Ok(999), Ok(999)]);
+    let (line, rest) = written_text.split_once('\n').unwrap();
     assert_eq!((lost_count(line), rest), (1, "c\n"));
 }

@@ -59,7 +59,7 @@ impl ExpositionFormat {
     }
 }
 
-/// The samples of a gauge family: label sets, which must be unique, and values.
+/// The samples of a gauge family: pairs of a label set, which must be unique, and a value.
 #[derive(Clone, Debug)]
 pub struct GaugeSamples<V, const N: usize>(pub Vec<([(&'static str, String); N], V)>);
 
@@ -79,23 +79,24 @@ mod tests {
 
     use super::*;
 
+    /// Asserts the format for a request with the given `Accept` header.
     #[track_caller]
-    fn check(accept: Option<&str>, expected: ExpositionFormat) {
+    fn assert_format(accept: Option<&str>, expected: ExpositionFormat) {
         let headers = accept.map(|accept| (ACCEPT, accept.parse().unwrap())).into_iter().collect();
-        assert_eq!(ExpositionFormat::negotiate(&headers), expected, "{accept:?}");
+        assert_eq!(ExpositionFormat::negotiate(&headers), expected, "the format for {accept:?}");
     }
 
     #[test]
     fn a_client_receives_a_format_that_it_accepts() {
-        check(None, ExpositionFormat::OpenMetrics);
-        check(Some("*/*"), ExpositionFormat::OpenMetrics);
-        check(Some("application/openmetrics-text"), ExpositionFormat::OpenMetrics);
+        assert_format(None, ExpositionFormat::OpenMetrics);
+        assert_format(Some("*/*"), ExpositionFormat::OpenMetrics);
+        assert_format(Some("application/openmetrics-text"), ExpositionFormat::OpenMetrics);
         // The headers of Prometheus 3, of vmagent and of a browser.
         let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
                           text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-        check(Some(prometheus), ExpositionFormat::OpenMetrics);
-        check(Some("text/plain;version=0.0.4;q=1,*/*;q=0.1"), ExpositionFormat::Prometheus);
-        check(Some("text/html,application/xhtml+xml,*/*;q=0.8"), ExpositionFormat::Prometheus);
+        assert_format(Some(prometheus), ExpositionFormat::OpenMetrics);
+        assert_format(Some("text/plain;version=0.0.4;q=1,*/*;q=0.1"), ExpositionFormat::Prometheus);
+        assert_format(Some("text/html,application/xhtml+xml,*/*;q=0.8"), ExpositionFormat::Prometheus);
     }
 
     #[test]

@@ -16,10 +16,11 @@ pub struct Histogram(Arc<Buckets>);
 
 #[derive(Debug)]
 struct Buckets {
-    /// Upper bounds in seconds, ascending.
+    /// The upper bounds of the buckets in seconds, in ascending order.
     bounds: &'static [f64],
     /// One count per bound, and one for longer durations.
     counts: Box<[AtomicU64]>,
+    /// The sum of all durations in microseconds.
     sum_us: AtomicU64,
 }
 

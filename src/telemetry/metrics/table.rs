@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 
-/// Metrics of type `V` by their labels of type `K`.
+/// A table of metrics of type `V` by their labels of type `K`.
 #[derive(Debug)]
 pub(super) struct MetricTable<K, V>(Arc<MetricMap<K, V>>);
 
@@ -19,7 +19,7 @@ pub(super) struct MetricTable<K, V>(Arc<MetricMap<K, V>>);
 struct MetricMap<K, V> {
     metrics: ArcSwap<HashMap<K, V>>,
     max_entries: usize,
-    /// The labels of metrics beyond the maximum.
+    /// The labels of the metric that counts for all label sets above the maximum.
     other: K,
 }
 
@@ -70,6 +70,7 @@ impl<K: Clone + Eq + Hash, V: Clone + Default> MetricTable<K, V> {
     }
 }
 
+/// Writes the samples of one metric.
 type EncodeSamples<K, V> = fn(&K, &V, &mut MetricEncoder<'_>) -> fmt::Result;
 
 /// The metrics of a table as a family of a registry.
@@ -99,7 +100,7 @@ mod tests {
 
     use super::*;
 
-    fn count(metrics: &MetricTable<u32, Counter>, key: u32) {
+    fn increment(metrics: &MetricTable<u32, Counter>, key: u32) {
         metrics.update(&key, || key, |metric| _ = metric.inc());
     }
 
@@ -111,9 +112,9 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_counts_new_labels_as_other_and_known_ones_as_before() {
+    fn a_full_table_counts_new_labels_as_other_and_known_labels_separately() {
         let metrics = MetricTable::new(2, 0);
-        [1, 2, 3, 4, 1].into_iter().for_each(|key| count(&metrics, key));
+        [1, 2, 3, 4, 1].into_iter().for_each(|key| increment(&metrics, key));
         assert_eq!(counts(&metrics), [(0, 2), (1, 2), (2, 1)]);
     }
 
@@ -122,7 +123,7 @@ mod tests {
         let metrics = MetricTable::new(50, 0);
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (1..=100).for_each(|key| count(&metrics, key)));
+                scope.spawn(|| (1..=100).for_each(|key| increment(&metrics, key)));
             }
         });
         let counts = counts(&metrics);

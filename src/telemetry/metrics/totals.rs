@@ -1,5 +1,5 @@
-//! Computes the totals of the request metrics since startup, and the percentiles of a histogram. They are read from
-//! the counters of the metrics page, so that requests do no work for them.
+//! Computes the totals of the request metrics since startup, and the percentiles of the time to the first byte, for the
+//! timeline. They are computed from the counters of the metrics page, so that requests do no further work.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,18 +14,18 @@ const FIRST_BYTE_BUCKETS: usize = REQUEST_BUCKETS.len() + 1;
 /// Counts of ended requests, since startup or between two moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestTotals {
-    /// Requests that have ended.
+    /// Number of requests that have ended.
     pub requests: u64,
-    /// Requests without a response, or with a status of 500 or above. Requests whose labels exceed the maximum number
-    /// of series have no recorded status and are not included.
+    /// Number of requests without a response, or with a status of 500 or above. Requests whose labels exceed the
+    /// maximum number of series have no recorded status and are not included.
     pub failed: u64,
-    /// Attempts that were followed by another one.
+    /// Number of attempts that were followed by another attempt.
     pub retries: u64,
-    /// The relayed responses by their time to the first byte, per bucket of the histogram.
+    /// Number of relayed responses in each bucket of their time to the first byte.
     pub first_byte: [u64; FIRST_BYTE_BUCKETS],
 }
 
-/// Percentiles of a duration.
+/// Percentiles of the time to the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percentiles {
     /// The duration that half of the requests did not exceed.
@@ -35,8 +35,8 @@ pub struct Percentiles {
 }
 
 impl RequestMetrics {
-    /// Returns the totals since startup. The counters are read one after another, so that requests which end meanwhile
-    /// may be included in a part of them.
+    /// Returns the totals since startup. The counters are read one after another, so a request that ends during this
+    /// call may be included in only a part of them.
     #[must_use]
     pub fn totals(&self) -> RequestTotals {
         let mut totals = RequestTotals::default();
@@ -57,7 +57,7 @@ impl RequestMetrics {
 }
 
 impl RequestTotals {
-    /// Returns the counts since `earlier`, or 0 for a count that was greater then.
+    /// Returns the differences to the counts of `earlier`, or 0 if the earlier count is greater.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         self.combine(earlier, u64::saturating_sub)
@@ -69,7 +69,7 @@ impl RequestTotals {
         self.combine(other, u64::saturating_add)
     }
 
-    /// Returns the greater one of each count.
+    /// Returns the maximum of each count.
     #[must_use]
     pub fn max(&self, other: &Self) -> Self {
         self.combine(other, u64::max)
@@ -89,7 +89,7 @@ impl RequestTotals {
         }
     }
 
-    /// Returns the percentiles of the time to the first byte, or `None` without a response.
+    /// Returns the percentiles of the time to the first byte, or `None` if there was no response.
     #[must_use]
     pub fn first_byte_percentiles(&self) -> Option<Percentiles> {
         let quantile = |share| quantile(&self.first_byte, REQUEST_BUCKETS, share);
@@ -128,39 +128,40 @@ mod tests {
 
     const BOUNDS: &[f64] = &[0.1, 0.5, 1.0];
 
+    /// Asserts a quantile of a histogram with [`BOUNDS`].
     #[track_caller]
-    fn check(counts: [u64; 4], share: f64, expected_ms: Option<u64>) {
+    fn assert_quantile(counts: [u64; 4], share: f64, expected_ms: Option<u64>) {
         let actual = quantile(&counts, BOUNDS, share).map(|duration| duration.as_secs_f64());
         let expected = expected_ms.map(|ms| ms as f64 / 1_000.0);
         let is_equal = match (actual, expected) {
             (Some(actual), Some(expected)) => (actual - expected).abs() < 1e-6,
             (actual, expected) => actual == expected,
         };
-        assert!(is_equal, "{counts:?} {share}: {actual:?} instead of {expected:?}");
+        assert!(is_equal, "the quantile {share} of {counts:?} must be {expected:?}, not {actual:?}");
     }
 
     #[test]
     fn a_percentile_is_interpolated_in_its_bucket() {
-        check([0, 0, 0, 0], 0.5, None);
-        check([1, 0, 0, 0], 0.5, Some(50));
-        check([10, 0, 0, 0], 0.95, Some(95));
-        check([0, 1, 0, 0], 0.5, Some(300));
-        check([0, 4, 0, 0], 0.25, Some(200));
+        assert_quantile([0, 0, 0, 0], 0.5, None);
+        assert_quantile([1, 0, 0, 0], 0.5, Some(50));
+        assert_quantile([10, 0, 0, 0], 0.95, Some(95));
+        assert_quantile([0, 1, 0, 0], 0.5, Some(300));
+        assert_quantile([0, 4, 0, 0], 0.25, Some(200));
         // The rank is exactly at the end of the first bucket.
-        check([5, 5, 0, 0], 0.5, Some(100));
-        check([5, 0, 5, 0], 0.75, Some(750));
-        check([90, 5, 5, 0], 0.95, Some(500));
+        assert_quantile([5, 5, 0, 0], 0.5, Some(100));
+        assert_quantile([5, 0, 5, 0], 0.75, Some(750));
+        assert_quantile([90, 5, 5, 0], 0.95, Some(500));
     }
 
     #[test]
     fn a_percentile_beyond_the_last_bound_is_this_bound() {
-        check([0, 0, 0, 1], 0.5, Some(1_000));
-        check([9, 0, 0, 1], 0.95, Some(1_000));
-        check([19, 0, 0, 1], 0.95, Some(100));
+        assert_quantile([0, 0, 0, 1], 0.5, Some(1_000));
+        assert_quantile([9, 0, 0, 1], 0.95, Some(1_000));
+        assert_quantile([19, 0, 0, 1], 0.95, Some(100));
     }
 
     #[test]
-    fn the_totals_are_those_of_the_counters() {
+    fn the_totals_are_the_sums_of_the_counters() {
         let metrics = RequestMetrics::default();
         assert_eq!(metrics.totals(), RequestTotals::default());
         for code in [Some(200), Some(101), Some(499), Some(500), Some(599), Some(999), None] {

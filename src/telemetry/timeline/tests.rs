@@ -30,7 +30,7 @@ fn busy_intervals(timeline: &Timeline, now: UnixMs) -> Vec<(i64, u64)> {
 #[test]
 fn requests_are_in_the_interval_in_which_they_were_recorded() {
     let mut timeline = Timeline::default();
-    assert_eq!(timeline.intervals(NOW).len(), 1, "the current interval");
+    assert_eq!(timeline.intervals(NOW).len(), 1, "the current interval must be listed");
     for (minutes, requests) in [(0, 2), (4, 5), (5, 6), (17, 10), (19, 10)] {
         timeline.record(NOW.plus(MINUTE * minutes), &totals(requests));
     }
@@ -42,12 +42,12 @@ fn requests_are_in_the_interval_in_which_they_were_recorded() {
     assert_eq!(starts, [0, 5, 10, 15, 20], "intervals without requests must be listed too");
     assert_eq!((intervals[0].failed, intervals[0].retries), (2, 1));
     let first_byte = intervals[0].first_byte.unwrap();
-    assert_eq!(first_byte.p50, Duration::from_secs_f64(0.0175), "the middle of the second bucket");
+    assert_eq!(first_byte.p50, Duration::from_secs_f64(0.0175), "it must be in the middle of the bucket");
     assert!(first_byte.p95 > first_byte.p50 && intervals[2].first_byte.is_none());
 }
 
 #[test]
-fn an_interval_leaves_after_24_hours() {
+fn an_interval_is_removed_after_24_hours() {
     let mut timeline = Timeline::default();
     timeline.record(NOW, &totals(1));
     timeline.record(NOW.plus(MINUTE * 5), &totals(3));
@@ -56,7 +56,11 @@ fn an_interval_leaves_after_24_hours() {
     timeline.record(time_before, &totals(3));
     assert_eq!(timeline.intervals(time_before).len(), 288);
     let time_after = NOW.plus(HOUR * 24);
-    assert_eq!(busy_intervals(&timeline, time_after), [(5, 2)], "also without a record");
+    assert_eq!(
+        busy_intervals(&timeline, time_after),
+        [(5, 2)],
+        "an old interval must not be listed, even before the next record"
+    );
     timeline.record(time_after, &totals(3));
     assert_eq!((timeline.intervals.len(), timeline.intervals(time_after).len()), (1, 288));
 }
