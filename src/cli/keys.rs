@@ -151,13 +151,13 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         Command::Add(arguments) => add_key(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Remove { key: KeyArgument { key }, options } => {
-            options.run(Change::RemoveKey { key }, "Removed the key.")
+            options.make_change(Change::RemoveKey { key }, "Removed the key.")
         }
         Command::Pause { key: KeyArgument { key }, until, reason, options } => {
-            options.run(Change::PauseKey { key, until, reason }, "Paused the key.")
+            options.make_change(Change::PauseKey { key, until, reason }, "Paused the key.")
         }
         Command::Resume { key: KeyArgument { key }, options } => {
-            options.run(Change::ResumeKey { key }, "Resumed the key.")
+            options.make_change(Change::ResumeKey { key }, "Resumed the key.")
         }
     }
 }
@@ -186,7 +186,7 @@ fn add_key(arguments: AddArguments) -> CommandResult {
     }
     let key = ApiKey::new(text.trim()).map_err(|error| fail_with(EX_USAGE, error))?;
     let message = format!("Added the key `{name}` ({}).", key.short());
-    options.run(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)
+    options.make_change(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)
 }
 
 fn list(arguments: &ListArguments) -> CommandResult {

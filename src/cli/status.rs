@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::color::{ColorOption, Palette, Tone};
-use super::server::{ServerOptions, ServerRequestError, StatusClient};
+use super::server::{KeychoirClient, ServerOptions, ServerRequestError};
 use super::table::{Alignment, Table, abbreviate, truncate};
 use super::{CommandResult, build_runtime, fail, fail_with, print};
 use crate::config::Config;
@@ -188,7 +188,7 @@ impl StatusDocuments {
     }
 }
 
-async fn fetch_documents(client: &StatusClient) -> Result<StatusDocuments, ServerRequestError> {
+async fn fetch_documents(client: &KeychoirClient) -> Result<StatusDocuments, ServerRequestError> {
     let (text, page) = client.get("/api/elevenlabs-status").await?;
     let (_, readiness) = client.get("/readyz").await?;
     let (keys_text, details) = client.get("/api/keychoir-keys").await?;
@@ -202,7 +202,7 @@ async fn fetch_documents(client: &StatusClient) -> Result<StatusDocuments, Serve
 /// Fetches the keys of the server that runs with `config`. Returns `None` if that server does not respond or requires
 /// a token.
 pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<ReportedKeyStatus>> {
-    let client = StatusClient::from_config(config).ok()?;
+    let client = KeychoirClient::from_config(config).ok()?;
     let (_, page) = client.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
     Some(page.keys)
 }

@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 use super::{StatusDocuments, fetch_documents};
 use crate::cli::color::{Palette, Tone};
 use crate::cli::control::parse_duration;
-use crate::cli::server::{ServerRequestError, StatusClient};
+use crate::cli::server::{KeychoirClient, ServerRequestError};
 use crate::cli::signals::Signals;
 use crate::cli::{CommandResult, fail};
 use crate::clock;
@@ -37,7 +37,7 @@ struct LastResponse {
 
 /// Redraws the state at every `interval` until SIGINT or SIGTERM, which is a success.
 pub(super) async fn run(
-    client: StatusClient,
+    client: KeychoirClient,
     interval: Duration,
     palette: Palette,
     format: impl Fn(&StatusDocuments) -> String,
