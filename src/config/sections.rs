@@ -1,5 +1,6 @@
-//! Defines the sections of the configuration and their defaults. Each field has the name of its setting.
-//! `config/keychoir.toml` explains each setting and its default, and a test compares the two.
+//! Defines most sections of the configuration with their defaults. Each field has the name of its setting.
+//! `config/keychoir.toml` explains each setting, and a test compares its defaults with these. The sections `[access]`,
+//! `[admin]`, `[redis]` and `[supabase]` are in their own modules.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,8 +28,8 @@ pub struct ServerConfig {
     pub request_headers_timeout: Duration,
     /// Maximum idle time of a client connection between two requests.
     pub keepalive_timeout: Duration,
-    /// Maximum time in which the unread bytes of a request are read and discarded after a response that closes
-    /// the connection.
+    /// Maximum time for which the unread bytes of a request are read and discarded after a response that closes the
+    /// connection.
     pub linger_timeout: Duration,
     /// Maximum number of unread bytes that are discarded.
     pub max_linger_size: usize,
@@ -43,9 +44,9 @@ pub struct ServerConfig {
     /// Maximum number of concurrent requests of a client without its own limit. 0 means half of
     /// `max_requests` if there are several clients.
     pub max_requests_per_client: usize,
-    /// Threads that serve connections; 0 for one per core.
+    /// Number of threads that serve connections, or 0 for one per core.
     pub workers: usize,
-    /// The path prefix of all requests.
+    /// A path prefix that requests may have.
     pub base_path: BasePath,
     /// Maximum time at shutdown for running requests to finish.
     pub drain_timeout: Duration,
@@ -132,9 +133,9 @@ impl UpstreamConfig {
     /// because keys are sent only to configured hosts.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
-        let is_provider = BaseUrl::default().host() == self.base_url.host();
+        let is_upstream_provider = BaseUrl::default().host() == self.base_url.host();
         let default_urls: Vec<String> =
-            REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
+            REGIONS.iter().filter(|_| is_upstream_provider).map(|url| (*url).to_owned()).collect();
         let urls = if self.region_base_urls.is_empty() { &default_urls } else { &self.region_base_urls };
         urls.iter().filter_map(|url| url.parse().ok()).collect()
     }
@@ -163,7 +164,7 @@ impl Default for UpstreamConfig {
 pub struct PoolConfig {
     /// The strategy that chooses the key of a request.
     pub strategy: StrategyChoice,
-    /// Credits of a workspace that its keys do not use. A key may override the value.
+    /// Credits of a workspace that its keys do not use. A key can have a different value.
     pub reserve_credits: usize,
     /// Maximum wait of a request in the queue for a key.
     pub queue_timeout: Duration,
@@ -276,8 +277,8 @@ pub struct QuotaPollingConfig {
     pub interval: Duration,
     /// Timeout of a poll.
     pub timeout: Duration,
-    /// Time after a request in which the provider's credit count may lag behind. Meanwhile, the higher
-    /// of the pool's count and the provider's is used.
+    /// Time after a request in which the provider's credit count may not include the request yet. During this time, the
+    /// higher one of the pool's count and the provider's count is used.
     pub quota_lag: Duration,
 }
 
@@ -331,7 +332,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// The settings of the records of the accounts that own identifiers.
+/// The records of the accounts that own identifiers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
     /// Maximum number of stored identifiers.
@@ -340,7 +341,7 @@ pub struct AffinityConfig {
     pub retention: Duration,
     /// Maximum number of bytes of a response that are searched for identifiers; 0 for no search.
     pub max_response_scan_size: usize,
-    /// Time for which the result is cached that no account has an identifier.
+    /// Time for which Keychoir remembers that no account owns an identifier.
     pub not_found_ttl: Duration,
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::FakeMachine;
-use crate::config::old_names::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
+use crate::config::old_names::{OldUnit, RENAMED_CLIENT_FIELDS, RENAMED_SECTIONS, RENAMED_SETTINGS};
 use crate::config::value::{self, RawValue};
 use crate::config::{Config, setting};
 
@@ -30,7 +30,7 @@ fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) 
 
 #[test]
 fn each_old_name_in_a_file_is_reported_with_the_line_to_write() {
-    for (old, new, old_unit) in SETTINGS {
+    for (old, new, old_unit) in RENAMED_SETTINGS {
         let (value, old_value) = default_in_both_notations(new, *old_unit);
         let ((section, name), (new_section, new_name)) =
             (old.split_once('.').unwrap(), new.split_once('.').unwrap());
@@ -47,7 +47,7 @@ fn each_old_name_in_a_file_is_reported_with_the_line_to_write() {
 
 #[test]
 fn each_old_variable_is_reported_with_the_one_to_set() {
-    for (old, new, old_unit) in SETTINGS {
+    for (old, new, old_unit) in RENAMED_SETTINGS {
         let (value, old_value) = default_in_both_notations(new, *old_unit);
         let (value, old_value) = (value.trim_matches('"'), old_value.trim_matches('"'));
         if value.is_empty() {
@@ -64,22 +64,22 @@ fn each_old_variable_is_reported_with_the_one_to_set() {
 
 #[test]
 fn old_names_are_not_settings() {
-    for (index, (old, new, old_unit)) in SETTINGS.iter().enumerate() {
+    for (index, (old, new, old_unit)) in RENAMED_SETTINGS.iter().enumerate() {
         assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "{old}");
         assert!(setting::find(old).is_none() && setting::find(new).is_some(), "{old}");
         assert!(
-            SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
+            RENAMED_SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
             "{old}"
         );
     }
-    for (old, new) in SECTIONS {
+    for (old, new) in RENAMED_SECTIONS {
         assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
         // Every setting of an old section has its own message.
         for setting in setting::SETTINGS.iter().filter(|setting| setting.section() == *new) {
             let has_message = |(old_path, new_path, _): &&(&str, &str, OldUnit)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))
             };
-            assert!(SETTINGS.iter().any(|entry| has_message(&entry)), "{}", setting.path);
+            assert!(RENAMED_SETTINGS.iter().any(|entry| has_message(&entry)), "{}", setting.path);
         }
     }
 }
@@ -140,7 +140,7 @@ fn an_old_section_is_reported_with_and_without_settings() {
 #[test]
 fn the_old_name_of_a_clients_limit_is_reported_with_the_line_to_write() {
     let lines = ["\"3 requests\"", "\"60 per minute\"", "4"];
-    for ((old, new), line) in CLIENT_FIELDS.iter().zip(lines) {
+    for ((old, new), line) in RENAMED_CLIENT_FIELDS.iter().zip(lines) {
         let toml = format!("[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n{old} = {line}\n");
         FakeMachine::with_key().toml(&toml).check_problems(&format!(
             "/etc/k.toml:4:1: `{old}` has a new name\n  4 | {old} = ***\n    | {}\n    = write `{new} = {line}`",
