@@ -20,6 +20,7 @@ use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::{BaseDirectories, RawValue};
 use super::value_file::{read_value_file, unreadable_file_error};
+use super::variables::AssignedVariable;
 use super::{Config, LoadedConfig, Overrides, StateDirectory, StateLocation, clients, overlay, variables};
 
 /// Resolves the layers in `sources` and `overrides`.
@@ -245,8 +246,8 @@ impl ConfigDraft {
             self.set(assigned.setting, RawValue::Toml(assigned.value), file_directories, &assigned.span);
         }
         let directories = BaseDirectories { base: None, home: sources.environment.home() };
-        for (setting, text, span) in variables::find_settings(&sources.environment, &mut self.report.problems)
-        {
+        let variables = variables::find_settings(&sources.environment, &mut self.report.problems);
+        for AssignedVariable { setting, text, span } in variables {
             self.set(setting, RawValue::Text(text), directories, &span);
         }
         if let (false, Some(setting)) = (overrides.listen.is_empty(), setting::find("server.listen")) {

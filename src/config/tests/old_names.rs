@@ -1,5 +1,5 @@
-//! Tests of the old names of settings: each is refused, and the error contains the new name and the value
-//! in the new notation.
+//! Tests of the old names of settings: each of them is refused, and the error contains the new name and the value in the
+//! new notation.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use crate::config::{Config, setting};
 /// Returns the default of a setting in the new notation, and in the notation of its old name.
 fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) {
     let new_value = setting::find(path).unwrap().format_value(&mut Config::default());
-    let trimmed = new_value.trim_matches('"');
+    let unquoted = new_value.trim_matches('"');
     let milliseconds = |text| value::parse_duration(RawValue::Text(text)).unwrap().as_millis();
     let old_value = match old_unit {
-        OldUnit::Milliseconds => milliseconds(trimmed).to_string(),
-        OldUnit::Days => (milliseconds(trimmed) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
-        OldUnit::Bytes => value::parse_size(RawValue::Text(trimmed)).unwrap().to_string(),
+        OldUnit::Milliseconds => milliseconds(unquoted).to_string(),
+        OldUnit::Days => (milliseconds(unquoted) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
+        OldUnit::Bytes => value::parse_size(RawValue::Text(unquoted)).unwrap().to_string(),
         OldUnit::Same => {
             assert!(
-                value::parse_duration(RawValue::Text(trimmed)).is_err()
-                    && value::parse_size(RawValue::Text(trimmed)).is_err()
+                value::parse_duration(RawValue::Text(unquoted)).is_err()
+                    && value::parse_size(RawValue::Text(unquoted)).is_err()
             );
             new_value.clone()
         }
@@ -65,21 +65,24 @@ fn each_old_variable_is_reported_with_the_one_to_set() {
 #[test]
 fn old_names_are_not_settings() {
     for (index, (old, new, old_unit)) in RENAMED_SETTINGS.iter().enumerate() {
-        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "{old}");
-        assert!(setting::find(old).is_none() && setting::find(new).is_some(), "{old}");
+        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "the unit of {old}");
+        assert!(setting::find(old).is_none(), "{old} must not be a setting");
+        assert!(setting::find(new).is_some(), "{new} must be a setting");
         assert!(
             RENAMED_SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
-            "{old}"
+            "{old} and {new} must be in the table only once"
         );
     }
     for (old, new) in RENAMED_SECTIONS {
-        assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
+        assert!(!setting::is_section(old), "[{old}] must not be a section");
+        assert!(setting::is_section(new), "[{new}] must be a section");
         // Every setting of an old section has its own message.
         for setting in setting::SETTINGS.iter().filter(|setting| setting.section() == *new) {
             let has_message = |(old_path, new_path, _): &&(&str, &str, OldUnit)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))
             };
-            assert!(RENAMED_SETTINGS.iter().any(|entry| has_message(&entry)), "{}", setting.path);
+            let is_renamed = RENAMED_SETTINGS.iter().any(|renamed| has_message(&renamed));
+            assert!(is_renamed, "the table must contain the old name of {}", setting.path);
         }
     }
 }
@@ -88,9 +91,11 @@ fn old_names_are_not_settings() {
 fn the_name_of_a_setting_has_no_unit_and_no_limit_suffix() {
     for setting in setting::SETTINGS {
         for part in setting.path.split(['.', '_']) {
-            assert!(!["ms", "bytes", "days", "seconds"].contains(&part), "{}", setting.path);
+            let is_unit = ["ms", "bytes", "days", "seconds"].contains(&part);
+            assert!(!is_unit, "{} must not contain a unit", setting.path);
         }
-        assert!(!setting.path.ends_with("_max") && !setting.path.ends_with("_min"), "{}", setting.path);
+        let has_limit_suffix = setting.path.ends_with("_max") || setting.path.ends_with("_min");
+        assert!(!has_limit_suffix, "the name of a limit must begin with `max` or `min`: {}", setting.path);
     }
 }
 
