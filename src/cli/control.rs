@@ -210,7 +210,7 @@ impl OfflineConfig {
 }
 
 impl AdminClient {
-    /// Returns the base URL for a browser; `None` for a Unix socket.
+    /// Returns the base URL for a browser, or `None` for a Unix socket.
     pub(super) fn browser_url(&self) -> Option<String> {
         Some(self.client.address_text()).filter(|address| !address.starts_with("unix:"))
     }

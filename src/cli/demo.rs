@@ -69,8 +69,8 @@ fn speech_cost(requests: std::ops::Range<usize>) -> u64 {
 }
 
 /// Returns a plan whose keys can serve all requests, of which three will be exhausted. The workspace of the second key
-/// has enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so that one request is refused
-/// and Keychoir sends it again with the next key.
+/// has enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so that one request is
+/// refused and Keychoir sends it again with the next key.
 fn provider_plan() -> Plan {
     let credits = [speech_cost(0..8), speech_cost(0..32), speech_cost(14..22), speech_cost(0..32)];
     let mut plan = Plan::with_keys(KEYS.into_iter().zip(credits));

@@ -95,7 +95,8 @@ struct ReportedReadiness {
     draining: String,
     records_waiting: u64,
     records_lost: u64,
-    /// The state of the connection to Redis: `off` without `[redis]`, and empty if an earlier version does not report it.
+    /// The state of the connection to Redis: `off` without `[redis]`, and empty if an earlier version does not report
+    /// it.
     #[serde(default)]
     shared: String,
     /// The number of replicas that share the pool.

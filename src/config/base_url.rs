@@ -52,7 +52,7 @@ impl BaseUrl {
         if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Whether the host is `localhost` or a loopback address. Host names are not looked up.
+    /// Returns whether the host is `localhost` or a loopback address. Host names are not looked up.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"

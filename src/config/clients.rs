@@ -1,5 +1,6 @@
 //! Parses the clients that may use the pool, from `[[clients]]` entries and from the file of
-//! `KEYCHOIR_CLIENT_TOKEN_FILE`. A token is hashed and then dropped, so the configuration contains only its fingerprint.
+//! `KEYCHOIR_CLIENT_TOKEN_FILE`. A token is hashed and then dropped, so the configuration contains only its
+//! fingerprint.
 
 use std::collections::HashMap;
 

@@ -88,12 +88,12 @@ impl<'a> Document<'a> {
         Self { path, text, root: root.into_inner(), broken_lines }
     }
 
-    /// Whether the whole file was parsed. Otherwise an absent entry may be in an unparsed part.
+    /// Returns whether the whole file was parsed. Otherwise an absent entry may be in an unparsed part.
     pub(super) fn is_fully_parsed(&self) -> bool {
         self.broken_lines.is_empty()
     }
 
-    /// Whether a syntax error affects the line of a problem, so that it may have caused the problem.
+    /// Returns whether a syntax error affects the line of a problem, so that it may have caused the problem.
     pub(super) fn is_affected_by_syntax_error(&self, problem: &Problem) -> bool {
         matches!(problem.origin(), ValueOrigin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
@@ -242,13 +242,13 @@ impl<'a> TableEntry<'a> {
         self.document.span_of(range).in_overlay_entry(self.span.overlay_entry)
     }
 
-    /// Whether the entry itself contains a key, a token or a proxy, which may have a password, and not only the name of a
-    /// file or a hash.
+    /// Returns whether the entry itself contains a key, a token or a proxy, which may have a password, and not only the
+    /// name of a file or a hash.
     pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
     }
 
-    /// Whether the entry contains the field `name`.
+    /// Returns whether the entry contains the field `name`.
     pub(super) fn has_field(&self, name: &str) -> bool {
         self.table.contains_key(name)
     }

@@ -44,7 +44,7 @@ impl HostPort {
         }
     }
 
-    /// Whether only this machine can connect.
+    /// Returns whether only this machine can connect.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         match self.host {
@@ -53,7 +53,7 @@ impl HostPort {
         }
     }
 
-    /// Whether a connection from this machine to `host` and `port` reaches this listener. `host` is
+    /// Returns whether a connection from this machine to `host` and `port` reaches this listener. `host` is
     /// `localhost` or an IP address; host names are not looked up.
     #[must_use]
     pub fn is_reached_by(&self, host: &str, port: u16) -> bool {

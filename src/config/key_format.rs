@@ -1,6 +1,6 @@
 //! Recognizes text that cannot be an API key: invalid characters, placeholders, short forms, and words around keys.
-//! ElevenLabs documents no key format, so `key_list` accepts a key of an unknown format with a warning. Messages contain
-//! at most the short form of the text, an invalid character, or a word that is listed in this file.
+//! ElevenLabs documents no key format, so `key_list` accepts a key of an unknown format with a warning. Messages
+//! contain at most the short form of the text, an invalid character, or a word that is listed in this file.
 
 use super::problem::ValueError;
 use crate::secret::ShortKey;
@@ -111,24 +111,24 @@ pub(super) fn multiple_words_error(words: &[&str]) -> ValueError {
     ValueError::new(message).advise("write only the key, without words around it")
 }
 
-/// Whether the text looks like a key. If several such texts are separated by spaces, each of them is a key.
+/// Returns whether the text looks like a key. If several such texts are separated by spaces, each of them is a key.
 pub(super) fn looks_like_key(text: &str) -> bool {
     text.starts_with("sk_") || is_hexadecimal_key(text)
 }
 
-/// Whether the text has one of the known key formats of ElevenLabs.
+/// Returns whether the text has one of the known key formats of ElevenLabs.
 pub(super) fn is_known_format(text: &str) -> bool {
     is_hexadecimal_key(text)
         || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Whether the text looks like a key name, which is an error between keys.
+/// Returns whether the text looks like a key name, which is an error between keys.
 pub(super) fn looks_like_name(text: &str) -> bool {
     !looks_like_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }
 
-/// Minimum number of characters of a text whose short form is shown. The short form of a shorter text would show most of
-/// the text.
+/// Minimum number of characters of a text whose short form is shown. The short form of a shorter text would show most
+/// of the text.
 const MIN_SHORT_FORM_CHARS: usize = 16;
 
 /// Masks an entry, so that an operator can find it and a message contains no key: returns its short form, or only its
@@ -158,7 +158,7 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether the lowercase text is a placeholder of words, such as `api-key` or
+/// Returns whether the lowercase text is a placeholder of words, such as `api-key` or
 /// `elevenlabs_api_key_here`.
 fn is_worded_placeholder(lowercase: &str) -> bool {
     const WORDS: [&str; 6] = ["api", "key", "apikey", "here", "elevenlabs", "example"];

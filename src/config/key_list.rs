@@ -58,8 +58,8 @@ pub(super) fn parse(text: &str, format: KeyListFormat, provider: KeyProvider) ->
     parser.finish()
 }
 
-/// The state of parsing: the parsed entries, and the facts about all entries for which [`KeyListParser::finish`] adds one
-/// correction each.
+/// The state of parsing: the parsed entries, and the facts about all entries for which [`KeyListParser::finish`] adds
+/// one correction each.
 struct KeyListParser {
     provider: KeyProvider,
     list: KeyList,
@@ -167,8 +167,8 @@ impl KeyListParser {
         }
     }
 
-    /// Rejects entries that look like names if other entries look like keys. Such an entry may be the name of a key or the
-    /// title of a column.
+    /// Rejects entries that look like names if other entries look like keys. Such an entry may be the name of a key or
+    /// the title of a column.
     fn reject_names(&mut self) {
         if self.name_like_entries.len() == self.list.keys.len() {
             return;
@@ -210,7 +210,7 @@ impl KeyListParser {
     }
 }
 
-/// Whether the character is whitespace, or an invisible character that copied text may contain.
+/// Returns whether the character is whitespace, or an invisible character that copied text may contain.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{feff}' | '\u{200b}'..='\u{200d}')
 }

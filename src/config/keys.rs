@@ -76,7 +76,7 @@ impl KeyConfig {
         }
     }
 
-    /// Whether `other` is the same key and has the same settings.
+    /// Returns whether `other` is the same key and has the same settings.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let Self { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = self;

@@ -105,7 +105,7 @@ impl ListenAddress {
     }
 }
 
-/// Whether two addresses are equal, or one of them is the wildcard address of the other's family.
+/// Returns whether two addresses are equal, or one of them is the wildcard address of the other's family.
 fn addresses_overlap(first: IpAddr, other: IpAddr) -> bool {
     // The system determines whether the IPv6 wildcard includes IPv4, so only addresses of the same family are compared.
     let is_wildcard_of =

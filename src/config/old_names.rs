@@ -187,8 +187,8 @@ fn convert_value(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
     })
 }
 
-/// Formats a value in the notation in which it is written. Returns `None` for a string that a message would mask, escape
-/// or truncate, and for types that no renamed setting has.
+/// Formats a value in the notation in which it is written. Returns `None` for a string that a message would mask,
+/// escape or truncate, and for types that no renamed setting has.
 fn format_if_harmless(old: RawValue<'_>) -> Option<String> {
     let is_harmless = |text: &str| quote_masked(text) == format!("`{text}`") && !text.contains('"');
     match old {

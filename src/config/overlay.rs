@@ -1,8 +1,9 @@
 //! Defines the overlay `managed.toml`: keys, paused keys and clients that operators changed at runtime.
 //!
 //! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir never
-//! edits. Its `[[keys]]` and `[[clients]]` tables use the notation of that file, so that the same parsers validate them.
-//! Keys that were added at runtime are in separate files, `managed_keys/NAME`, so that the overlay contains no secret.
+//! edits. Its `[[keys]]` and `[[clients]]` tables use the notation of that file, so that the same parsers validate
+//! them. Keys that were added at runtime are in separate files, `managed_keys/NAME`, so that the overlay contains no
+//! secret.
 //!
 //! Each entry contains the time of its last change, and a removed entry leaves a `[[removed]]` table with that time, so
 //! that the overlays of several replicas can be merged.
@@ -94,7 +95,7 @@ pub struct PausedKey {
 }
 
 impl PausedKey {
-    /// Whether the pause has not ended at `now`.
+    /// Returns whether the pause has not ended at `now`.
     #[must_use]
     pub fn is_active(&self, now: UnixMs) -> bool {
         self.until.is_none_or(|until| now < until)

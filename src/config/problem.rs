@@ -1,5 +1,5 @@
-//! Defines the problems and warnings of a configuration. A problem consists of the source of a value, the error, advice,
-//! and an excerpt of the file. Only [`Excerpt`] prints a line of a file, with its secrets masked.
+//! Defines the problems and warnings of a configuration. A problem consists of the source of a value, the error,
+//! advice, and an excerpt of the file. Only [`Excerpt`] prints a line of a file, with its secrets masked.
 
 use std::fmt;
 use std::ops::Range;
@@ -77,8 +77,8 @@ impl ValueError {
         Self { message: format!("{subject} {}", self.message), ..self }
     }
 
-    /// Adds a suggestion, if there is one. A suggestion is made from the value, which may be a key in the wrong setting,
-    /// so a suggestion that may contain a secret is omitted.
+    /// Adds a suggestion, if there is one. A suggestion is made from the value, which may be a key in the wrong
+    /// setting, so a suggestion that may contain a secret is omitted.
     #[must_use]
     pub(super) fn suggest(self, suggestion: Option<impl fmt::Display>) -> Self {
         let suggestion = suggestion.map(|suggestion| suggestion.to_string());

@@ -87,8 +87,8 @@ impl FileStamps {
             .map(|(_, path)| path)
     }
 
-    /// Reads the current metadata of the files below `directory`, which the caller has just written, and keeps the metadata
-    /// of all other files.
+    /// Reads the current metadata of the files below `directory`, which the caller has just written, and keeps the
+    /// metadata of all other files.
     #[must_use]
     pub fn read_again_below(&self, directory: &Path) -> Self {
         let read_again = |(path, stamp): &(PathBuf, Option<FileStamp>)| {

@@ -342,7 +342,8 @@ impl ConfigDraft {
         }
     }
 
-    /// Reads the proxies of the environment, which are used if no setting names a proxy and a host is on another machine.
+    /// Reads the proxies of the environment, which are used if no setting names a proxy and a host is on another
+    /// machine.
     fn read_environment_proxies(&mut self, sources: &ValueSources<'_>) {
         let Config { upstream, supabase, keys, .. } = &self.config;
         let key_urls = keys.iter().filter_map(|key| key.base_url.as_ref());
@@ -353,7 +354,7 @@ impl ConfigDraft {
             EnvironmentProxies::read(&sources.environment, is_used, &mut self.report);
     }
 
-    /// Whether the configuration file contains the password of a proxy.
+    /// Returns whether the configuration file contains the password of a proxy.
     fn file_contains_proxy_credentials(&self) -> bool {
         let Config { upstream, supabase, .. } = &self.config;
         [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])]
@@ -361,12 +362,12 @@ impl ConfigDraft {
             .any(|(proxy, [path, _])| proxy.has_credentials() && self.is_set_in_file(path))
     }
 
-    /// Whether the configuration file contains the password of Redis.
+    /// Returns whether the configuration file contains the password of Redis.
     fn file_contains_redis_password(&self) -> bool {
         self.config.redis.url.has_credentials() && self.is_set_in_file("redis.url")
     }
 
-    /// Whether the configuration file sets the setting `path`, and no later layer overrides it.
+    /// Returns whether the configuration file sets the setting `path`, and no later layer overrides it.
     fn is_set_in_file(&self, path: &str) -> bool {
         self.spans.get(path).is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
     }

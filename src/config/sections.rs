@@ -52,14 +52,14 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// Time at shutdown during which idle client connections stay open.
     pub drain_idle_timeout: Duration,
-    /// Interval between two checks of the configuration files for changes; zero for no checks.
+    /// Interval between two checks of the configuration files for changes, or zero for no checks.
     pub reload_interval: Duration,
     /// Maximum pause between two reads of a request's body.
     pub request_body_timeout: Duration,
-    /// Minimum average rate of a request's body in bytes per second; 0 for no minimum.
+    /// Minimum average rate of a request's body in bytes per second, or 0 for no minimum.
     pub min_request_body_rate: usize,
     /// Minimum average rate in bytes per second at which a client reads a response, measured while
-    /// the proxy waits for the client; 0 for no minimum.
+    /// the proxy waits for the client, or 0 for no minimum.
     pub min_response_rate: usize,
 }
 
@@ -108,7 +108,7 @@ pub struct UpstreamConfig {
     pub response_timeout: Duration,
     /// Maximum pause between two reads of a response's body.
     pub stream_idle_timeout: Duration,
-    /// Maximum number of idle connections kept for later requests; 0 for none.
+    /// Maximum number of idle connections kept for later requests, or 0 for none.
     pub max_idle_connections: usize,
     /// Maximum idle time of a connection that is kept for later requests.
     pub keepalive_timeout: Duration,
@@ -302,9 +302,9 @@ pub struct StorageConfig {
     pub max_queued_records: usize,
     /// Maximum time between two commits while records are received.
     pub commit_interval: Duration,
-    /// Retention of the records of attempts; zero for unlimited.
+    /// Retention of the records of attempts, or zero for unlimited.
     pub attempts_retention: Duration,
-    /// Retention of hourly sums; zero for unlimited.
+    /// Retention of hourly sums, or zero for unlimited.
     pub hourly_retention: Duration,
     /// Whether usage records are kept only in memory.
     pub ephemeral: bool,
@@ -337,9 +337,9 @@ impl Default for StorageConfig {
 pub struct AffinityConfig {
     /// Maximum number of stored identifiers.
     pub max_identifiers: usize,
-    /// Time after its last use at which an identifier is removed; zero for unlimited.
+    /// Time after its last use at which an identifier is removed, or zero for unlimited.
     pub retention: Duration,
-    /// Maximum number of bytes of a response that are searched for identifiers; 0 for no search.
+    /// Maximum number of bytes of a response that are searched for identifiers, or 0 for no search.
     pub max_response_scan_size: usize,
     /// Time for which Keychoir remembers that no account owns an identifier.
     pub not_found_ttl: Duration,
@@ -359,9 +359,9 @@ impl Default for AffinityConfig {
 /// The limits of WebSocket sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebsocketConfig {
-    /// Maximum time without a message in either direction; zero for unlimited.
+    /// Maximum time without a message in either direction, or zero for unlimited.
     pub idle_timeout: Duration,
-    /// Maximum duration of a session; zero for unlimited.
+    /// Maximum duration of a session, or zero for unlimited.
     pub max_session_duration: Duration,
     /// Maximum number of bytes of a client's first messages that are buffered, so that they can be sent
     /// again, until the provider accepts the key.

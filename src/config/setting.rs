@@ -51,7 +51,7 @@ enum ValueKind {
     /// A list of strings, each of which the first function parses.
     Strings(fn(&str) -> Result<String, ValueError>, fn(&mut Config) -> &mut Vec<String>),
     Duration(RangeInclusive<Duration>, fn(&mut Config) -> &mut Duration),
-    /// A retention time, usually in days; zero for unlimited.
+    /// A retention time, usually in days, or zero for unlimited.
     Retention(fn(&mut Config) -> &mut Duration),
     Size(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
@@ -72,7 +72,7 @@ pub(super) fn variable_name(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// Whether `name` is the name of a section.
+/// Returns whether `name` is the name of a section.
 pub(super) fn is_section(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.section() == name)
 }
@@ -93,7 +93,8 @@ impl Setting {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether the path of this setting starts with the path of another setting. If so, the name alone is ambiguous.
+    /// Returns whether the path of this setting starts with the path of another setting. If so, the name alone is
+    /// ambiguous.
     pub(super) fn is_nested(&self) -> bool {
         find(self.section()).is_some()
     }
@@ -155,7 +156,7 @@ impl Setting {
         Ok(())
     }
 
-    /// Whether the values in two configurations differ. Parts that are not printed are compared as well.
+    /// Returns whether the values in two configurations differ. Parts that are not printed are compared as well.
     pub(super) fn differs(&self, first: &mut Config, second: &mut Config) -> bool {
         match &self.kind {
             ValueKind::Proxy(field) => field(first) != field(second),
@@ -175,7 +176,7 @@ impl Setting {
         }
     }
 
-    /// Whether the value in `config` contains credentials, which are not printed.
+    /// Returns whether the value in `config` contains credentials, which are not printed.
     pub(super) fn contains_secret(&self, config: &mut Config) -> bool {
         match &self.kind {
             ValueKind::Proxy(field) => field(config).has_credentials(),

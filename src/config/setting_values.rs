@@ -43,8 +43,8 @@ impl Config {
         SETTINGS.iter().map(describe).collect()
     }
 
-    /// Lists every effective setting after a reload. `loaded` is the configuration that was read. Where its value differs,
-    /// the setting has it as its pending value.
+    /// Lists every effective setting after a reload. `loaded` is the configuration that was read. Where its value
+    /// differs, the setting has it as its pending value.
     #[must_use]
     pub fn setting_values_with_pending(&self, loaded: &Self) -> Vec<SettingValue> {
         let (mut in_force, mut loaded) = (self.clone(), loaded.clone());

@@ -59,8 +59,8 @@ impl TlsConfig {
         }
     }
 
-    /// Reads the two files. Problems and warnings are reported at `cert_span` and `key_span`, the sources of the settings
-    /// that name the files.
+    /// Reads the two files. Problems and warnings are reported at `cert_span` and `key_span`, the sources of the
+    /// settings that name the files.
     pub(super) fn read_certificate(
         &self,
         sources: &ValueSources<'_>,

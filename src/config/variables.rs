@@ -1,5 +1,5 @@
-//! Finds the settings in the environment. An unknown variable with the prefix `KEYCHOIR_` is an error, so that a typo is
-//! noticed.
+//! Finds the settings in the environment. An unknown variable with the prefix `KEYCHOIR_` is an error, so that a typo
+//! is noticed.
 
 use super::mask::quote_masked;
 use super::old_names;
@@ -55,7 +55,7 @@ pub(super) fn find_settings<'e>(
     settings
 }
 
-/// Whether Kubernetes set this variable. For a service named `keychoir`, it adds variables such as
+/// Returns whether Kubernetes set this variable. For a service named `keychoir`, it adds variables such as
 /// `KEYCHOIR_SERVICE_HOST` and `KEYCHOIR_PORT=tcp://…` to every container of the namespace.
 fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
@@ -64,7 +64,8 @@ fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
     !name.contains("__") && (is_service || (name.contains("_PORT") && (is_address || is_protocol)))
 }
 
-/// Returns the error for an unknown variable. It suggests the variable of a setting, or else lists those of the section.
+/// Returns the error for an unknown variable. It suggests the variable of a setting, or else lists those of the
+/// section.
 fn unknown_variable_error(name: &str) -> ValueError {
     let error = ValueError::new("unknown setting");
     let uppercase_name = name.to_uppercase();

@@ -1,6 +1,6 @@
 //! Examines the configuration, the machine, the network and the running server, and describes each fact as a
-//! [`Finding`]. `keychoir doctor` prints the findings of all examinations, and `keychoir check` those of startup and, if
-//! requested, of the network.
+//! [`Finding`]. `keychoir doctor` prints the findings of all examinations, and `keychoir check` those of startup and,
+//! if requested, of the network.
 
 mod local;
 mod online;

@@ -1,5 +1,5 @@
-//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal. While the server
-//! does not respond, for example during its restart, the last state stays visible with the time of its response.
+//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal. While the
+//! server does not respond, for example during its restart, the last state stays visible with the time of its response.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;

@@ -52,8 +52,8 @@ struct ReportedRestriction {
     until: String,
 }
 
-/// Formats one line for each key that is not active or is tried last for some requests. Returns an empty string if there
-/// is no such key.
+/// Formats one line for each key that is not active or is tried last for some requests. Returns an empty string if
+/// there is no such key.
 pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {

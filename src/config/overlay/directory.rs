@@ -1,8 +1,8 @@
 //! Reads and writes the files of the overlay in the state directory. Each file is replaced atomically, and only while
 //! the lock is held, so that two processes cannot overwrite each other's change.
 //!
-//! A key file is written before the overlay that names it, and deleted after the overlay is replaced by one that does not
-//! name it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
+//! A key file is written before the overlay that names it, and deleted after the overlay is replaced by one that does
+//! not name it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -115,8 +115,8 @@ pub struct StateLock<'a> {
 }
 
 impl Drop for StateLock<'_> {
-    /// Unlocks the file. Closing it is not enough, because a child process that another thread forks at this moment has a
-    /// copy of the descriptor until it runs its program.
+    /// Unlocks the file. Closing it is not enough, because a child process that another thread forks at this moment has
+    /// a copy of the descriptor until it runs its program.
     fn drop(&mut self) {
         let _ = self.file.unlock();
     }

@@ -87,9 +87,9 @@ impl ConfigDraft {
         self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
     }
 
-    /// Reads the certificate in the files of `server.tls`. Rejects a certificate without a private key, and a private key
-    /// without a certificate, but only with `is_fully_parsed`, because the missing setting may be in a part of the file
-    /// that was not parsed.
+    /// Reads the certificate in the files of `server.tls`. Rejects a certificate without a private key, and a private
+    /// key without a certificate, but only with `is_fully_parsed`, because the missing setting may be in a part of the
+    /// file that was not parsed.
     pub(super) fn read_certificate(&mut self, sources: &ValueSources<'_>, is_fully_parsed: bool) {
         const KEYWORD: &str = "server.tls";
         const FILES: [&str; 2] = ["server.tls.cert", "server.tls.key"];
@@ -153,8 +153,8 @@ impl ConfigDraft {
         }
     }
 
-    /// Rejects base URLs and forward proxies whose host and port are those of a listener of Keychoir. Host names are not
-    /// looked up.
+    /// Rejects base URLs and forward proxies whose host and port are those of a listener of Keychoir. Host names are
+    /// not looked up.
     pub(super) fn check_loop(&mut self) {
         let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
         let mut urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);

@@ -1,5 +1,5 @@
-//! Tests of the old names of settings: each of them is refused, and the error contains the new name and the value in the
-//! new notation.
+//! Tests of the old names of settings: each of them is refused, and the error contains the new name and the value in
+//! the new notation.
 
 use std::time::Duration;
 

@@ -61,8 +61,8 @@ fn the_reference_file_contains_exactly_the_settings_of_the_table() {
                 .unwrap()
                 .parse_into(RawValue::Toml(value.get_ref()), directories, &mut config)
                 .unwrap();
-            // The reference file contains a value in the same notation as the table of settings. The default of this path
-            // depends on the environment.
+            // The reference file contains a value in the same notation as the table of settings. The default of this
+            // path depends on the environment.
             if path != "storage.path" {
                 let written_value = &text[value.span()];
                 assert_eq!(written_value, setting::find(&path).unwrap().format_value(&mut Config::default()));
