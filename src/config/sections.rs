@@ -231,15 +231,15 @@ impl Default for PoolConfig {
 pub struct RetryConfig {
     /// Maximum number of attempts of one request, including the first.
     pub max_attempts: usize,
-    /// Time after the first attempt in which further attempts may start.
+    /// Maximum time from the last byte of a request to the start of its last attempt.
     pub timeout: Duration,
     /// Maximum number of bytes of one request's body in memory. The remaining bytes are written to disk.
     pub buffer_size: usize,
-    /// Maximum number of bytes of all buffered bodies in memory. At least `buffer_size`.
+    /// Maximum number of bytes of all buffers in memory, including those of bodies. At least `buffer_size`.
     pub max_total_buffer_size: usize,
     /// Maximum number of bytes of one request body on disk, in addition to the bytes in memory.
     pub spill_size: usize,
-    /// Maximum number of bytes of all buffered bodies on disk. At least `spill_size`.
+    /// Maximum number of bytes of all buffered bodies on disk.
     pub max_total_spill_size: usize,
     /// Percentage of the disk that stays free.
     pub min_disk_free_percent: usize,
