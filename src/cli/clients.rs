@@ -29,7 +29,7 @@ enum Command {
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
-        /// When the client token expires: a duration such as 30d, or a time.
+        /// The time at which the client token expires, or a duration until then, such as 30d.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         expires: Option<UnixMs>,
         #[command(flatten)]
@@ -50,10 +50,10 @@ enum Command {
         /// The client's name.
         #[arg(value_parser = config::parse_client_name)]
         name: String,
-        /// How long the previous token stays valid, such as 1h.
+        /// The time for which the previous token stays valid, such as 1h.
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
         grace: Duration,
-        /// When the new token expires: a duration such as 30d, or a time.
+        /// The time at which the new token expires, or a duration until then, such as 30d.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         expires: Option<UnixMs>,
         #[command(flatten)]
@@ -66,7 +66,7 @@ enum Command {
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
-        /// When the current token expires: a duration such as 30d, a time, or `never`.
+        /// The time at which the current token expires, a duration until then, such as 30d, or `never`.
         #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
         expires: Option<TokenExpiry>,
         #[command(flatten)]

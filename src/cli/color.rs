@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 /// The option that determines whether the output is coloured.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct ColorOption {
-    /// When to colour the output. By default, the output on a terminal is coloured unless NO_COLOR is set, and
+    /// Whether to colour the output. By default, the output on a terminal is coloured unless NO_COLOR is set, and
     /// CLICOLOR_FORCE colours any output.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     color: ColorChoice,

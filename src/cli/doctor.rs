@@ -63,8 +63,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     }
 }
 
-/// Runs all examinations. The database is examined on another thread meanwhile, and the server and the network at the
-/// same time.
+/// Runs all examinations. The database is examined on another thread, and the server and the network at the same time.
 async fn examine_configuration(
     loaded: &LoadedConfig,
     options: &ControlOptions,

@@ -46,7 +46,8 @@ enum Command {
     Pause {
         #[command(flatten)]
         key: KeyArgument,
-        /// When the key is resumed: a duration such as 2h, or a time. By default, `keys resume` resumes it.
+        /// The time at which the key is resumed, or a duration until then, such as 2h. By default, only
+        /// `keys resume` resumes it.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         until: Option<UnixMs>,
         /// The reason, which the status shows.

@@ -54,7 +54,7 @@ impl HostPort {
     }
 
     /// Returns whether a connection from this machine to `host` and `port` reaches this listener. `host` is
-    /// `localhost` or an IP address; host names are not looked up.
+    /// `localhost` or an IP address. Host names are not looked up.
     #[must_use]
     pub fn is_reached_by(&self, host: &str, port: u16) -> bool {
         let addresses: Vec<IpAddr> = match host.parse() {
