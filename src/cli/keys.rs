@@ -15,7 +15,7 @@ use super::control::{ControlOptions, parse_end};
 use super::database::{DatabaseError, DatabaseOptions};
 use super::status::{self, format_status};
 use super::table::{Alignment, Table, abbreviate, truncate};
-use super::{CommandResult, INVALID_ARGUMENTS, build_runtime, fail, fail_with, print, print_error};
+use super::{CommandResult, EX_INVALID_ARGUMENTS, build_runtime, fail, fail_with, print, print_error};
 use crate::admin::control::{Change, NewKey};
 use crate::clock;
 use crate::config::{Config, KeyConfig};
@@ -181,11 +181,11 @@ fn add_key(arguments: AddArguments) -> CommandResult {
     read_result.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
     if input.len() as u64 >= MAX_KEY_BYTES {
         return Err(fail_with(
-            INVALID_ARGUMENTS,
+            EX_INVALID_ARGUMENTS,
             format_args!("the input is not a key: it has more than {MAX_KEY_BYTES} bytes"),
         ));
     }
-    let key = ApiKey::new(input.trim()).map_err(|error| fail_with(INVALID_ARGUMENTS, error))?;
+    let key = ApiKey::new(input.trim()).map_err(|error| fail_with(EX_INVALID_ARGUMENTS, error))?;
     let message = format!("Added the key `{name}` ({}).", key.short());
     options.make_change(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)
 }

@@ -137,7 +137,7 @@ fn describe_files(loaded: &LoadedConfig) -> String {
 }
 
 /// The exit code for invalid arguments. clap uses the same code, which differs from `EX_USAGE` in `sysexits.h`.
-const INVALID_ARGUMENTS: u8 = 2;
+const EX_INVALID_ARGUMENTS: u8 = 2;
 
 /// The exit code for an invalid configuration (`sysexits.h`). A service manager should not restart the
 /// program.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::database::{DatabaseError, DatabaseOptions};
 use super::table::{Alignment, MAX_SHORT_KEY_CHARS, Table, abbreviate, truncate};
-use super::{CommandResult, INVALID_ARGUMENTS, fail, fail_with, print};
+use super::{CommandResult, EX_INVALID_ARGUMENTS, fail, fail_with, print};
 use crate::clock;
 use crate::policy::report_start::parse_report_start;
 use crate::policy::retention::start_of_hour;
@@ -89,7 +89,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let since = parse_hour("--since", &since)?;
     let until = until.map(|until| parse_hour("--until", &until)).transpose()?;
     if until.is_some_and(|until| until <= since) {
-        return Err(fail_with(INVALID_ARGUMENTS, "--until must be at least an hour after --since"));
+        return Err(fail_with(EX_INVALID_ARGUMENTS, "--until must be at least an hour after --since"));
     }
     let period = since..until.unwrap_or(UnixMs(u64::MAX));
     let dimension = by.dimension();
@@ -125,7 +125,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 /// Parses a time and rounds it down to the hour.
 fn parse_hour(option: &str, text: &str) -> Result<UnixMs, ExitCode> {
     let time = parse_report_start(text, clock::now()).map_err(|error| {
-        fail_with(INVALID_ARGUMENTS, format_args!("{option} {}: {error}", truncate(text, 40)))
+        fail_with(EX_INVALID_ARGUMENTS, format_args!("{option} {}: {error}", truncate(text, 40)))
     })?;
     Ok(start_of_hour(time))
 }
