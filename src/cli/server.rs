@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::admin_token::find_admin_token;
-use super::{ConfigSources, fail, load};
+use super::{ConfigSources, fail, fail_with, load};
 use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress, ListenAddresses};
 use crate::platform::sockets::connect_through;
 use crate::upstream::{TlsError, http_client_trusting};
@@ -95,9 +95,10 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const ADMIN_API_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl ServerOptions {
-    /// Creates the client. If the configuration is invalid, prints its mistakes and returns the exit code as
-    /// the outer error.
-    pub(super) fn into_client(self) -> Result<Result<KeychoirClient, ServerRequestError>, ExitCode> {
+    /// Creates the client. If that fails, prints the error and returns the exit code: `error_code`, or another one if the
+    /// configuration is invalid or the admin token cannot be read.
+    pub(super) fn into_client(self, error_code: u8) -> Result<KeychoirClient, ExitCode> {
+        let fail_with_code = |error: ServerRequestError| fail_with(error_code, error);
         let overrides = self.sources.into_overrides(KeyRequirement::Optional);
         let (address, config) = match &self.url {
             Some(url) => {
@@ -110,10 +111,7 @@ impl ServerOptions {
                 (ServerAddress::from_config(&config), Some(config))
             }
         };
-        let address = match address {
-            Ok(address) => address,
-            Err(error) => return Ok(Err(error)),
-        };
+        let address = address.map_err(fail_with_code)?;
         let admin_token = match self.token_file {
             Some(_) => None,
             None => {
@@ -123,8 +121,9 @@ impl ServerOptions {
             }
         };
         let ca_file = config.and_then(|config| config.local_ca_file());
-        let client = KeychoirClient::new(address, self.token_file, ca_file.as_deref());
-        Ok(client.map(|client| KeychoirClient { admin_token, ..client }))
+        let client =
+            KeychoirClient::new(address, self.token_file, ca_file.as_deref()).map_err(fail_with_code)?;
+        Ok(KeychoirClient { admin_token, ..client })
     }
 }
 

@@ -138,19 +138,18 @@ struct StatusDocuments {
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { server, json, check, why, watch, color } = arguments;
-    let client = server.into_client()?;
+    let error_code = if check { UNAVAILABLE_EXIT_CODE } else { 1 };
+    let client = server.into_client(error_code)?;
     let palette = color.palette();
     let runtime = build_runtime()?;
     if let Some(interval) = watch {
         let format = |documents: &StatusDocuments| {
             documents.format(why.as_deref(), palette).unwrap_or_else(|message| message)
         };
-        return runtime.block_on(watch::run(client.map_err(fail)?, interval, palette, format));
+        return runtime.block_on(watch::run(client, interval, palette, format));
     }
-    let error_code = if check { UNAVAILABLE_EXIT_CODE } else { 1 };
-    let documents = runtime
-        .block_on(async { fetch_documents(&client?).await })
-        .map_err(|error| fail_with(error_code, error))?;
+    let documents =
+        runtime.block_on(fetch_documents(&client)).map_err(|error| fail_with(error_code, error))?;
     if json {
         print(&documents.to_json());
     } else {
