@@ -128,6 +128,7 @@ impl ServerOptions {
 }
 
 impl ServerAddress {
+    /// Parses the value of `--url`. A text without a scheme is an address for HTTP.
     pub(super) fn parse(text: &str) -> Result<Self, ServerRequestError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
