@@ -1,12 +1,12 @@
-//! Finds the admin token for the commands: in the file of `--admin-token-file`, in `KEYCHOIR_ADMIN_TOKEN`, or else in
-//! the file that the server uses.
+//! Finds the admin token for the commands that connect to a server: in the file of `--admin-token-file`, in
+//! `KEYCHOIR_ADMIN_TOKEN`, or else in the file that the server uses.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::config::Config;
 
-/// The variable with the admin token.
+/// The environment variable with the admin token.
 const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 
 /// The file with the admin token cannot be read.
@@ -24,16 +24,17 @@ pub(super) fn find_admin_token(
     config: Option<&Config>,
 ) -> Result<Option<String>, AdminTokenError> {
     let read_token = |path: &Path| {
-        let text = fs::read_to_string(path);
-        text.map(|text| text.trim().to_owned())
+        let content = fs::read_to_string(path);
+        content
+            .map(|content| content.trim().to_owned())
             .map_err(|source| AdminTokenError { path: path.to_owned(), source })
     };
     if let Some(file) = file {
         return read_token(file).map(Some);
     }
-    let variable = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
-    if !variable.trim().is_empty() {
-        return Ok(Some(variable.trim().to_owned()));
+    let variable_token = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
+    if !variable_token.trim().is_empty() {
+        return Ok(Some(variable_token.trim().to_owned()));
     }
     let Some(config) = config else { return Ok(None) };
     let generated_token_path = config.state_directory().map(|directory| directory.admin_token_path());

@@ -38,15 +38,14 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Interval between two reads of `--follow`.
+/// Interval between two reads of the database with `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time between the end of an attempt and its record, while the database can be written.
 const COMMIT_DELAY: Duration = Duration::from_secs(30);
-/// Maximum age of the attempts of most reads, by their starts, so that a read takes little time.
+/// Most reads include only attempts that started within this time, so that a read takes little time.
 const RECENT_ATTEMPT_AGE: Duration = Duration::from_secs(600);
-/// Every read with a multiple of this number includes attempts up to the age [`LONGEST_ATTEMPT`].
-const FULL_READ_INTERVAL: u64 = 30;
-
+/// Each read whose number is a multiple of this one includes attempts that started within [`LONGEST_ATTEMPT`].
+const READS_PER_FULL_READ: u32 = 30;
 /// Maximum duration of an attempt, which is the maximum duration of a WebSocket session.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
 /// Maximum number of attempts that one read of `--follow` prints.
@@ -67,7 +66,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     if follow {
         let recorded_query =
             AttemptQuery { ended_since: followed_since, limit: MAX_NEW_ATTEMPTS, ..query.clone() };
-        printed_attempts.retain_new(read_attempts(&reader, &recorded_query)?, followed_since);
+        printed_attempts.take_new(read_attempts(&reader, &recorded_query)?, followed_since);
     }
     let attempts = read_attempts(&reader, &query)?;
     match (json, follow) {
@@ -86,10 +85,10 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         (false, false) => print(&format_table(&attempts)),
     }
     if attempts.is_empty() && !json && !follow {
-        print_error(&"No attempts are recorded that match.");
+        print_error(&"No recorded attempts match.");
     }
     if follow {
-        printed_attempts.retain_new(attempts, followed_since);
+        printed_attempts.take_new(attempts, followed_since);
         build_runtime()?.block_on(follow_attempts(&reader, query, printed_attempts, followed_since, json))?;
     }
     Ok(())
@@ -102,16 +101,17 @@ fn read_attempts(
     reader.attempts(query).map_err(|error| fail(DatabaseError::from(error)))
 }
 
-/// The attempts that were printed, or omitted because of `--limit`, and may be read again.
+/// The attempts that were printed, or omitted because of `--limit`, and that a later read may return again.
 #[derive(Debug, Default)]
 struct PrintedAttempts {
+    /// The end of each attempt, by its id.
     ends: HashMap<String, UnixMs>,
 }
 
 impl PrintedAttempts {
-    /// Returns the attempts that were not printed. Forgets the attempts that ended before `ended_since`, which are
-    /// not read again.
-    fn retain_new(&mut self, attempts: Vec<StoredAttempt>, ended_since: UnixMs) -> Vec<StoredAttempt> {
+    /// Returns the attempts that were not printed, and remembers them as printed. Forgets the attempts that ended
+    /// before `ended_since`, because no later read returns them.
+    fn take_new(&mut self, attempts: Vec<StoredAttempt>, ended_since: UnixMs) -> Vec<StoredAttempt> {
         self.ends.retain(|_, end| *end >= ended_since);
         let is_new = |attempt: &StoredAttempt| {
             let end = attempt.started_at.plus(Duration::from_millis(attempt.total_ms));
@@ -131,22 +131,26 @@ async fn follow_attempts(
 ) -> CommandResult {
     let mut signals = Signals::new().map_err(fail)?;
     let mut interval = tokio::time::interval(POLL_INTERVAL);
-    for read_number in 1_u64.. {
+    for read_number in 1_u32.. {
         tokio::select! {
             _ = interval.tick() => {}
             () = signals.wait_for_stop() => break,
         }
         let now = clock::now();
-        let age =
-            if read_number.is_multiple_of(FULL_READ_INTERVAL) { LONGEST_ATTEMPT } else { RECENT_ATTEMPT_AGE };
-        let ended_since = now.minus(COMMIT_DELAY + POLL_INTERVAL * 30).max(followed_since);
+        let max_age = if read_number.is_multiple_of(READS_PER_FULL_READ) {
+            LONGEST_ATTEMPT
+        } else {
+            RECENT_ATTEMPT_AGE
+        };
+        // A long attempt may have ended since the last full read.
+        let ended_since = now.minus(COMMIT_DELAY + POLL_INTERVAL * READS_PER_FULL_READ).max(followed_since);
         let new_query = AttemptQuery {
-            started_since: now.minus(age),
+            started_since: now.minus(max_age),
             ended_since,
             limit: MAX_NEW_ATTEMPTS,
             ..query.clone()
         };
-        let attempts = printed_attempts.retain_new(read_attempts(reader, &new_query)?, ended_since);
+        let attempts = printed_attempts.take_new(read_attempts(reader, &new_query)?, ended_since);
         for attempt in &attempts {
             let line = if json { json!(attempt).to_string() } else { format_line(attempt) };
             if writeln!(io::stdout(), "{line}").is_err() {
@@ -157,10 +161,12 @@ async fn follow_attempts(
     Ok(())
 }
 
-const COLUMN_WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
 const COLUMN_TITLES: [&str; 6] = ["started", "key", "status", "outcome", "credits", "route"];
+/// The widths of the columns in characters. With two spaces between columns, a line has at most 80 characters.
+const COLUMN_WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
 
-fn attempt_cells(attempt: &StoredAttempt) -> [String; 6] {
+/// Formats an attempt as one cell for each column.
+fn format_cells(attempt: &StoredAttempt) -> [String; 6] {
     let started_at = attempt.started_at.rfc3339_seconds();
     let started_at = started_at.get(5..19).unwrap_or(&started_at).replace('T', " ");
     let key = match (&attempt.key_name, &attempt.short_key) {
@@ -181,18 +187,9 @@ fn attempt_cells(attempt: &StoredAttempt) -> [String; 6] {
 }
 
 fn format_table(attempts: &[StoredAttempt]) -> String {
-    let alignments = [
-        Alignment::Left,
-        Alignment::Left,
-        Alignment::Left,
-        Alignment::Left,
-        Alignment::Right,
-        Alignment::Left,
-    ];
-    let mut columns = COLUMN_TITLES.map(|title| (title, Alignment::Left));
-    columns.iter_mut().zip(alignments).for_each(|(column, alignment)| column.1 = alignment);
-    let mut table = Table::new(columns);
-    attempts.iter().for_each(|attempt| table.add_row(attempt_cells(attempt)));
+    let alignment = |title: &str| if title == "credits" { Alignment::Right } else { Alignment::Left };
+    let mut table = Table::new(COLUMN_TITLES.map(|title| (title, alignment(title))));
+    attempts.iter().for_each(|attempt| table.add_row(format_cells(attempt)));
     table.format()
 }
 
@@ -202,16 +199,18 @@ fn format_titles() -> String {
 
 /// Formats one attempt in columns of fixed widths.
 fn format_line(attempt: &StoredAttempt) -> String {
-    format_columns(&attempt_cells(attempt))
+    format_columns(&format_cells(attempt))
 }
 
 fn format_columns([started_at, key, status, outcome, credits, route]: &[String; 6]) -> String {
-    let [first, second, third, fourth, fifth, _] = COLUMN_WIDTHS;
+    let [start_width, key_width, status_width, outcome_width, credits_width, _] = COLUMN_WIDTHS;
     format!(
-        "{started_at:<first$}  {key:<second$}  {status:<third$}  {outcome:<fourth$}  {credits:>fifth$}  {route}"
+        "{started_at:<start_width$}  {key:<key_width$}  {status:<status_width$}  {outcome:<outcome_width$}  \
+         {credits:>credits_width$}  {route}"
     )
 }
 
+/// Formats all details of an attempt in several lines.
 fn format_details(attempt: &StoredAttempt) -> String {
     let status = attempt.status.map_or_else(|| "no response".to_owned(), |status| status.to_string());
     let key = attempt.short_key.as_deref().unwrap_or(&attempt.key_hash);
@@ -274,12 +273,19 @@ mod tests {
 
     #[test]
     fn a_line_has_at_most_80_columns_and_the_titles_fit_it() {
-        let attempt = StoredAttempt { key_name: Some("n".repeat(64)), ..attempt("a", 1_795_955_073_908, 1) };
-        for text in [format_line(&attempt), format_titles(), format_table(&[attempt])] {
-            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let unnamed = attempt("a", 1_795_955_073_908, 1);
+        let line = format_line(&unnamed);
+        assert!(
+            line.starts_with("11-29 12:24:33  d452b         200     upstream prot..."),
+            "a line must have columns of fixed widths: {line}"
+        );
+        let named = StoredAttempt { key_name: Some("n".repeat(64)), ..unnamed };
+        for output in [format_line(&named), format_titles(), format_table(&[named])] {
+            assert!(
+                output.lines().all(|line| line.chars().count() <= 80),
+                "no line must be longer than 80 characters:\n{output}"
+            );
         }
-        let line = format_line(&self::attempt("a", 1_795_955_073_908, 1));
-        assert!(line.starts_with("11-29 12:24:33  d452b         200     upstream prot..."), "{line}");
     }
 
     #[test]
@@ -289,10 +295,10 @@ mod tests {
             attempts.into_iter().map(|attempt| attempt.id).collect()
         };
         let first = vec![attempt("b", 200, 10), attempt("c", 300, 10)];
-        assert_eq!(ids(printed_attempts.retain_new(first.clone(), UnixMs(0))), ["b", "c"]);
+        assert_eq!(ids(printed_attempts.take_new(first.clone(), UnixMs(0))), ["b", "c"]);
         let later = [vec![attempt("a", 100, 500)], first].concat();
-        assert_eq!(ids(printed_attempts.retain_new(later, UnixMs(0))), ["a"]);
-        assert_eq!(ids(printed_attempts.retain_new(Vec::new(), UnixMs(400))), [""; 0]);
+        assert_eq!(ids(printed_attempts.take_new(later, UnixMs(0))), ["a"]);
+        assert_eq!(ids(printed_attempts.take_new(Vec::new(), UnixMs(400))), [""; 0]);
         assert_eq!(printed_attempts.ends.keys().collect::<Vec<_>>(), ["a"]);
     }
 }

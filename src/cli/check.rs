@@ -1,6 +1,6 @@
 //! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent startup. With
-//! `--online`, it also examines the provider, the mirror and Redis. An address or a database that a running Keychoir
-//! uses is not a problem.
+//! `--online`, it also examines the provider, the keys, the mirror and Redis. An address or a database that a running
+//! Keychoir uses is not a problem.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::color::Palette;
-use super::diagnosis::{self, Finding, Severity, examine_online, examine_start};
+use super::diagnosis::{self, Finding, Severity, examine_online, examine_start, worst_severity};
 use super::{CommandResult, ConfigSources, EX_CONFIG, build_runtime, describe_files, print, print_error};
 use crate::config::{self, KeyRequirement, LoadedConfig, Overrides};
 use crate::telemetry::{key_name, keys_loaded_message};
@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 }
 
 /// The exit code if startup would succeed, and the provider, a key, the mirror or Redis has a problem.
-const ONLINE_PROBLEM: u8 = 1;
+const ONLINE_PROBLEM_EXIT_CODE: u8 = 1;
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { sources, ephemeral, online, json } = arguments;
@@ -51,21 +51,23 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         print_configuration(&loaded_config);
     }
     let runtime = build_runtime()?;
-    let (start, network) = runtime.block_on(async {
-        let start = examine_start(&loaded_config.config).await;
-        let network = if online { examine_online(&loaded_config.config).await } else { Vec::new() };
-        (start, network)
+    let (start_findings, online_findings) = runtime.block_on(async {
+        let start_findings = examine_start(&loaded_config.config).await;
+        let online_findings = if online { examine_online(&loaded_config.config).await } else { Vec::new() };
+        (start_findings, online_findings)
     });
     // A lookup that exceeded its timeout may still block a thread.
     runtime.shutdown_background();
     if json {
-        print_json(&loaded_config, &start, &network);
+        print_json(&loaded_config, &start_findings, &online_findings);
     } else {
-        print_findings(&start, &network);
+        print_findings(&start_findings, &online_findings);
     }
-    match (diagnosis::worst(&start), diagnosis::worst(&network)) {
+    match (worst_severity(&start_findings), worst_severity(&online_findings)) {
         (Severity::Problem, _) => Err(ExitCode::from(EX_CONFIG)),
-        (Severity::Ok | Severity::Warning, Severity::Problem) => Err(ExitCode::from(ONLINE_PROBLEM)),
+        (Severity::Ok | Severity::Warning, Severity::Problem) => {
+            Err(ExitCode::from(ONLINE_PROBLEM_EXIT_CODE))
+        }
         (Severity::Ok | Severity::Warning, Severity::Ok | Severity::Warning) => Ok(()),
     }
 }
@@ -82,35 +84,36 @@ fn print_configuration(loaded: &LoadedConfig) {
     }
 }
 
-/// Prints the findings about startup, problems to standard error, and all findings about the network.
-fn print_findings(start: &[Finding], network: &[Finding]) {
-    for finding in start {
+/// Prints the findings, and whether startup would succeed. Warnings and problems of startup go to standard error.
+fn print_findings(start_findings: &[Finding], online_findings: &[Finding]) {
+    for finding in start_findings {
         match finding.severity {
             Severity::Ok => print(finding),
             Severity::Warning => print_error(finding),
             Severity::Problem => print_error(&format_args!("keychoir: {finding}")),
         }
     }
-    for finding in network {
+    for finding in online_findings {
         print(&finding.format(Palette::default()));
     }
-    let problem_count = start.iter().filter(|finding| finding.severity == Severity::Problem).count();
+    let problem_count = start_findings.iter().filter(|finding| finding.severity == Severity::Problem).count();
     if problem_count > 0 {
-        let plural = if problem_count == 1 { "" } else { "s" };
-        print_error(&format_args!("{problem_count} problem{plural} would prevent a start"));
+        let plural_suffix = if problem_count == 1 { "" } else { "s" };
+        print_error(&format_args!("{problem_count} problem{plural_suffix} would prevent a start"));
     } else {
         print(&"The configuration is fine.");
     }
 }
 
-fn print_json(loaded: &LoadedConfig, start: &[Finding], network: &[Finding]) {
+fn print_json(loaded: &LoadedConfig, start_findings: &[Finding], online_findings: &[Finding]) {
     let config = &loaded.config;
     let warnings = loaded.warnings.iter().map(|warning| Finding::warning("config", warning));
-    let findings: Vec<_> = warnings.chain(start.iter().cloned()).chain(network.iter().cloned()).collect();
+    let findings: Vec<_> =
+        warnings.chain(start_findings.iter().cloned()).chain(online_findings.iter().cloned()).collect();
     let keys = config.keys.iter().map(|key| json!({"name": key.name, "short_key": key.key.short().as_str()}));
     print(&json!({
-        "status": diagnosis::worst(&findings),
-        "starts": diagnosis::worst(start) != Severity::Problem,
+        "status": worst_severity(&findings),
+        "starts": worst_severity(start_findings) != Severity::Problem,
         "file": loaded.file,
         "files": loaded.contents.stamps().existing().collect::<Vec<_>>(),
         "keys": keys.collect::<Vec<_>>(),

@@ -29,7 +29,7 @@ enum Command {
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
-        /// When the client token expires: a duration such as 30d, or a time.
+        /// The time at which the client token expires, or a duration until then, such as 30d.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         expires: Option<UnixMs>,
         #[command(flatten)]
@@ -50,10 +50,10 @@ enum Command {
         /// The client's name.
         #[arg(value_parser = config::parse_client_name)]
         name: String,
-        /// How long the previous token stays valid, such as 1h.
+        /// The time for which the previous token stays valid, such as 1h.
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
         grace: Duration,
-        /// When the new token expires: a duration such as 30d, or a time.
+        /// The time at which the new token expires, or a duration until then, such as 30d.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         expires: Option<UnixMs>,
         #[command(flatten)]
@@ -66,7 +66,7 @@ enum Command {
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
-        /// When the current token expires: a duration such as 30d, a time, or `never`.
+        /// The time at which the current token expires, a duration until then, such as 30d, or `never`.
         #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
         expires: Option<TokenExpiry>,
         #[command(flatten)]
@@ -112,8 +112,8 @@ struct RuleArguments {
 
 impl RuleArguments {
     fn into_rules(self) -> ClientRules {
-        // An empty text removes a list: `--path ""`.
-        let list = |items: Vec<String>| {
+        // The option `--path ""` results in an empty list, which removes the rule. Without the option, the rule stays.
+        let into_rule = |items: Vec<String>| {
             (!items.is_empty()).then(|| items.into_iter().filter(|item| !item.is_empty()).collect())
         };
         ClientRules {
@@ -121,9 +121,9 @@ impl RuleArguments {
             user_quota: self.user_quota,
             rate_limit: self.rate_limit,
             max_concurrent: self.max_concurrent,
-            paths: list(self.paths),
-            keys: list(self.keys),
-            workspaces: list(self.workspaces),
+            paths: into_rule(self.paths),
+            keys: into_rule(self.keys),
+            workspaces: into_rule(self.workspaces),
             bring_your_own_key: self.bring_your_own_key,
             provider_tokens: None,
         }
@@ -134,26 +134,30 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     match arguments.command {
         Command::Add { name, rules, expires, options } => {
             let message = format!("Added the client `{name}`. Its token is shown only now:");
-            options.run(Change::AddClient { name, rules: rules.into_rules(), expires_at: expires }, &message)
+            options.make_change(
+                Change::AddClient { name, rules: rules.into_rules(), expires_at: expires },
+                &message,
+            )
         }
         Command::List(options) => list_clients(&options),
         Command::Show { name, options } => show_client(&name, &options),
         Command::Rotate { name, grace, expires, options } => {
             let message = format!("The client `{name}` has a new token, which is shown only now:");
-            options.run(Change::RotateClient { name, grace, expires_at: expires }, &message)
+            options.make_change(Change::RotateClient { name, grace, expires_at: expires }, &message)
         }
         Command::Set { name, rules, expires: expiry, options } => {
             let message = format!("Changed the client `{name}`.");
-            options.run(Change::SetClient { name, rules: rules.into_rules(), expiry }, &message)
+            options.make_change(Change::SetClient { name, rules: rules.into_rules(), expiry }, &message)
         }
         Command::Revoke { name, options } => {
             let message = format!("Revoked the token of the client `{name}`.");
-            options.run(Change::RevokeClient { name }, &message)
+            options.make_change(Change::RevokeClient { name }, &message)
         }
     }
 }
 
-/// A client, from the running server or from the configuration, with the names and notation of the configuration.
+/// A client as the running server or the configuration describes it. Its fields have the names and the notation of the
+/// configuration.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ListedClient {
@@ -172,15 +176,15 @@ pub(super) struct ListedClient {
     provider_tokens: bool,
     expires_at: Option<String>,
     previous_token_expires_at: Option<String>,
-    /// The requests by period, which only a running server counts.
+    /// The counted requests of each period. Only a running server reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     requests: Option<Value>,
-    /// The credits by period.
+    /// The charged credits of each period. Only a running server reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     credits: Option<Value>,
 }
 
-/// Reads a quota, which the admin API describes as an object with its notation in `limit`.
+/// Deserializes a quota. The admin API describes it as an object, whose member `limit` contains the notation.
 fn read_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let quota = Value::deserialize(deserializer)?;
     Ok(quota.as_str().or_else(|| quota["limit"].as_str()).map(str::to_owned))
@@ -261,14 +265,14 @@ fn show_client(name: &str, options: &ControlOptions) -> CommandResult {
         return Ok(());
     }
     print(&format_args!("{}  {}", client.name, format_rules(client)));
-    let lines = [
+    let details = [
         ("configured in", Some(client.source.as_str())),
         ("token expires", client.expires_at.as_deref()),
         ("previous token expires", client.previous_token_expires_at.as_deref()),
     ];
-    for (label, value) in lines {
-        if let Some(value) = value.filter(|value| !value.is_empty()) {
-            print(&format_args!("  {label}: {value}"));
+    for (label, detail) in details {
+        if let Some(detail) = detail.filter(|detail| !detail.is_empty()) {
+            print(&format_args!("  {label}: {detail}"));
         }
     }
     Ok(())
@@ -281,17 +285,17 @@ fn format_rules(client: &ListedClient) -> String {
     parts.extend(client.user_quota.as_ref().map(|quota| format!("{quota} for each user")));
     parts.extend(client.rate_limit.clone());
     parts.extend(client.max_concurrent.map(|count| format!("{count} concurrent requests")));
-    for (label, list) in
+    for (label, names) in
         [("below", &client.paths), ("keys", &client.keys), ("workspaces", &client.workspaces)]
     {
-        if !list.is_empty() {
-            parts.push(format!("{label} {}", list.join(" ")));
+        if !names.is_empty() {
+            parts.push(format!("{label} {}", names.join(" ")));
         }
     }
-    let end = client.expires_at.as_deref().and_then(UnixMs::parse);
-    parts.extend(end.map(|end| match end <= clock::now() {
+    let expires_at = client.expires_at.as_deref().and_then(UnixMs::parse);
+    parts.extend(expires_at.map(|expires_at| match expires_at <= clock::now() {
         true => "expired".to_owned(),
-        false => format!("expires {}", end.rfc3339_seconds()),
+        false => format!("expires {}", expires_at.rfc3339_seconds()),
     }));
     parts.extend(client.bring_your_own_key.then(|| "may bring its own key".to_owned()));
     parts.extend(client.provider_tokens.then(|| "may request tokens of the provider".to_owned()));

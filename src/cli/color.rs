@@ -7,21 +7,21 @@ use clap::{Args, ValueEnum};
 /// The option that determines whether the output is coloured.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct ColorOption {
-    /// When to colour the output. By default, the output on a terminal is coloured unless NO_COLOR is set, and
+    /// Whether to colour the output. By default, the output on a terminal is coloured unless NO_COLOR is set, and
     /// CLICOLOR_FORCE colours any output.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     color: ColorChoice,
 }
 
-/// The values of the option.
+/// When the output is coloured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum ColorChoice {
-    /// On a terminal, unless an environment variable overrides it.
+    /// Colour the output on a terminal, unless an environment variable overrides this.
     #[default]
     Auto,
-    /// Always.
+    /// Colour the output of every kind.
     Always,
-    /// Never.
+    /// Do not colour the output.
     Never,
 }
 
@@ -38,7 +38,7 @@ pub(super) enum Tone {
     Muted,
 }
 
-/// Colours parts of the output, unless colours are off.
+/// Colours parts of the output if the output is coloured. The default palette leaves them unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Palette {
     is_colored: bool,
@@ -47,20 +47,22 @@ pub(super) struct Palette {
 impl ColorOption {
     /// Returns the palette for the standard output.
     pub(super) fn palette(self) -> Palette {
-        let variable = |name: &str| std::env::var(name).unwrap_or_default();
-        Palette { is_colored: is_colored(self.color, variable, io::stdout().is_terminal()) }
+        let read_variable = |name: &str| std::env::var(name).unwrap_or_default();
+        Palette { is_colored: is_colored(self.color, read_variable, io::stdout().is_terminal()) }
     }
 }
 
-/// Decides whether the output is coloured. `variable` returns an empty string for an unset variable.
-fn is_colored(choice: ColorChoice, variable: impl Fn(&str) -> String, is_terminal: bool) -> bool {
+/// Decides whether the output is coloured. `read_variable` returns an empty string for an unset variable.
+fn is_colored(choice: ColorChoice, read_variable: impl Fn(&str) -> String, is_terminal: bool) -> bool {
     match choice {
         ColorChoice::Always => true,
         ColorChoice::Never => false,
-        // https://no-color.org and https://bixense.com/clicolors
-        ColorChoice::Auto if !variable("NO_COLOR").is_empty() => false,
-        ColorChoice::Auto if !matches!(&*variable("CLICOLOR_FORCE"), "" | "0") => true,
-        ColorChoice::Auto => is_terminal && variable("TERM") != "dumb" && variable("CLICOLOR") != "0",
+        // https://no-color.org and https://bixense.com/clicolors define these variables.
+        ColorChoice::Auto if !read_variable("NO_COLOR").is_empty() => false,
+        ColorChoice::Auto if !matches!(&*read_variable("CLICOLOR_FORCE"), "" | "0") => true,
+        ColorChoice::Auto => {
+            is_terminal && read_variable("TERM") != "dumb" && read_variable("CLICOLOR") != "0"
+        }
     }
 }
 
@@ -97,22 +99,26 @@ mod tests {
 
     #[test]
     fn the_flag_precedes_the_variables_and_these_precede_the_terminal() {
-        let check = |choice, variables: &[(&str, &str)], is_terminal, expected| {
-            let variable = |name: &str| {
+        let check_decision = |choice, variables: &[(&str, &str)], is_terminal, expected| {
+            let read_variable = |name: &str| {
                 let variable = variables.iter().find(|(known, _)| *known == name);
                 variable.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
             };
-            assert_eq!(is_colored(choice, variable, is_terminal), expected, "{choice:?} {variables:?}");
+            assert_eq!(
+                is_colored(choice, read_variable, is_terminal),
+                expected,
+                "the decision for {choice:?} with the variables {variables:?}"
+            );
         };
-        check(ColorChoice::Auto, &[], true, true);
-        check(ColorChoice::Auto, &[], false, false);
-        check(ColorChoice::Auto, &[("TERM", "dumb")], true, false);
-        check(ColorChoice::Auto, &[("CLICOLOR", "0")], true, false);
-        check(ColorChoice::Auto, &[("CLICOLOR_FORCE", "1")], false, true);
-        check(ColorChoice::Auto, &[("CLICOLOR_FORCE", "0")], false, false);
-        check(ColorChoice::Auto, &[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")], true, false);
-        check(ColorChoice::Always, &[("NO_COLOR", "1")], false, true);
-        check(ColorChoice::Never, &[("CLICOLOR_FORCE", "1")], true, false);
+        check_decision(ColorChoice::Auto, &[], true, true);
+        check_decision(ColorChoice::Auto, &[], false, false);
+        check_decision(ColorChoice::Auto, &[("TERM", "dumb")], true, false);
+        check_decision(ColorChoice::Auto, &[("CLICOLOR", "0")], true, false);
+        check_decision(ColorChoice::Auto, &[("CLICOLOR_FORCE", "1")], false, true);
+        check_decision(ColorChoice::Auto, &[("CLICOLOR_FORCE", "0")], false, false);
+        check_decision(ColorChoice::Auto, &[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")], true, false);
+        check_decision(ColorChoice::Always, &[("NO_COLOR", "1")], false, true);
+        check_decision(ColorChoice::Never, &[("CLICOLOR_FORCE", "1")], true, false);
     }
 
     #[test]
@@ -120,7 +126,7 @@ mod tests {
         let palette = Palette { is_colored: true };
         for text in ["", "active", "m3 [x]", "ä"] {
             let painted = palette.paint(Tone::Bad, text);
-            assert_eq!(visible_width(&painted), text.chars().count(), "{painted:?}");
+            assert_eq!(visible_width(&painted), text.chars().count(), "the visible width of {painted:?}");
             assert_eq!(visible_width(&format!("{painted}{painted} ")), 2 * text.chars().count() + 1);
         }
         assert_eq!(Palette::default().paint(Tone::Bad, "x"), "x");

@@ -7,7 +7,7 @@ use super::{CommandResult, command, fail, print_bytes};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The shell.
+    /// The shell for which the script is printed.
     #[arg(value_enum)]
     shell: Shell,
 }

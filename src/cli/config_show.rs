@@ -1,6 +1,6 @@
 //! `keychoir config show`: prints every effective setting with its source, in the notation of `keychoir.toml`, so
 //! that the output can be used as a configuration file. Keys, clients and secrets are comments, because the output
-//! omits their secret parts.
+//! omits their secret parts. With `--json`, it prints the same facts as a document.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -41,7 +41,7 @@ struct ShowArguments {
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Command::Show(ShowArguments { sources, json }) = arguments.command;
     let overrides = sources.into_overrides(KeyRequirement::Optional);
-    // An address without client tokens is shown like any other. `keychoir check` reports it.
+    // An address that other machines can reach without a client token is shown as well. `keychoir check` reports it.
     let loaded_config = load(&Overrides { allows_exposure: true, ..overrides })?;
     for warning in &loaded_config.warnings {
         print_error(warning);
@@ -96,7 +96,7 @@ impl ListedConfigKey {
     }
 }
 
-/// A setting with a secret. Only its presence is shown.
+/// Whether a secret is set. The secret itself is not shown.
 struct SecretPresence {
     name: &'static str,
     is_set: bool,
@@ -136,21 +136,22 @@ fn to_toml(loaded: &LoadedConfig) -> String {
     if let Some(route) = config.proxy_routes().describe(&config.upstream.base_url) {
         let _ = writeln!(text, "# {route}");
     }
-    let values = config.setting_values();
-    let set_files = values.iter().filter(|value| !is_empty(value)).map(|value| value.name).collect();
+    let settings = config.setting_values();
+    let set_names =
+        settings.iter().filter(|setting| !is_unset(setting)).map(|setting| setting.name).collect();
     let mut section = "";
-    for value in &values {
-        let (next, name) = split_path(value.name);
-        if next != section {
-            section = next;
+    for setting in &settings {
+        let (next_section, name) = split_path(setting.name);
+        if next_section != section {
+            section = next_section;
             let _ = write!(text, "\n[{section}]\n");
         }
-        let comment = match omission_reason(value, &set_files) {
+        let comment = match omission_reason(setting, &set_names) {
             Some(OmissionReason::Unused) => continue,
             Some(OmissionReason::Secret) => "# ",
             None => "",
         };
-        let _ = writeln!(text, "{comment}{name} = {}  # {}", value.value, value.source);
+        let _ = writeln!(text, "{comment}{name} = {}  # {}", setting.value, setting.source);
     }
     for key in &config.keys {
         text.push_str(&format_key(&ListedConfigKey::new(key, config)));
@@ -166,30 +167,31 @@ fn split_path(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// Returns whether the value is an empty string, which stands for an unset setting.
-fn is_empty(value: &SettingValue) -> bool {
-    value.value == "\"\""
+/// Returns whether the setting is an empty string, which means that it is not set.
+fn is_unset(setting: &SettingValue) -> bool {
+    setting.value == "\"\""
 }
 
-/// The reason that a line is not a setting of the printed file.
+/// The reason why a setting is omitted from the printed file, or is a comment in it.
 enum OmissionReason {
-    /// The setting has no effect, and would make the file invalid.
+    /// The setting has no effect, and its line would make the file invalid.
     Unused,
-    /// A part of the value is masked, or comes from a file with a secret.
+    /// A part of the value is masked, or the value comes from a file with a secret.
     Secret,
 }
 
-/// Decides which lines would make the printed file invalid or wrong. `set` contains the settings that are not empty.
-fn omission_reason(value: &SettingValue, set: &BTreeSet<&str>) -> Option<OmissionReason> {
-    let has_certificate = set.contains("server.tls.cert") || set.contains("server.tls.key");
-    match value.name {
+/// Returns why the setting cannot be a line of the printed file, or `None` if it can. `set_names` contains the names of
+/// all settings that are set.
+fn omission_reason(setting: &SettingValue, set_names: &BTreeSet<&str>) -> Option<OmissionReason> {
+    let has_certificate = set_names.contains("server.tls.cert") || set_names.contains("server.tls.key");
+    match setting.name {
         // `server.tls` is either a string or a table of two files.
         "server.tls" if has_certificate => Some(OmissionReason::Unused),
         "server.tls.cert" | "server.tls.key" if !has_certificate => Some(OmissionReason::Unused),
-        "upstream.proxy" if set.contains("upstream.proxy_file") => Some(OmissionReason::Secret),
-        "supabase.proxy" if set.contains("supabase.proxy_file") => Some(OmissionReason::Secret),
-        "redis.url" if set.contains("redis.url_file") => Some(OmissionReason::Secret),
-        _ => value.is_masked.then_some(OmissionReason::Secret),
+        "upstream.proxy" if set_names.contains("upstream.proxy_file") => Some(OmissionReason::Secret),
+        "supabase.proxy" if set_names.contains("supabase.proxy_file") => Some(OmissionReason::Secret),
+        "redis.url" if set_names.contains("redis.url_file") => Some(OmissionReason::Secret),
+        _ => setting.is_masked.then_some(OmissionReason::Secret),
     }
 }
 
@@ -247,35 +249,40 @@ fn format_client(client: &ListedClient) -> String {
 mod tests {
     use super::*;
 
-    fn lines(name: &'static str, value: &str, set: &[&'static str], is_masked: bool) -> &'static str {
+    /// Returns how a setting is printed if the settings `set_names` are set.
+    fn printed_form(name: &'static str, set_names: &[&'static str], is_masked: bool) -> &'static str {
         let setting = SettingValue {
             name,
-            value: value.to_owned(),
+            value: "\"x\"".to_owned(),
             source: "default".to_owned(),
             is_masked,
             pending: None,
         };
-        match omission_reason(&setting, &set.iter().copied().collect()) {
-            Some(OmissionReason::Unused) => "none",
+        match omission_reason(&setting, &set_names.iter().copied().collect()) {
+            Some(OmissionReason::Unused) => "omitted",
             Some(OmissionReason::Secret) => "comment",
             None => "setting",
         }
     }
 
     #[test]
-    fn settings_that_would_make_the_file_invalid_are_left_out() {
-        for (name, set, expected) in [
+    fn settings_that_would_make_the_file_invalid_or_wrong_are_omitted_or_comments() {
+        for (name, set_names, expected) in [
             ("server.tls", &[][..], "setting"),
-            ("server.tls", &["server.tls.cert"], "none"),
+            ("server.tls", &["server.tls.cert"], "omitted"),
             ("server.tls.key", &["server.tls.cert"], "setting"),
-            ("server.tls.key", &[], "none"),
+            ("server.tls.key", &[], "omitted"),
             ("upstream.proxy", &[], "setting"),
             ("upstream.proxy", &["upstream.proxy_file"], "comment"),
             ("supabase.proxy", &["supabase.proxy_file"], "comment"),
             ("redis.url", &["redis.url_file"], "comment"),
         ] {
-            assert_eq!(lines(name, "\"x\"", set, false), expected, "{name} {set:?}");
+            assert_eq!(
+                printed_form(name, set_names, false),
+                expected,
+                "the form of {name} if {set_names:?} are set"
+            );
         }
-        assert_eq!(lines("upstream.proxy", "\"http://...@proxy\"", &[], true), "comment");
+        assert_eq!(printed_form("upstream.proxy", &[], true), "comment", "a masked value must be a comment");
     }
 }

@@ -1,5 +1,6 @@
-//! Makes changes of keys and clients for the commands: through the admin API of the running server, or, if no server
-//! is running, in the overlay, which the next startup reads.
+//! Makes changes of keys and clients for the commands `keys` and `clients`: through the admin API of the running
+//! server, or, if no server is running, in the overlay, which the next startup reads. Other commands find the running
+//! server and the admin token with the same options.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::admin_token::find_admin_token;
-use super::server::{ServerAddress, ServerRequestError, StatusClient};
+use super::server::{KeychoirClient, ServerAddress, ServerRequestError};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, build_runtime, fail, fail_with, load, print, print_error,
 };
@@ -22,7 +23,7 @@ use crate::policy::quantity::duration::{self, DisplayDuration};
 use crate::policy::units::UnixMs;
 use crate::store::{OfflineChanges, OpenError};
 
-/// The options of commands that change keys or clients.
+/// The options of commands that use the admin API.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ControlOptions {
     #[command(flatten)]
@@ -44,18 +45,18 @@ pub(super) enum Target {
     /// The running server.
     Server(AdminClient),
     /// The overlay, because no server responds at the configured address.
-    Offline(Box<Offline>),
+    Offline(Box<OfflineConfig>),
 }
 
-/// The configuration of a command without a running server.
-pub(super) struct Offline {
+/// The configuration of a command without a running server, and the sources that a change loads again.
+pub(super) struct OfflineConfig {
     overrides: Overrides,
     pub(super) config: Config,
 }
 
 /// A client of the admin API.
 pub(super) struct AdminClient {
-    client: StatusClient,
+    client: KeychoirClient,
     token: Option<String>,
 }
 
@@ -75,9 +76,9 @@ const API_PREFIX: &str = "/api/keychoir/v1";
 /// The state directory of the service in `systemd/`.
 const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
 
-/// Returns advice if the service has a state directory at `service`, and this command would use another directory
-/// only because nothing names the database, so that a change would not reach the service.
-fn service_hint(config: &Config, service: &Path) -> Option<String> {
+/// Returns advice if a change would not reach the service: the service has its state directory at `service`, no source
+/// sets `storage.path`, and its default value is in a different directory.
+fn service_directory_hint(config: &Config, service: &Path) -> Option<String> {
     let settings = config.setting_values();
     let is_default =
         settings.iter().any(|setting| setting.name == "storage.path" && setting.source == "default");
@@ -97,26 +98,26 @@ impl ControlOptions {
     /// Finds the running server. Without `--url`, a server that does not respond is not an error.
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
         let overrides = self.overrides();
-        // The change may add the first client.
+        // An address that requires client tokens is accepted, because the change may add the first client.
         let lenient_overrides = Overrides { allows_exposure: true, ..overrides.clone() };
         if let Some(url) = &self.url {
             let address = ServerAddress::parse(url).map_err(fail)?;
             // The token of this machine's state directory is not sent to other machines.
             let config = if address.is_local() { crate::config::load(&lenient_overrides).ok() } else { None };
             let config = config.map(|loaded| loaded.config);
-            return Ok(Target::Server(self.client(address, config.as_ref())?));
+            return Ok(Target::Server(self.create_client(address, config.as_ref())?));
         }
         let config = load(&lenient_overrides)?.config;
         if let Ok(address) = ServerAddress::from_config(&config) {
-            let admin = self.client(address, Some(&config))?;
-            if admin.client.is_keychoir().await {
-                return Ok(Target::Server(admin));
+            let admin_client = self.create_client(address, Some(&config))?;
+            if admin_client.client.is_keychoir().await {
+                return Ok(Target::Server(admin_client));
             }
         }
-        if let Some(hint) = service_hint(&config, Path::new(SERVICE_DIRECTORY)) {
+        if let Some(hint) = service_directory_hint(&config, Path::new(SERVICE_DIRECTORY)) {
             return Err(fail_with(EX_CONFIG, hint));
         }
-        Ok(Target::Offline(Box::new(Offline { overrides, config })))
+        Ok(Target::Offline(Box::new(OfflineConfig { overrides, config })))
     }
 
     /// Returns the sources of the configuration, which may have no keys.
@@ -137,9 +138,13 @@ impl ControlOptions {
         self.read_token(Some(config)).ok().flatten()
     }
 
-    fn client(&self, address: ServerAddress, config: Option<&Config>) -> Result<AdminClient, ExitCode> {
+    fn create_client(
+        &self,
+        address: ServerAddress,
+        config: Option<&Config>,
+    ) -> Result<AdminClient, ExitCode> {
         let ca_file = config.and_then(Config::local_ca_file);
-        let client = StatusClient::new(address, None, ca_file.as_deref()).map_err(fail)?;
+        let client = KeychoirClient::new(address, None, ca_file.as_deref()).map_err(fail)?;
         let token = self.read_token(config)?;
         Ok(AdminClient { client, token })
     }
@@ -147,21 +152,22 @@ impl ControlOptions {
     /// Reads the admin token. A missing default file is not an error, because some requests to a server need no
     /// token.
     fn read_token(&self, config: Option<&Config>) -> Result<Option<String>, ExitCode> {
-        let is_named = self.admin_token_file.is_some();
-        if let Some(hint) =
-            config.filter(|_| !is_named).and_then(|config| service_hint(config, Path::new(SERVICE_DIRECTORY)))
+        let has_token_file = self.admin_token_file.is_some();
+        if let Some(hint) = config
+            .filter(|_| !has_token_file)
+            .and_then(|config| service_directory_hint(config, Path::new(SERVICE_DIRECTORY)))
         {
             return Err(fail(hint));
         }
         find_admin_token(self.admin_token_file.as_deref(), config).map_err(fail)
     }
 
-    /// Applies a change, and prints `message` and the token that the change generated.
-    pub(super) fn run(&self, change: Change, message: &str) -> CommandResult {
+    /// Makes a change, and prints `message` and the token that the change generated.
+    pub(super) fn make_change(&self, change: Change, message: &str) -> CommandResult {
         let receipt = build_runtime()?.block_on(async {
             match self.connect().await? {
-                Target::Server(client) => client.make(&change).await,
-                Target::Offline(offline) => offline.make(change).await,
+                Target::Server(client) => client.make_change(&change).await,
+                Target::Offline(offline) => offline.make_change(change).await,
             }
         })?;
         let Receipt { generation, token, warnings } = &receipt;
@@ -182,8 +188,8 @@ impl ControlOptions {
     }
 }
 
-impl Offline {
-    async fn make(self, change: Change) -> Result<Receipt, ExitCode> {
+impl OfflineConfig {
+    async fn make_change(self, change: Change) -> Result<Receipt, ExitCode> {
         let file = self.config.storage.file().ok_or_else(|| report_error(ControlError::NoStateDirectory))?;
         let changes = OfflineChanges::open(file, clock::now()).map_err(|error| {
             if matches!(error, OpenError::InUse { .. }) {
@@ -204,7 +210,7 @@ impl Offline {
 }
 
 impl AdminClient {
-    /// Returns the base URL for a browser; `None` for a Unix socket.
+    /// Returns the base URL for a browser, or `None` for a Unix socket.
     pub(super) fn browser_url(&self) -> Option<String> {
         Some(self.client.address_text()).filter(|address| !address.starts_with("unix:"))
     }
@@ -214,7 +220,7 @@ impl AdminClient {
         self.call(&Method::GET, path, None).await
     }
 
-    async fn make(&self, change: &Change) -> Result<Receipt, ExitCode> {
+    async fn make_change(&self, change: &Change) -> Result<Receipt, ExitCode> {
         let call = ApiCall::new(change);
         let path = match call.key {
             Some(key) => format!("/keys/{}{}", self.find_key_id(key).await?, call.path),
@@ -233,12 +239,13 @@ impl AdminClient {
     }
 
     /// Finds the id of a key by its id, name or short form.
-    pub(super) async fn find_key_id(&self, text: &str) -> Result<String, ExitCode> {
+    pub(super) async fn find_key_id(&self, identifier: &str) -> Result<String, ExitCode> {
         let document = self.get("/keys").await?;
         let keys = document["keys"].as_array().map_or(&[][..], Vec::as_slice);
-        let matches = |member: &str| keys.iter().filter(|key| key[member] == text).collect::<Vec<_>>();
+        let find_keys_by =
+            |member: &str| keys.iter().filter(|key| key[member] == identifier).collect::<Vec<_>>();
         let matching_keys = ["id", "name", "short_key"]
-            .map(matches)
+            .map(find_keys_by)
             .into_iter()
             .find(|matching_keys| !matching_keys.is_empty());
         match matching_keys.as_deref() {
@@ -250,8 +257,8 @@ impl AdminClient {
         }
     }
 
-    /// Sends a request to the admin API. Returns the document of a successful response, and prints the error of a
-    /// different one.
+    /// Sends a request to the admin API. Returns the document of a successful response. Prints the error of any other
+    /// response, and returns the exit code.
     pub(super) async fn call(
         &self,
         method: &Method,
@@ -281,9 +288,9 @@ impl AdminClient {
 /// An admin API request for a change.
 struct ApiCall<'a> {
     method: Method,
-    /// The path below the API, or below the key.
+    /// The path after the prefix of the API, or, with `key`, after the path of the key.
     path: String,
-    /// The text that identifies the key, if the change is about a key.
+    /// The id, name or short form of the key, if the change is about an existing key.
     key: Option<&'a str>,
     body: Option<Value>,
 }
@@ -392,22 +399,25 @@ mod tests {
     #[test]
     fn a_change_that_would_not_reach_the_service_is_refused_with_advice() {
         let temporary = tempfile::tempdir().unwrap();
-        let (service, own) = (temporary.path().join("service"), temporary.path().join("own/keychoir.db"));
+        let service = temporary.path().join("service");
+        let other_database = temporary.path().join("other/keychoir.db");
         let mut config = Config::default();
-        config.storage.path.clone_from(&own);
+        config.storage.path.clone_from(&other_database);
         assert_eq!(
-            service_hint(&config, &service),
+            service_directory_hint(&config, &service),
             None,
             "without a service, no other directory must be suggested"
         );
         fs::create_dir(&service).unwrap();
-        let hint = service_hint(&config, &service).unwrap();
-        assert!(hint.contains("KEYCHOIR_STORAGE__PATH=") && hint.contains("service/keychoir.db"), "{hint}");
+        let hint = service_directory_hint(&config, &service).unwrap();
+        assert!(
+            hint.contains("KEYCHOIR_STORAGE__PATH=") && hint.contains("service/keychoir.db"),
+            "the hint must name the database of the service: {hint}"
+        );
         config.storage.path = service.join("keychoir.db");
-        assert_eq!(service_hint(&config, &service), None);
-        // The operator has named the database.
-        config.storage.path = own;
+        assert_eq!(service_directory_hint(&config, &service), None);
+        config.storage.path = other_database;
         config.setting_sources.insert("storage.path", "KEYCHOIR_STORAGE__PATH".to_owned());
-        assert_eq!(service_hint(&config, &service), None);
+        assert_eq!(service_directory_hint(&config, &service), None);
     }
 }

@@ -1,5 +1,5 @@
-//! `keychoir dashboard`: prints a link that opens the dashboard of a running Keychoir once, and opens it in a browser
-//! if there is a desktop.
+//! `keychoir dashboard`: prints a link that opens the dashboard of a running Keychoir once. On a terminal of a desktop,
+//! it also opens the link in a browser.
 
 use std::env;
 use std::io::{IsTerminal as _, stdout};
@@ -46,7 +46,7 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
         return Ok(());
     }
     print_error(
-        &"This link opens the dashboard once, within 10 minutes. Without JavaScript, enter the code behind # there.",
+        &"This link opens the dashboard once, within 10 minutes. Without JavaScript, enter the code after # there.",
     );
     print(&link);
     if !arguments.no_open && stdout().is_terminal() {

@@ -1,5 +1,5 @@
-//! Opens the usage database for the commands that read usage records. The database is opened read-only, so
-//! that it can be read while the service is running.
+//! Finds the usage database for the commands that use it, and opens it for the commands that read usage records. The
+//! database is opened read-only, so that it can be read while the service is running.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ pub(super) struct DatabaseOptions {
 /// The reason why the usage database cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
-    #[error("{0}. Use --file to read another file{hint}.", hint = service_hint(.0))]
+    #[error("{0}. Use --file to read another file{hint}.", hint = service_database_hint(.0))]
     Read(#[from] ReadError),
     #[error(
         "usage records are kept only in memory (storage.ephemeral): `keychoir status` shows the state of the keys"
@@ -31,12 +31,12 @@ pub(super) enum DatabaseError {
     Ephemeral,
 }
 
-/// The database of the service in `systemd/`. An operator's own configuration names a different path.
+/// The database of the service in `systemd/`. A command that another user runs looks for a different file by default.
 const SERVICE_DATABASE: &str = "/var/lib/keychoir/keychoir.db";
 
 /// Returns a hint that names the database of the service. The hint is empty if that database does not exist
 /// or is the one that cannot be read.
-fn service_hint(error: &ReadError) -> String {
+fn service_database_hint(error: &ReadError) -> String {
     match error {
         ReadError::NoFile(path)
             if path.as_os_str() != SERVICE_DATABASE && PathBuf::from(SERVICE_DATABASE).exists() =>
@@ -80,7 +80,7 @@ impl DatabaseOptions {
         config.storage.file().map(Path::to_owned).ok_or_else(|| fail(DatabaseError::Ephemeral))
     }
 
-    /// Whether the database is the configured one.
+    /// Returns whether the database is the configured one, because `--file` does not name another.
     pub(super) fn uses_configured_file(&self) -> bool {
         self.file.is_none()
     }
@@ -88,7 +88,7 @@ impl DatabaseOptions {
     /// Loads the configuration, which may contain no keys.
     pub(super) fn load_config(&self) -> Result<Config, ExitCode> {
         let mut overrides = self.sources.clone().into_overrides(KeyRequirement::Optional);
-        // If the command line names a file, the configured path of the database is not validated.
+        // If `--file` names a database, the configured path of the database is not validated.
         overrides.is_ephemeral = self.file.is_some();
         Ok(load(&overrides)?.config)
     }

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 enum Command {
     /// Copy the database into FILE, even while Keychoir uses it, and check the copy.
     Backup(BackupArguments),
-    /// Upgrade the database to this version of Keychoir, after a copy of it.
+    /// Copy the database, and upgrade it to this version of Keychoir.
     ///
     /// The next start of `keychoir serve` would do the same. Keychoir must not be running, except for
     /// a dry run.
@@ -120,6 +120,7 @@ fn run_migration(arguments: MigrateArguments) -> CommandResult {
     Ok(())
 }
 
+/// Formats the report of an upgrade, or of a dry run, which makes no copy.
 fn format_report(path: &str, report: &MigrationReport) -> String {
     let MigrationReport {
         from,
@@ -144,9 +145,9 @@ fn format_report(path: &str, report: &MigrationReport) -> String {
     for (version, change) in (from + 1..).zip(*changes) {
         text.push_str(&format!("\n  {version:>2}  {change}"));
     }
-    let count =
-        |attempts: Option<u64>| attempts.map_or("unknown".to_owned(), |count| Grouped(count).to_string());
-    let (before, after) = (count(*attempts_before), count(*attempts_after));
+    let format_count =
+        |count: Option<u64>| count.map_or("unknown".to_owned(), |count| Grouped(count).to_string());
+    let (before, after) = (format_count(*attempts_before), format_count(*attempts_after));
     text.push_str(&format!(
         "\nAttempts before {before}, after {after}; {} bytes; {} ms",
         Grouped(*bytes),

@@ -1,5 +1,5 @@
-//! `keychoir demo`: runs the proxy in front of a simulated ElevenLabs, with four keys that have few
-//! credits. Requests exhaust three of the keys, and the next key serves each refused request.
+//! `keychoir demo`: runs the proxy in front of a simulated ElevenLabs with four keys, and sends requests until three of
+//! the keys are exhausted. The next key serves each refused request.
 
 mod view;
 
@@ -38,7 +38,7 @@ const KEYS: [&str; 4] = [
     "sk_demobass00000000000000000000000000000000000000d7e8f",
 ];
 
-/// The texts of the requests.
+/// The texts of the requests. A character is one byte in each.
 const SENTENCES: [&str; 8] = [
     "A choir is many voices that sound like one.",
     "Your app requests speech and needs no key.",
@@ -57,15 +57,20 @@ const REQUEST_INTERVAL: Duration = Duration::from_millis(120);
 
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
 
-/// Returns the cost of a range of the sentences of all rounds, which is one credit per character.
-fn speech_cost(range: std::ops::Range<usize>) -> u64 {
-    let sentences = SENTENCES.iter().cycle().skip(range.start).take(range.len());
+/// Maximum wait for the first polls of the quotas.
+const FIRST_POLL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time in which the proxy ends its requests after the demo.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Returns the cost of the requests with these numbers, counted from 0 over all rounds. A character costs one credit.
+fn speech_cost(requests: std::ops::Range<usize>) -> u64 {
+    let sentences = SENTENCES.iter().cycle().skip(requests.start).take(requests.len());
     sentences.map(|sentence| sentence.len() as u64).sum()
 }
 
-/// Returns a plan with which three keys are exhausted and one is not. The workspace of the second key has
-/// enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so Keychoir sends the
-/// refused request again with the next key.
+/// Returns a plan whose keys can serve all requests, of which three will be exhausted. The workspace of the second key
+/// has enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so that one request is
+/// refused and Keychoir sends it again with the next key.
 fn provider_plan() -> Plan {
     let credits = [speech_cost(0..8), speech_cost(0..32), speech_cost(14..22), speech_cost(0..32)];
     let mut plan = Plan::with_keys(KEYS.into_iter().zip(credits));
@@ -78,8 +83,7 @@ fn provider_plan() -> Plan {
 pub(super) fn run(arguments: &Arguments) -> CommandResult {
     let view = View::for_stdout();
     telemetry::start(view.format(), "info", LogSink::new(view.log_writer())).map_err(fail)?;
-    let result = build_multi_thread_runtime()?.block_on(run_demo(&view, arguments));
-    match result {
+    match build_multi_thread_runtime()?.block_on(run_demo(&view, arguments)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(ExitCode::FAILURE),
         Err(error) => Err(fail(format_args!("{error:#}"))),
@@ -97,28 +101,28 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     let config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
     let mut running =
         app::start(AppConfig::from_config(config)?, vec![TcpListener::bind("127.0.0.1:0").await?.into()])?;
-    running.wait_for_first_poll(Duration::from_secs(5)).await;
+    running.wait_for_first_poll(FIRST_POLL_TIMEOUT).await;
 
     let url = format!("http://{}", running.address());
     view.print_title(&url);
     view.update_keys(&running.keys());
     let SpeechResults { audio, requests, retried } = send_all(view, &running, &simulator, &url).await?;
-    let audio_bytes = audio.len();
+    let served = audio.len();
     let joined_audio = audio.concat();
     tokio::task::block_in_place(|| output.write_all(&joined_audio)).with_context(cannot_write)?;
 
     let keys = running.keys();
     let exhausted = keys.iter().filter(|key| key.state.status() == KeyStatus::Exhausted).count();
     let recorded: u64 = keys.iter().map(|key| key.quota.count).sum();
-    running.drain(Duration::from_secs(5)).await;
+    running.drain(DRAIN_TIMEOUT).await;
     let charged_credits = simulator.ledger().totals.charged;
     simulator.stop().await;
-    let failures = requests - audio_bytes;
+    let failures = requests - served;
     view.print_result(&format!(
-        "{requests} requests, {audio_bytes} served, {exhausted} keys exhausted, {failures} failures"
+        "{requests} requests, {served} served, {exhausted} keys exhausted, {failures} failures"
     ))?;
-    let plural = if retried == 1 { "request was" } else { "requests were" };
-    view.print_result(&format!("{retried} {plural} refused by one key and served by the next"))?;
+    let requests_were = if retried == 1 { "request was" } else { "requests were" };
+    view.print_result(&format!("{retried} {requests_were} refused by one key and served by the next"))?;
     view.print_result(&format!(
         "{recorded} credits recorded, {charged_credits} charged by the simulated ElevenLabs"
     ))?;
@@ -132,7 +136,7 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
 
 /// The results of all requests.
 struct SpeechResults {
-    /// The audio of the responses.
+    /// The audio of each request that was served.
     audio: Vec<Vec<u8>>,
     /// The number of requests.
     requests: usize,
@@ -140,7 +144,7 @@ struct SpeechResults {
     retried: usize,
 }
 
-/// Sends every sentence as an app with the SDK and without a valid key does.
+/// Sends all requests, one after the other, as an app does that uses the SDK without a valid key.
 async fn send_all(
     view: &View,
     running: &RunningApp,

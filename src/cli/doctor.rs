@@ -1,5 +1,5 @@
-//! `keychoir doctor`: examines everything that Keychoir depends on, and prints one line per finding with the next
-//! step.
+//! `keychoir doctor`: runs all examinations of [`diagnosis`], and prints one line for each finding, with the next step
+//! for the operator. The exit code reports the highest severity.
 
 use std::process::ExitCode;
 
@@ -9,6 +9,7 @@ use super::color::ColorOption;
 use super::control::ControlOptions;
 use super::diagnosis::{
     self, Finding, Severity, examine_files, examine_online, examine_server, examine_start, examine_storage,
+    worst_severity,
 };
 use super::{CommandResult, build_runtime, print};
 use crate::config::{self, LoadedConfig, Overrides};
@@ -20,7 +21,7 @@ pub(super) struct Arguments {
     options: ControlOptions,
     #[command(flatten)]
     color: ColorOption,
-    /// Do not connect to ElevenLabs and the mirror.
+    /// Do not connect to ElevenLabs, the mirror and Redis.
     #[arg(long)]
     offline: bool,
 }
@@ -32,7 +33,7 @@ const PROBLEMS_EXIT_CODE: u8 = 2;
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { options, color, offline } = arguments;
-    // Missing keys and clients are findings.
+    // Missing keys, and an address that requires client tokens, are findings.
     let overrides = Overrides { allows_exposure: true, ..options.overrides() };
     let findings = match config::load(&overrides) {
         Ok(loaded) => {
@@ -55,14 +56,14 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         }
         print(&format_summary(&findings));
     }
-    match diagnosis::worst(&findings) {
+    match worst_severity(&findings) {
         Severity::Ok => Ok(()),
         Severity::Warning => Err(ExitCode::from(WARNINGS_EXIT_CODE)),
         Severity::Problem => Err(ExitCode::from(PROBLEMS_EXIT_CODE)),
     }
 }
 
-/// Runs all examinations at the same time. Each has separate timeouts.
+/// Runs all examinations. The database is examined on another thread, and the server and the network at the same time.
 async fn examine_configuration(
     loaded: &LoadedConfig,
     options: &ControlOptions,
@@ -70,29 +71,33 @@ async fn examine_configuration(
 ) -> Vec<Finding> {
     let config = &loaded.config;
     let mut findings = examine_files(loaded);
-    // The check of a large database would delay the timeouts of the other examinations.
-    let storage = {
+    // On this thread, the integrity check of a large database would delay the timeouts of the other examinations.
+    let storage_examination = {
         let config = config.clone();
         tasks::spawn_blocking(move || examine_storage(&config))
     };
-    let mut start = examine_start(config).await;
-    if diagnosis::worst(&start) != Severity::Problem {
-        start.push(Finding::ok("start", "`keychoir serve` starts with this configuration"));
+    let mut start_findings = examine_start(config).await;
+    if worst_severity(&start_findings) != Severity::Problem {
+        start_findings.push(Finding::ok("start", "`keychoir serve` starts with this configuration"));
     }
     let (address, token) = (options.address(config), options.find_token(config));
-    let server = examine_server(config, address, token.as_deref());
-    let network = async { if offline { Vec::new() } else { examine_online(config).await } };
-    let (storage, server, network) = tokio::join!(storage, server, network);
-    findings.extend(start);
-    findings.extend(storage.unwrap_or_else(|error| vec![Finding::problem("database", error)]));
-    findings.extend(server);
-    findings.extend(network);
+    let server_examination = examine_server(config, address, token.as_deref());
+    let online_examination = async { if offline { Vec::new() } else { examine_online(config).await } };
+    let (storage_findings, server_findings, online_findings) =
+        tokio::join!(storage_examination, server_examination, online_examination);
+    findings.extend(start_findings);
+    findings.extend(storage_findings.unwrap_or_else(|error| vec![Finding::problem("database", error)]));
+    findings.extend(server_findings);
+    findings.extend(online_findings);
     findings
 }
 
 fn format_summary(findings: &[Finding]) -> String {
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    let (problems, warnings) = (count(Severity::Problem), count(Severity::Warning));
-    format!("{}, {}", plural(problems, "problem"), plural(warnings, "warning"))
+    let format_count = |severity, noun: &str| {
+        let count = findings.iter().filter(|finding| finding.severity == severity).count();
+        format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    };
+    let (problems, warnings) =
+        (format_count(Severity::Problem, "problem"), format_count(Severity::Warning, "warning"));
+    format!("{problems}, {warnings}")
 }

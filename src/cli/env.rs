@@ -10,18 +10,18 @@ use crate::certificate::{self, BundleError, CaLocation, LocalCa, OpenedCa};
 use crate::clock;
 use crate::config::{Config, HostPort, KeyRequirement, ListenAddress, TlsMode};
 
-/// The variable that replaces the trusted roots of Python and OpenSSL.
+/// The variable that replaces the root certificates that Python and OpenSSL trust.
 const OPENSSL_VARIABLE: &str = "SSL_CERT_FILE";
-/// The variable that adds trusted root certificates to the default ones of Node.
+/// The variable that adds root certificates to those that Node trusts by default.
 const NODE_VARIABLE: &str = "NODE_EXTRA_CA_CERTS";
 
 pub(super) fn run(sources: ConfigSources) -> CommandResult {
     let config = load(&sources.into_overrides(KeyRequirement::Optional))?.config;
     let mut lines = "# For a shell: eval \"$(keychoir env)\"\n".to_owned();
     add_address(&mut lines, &config);
-    let result = add_trusted_roots(&mut lines, &config);
+    let roots_result = add_trusted_roots(&mut lines, &config);
     print(&lines.trim_end());
-    result.map_err(fail)
+    roots_result.map_err(fail)
 }
 
 fn add_address(lines: &mut String, config: &Config) {
@@ -45,6 +45,8 @@ fn has_https(config: &Config, address: &HostPort) -> bool {
     }
 }
 
+/// Adds the variables with which apps trust the local CA, or a comment that names the reason why they cannot trust it.
+/// Creates the CA and the bundle if they do not exist yet.
 fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> {
     let has_local_https = config.server.listen.iter().any(|listen| match listen {
         ListenAddress::Tcp(address) => address.is_loopback(),
@@ -86,10 +88,11 @@ fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// A file with the certificate of the local CA and the roots of another file.
+/// A file with the certificate of the local CA and the root certificates of another file.
 struct Bundle {
     path: PathBuf,
-    roots: PathBuf,
+    /// The other file.
+    roots_file: PathBuf,
 }
 
 fn add_openssl_variable(
@@ -101,18 +104,18 @@ fn add_openssl_variable(
     let reason = match certificate::find_trusted_roots(path_variable(OPENSSL_VARIABLE).as_deref(), directory)
     {
         None => "this system has no file with trusted CAs (ca-certificates)".to_owned(),
-        Some(roots) => match certificate::write_bundle(directory, ca, &roots) {
+        Some(roots_file) => match certificate::write_bundle(directory, ca, &roots_file) {
             Ok(path) => {
                 let comment = format!(
                     "HTTPS with Python and OpenSSL: Keychoir's CA and all CAs of {}, because this variable replaces \
                      the trusted CAs.",
-                    roots.display()
+                    roots_file.display()
                 );
                 add_comment(lines, &comment);
                 add_export(lines, OPENSSL_VARIABLE, &path.to_string_lossy());
-                return Ok(Some(Bundle { path, roots }));
+                return Ok(Some(Bundle { path, roots_file }));
             }
-            Err(BundleError::NoRoots(roots)) => format!("{} contains no certificates", roots.display()),
+            Err(BundleError::NoRoots(file)) => format!("{} contains no certificates", file.display()),
             Err(error @ BundleError::Unwritable(_)) => return Err(error),
         },
     };
@@ -125,7 +128,7 @@ fn add_node_variable(lines: &mut String, ca_certificate_file: &Path, bundle: Opt
     let previous_file = path_variable(NODE_VARIABLE).filter(|path| path != ca_certificate_file);
     // The bundle may contain the certificates of the previous file, or be that file.
     let contains_previous_file = |bundle: &&Bundle| {
-        previous_file.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path))
+        previous_file.as_ref().is_some_and(|path| [&bundle.roots_file, &bundle.path].contains(&path))
     };
     if let Some(bundle) = bundle.filter(contains_previous_file) {
         add_comment(
@@ -139,24 +142,24 @@ fn add_node_variable(lines: &mut String, ca_certificate_file: &Path, bundle: Opt
         let _ = writeln!(
             lines,
             "# The variable named {} before: to trust both files, join them in one file.",
-            replace_controls(&path.to_string_lossy())
+            replace_control_characters(&path.to_string_lossy())
         );
     }
     add_export(lines, NODE_VARIABLE, &ca_certificate_file.to_string_lossy());
 }
 
-/// Returns the absolute form of the path in an environment variable, or `None` if the variable is empty.
+/// Returns the absolute form of the path in an environment variable, or `None` if the variable is not set or empty.
 fn path_variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty())?;
     std::path::absolute(path).ok()
 }
 
 fn add_comment(lines: &mut String, text: &str) {
-    let _ = writeln!(lines, "\n# {}", replace_controls(text));
+    let _ = writeln!(lines, "\n# {}", replace_control_characters(text));
 }
 
 /// Replaces line breaks and other control characters, which could end a comment.
-fn replace_controls(text: &str) -> String {
+fn replace_control_characters(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
 }
 
@@ -198,20 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_address_is_reached_over_loopback() {
-        for (listen, expected) in [
-            ("127.0.0.1:1", "http://127.0.0.1:1"),
-            ("localhost:2", "http://127.0.0.1:2"),
-            ("0.0.0.0:3", "http://127.0.0.1:3"),
-            ("[::]:4", "http://[::1]:4"),
-            ("10.0.0.1:5", "http://10.0.0.1:5"),
-        ] {
-            assert_eq!(base_url(&listen.parse().unwrap()), expected);
-        }
-    }
-
-    #[test]
     fn a_path_cannot_end_a_comment() {
-        assert_eq!(replace_controls("a\nrm -rf /\tb"), "a?rm -rf /?b");
+        assert_eq!(replace_control_characters("a\nrm -rf /\tb"), "a?rm -rf /?b");
     }
 }

@@ -1,8 +1,8 @@
 //! `keychoir healthcheck`: requests the readiness of a running server and reports it in the exit code. Container
 //! runtimes and kubelets run it inside the container, because their own probes do not reach loopback or a Unix socket.
 //!
-//! It ignores mistakes in the configuration: the running server continues with its last valid one, and an unhealthy
-//! container would be restarted into the mistake.
+//! It ignores mistakes in the configuration. The running server continues with its last valid configuration, but a
+//! container that is reported as unhealthy would be restarted, and the mistake would then prevent its startup.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::control::parse_duration;
-use super::server::{ServerAddress, ServerRequestError, StatusClient};
+use super::server::{KeychoirClient, ServerAddress, ServerRequestError};
 use super::{CommandResult, ConfigSources, build_runtime, fail, print};
 use crate::config::{self, KeyRequirement};
 use crate::policy::quantity::duration::DisplayDuration;
@@ -53,7 +53,7 @@ struct HealthReport {
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         timeout if timeout.is_zero() || timeout > MAX_TIMEOUT => {
-            Err(format!("the timeout is more than 0s and at most {}", DisplayDuration(MAX_TIMEOUT)))
+            Err(format!("the timeout must be more than 0s and at most {}", DisplayDuration(MAX_TIMEOUT)))
         }
         timeout => Ok(timeout),
     }
@@ -75,7 +75,7 @@ async fn check_health(arguments: Arguments) -> Result<String, HealthError> {
         None => ServerAddress::for_clients(&config)?,
     };
     // No token is sent: the readiness is public.
-    let client = StatusClient::new(address, None, config.local_ca_file().as_deref())?;
+    let client = KeychoirClient::new(address, None, config.local_ca_file().as_deref())?;
     let report = tokio::time::timeout(timeout, client.get::<HealthReport>("/readyz"));
     let (_, report) =
         report.await.map_err(|_| HealthError::Timeout { address: client.address_text(), timeout })??;
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_timeout_is_positive_and_bounded() {
+    fn a_timeout_is_positive_and_at_most_one_minute() {
         assert_eq!(parse_timeout("1s"), Ok(Duration::from_secs(1)));
         assert_eq!(parse_timeout("1m"), Ok(MAX_TIMEOUT));
         for text in ["0s", "61s", "3", "-1s", ""] {

@@ -1,5 +1,5 @@
-//! Lists the examples and exit codes of each command in a table, because `--help` and the manual pages have different
-//! layouts, and because tests require an entry for every command.
+//! Lists the examples and exit codes of all commands in one table, and adds them to the texts of `--help`. `man` reads
+//! the same table for the manual pages, which have a different layout.
 
 use std::fmt::Write as _;
 
@@ -16,21 +16,22 @@ pub(super) struct CommandHelp {
     pub(super) exit_codes: &'static [ExitCodeMeaning],
 }
 
+/// An exit code and its meaning.
 type ExitCodeMeaning = (u8, &'static str);
 
 const SUCCESS: ExitCodeMeaning = (0, "success");
 const FAILURE: ExitCodeMeaning = (1, "failed; standard error names the cause");
-const USAGE: ExitCodeMeaning = (2, "invalid arguments");
-const CONFIG: ExitCodeMeaning = (78, "invalid configuration");
+const INVALID_ARGUMENTS: ExitCodeMeaning = (2, "invalid arguments");
+const INVALID_CONFIG: ExitCodeMeaning = (78, "invalid configuration");
 
 /// The exit codes of commands that do not load the configuration.
-const PLAIN_CODES: &[ExitCodeMeaning] = &[SUCCESS, FAILURE, USAGE];
+const PLAIN_CODES: &[ExitCodeMeaning] = &[SUCCESS, FAILURE, INVALID_ARGUMENTS];
 /// The exit codes of commands that load the configuration.
-const CONFIG_CODES: &[ExitCodeMeaning] = &[SUCCESS, FAILURE, USAGE, CONFIG];
+const CONFIG_CODES: &[ExitCodeMeaning] = &[SUCCESS, FAILURE, INVALID_ARGUMENTS, INVALID_CONFIG];
 const SERVE_CODES: &[ExitCodeMeaning] = &[
     (0, "ended after a signal"),
     (1, "a system error, or a second signal aborted running requests"),
-    USAGE,
+    INVALID_ARGUMENTS,
     (74, "ended, but usage records could not be written"),
     (78, "invalid configuration, or an unusable database"),
 ];
@@ -61,8 +62,8 @@ const HELP: &[CommandHelp] = &[
         ],
         exit_codes: &[
             (0, "a start would succeed"),
-            (1, "with --online, ElevenLabs cannot be reached, or a key or the mirror has a problem"),
-            USAGE,
+            (1, "with --online, ElevenLabs cannot be reached, or a key, the mirror or Redis has a problem"),
+            INVALID_ARGUMENTS,
             (78, "an invalid configuration, or a problem that would prevent a start"),
         ],
     },
@@ -104,7 +105,7 @@ const HELP: &[CommandHelp] = &[
             (0, "success; with --check, all keys are active and usage records are written"),
             (1, "Keychoir does not respond; with --check, a key is not active, or records cannot be written"),
             (2, "invalid arguments; with --check, no key can serve, or Keychoir does not respond"),
-            CONFIG,
+            INVALID_CONFIG,
         ],
     },
     CommandHelp {
@@ -117,8 +118,8 @@ const HELP: &[CommandHelp] = &[
         exit_codes: &[
             (0, "the link was printed"),
             (1, "Keychoir does not respond, or rejects the admin token"),
-            USAGE,
-            CONFIG,
+            INVALID_ARGUMENTS,
+            INVALID_CONFIG,
         ],
     },
     CommandHelp {
@@ -134,7 +135,7 @@ const HELP: &[CommandHelp] = &[
         exit_codes: &[
             (0, "at least one key can serve"),
             (1, "no key can serve, Keychoir is shutting down, or it does not respond in time"),
-            USAGE,
+            INVALID_ARGUMENTS,
         ],
     },
     CommandHelp {
@@ -202,8 +203,8 @@ const HELP: &[CommandHelp] = &[
         exit_codes: &[
             (0, "all checked keys are valid"),
             (1, "a key is not valid, or Keychoir does not respond"),
-            USAGE,
-            CONFIG,
+            INVALID_ARGUMENTS,
+            INVALID_CONFIG,
         ],
     },
     CommandHelp {
@@ -317,23 +318,24 @@ const HELP: &[CommandHelp] = &[
 ];
 
 /// Returns the help of a command. `command` contains its names after `keychoir`, separated by spaces.
-pub(super) fn find(command: &str) -> Option<&'static CommandHelp> {
+pub(super) fn find_help(command: &str) -> Option<&'static CommandHelp> {
     HELP.iter().find(|help| help.command == command)
 }
 
 /// Adds the examples and exit codes to the help of `command` and of all its subcommands.
-pub(super) fn add_to(command: Command) -> Command {
-    add_below(command, "")
+pub(super) fn add_help(command: Command) -> Command {
+    add_help_below(command, "")
 }
 
-fn add_below(command: Command, path: &str) -> Command {
-    let command = match find(path) {
+/// `path` contains the names of `command` after `keychoir`, separated by spaces.
+fn add_help_below(command: Command, path: &str) -> Command {
+    let command = match find_help(path) {
         Some(help) => command.after_help(help.format()),
         None => command,
     };
     command.mut_subcommands(|subcommand| {
         let path = format!("{path} {}", subcommand.get_name());
-        add_below(subcommand, path.trim_start())
+        add_help_below(subcommand, path.trim_start())
     })
 }
 
@@ -378,16 +380,19 @@ mod tests {
 
     #[test]
     fn every_example_is_a_valid_command_line() {
-        let mut checked = 0;
+        let mut checked_examples = 0;
         for (line, _) in HELP.iter().flat_map(|help| help.examples) {
             let Some(start) = line.find("keychoir ").filter(|_| !line.starts_with("man ")) else { continue };
             let line = line[start..].split(['<', '>', '|', ')']).next().unwrap();
             let words: Vec<String> = split_words(line);
             let parse_result = command().try_get_matches_from(&words);
-            assert!(parse_result.is_ok(), "{line}: {}", parse_result.unwrap_err());
-            checked += 1;
+            assert!(parse_result.is_ok(), "`{line}` must be valid: {}", parse_result.unwrap_err());
+            checked_examples += 1;
         }
-        assert!(checked >= HELP.len() - 1, "{checked}");
+        assert!(
+            checked_examples >= HELP.len() - 1,
+            "every command must have an example with its name, but there are only {checked_examples}"
+        );
     }
 
     /// Splits a command line like a shell. Quotation marks join words.
@@ -405,7 +410,7 @@ mod tests {
     #[test]
     fn every_entry_belongs_to_a_command() {
         for help in HELP {
-            let mut subcommand = Some(&command()).cloned();
+            let mut subcommand = Some(command());
             for name in help.command.split_whitespace() {
                 subcommand = subcommand.and_then(|command| command.find_subcommand(name).cloned());
             }

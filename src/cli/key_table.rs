@@ -1,7 +1,7 @@
 //! Formats the table of keys that `serve` logs at startup. With the prefix of a log line, each line has
 //! at most 80 characters.
 
-use super::table::{Alignment, Table, abbreviate, truncate};
+use super::table::{Alignment, MAX_SHORT_KEY_CHARS, Table, abbreviate, truncate};
 use crate::policy::key_state::KeyStatus;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{describe_unknown_limit, key_name};
@@ -57,7 +57,7 @@ fn format_cells(snapshot: &KeySnapshot) -> [String; 5] {
     };
     [
         truncate(&key_name(key.position(), key.name()), MAX_NAME_CHARS),
-        truncate(key.api_key().short().as_str(), 19),
+        truncate(key.api_key().short().as_str(), MAX_SHORT_KEY_CHARS),
         usage,
         quota.resets_at.map_or_else(|| "-".to_owned(), |resets_at| resets_at.month_and_day()),
         status,
@@ -80,17 +80,28 @@ mod tests {
     /// The width of the prefix of an ASCII log line.
     const PREFIX_WIDTH: usize = 4;
 
-    /// Formats the table of `keys` with their names, plans and quotas.
-    fn format_table(keys: &[(Option<&str>, &str, Quota)]) -> Vec<String> {
-        let entry = |(index, (name, ..)): (usize, &(Option<&str>, &str, Quota))| KeyEntry {
-            name: name.map(str::to_owned),
+    /// A key of the pool with the facts that the table shows.
+    #[derive(Clone)]
+    struct TestKey {
+        name: Option<&'static str>,
+        plan: &'static str,
+        quota: Quota,
+    }
+
+    fn test_key(name: Option<&'static str>, plan: &'static str, quota: Quota) -> TestKey {
+        TestKey { name, plan, quota }
+    }
+
+    fn format_table(keys: &[TestKey]) -> Vec<String> {
+        let entry = |(index, key): (usize, &TestKey)| KeyEntry {
+            name: key.name.map(str::to_owned),
             ..ApiKey::new(&format!("sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333{index:05}"))
                 .unwrap()
                 .into()
         };
         let pool = Arc::new(Pool::new(keys.iter().enumerate().map(entry).collect(), Settings::FOR_TESTS));
         let roster = pool.roster();
-        for (key, (_, plan, quota)) in roster.keys().iter().zip(keys) {
+        for (key, TestKey { plan, quota, .. }) in roster.keys().iter().zip(keys) {
             let tier = Some((*plan).to_owned());
             let capabilities = Capabilities::default();
             let observation = Observation::Quota { quota: *quota, tier, is_paid: Some(true), capabilities };
@@ -107,9 +118,9 @@ mod tests {
     fn keys_without_names_are_shown_by_number_and_plan() {
         assert_eq!(
             format_table(&[
-                (None, "creator", quota(84_766, Some(100_000))),
-                (None, "payg", quota(7, None)),
-                (None, "creator", quota(0, None)),
+                test_key(None, "creator", quota(84_766, Some(100_000))),
+                test_key(None, "payg", quota(7, None)),
+                test_key(None, "creator", quota(0, None)),
             ]),
             [
                 "key                         plan         used/limit  resets  status",
@@ -124,8 +135,8 @@ mod tests {
     fn keys_with_names_are_shown_by_name() {
         assert_eq!(
             format_table(&[
-                (Some("studio"), "creator", quota(2_110, Some(100_000))),
-                (None, "creator", quota(0, None))
+                test_key(Some("studio"), "creator", quota(2_110, Some(100_000))),
+                test_key(None, "creator", quota(0, None)),
             ]),
             [
                 "key                             used/limit  resets  status",
@@ -136,13 +147,15 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_table_has_at_most_80_columns() {
+    fn the_widest_log_line_of_a_table_has_at_most_80_columns() {
         let full = quota(999_999_999, Some(999_999_999));
         let name = "a-name-that-is-longer-than-its-column";
-        let unnamed = vec![(None, "growing_business", full); 99];
-        for keys in [unnamed, vec![(Some(name), "growing_business", full); 2]] {
+        let unnamed = vec![test_key(None, "growing_business", full); 99];
+        let named = vec![test_key(Some(name), "growing_business", full); 2];
+        for keys in [unnamed, named] {
             for line in format_table(&keys) {
-                assert!(line.chars().count() + PREFIX_WIDTH <= 80, "{line}");
+                let width = line.chars().count() + PREFIX_WIDTH;
+                assert!(width <= 80, "the line must have at most 80 columns with its prefix: {line}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `keychoir keys`: lists, adds, removes, pauses, resumes and checks the keys of the pool. `list` prints the short
-//! forms of the keys and their states, which come from the running Keychoir, as in `keychoir status`, or else from the
-//! database.
+//! forms of the keys and their states. It fetches the states from the running Keychoir, like `keychoir status`, or else
+//! reads them from the database.
 
 mod check;
 
@@ -15,7 +15,7 @@ use super::control::{ControlOptions, parse_end};
 use super::database::{DatabaseError, DatabaseOptions};
 use super::status::{self, format_status};
 use super::table::{Alignment, Table, abbreviate, truncate};
-use super::{CommandResult, EX_USAGE, build_runtime, fail, fail_with, print, print_error};
+use super::{CommandResult, EX_INVALID_ARGUMENTS, build_runtime, fail, fail_with, print, print_error};
 use crate::admin::control::{Change, NewKey};
 use crate::clock;
 use crate::config::{Config, KeyConfig};
@@ -46,7 +46,8 @@ enum Command {
     Pause {
         #[command(flatten)]
         key: KeyArgument,
-        /// When the key is resumed: a duration such as 2h, or a time. By default, `keys resume` resumes it.
+        /// The time at which the key is resumed, or a duration until then, such as 2h. By default, only
+        /// `keys resume` resumes it.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         until: Option<UnixMs>,
         /// The reason, which the status shows.
@@ -102,16 +103,16 @@ struct ListArguments {
     json: bool,
 }
 
-/// A row of the list.
+/// A key of the list. A key that is only in the database has no id, and a key without a known state has none.
 struct ListedKey {
     id: Option<String>,
-    short: String,
+    short_key: String,
     name: Option<String>,
     workspace: Option<String>,
     state: Option<ReportedKeyState>,
 }
 
-/// The state of a key.
+/// The state of a key, from the running Keychoir or from the database.
 struct ReportedKeyState {
     status: String,
     is_near_limit: bool,
@@ -147,49 +148,49 @@ impl ReportedKeyState {
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     match arguments.command {
-        Command::List(arguments) => list(&arguments),
+        Command::List(arguments) => run_list(&arguments),
         Command::Add(arguments) => add_key(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Remove { key: KeyArgument { key }, options } => {
-            options.run(Change::RemoveKey { key }, "Removed the key.")
+            options.make_change(Change::RemoveKey { key }, "Removed the key.")
         }
         Command::Pause { key: KeyArgument { key }, until, reason, options } => {
-            options.run(Change::PauseKey { key, until, reason }, "Paused the key.")
+            options.make_change(Change::PauseKey { key, until, reason }, "Paused the key.")
         }
         Command::Resume { key: KeyArgument { key }, options } => {
-            options.run(Change::ResumeKey { key }, "Resumed the key.")
+            options.make_change(Change::ResumeKey { key }, "Resumed the key.")
         }
     }
 }
 
-/// Maximum number of bytes in a key and the surrounding white space.
+/// Maximum number of bytes of the input with a key, which may have surrounding white space.
 const MAX_KEY_BYTES: u64 = 4096;
 
 fn add_key(arguments: AddArguments) -> CommandResult {
     let AddArguments { name, workspace, base_url, weight, key_file, options } = arguments;
-    let mut text = String::new();
-    let read_key = match &key_file {
-        Some(path) => File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut text)),
+    let mut input = String::new();
+    let read_result = match &key_file {
+        Some(path) => File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut input)),
         None => {
             if io::stdin().is_terminal() {
                 print_error(&"Paste the key, and press Enter and Ctrl-D:");
             }
-            io::stdin().take(MAX_KEY_BYTES).read_to_string(&mut text)
+            io::stdin().take(MAX_KEY_BYTES).read_to_string(&mut input)
         }
     };
-    read_key.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
-    if text.len() as u64 >= MAX_KEY_BYTES {
+    read_result.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
+    if input.len() as u64 >= MAX_KEY_BYTES {
         return Err(fail_with(
-            EX_USAGE,
+            EX_INVALID_ARGUMENTS,
             format_args!("the input is not a key: it has more than {MAX_KEY_BYTES} bytes"),
         ));
     }
-    let key = ApiKey::new(text.trim()).map_err(|error| fail_with(EX_USAGE, error))?;
+    let key = ApiKey::new(input.trim()).map_err(|error| fail_with(EX_INVALID_ARGUMENTS, error))?;
     let message = format!("Added the key `{name}` ({}).", key.short());
-    options.run(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)
+    options.make_change(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)
 }
 
-fn list(arguments: &ListArguments) -> CommandResult {
+fn run_list(arguments: &ListArguments) -> CommandResult {
     let ListArguments { database, json } = arguments;
     let json = *json;
     let config = database.load_config()?;
@@ -198,25 +199,25 @@ fn list(arguments: &ListArguments) -> CommandResult {
         return Ok(());
     }
     let read_keys = database.open_configured(&config).and_then(|reader| Ok(reader.keys(clock::now())?));
-    let (stored_keys, result) = match read_keys {
+    let (stored_keys, command_result) = match read_keys {
         Ok(stored_keys) => (stored_keys, Ok(())),
         Err(error) => {
             let code = fail(format_args!("the state of the keys is unknown: {error}"));
-            (Vec::new(), if is_missing(&error) { Ok(()) } else { Err(code) })
+            (Vec::new(), if has_no_database(&error) { Ok(()) } else { Err(code) })
         }
     };
     print_keys(&list_keys(&config, &stored_keys), json);
-    result
+    command_result
 }
 
 /// Fetches the states of the configured keys from the server that runs with `config`. Returns `None` if that server
 /// does not respond, requires a token, or has different keys.
 fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
     let keys = build_runtime().ok()?.block_on(status::fetch_keys(config))?;
-    let is_same = |(configured, reported): (&KeyConfig, &status::ReportedKeyStatus)| {
+    let is_same_key = |(configured, reported): (&KeyConfig, &status::ReportedKeyStatus)| {
         configured.key.short().as_str() == reported.short_key
     };
-    if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same) {
+    if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same_key) {
         return None;
     }
     let now = clock::now();
@@ -237,21 +238,21 @@ fn print_keys(keys: &[ListedKey], json: bool) {
 }
 
 impl ListedKey {
-    /// Returns the row of a configured key. A pause replaces the status, because neither the status document nor
-    /// the database contains pauses.
+    /// Creates the list's description of a configured key. A pause replaces the status, because neither the status
+    /// document nor the database contains pauses.
     fn new(config: &Config, key: &KeyConfig, state: Option<ReportedKeyState>, now: UnixMs) -> Self {
         let fingerprint = key.key.fingerprint();
         let is_paused = config
             .paused_keys
             .iter()
-            .any(|paused| paused.fingerprint == fingerprint && paused.until.is_none_or(|until| until > now));
+            .any(|paused| paused.fingerprint == fingerprint && paused.pause().is_active(now));
         let state = match state {
             Some(state) if is_paused => Some(ReportedKeyState { status: status::PAUSED.to_owned(), ..state }),
             state => state,
         };
         Self {
             id: Some(fingerprint.key_id()),
-            short: key.key.short().to_string(),
+            short_key: key.key.short().to_string(),
             name: key.name.clone(),
             workspace: key.workspace.clone(),
             state,
@@ -259,8 +260,8 @@ impl ListedKey {
     }
 }
 
-/// Returns whether the database does not exist yet, which is not a failure.
-fn is_missing(error: &DatabaseError) -> bool {
+/// Returns whether there is no database, because it does not exist yet or is kept in memory. This is not a failure.
+fn has_no_database(error: &DatabaseError) -> bool {
     match error {
         DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => true,
         DatabaseError::Read(
@@ -275,24 +276,27 @@ fn is_missing(error: &DatabaseError) -> bool {
 
 /// Returns the configured keys, or the keys in the database if none are configured.
 fn list_keys(config: &Config, stored_keys: &[StoredKey]) -> Vec<ListedKey> {
-    let state = |key: &StoredKey| ReportedKeyState::from_stored(key, config.pool.near_limit_ratio);
+    let read_state = |key: &StoredKey| ReportedKeyState::from_stored(key, config.pool.near_limit_ratio);
     if config.keys.is_empty() {
         let listed_keys = stored_keys.iter().map(|key| ListedKey {
             id: None,
-            short: key.short.clone(),
+            short_key: key.short.clone(),
             name: key.name.clone(),
             workspace: key.workspace.clone(),
-            state: Some(state(key)),
+            state: Some(read_state(key)),
         });
         return listed_keys.collect();
     }
     let listed_keys = config.keys.iter().map(|key| {
         let hash = key.key.fingerprint().to_string();
         let stored_key = stored_keys.iter().find(|stored_key| stored_key.hash == hash);
-        ListedKey::new(config, key, stored_key.map(state), clock::now())
+        ListedKey::new(config, key, stored_key.map(read_state), clock::now())
     });
     listed_keys.collect()
 }
+
+/// Maximum number of characters of the name of a key or workspace, so that the other columns fit into the line.
+const MAX_NAME_CHARS: usize = 14;
 
 fn format_table(keys: &[ListedKey]) -> String {
     let mut table = Table::new([
@@ -304,14 +308,15 @@ fn format_table(keys: &[ListedKey]) -> String {
         ("left", Alignment::Right),
     ]);
     for (index, key) in keys.iter().enumerate() {
-        let format_name =
-            |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), |name| truncate(name, 14));
+        let format_name = |name: &Option<String>| {
+            name.as_deref().map_or_else(|| "-".to_owned(), |name| truncate(name, MAX_NAME_CHARS))
+        };
         let remaining =
             key.state.as_ref().filter(|state| state.limit.is_some()).map(|state| abbreviate(state.remaining));
         let status = key.state.as_ref().map(|state| format_status(&state.status, state.is_near_limit));
         table.add_row([
             (index + 1).to_string(),
-            key.short.clone(),
+            key.short_key.clone(),
             format_name(&key.name),
             format_name(&key.workspace),
             status.unwrap_or_else(|| "-".to_owned()),
@@ -325,7 +330,7 @@ fn key_json(key: &ListedKey) -> Value {
     let state = key.state.as_ref();
     json!({
         "id": key.id,
-        "shortKey": key.short,
+        "shortKey": key.short_key,
         "name": key.name,
         "workspace": key.workspace,
         "status": state.map(|state| &state.status),

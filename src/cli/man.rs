@@ -84,7 +84,7 @@ fn render_page(command: &Command, page_name: &str, command_path: &str) -> io::Re
         man.render_subcommands_section(&mut page)?;
     }
     let mut roff = Roff::new();
-    if let Some(help) = help::find(command_path) {
+    if let Some(help) = help::find_help(command_path) {
         add_examples_and_exit_codes(&mut roff, help);
     }
     if command_path.is_empty() {

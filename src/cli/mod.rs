@@ -1,5 +1,6 @@
 //! Parses the command line and runs the command. Each command is a module, which prints data to standard
-//! output and messages to standard error, and returns an exit code.
+//! output and messages to standard error, and returns an exit code. The functions at the end of this file load the
+//! configuration, print, and build the runtime for all commands.
 
 mod serve;
 
@@ -124,7 +125,7 @@ fn load(overrides: &Overrides) -> Result<LoadedConfig, ExitCode> {
     })
 }
 
-/// Describes the files from which the configuration was loaded.
+/// Describes the files from which the configuration was loaded, in one line.
 fn describe_files(loaded: &LoadedConfig) -> String {
     let files = loaded.contents.stamps();
     let paths: Vec<String> = files.existing().map(|path| path.display().to_string()).collect();
@@ -135,8 +136,8 @@ fn describe_files(loaded: &LoadedConfig) -> String {
     }
 }
 
-/// The exit code for invalid arguments. clap uses the same code.
-const EX_USAGE: u8 = 2;
+/// The exit code for invalid arguments. clap uses the same code, which differs from `EX_USAGE` in `sysexits.h`.
+const EX_INVALID_ARGUMENTS: u8 = 2;
 
 /// The exit code for an invalid configuration (`sysexits.h`). A service manager should not restart the
 /// program.
@@ -177,16 +178,17 @@ pub fn run() -> ExitCode {
 
 /// Returns the command line interface.
 fn command() -> clap::Command {
-    help::add_to(Arguments::command())
+    help::add_help(Arguments::command())
 }
 
-/// Parses the arguments of the process. Prints help and errors, and ends the process after them.
+/// Parses the arguments of the process. After an error, or for an argument such as `--help`, prints and ends the
+/// process.
 fn parse_arguments() -> Arguments {
     let parse_result = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
     parse_result.unwrap_or_else(|error| {
         let words: Vec<String> =
             std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
-        suggestions::add_to(error, &command(), words.iter().map(String::as_str)).exit()
+        suggestions::add_suggestion(error, &command(), words.iter().map(String::as_str)).exit()
     })
 }
 
@@ -214,11 +216,12 @@ fn print_bytes(bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Prints the error of a failed command, and returns its exit code.
+/// Prints the error of a failed command, and returns the exit code 1.
 fn fail(error: impl Display) -> ExitCode {
     fail_with(1, error)
 }
 
+/// Prints the error of a failed command, and returns `code` as its exit code.
 fn fail_with(code: u8, error: impl Display) -> ExitCode {
     print_error(&format_args!("keychoir: {error}"));
     ExitCode::from(code)
@@ -242,16 +245,16 @@ fn locale() -> Option<String> {
 /// Describes why an address cannot be bound, with advice.
 #[expect(clippy::wildcard_enum_match_arm, reason = "`io::ErrorKind` is non-exhaustive")]
 fn describe_bind_error(address: &str, error: &io::Error) -> String {
-    let is_file = address.starts_with("unix:");
+    let is_unix_socket = address.starts_with("unix:");
     let reason = match error.kind() {
-        io::ErrorKind::NotFound if is_file => "Its directory does not exist. ",
-        io::ErrorKind::PermissionDenied if is_file => "This user may not write there. ",
+        io::ErrorKind::NotFound if is_unix_socket => "Its directory does not exist. ",
+        io::ErrorKind::PermissionDenied if is_unix_socket => "This user may not write there. ",
         io::ErrorKind::AddrInUse => "Another program listens there, perhaps another Keychoir. ",
         io::ErrorKind::PermissionDenied => "Ports below 1024 require a privilege. ",
         io::ErrorKind::AddrNotAvailable => "This machine does not have that address. ",
         _ => "",
     };
     let alternative =
-        if is_file { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
+        if is_unix_socket { "path with --listen unix:/PATH" } else { "address with --listen HOST:PORT" };
     format!("cannot listen on {address}: {error}. {reason}Choose another {alternative}.")
 }

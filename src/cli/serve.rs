@@ -1,5 +1,7 @@
-//! `keychoir serve`: starts the proxy with the configuration, serves until a signal, and shuts down
-//! gracefully.
+//! `keychoir serve`: starts the proxy with the configuration, serves until a signal to stop, and shuts down
+//! gracefully. Meanwhile, it makes the changes of operators and reloads the configuration.
+
+mod welcome;
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -10,8 +12,6 @@ use clap::Args;
 use tokio::sync::mpsc::Receiver;
 use tracing::{error, info, warn};
 
-use super::diagnosis::free_plans_message;
-use super::key_table;
 use super::signals::{SignalEvent, Signals};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, EX_IOERR, build_runtime, describe_bind_error, describe_files,
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::admin::control::{Actor, Change, ChangeOrigin, ControlRequest, ControlSender};
 use crate::app::{
-    self, Address, AppConfig, ConnectionLimit, DrainOutcome, HttpsState, InheritedSockets, ListenError,
-    ProgramListeners, RunningApp, ShutdownReport, StartError,
+    self, AppConfig, ConnectionLimit, DrainOutcome, InheritedSockets, ListenError, ProgramListeners,
+    RunningApp, ShutdownReport, StartError,
 };
 use crate::clock;
 use crate::config::{
@@ -31,15 +31,10 @@ use crate::control::{
     log_reload_error, record_unrecorded_changes,
 };
 use crate::platform::service_manager;
-use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
-use crate::upstream::Reachability;
+use welcome::log_welcome;
 
-/// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not respond must
-/// not delay startup for longer.
-const FIRST_POLL_TIMEOUT: Duration = Duration::from_millis(1_500);
-
-/// Margin between the longest shutdown and the stop timeout of the service manager.
+/// Time that the service manager allows for a stop in addition to the longest shutdown.
 const STOP_MARGIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
@@ -117,8 +112,8 @@ async fn serve(
     let keys_message = keys_loaded_message(config.keys.len(), &config.describe_key_sources());
     info!(event = "keys_loaded", count = config.keys.len(), "{keys_message}");
     info!(event = "configuration_read", "{files}");
-    if let Some(text) = proxy_message(config) {
-        info!(event = "upstream_proxy", "{text}");
+    if let Some(message) = proxy_message(config) {
+        info!(event = "upstream_proxy", "{message}");
     }
     if sockets.count() > 0 && !config.server.listen.iter().any(|listen| *listen == ListenAddress::Systemd) {
         let count = sockets.count();
@@ -161,19 +156,20 @@ async fn serve(
     run_until_stopped(app, signals, controller, requests).await
 }
 
-/// Describes the route to the provider, if a setting or the environment is about a forward proxy.
+/// Describes the route to the provider, if a setting or an environment variable configures a forward proxy.
 fn proxy_message(config: &Config) -> Option<String> {
-    let text = config.proxy_routes().describe(&config.upstream.base_url);
-    let own_count = config.keys.iter().filter(|key| key.proxy != ProxySetting::Inherited).count();
-    let own_text = match own_count {
-        0 => return text,
+    let route = config.proxy_routes().describe(&config.upstream.base_url);
+    let key_count = config.keys.iter().filter(|key| key.proxy != ProxySetting::Inherited).count();
+    let key_note = match key_count {
+        0 => return route,
         1 => "1 key has its own proxy setting".to_owned(),
         count => format!("{count} keys have their own proxy settings"),
     };
-    Some(text.map_or_else(|| own_text.clone(), |text| format!("{text}; {own_text}")))
+    Some(route.map_or_else(|| key_note.clone(), |route| format!("{route}; {key_note}")))
 }
 
-/// Returns the maximum number of client connections, and warns if the system allows too few open files.
+/// Returns the maximum number of client connections, and warns if it is reduced because the system allows too few open
+/// files.
 fn max_connections(config: &Config) -> usize {
     let limit = ConnectionLimit::determine(config);
     if limit.is_reduced() {
@@ -191,8 +187,8 @@ fn max_connections(config: &Config) -> usize {
 fn status_line(running: &RunningApp) -> String {
     let addresses = running.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let count = running.keys().len();
-    let plural = if count == 1 { "" } else { "s" };
-    format!("Serving with {count} key{plural} at {addresses}")
+    let plural_suffix = if count == 1 { "" } else { "s" };
+    format!("Serving with {count} key{plural_suffix} at {addresses}")
 }
 
 /// Prints the error of a failed start, with advice, and returns the exit code.
@@ -205,123 +201,31 @@ fn report_start_error(error: StartError) -> ExitCode {
     code
 }
 
-/// Logs the addresses and the keys.
-async fn log_welcome(running: &mut RunningApp) {
-    if running.wait_for_first_poll(FIRST_POLL_TIMEOUT).await {
-        let keys = running.keys();
-        let mut lines = key_table::format_lines(&keys).into_iter();
-        if let Some(titles) = lines.next() {
-            info!(event = "key_states", keys = keys.len(), "{titles}");
-        }
-        for (snapshot, line) in keys.iter().zip(lines) {
-            let (key, name, number) =
-                (snapshot.key.api_key().short().as_str(), snapshot.key.name(), snapshot.key.position() + 1);
-            info!(event = "key_state", key, name, number, "{line}");
-        }
-        let is_free =
-            |snapshot: &&KeySnapshot| snapshot.key.workspace().tier().is_some_and(|tier| *tier == "free");
-        let free_keys = keys.iter().filter(is_free).count();
-        if free_keys > 1 {
-            warn!("{}", free_plans_message(free_keys));
-        }
-    }
-    if running.reachability() == Reachability::Unreachable {
-        warn!(
-            event = "upstream_unreachable",
-            "ElevenLabs cannot be reached: connections to it fail. Requests get 502 until a connection succeeds; \
-             `keychoir status` shows when it does"
-        );
-    }
-    for address in running.addresses() {
-        info!(event = "server_started", address = %address, "Server started at {}", listener_url(address));
-    }
-    let base_url = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
-        Some(address) => format!("http://{address}"),
-        // Clients require a host name in the URL, although it is not used on a Unix socket.
-        None => "http://keychoir".to_owned(),
-    };
-    let client_names = running.client_names();
-    let api_key = if client_names.is_empty() { "\"anything\"" } else { "TOKEN" };
-    info!(event = "server_base_url", "├─ Base URL:  {base_url}   ElevenLabs(base_url=…, api_key={api_key})");
-    if !client_names.is_empty() {
-        info!(event = "server_tokens", "├─ TOKEN:     {}", token_line(&client_names));
-    }
-    if let Some(advice) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
-        info!(event = "server_https", "├─ HTTPS:     {advice}");
-    }
-    for address in running.operator_addresses() {
-        info!(event = "admin_started", address = %address, "├─ Admin API: {}", listener_url(address));
-    }
-    let status_url = match running.operator_addresses().first() {
-        Some(Address::Unix(_)) => None,
-        Some(address @ Address::Tcp(_)) => Some(listener_url(address)),
-        None => Some(base_url),
-    };
-    match status_url {
-        Some(url) => {
-            info!(event = "dashboard_url", "├─ Dashboard: {url}/_/   run `keychoir dashboard` to sign in");
-            info!(event = "server_status_url", "└─ Status:    {url}/api/elevenlabs-status");
-        }
-        None => info!(event = "server_status_url", "└─ Status:    run `keychoir status`"),
-    }
-}
-
-/// Returns the URL of a listener for messages.
-fn listener_url(address: &Address) -> String {
-    match address {
-        Address::Tcp(address) => format!("http://{address}"),
-        Address::Unix(_) => address.to_string(),
-    }
-}
-
-/// Names the clients whose tokens are accepted.
-fn token_line(names: &[String]) -> String {
-    const MAX_LISTED: usize = 3;
-    let more_text = match names.len().saturating_sub(MAX_LISTED) {
-        0 => String::new(),
-        count => format!(" and {count} more"),
-    };
-    let listed_names = names.iter().take(MAX_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    format!("of a client: {listed_names}{more_text}")
-}
-
-/// Describes how apps can use HTTPS on the same port.
-fn https_line(state: HttpsState) -> Option<&'static str> {
-    match state {
-        HttpsState::Off => None,
-        HttpsState::LocalCa => Some("on the same port; apps trust it after  eval \"$(keychoir env)\""),
-        HttpsState::InMemoryCa => {
-            Some("on the same port, with a CA in memory that clients cannot trust (server.tls_directory)")
-        }
-        HttpsState::Configured => Some("on the same port, with the certificate of server.tls"),
-    }
-}
-
-/// Logs the addresses and keys, for which it may wait for the provider. Returns the last signal that arrived
+/// Logs the keys and the addresses, for which it may wait for the provider. Returns the last signal that arrived
 /// during the wait. A signal to stop ends the wait.
-async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -> Option<SignalEvent> {
+async fn log_welcome_until_stop(running: &mut RunningApp, signals: &mut Signals) -> Option<SignalEvent> {
     let mut welcome = pin!(log_welcome(running));
-    let mut event = None;
-    while event != Some(SignalEvent::Stop) {
+    let mut last_signal = None;
+    while last_signal != Some(SignalEvent::Stop) {
         tokio::select! {
             () = welcome.as_mut() => break,
-            next = signals.next() => event = Some(next),
+            signal = signals.next() => last_signal = Some(signal),
         }
     }
-    event
+    last_signal
 }
 
-/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop immediately,
-/// and a reload after the change.
+/// Makes a change. A change may wait for another process, which must not delay a stop. So a signal to stop abandons the
+/// change and is returned immediately, and a signal to reload is returned after the change.
 async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
     let mut change = Box::pin(change);
     loop {
         tokio::select! {
             () = &mut change => return reload,
-            event = signals.next() => match event {
-                SignalEvent::Stop => return Some(event),
-                SignalEvent::Reload => reload = Some(event),
+            signal = signals.next() => match signal {
+                SignalEvent::Stop => return Some(signal),
+                SignalEvent::Reload => reload = Some(signal),
             },
         }
     }
@@ -341,6 +245,26 @@ async fn share_overlay(controller: &mut Controller, app: &RunningApp) {
     }
 }
 
+/// Waits for a signal, or for a change by an operator or another replica, and makes the change. Returns the signal,
+/// or a reload if the files of the configuration have changed.
+async fn make_next_change(
+    app: &RunningApp,
+    signals: &mut Signals,
+    controller: &mut Controller,
+    requests: &mut Receiver<ControlRequest>,
+) -> Option<SignalEvent> {
+    tokio::select! {
+        signal = signals.next() => Some(signal),
+        Some(request) = requests.recv() => make_change(controller.answer_request(request, app), signals).await,
+        event = controller.next_event() => match event {
+            ControllerEvent::FilesChanged => Some(SignalEvent::Reload),
+            ControllerEvent::OverlayReceived(overlay) => {
+                make_change(controller.merge_overlay(overlay, Some(app)), signals).await
+            }
+        },
+    }
+}
+
 /// Serves and reloads until a signal to stop, and then shuts down gracefully. A second signal to stop
 /// aborts the running requests.
 async fn run_until_stopped(
@@ -349,35 +273,19 @@ async fn run_until_stopped(
     mut controller: Controller,
     mut requests: Receiver<ControlRequest>,
 ) -> CommandResult {
-    let mut pending_event = make_change(share_overlay(&mut controller, &app), &mut signals).await;
-    if pending_event != Some(SignalEvent::Stop) {
-        pending_event = welcome_until_signal(&mut app, &mut signals).await.or(pending_event);
+    let mut pending_signal = make_change(share_overlay(&mut controller, &app), &mut signals).await;
+    if pending_signal != Some(SignalEvent::Stop) {
+        pending_signal = log_welcome_until_stop(&mut app, &mut signals).await.or(pending_signal);
     }
     loop {
-        let event = match pending_event.take() {
-            Some(event) => event,
-            None => tokio::select! {
-                event = signals.next() => event,
-                Some(request) = requests.recv() => {
-                    match make_change(controller.answer_request(request, &app), &mut signals).await {
-                        Some(event) => event,
-                        None => continue,
-                    }
-                }
-                event = controller.next_event() => match event {
-                    ControllerEvent::FilesChanged => SignalEvent::Reload,
-                    ControllerEvent::OverlayReceived(overlay) => {
-                        match make_change(controller.merge_overlay(overlay, Some(&app)), &mut signals).await {
-                            Some(event) => event,
-                            None => continue,
-                        }
-                    }
-                },
-            },
+        let signal = match pending_signal.take() {
+            Some(signal) => Some(signal),
+            None => make_next_change(&app, &mut signals, &mut controller, &mut requests).await,
         };
-        match event {
-            SignalEvent::Stop => break,
-            SignalEvent::Reload => {
+        match signal {
+            None => {}
+            Some(SignalEvent::Stop) => break,
+            Some(SignalEvent::Reload) => {
                 service_manager::report_reloading();
                 let origin = ChangeOrigin { actor: Actor::Reload, address: None };
                 let reload = controller.make(Change::Reload, None, origin, Some(&app));

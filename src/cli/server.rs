@@ -1,5 +1,5 @@
-//! Connects to a running Keychoir and reads its status documents. All commands use this module, so that
-//! they select the same address and report the same errors.
+//! Sends the requests of commands to a running Keychoir: for its status documents, and to its admin API. All commands
+//! that need a running server use this module, so that they select the same address and report the same errors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::admin_token::find_admin_token;
-use super::{ConfigSources, fail, load};
+use super::{ConfigSources, fail, fail_with, load};
 use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress, ListenAddresses};
 use crate::platform::sockets::connect_through;
 use crate::upstream::{TlsError, http_client_trusting};
@@ -43,9 +43,9 @@ pub(super) enum ServerAddress {
     Unix(PathBuf),
 }
 
-/// A client of a running Keychoir.
+/// An HTTP client for a running Keychoir.
 #[derive(Debug)]
-pub(super) struct StatusClient {
+pub(super) struct KeychoirClient {
     address: ServerAddress,
     client: reqwest::Client,
     /// A client token.
@@ -62,7 +62,7 @@ pub(super) enum ServerRequestError {
     #[error("the configuration names no fixed port: use --url http://HOST:PORT")]
     NoFixedPort,
     #[error("the client token cannot be read from {}: {source}", .path.display())]
-    Token { path: PathBuf, source: std::io::Error },
+    UnreadableToken { path: PathBuf, source: std::io::Error },
     #[error("{} contains no valid client token: the token is empty or not valid in a header", .0.display())]
     InvalidToken(PathBuf),
     #[error(
@@ -87,17 +87,18 @@ pub(super) enum ServerRequestError {
     Tls(#[from] TlsError),
 }
 
-/// Timeout of a request. Keychoir serves these documents from memory, so a process that takes longer to
-/// respond hangs.
+/// Timeout of a request for a status document. Keychoir serves these documents from memory, so a process that does not
+/// respond in time hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Timeout of a change. The server waits at most 10 s for it.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Timeout of a request to the admin API. The server waits at most 10 s for a change.
+const ADMIN_API_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl ServerOptions {
-    /// Creates the client. If the configuration is invalid, prints its mistakes and returns the exit code as
-    /// the outer error.
-    pub(super) fn into_client(self) -> Result<Result<StatusClient, ServerRequestError>, ExitCode> {
+    /// Creates the client. If that fails, prints the error and returns the exit code: `error_code`, or another one if the
+    /// configuration is invalid or the admin token cannot be read.
+    pub(super) fn into_client(self, error_code: u8) -> Result<KeychoirClient, ExitCode> {
+        let fail_with_code = |error: ServerRequestError| fail_with(error_code, error);
         let overrides = self.sources.into_overrides(KeyRequirement::Optional);
         let (address, config) = match &self.url {
             Some(url) => {
@@ -110,10 +111,7 @@ impl ServerOptions {
                 (ServerAddress::from_config(&config), Some(config))
             }
         };
-        let address = match address {
-            Ok(address) => address,
-            Err(error) => return Ok(Err(error)),
-        };
+        let address = address.map_err(fail_with_code)?;
         let admin_token = match self.token_file {
             Some(_) => None,
             None => {
@@ -123,20 +121,22 @@ impl ServerOptions {
             }
         };
         let ca_file = config.and_then(|config| config.local_ca_file());
-        let client = StatusClient::new(address, self.token_file, ca_file.as_deref());
-        Ok(client.map(|client| StatusClient { admin_token, ..client }))
+        let client =
+            KeychoirClient::new(address, self.token_file, ca_file.as_deref()).map_err(fail_with_code)?;
+        Ok(KeychoirClient { admin_token, ..client })
     }
 }
 
 impl ServerAddress {
+    /// Parses the value of `--url`. A text without a scheme is an address for HTTP.
     pub(super) fn parse(text: &str) -> Result<Self, ServerRequestError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-        let is_http = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
-        if !is_http || reqwest::Url::parse(&url).is_err() {
+        let authority_and_path = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        let has_authority = authority_and_path.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+        if !has_authority || reqwest::Url::parse(&url).is_err() {
             return Err(ServerRequestError::InvalidUrl(text.to_owned()));
         }
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
@@ -150,7 +150,7 @@ impl ServerAddress {
         }
     }
 
-    /// Whether the server's certificate is verified.
+    /// Returns whether the connection uses TLS, so that the server's certificate is verified.
     pub(super) fn is_https(&self) -> bool {
         match self {
             Self::Url(url) => url.starts_with("https://"),
@@ -180,7 +180,7 @@ impl ServerAddress {
         url.or_else(|| listen.iter().find(is_unix_socket).and_then(Self::from_listener))
     }
 
-    /// Returns the address of a listener, or `None` if only the running server knows the address.
+    /// Returns the address of a listener, or `None` if the system or systemd chooses the address.
     fn from_listener(listener: &ListenAddress) -> Option<Self> {
         match listener {
             ListenAddress::Tcp(address) if address.port() != 0 => Some(Self::Url(base_url(address))),
@@ -205,7 +205,7 @@ pub(super) fn base_url(listen: &HostPort) -> String {
     format!("http://{address}")
 }
 
-impl StatusClient {
+impl KeychoirClient {
     /// Creates a client. `ca_file` is the certificate of the local CA, which an `https` address may need.
     pub(super) fn new(
         address: ServerAddress,
@@ -237,7 +237,8 @@ impl StatusClient {
         }
     }
 
-    fn base(&self) -> &str {
+    /// Returns the URL before the path of a request.
+    fn url_prefix(&self) -> &str {
         match &self.address {
             ServerAddress::Url(url) => url,
             // The host is ignored on a Unix socket.
@@ -255,19 +256,15 @@ impl StatusClient {
     ) -> Result<(u16, Value), ServerRequestError> {
         let mut request = self
             .client
-            .request(method, format!("{}{path}", self.base()))
+            .request(method, format!("{}{path}", self.url_prefix()))
             .bearer_auth(token)
-            .timeout(CHANGE_TIMEOUT);
+            .timeout(ADMIN_API_TIMEOUT);
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
-            address: self.address_text(),
-            reason: root_cause(&error),
-        };
-        let response = request.send().await.map_err(no_response)?;
+        let response = request.send().await.map_err(|error| self.no_response(&error))?;
         let status = response.status().as_u16();
-        let text = response.text().await.map_err(no_response)?;
+        let text = response.text().await.map_err(|error| self.no_response(&error))?;
         let document = serde_json::from_str(&text).map_err(|_| ServerRequestError::NotKeychoir {
             address: self.address_text(),
             reason: format!("status {status}"),
@@ -284,11 +281,11 @@ impl StatusClient {
         self.get::<Readiness>("/readyz").await.map(|(_, page)| page.status)
     }
 
-    /// Returns the version of the server, which its metrics contain. Returns `None` if the metrics require a different
-    /// token.
+    /// Returns the version of the server, which its metrics contain. Returns `None` if the metrics cannot be read, for
+    /// example because the server requires the admin token.
     pub(super) async fn version(&self, admin_token: Option<&str>) -> Option<String> {
         const LABEL: &str = "keychoir_build_info{version=\"";
-        let mut request = self.client.get(format!("{}/metrics", self.base()));
+        let mut request = self.client.get(format!("{}/metrics", self.url_prefix()));
         if let Some(token) = admin_token {
             request = request.bearer_auth(token);
         }
@@ -297,7 +294,7 @@ impl StatusClient {
         rest.split_once('"').map(|(version, _)| version.to_owned())
     }
 
-    /// Whether a Keychoir server responds at the address.
+    /// Returns whether a Keychoir server responds at the address.
     pub(super) async fn is_keychoir(&self) -> bool {
         let page = self.get::<serde_json::Map<String, Value>>("/readyz").await;
         // Another program does not send a document with these members.
@@ -310,19 +307,15 @@ impl StatusClient {
         &self,
         path: &str,
     ) -> Result<(String, T), ServerRequestError> {
-        let mut request = self.client.get(format!("{}{path}", self.base()));
+        let mut request = self.client.get(format!("{}{path}", self.url_prefix()));
         match (&self.token, &self.admin_token) {
             (Some(token), _) => request = request.header("xi-api-key", token),
             (None, Some(admin_token)) => request = request.bearer_auth(admin_token),
             (None, None) => {}
         }
-        let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
-            address: self.address_text(),
-            reason: root_cause(&error),
-        };
         let not_keychoir =
             |reason: String| ServerRequestError::NotKeychoir { address: self.address_text(), reason };
-        let response = request.send().await.map_err(no_response)?;
+        let response = request.send().await.map_err(|error| self.no_response(&error))?;
         match response.status().as_u16() {
             200 | 503 => {}
             401 if self.token.is_some() => return Err(ServerRequestError::TokenRefused(self.address_text())),
@@ -332,25 +325,30 @@ impl StatusClient {
             401 => return Err(ServerRequestError::TokenRequired(self.address_text())),
             status => return Err(not_keychoir(format!("status {status}"))),
         }
-        let text = response.text().await.map_err(no_response)?;
+        let text = response.text().await.map_err(|error| self.no_response(&error))?;
         let document = serde_json::from_str(&text).map_err(|error| not_keychoir(error.to_string()))?;
         Ok((text, document))
     }
+
+    fn no_response(&self, error: &reqwest::Error) -> ServerRequestError {
+        ServerRequestError::NoResponse { address: self.address_text(), reason: describe_cause(error) }
+    }
 }
 
-/// Whether a Keychoir server responds at the address `listen`.
+/// Returns whether a Keychoir server responds at the address `listen`.
 pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
     let address = match listen {
         ListenAddress::Tcp(address) => ServerAddress::Url(base_url(address)),
         ListenAddress::Unix(path) => ServerAddress::Unix(path.clone()),
         ListenAddress::Systemd => return false,
     };
-    let Ok(client) = StatusClient::new(address, None, None) else { return false };
+    let Ok(client) = KeychoirClient::new(address, None, None) else { return false };
     client.is_keychoir().await
 }
 
-/// Returns the innermost source of the error, which is the most specific one.
-fn root_cause(error: &reqwest::Error) -> String {
+/// Describes why a request got no response: the timeout, or the innermost source of the error, which is the most
+/// specific one.
+fn describe_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return format!("no response within {} s", RESPONSE_TIMEOUT.as_secs());
     }
@@ -363,7 +361,7 @@ fn root_cause(error: &reqwest::Error) -> String {
 
 fn read_token(path: PathBuf) -> Result<String, ServerRequestError> {
     let content = fs::read_to_string(&path)
-        .map_err(|source| ServerRequestError::Token { path: path.clone(), source })?;
+        .map_err(|source| ServerRequestError::UnreadableToken { path: path.clone(), source })?;
     let token = content.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(ServerRequestError::InvalidToken(path));
@@ -376,20 +374,36 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: Option<ServerAddress>) {
-        assert_eq!(ServerAddress::parse(text).ok(), expected, "{text}");
+    fn check_address(text: &str, expected: Option<ServerAddress>) {
+        assert_eq!(ServerAddress::parse(text).ok(), expected, "the address {text:?}");
     }
 
     #[test]
     fn an_address_is_a_url_or_a_unix_socket() {
         let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
-        check("http://127.0.0.1:11011/", url("http://127.0.0.1:11011"));
-        check("127.0.0.1:11011", url("http://127.0.0.1:11011"));
-        check("http://keychoir.lan/elevenlabs", url("http://keychoir.lan/elevenlabs"));
-        check("unix:/run/keychoir.sock", Some(ServerAddress::Unix(PathBuf::from("/run/keychoir.sock"))));
-        check("https://localhost:11011/", url("https://localhost:11011"));
+        check_address("http://127.0.0.1:11011/", url("http://127.0.0.1:11011"));
+        check_address("127.0.0.1:11011", url("http://127.0.0.1:11011"));
+        check_address("http://keychoir.lan/elevenlabs", url("http://keychoir.lan/elevenlabs"));
+        check_address(
+            "unix:/run/keychoir.sock",
+            Some(ServerAddress::Unix(PathBuf::from("/run/keychoir.sock"))),
+        );
+        check_address("https://localhost:11011/", url("https://localhost:11011"));
         for text in ["", "http://", "ftp://x", "http:///path", "https://"] {
-            check(text, None);
+            check_address(text, None);
+        }
+    }
+
+    #[test]
+    fn a_wildcard_address_is_reached_over_loopback() {
+        for (listen, expected) in [
+            ("127.0.0.1:1", "http://127.0.0.1:1"),
+            ("localhost:2", "http://127.0.0.1:2"),
+            ("0.0.0.0:3", "http://127.0.0.1:3"),
+            ("[::]:4", "http://[::1]:4"),
+            ("10.0.0.1:5", "http://10.0.0.1:5"),
+        ] {
+            assert_eq!(base_url(&listen.parse().unwrap()), expected);
         }
     }
 

@@ -45,9 +45,10 @@ struct FaultArgument {
     fault: Fault,
 }
 
-/// The wildcard for all keys.
+/// The key of a fault that applies to all keys.
 const ALL_KEYS: &str = "*";
 
+/// The reason why the value of `--fault` is not valid.
 #[derive(Debug, thiserror::Error)]
 enum FaultArgumentError {
     #[error("the key is missing: write KEY:FAULT, for example sk_one:invalid")]
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, key: &str, route: Option<&str>, fault: &str) {
+    fn check_fault(text: &str, key: &str, route: Option<&str>, fault: &str) {
         let argument = parse_fault(text).unwrap();
         assert_eq!((&*argument.key, argument.route.as_deref()), (key, route));
         assert_eq!(argument.fault.to_string(), fault);
@@ -122,14 +123,14 @@ mod tests {
 
     #[test]
     fn a_fault_has_a_key_and_an_optional_route() {
-        check("sk_one:invalid", "sk_one", None, "invalid");
-        check("sk@one:gzip:quota", "sk@one", None, "gzip:quota");
-        check("sk@/v1/dubbing:answer=402/{\"a\":1}", "sk", Some("/v1/dubbing"), "answer=402/{\"a\":1}");
-        check("*@POST /v1/voices:quota", "*", Some("POST /v1/voices"), "quota");
+        check_fault("sk_one:invalid", "sk_one", None, "invalid");
+        check_fault("sk@one:gzip:quota", "sk@one", None, "gzip:quota");
+        check_fault("sk@/v1/dubbing:answer=402/{\"a\":1}", "sk", Some("/v1/dubbing"), "answer=402/{\"a\":1}");
+        check_fault("*@POST /v1/voices:quota", "*", Some("POST /v1/voices"), "quota");
     }
 
     #[test]
-    fn a_fault_without_a_key_or_for_all_keys_and_routes_is_rejected() {
+    fn a_fault_without_a_key_or_for_all_keys_without_a_route_is_rejected() {
         for (text, message) in [
             ("invalid", "the key is missing: write KEY:FAULT, for example sk_one:invalid"),
             ("*:invalid", "`*` requires a route, for example *@/v1/dubbing:invalid"),

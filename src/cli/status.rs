@@ -1,5 +1,5 @@
-//! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON, or reports their
-//! state in the exit code.
+//! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON, and reports their state in the exit
+//! code with `--check`. Other commands fetch the states of the keys with the same code.
 
 mod watch;
 mod why;
@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::color::{ColorOption, Palette, Tone};
-use super::server::{ServerOptions, ServerRequestError, StatusClient};
-use super::table::{Alignment, Table, abbreviate, truncate};
+use super::server::{KeychoirClient, ServerOptions, ServerRequestError};
+use super::table::{Alignment, MAX_SHORT_KEY_CHARS, Table, abbreviate, truncate};
 use super::{CommandResult, build_runtime, fail, fail_with, print};
 use crate::config::Config;
 use crate::policy::units::{Grouped, UnixMs};
@@ -51,25 +51,26 @@ pub(super) struct Arguments {
 }
 
 /// The exit code of `--check` if a key is not active, usage records cannot be written, or Redis does not respond.
-const CHECK_DEGRADED: u8 = 1;
+const DEGRADED_EXIT_CODE: u8 = 1;
 /// The exit code of `--check` if no key can serve or Keychoir does not respond.
-const CHECK_UNAVAILABLE: u8 = 2;
+const UNAVAILABLE_EXIT_CODE: u8 = 2;
 
 /// The value in `/readyz` for a provider that cannot be reached.
 const UNREACHABLE: &str = "unreachable";
 /// The value in `/readyz` of a replica whose Redis server does not respond.
 const ALONE: &str = "alone";
 
-/// The fields of the status document that are printed.
+/// The fields of the status document that the table shows.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct StatusPage {
+struct ReportedStatus {
     total_keys: u64,
     active_keys: u64,
     total_remaining_characters: u64,
     keys: Vec<ReportedKeyStatus>,
 }
 
+/// The fields of a key in the status document that commands use.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ReportedKeyStatus {
@@ -84,7 +85,7 @@ pub(super) struct ReportedKeyStatus {
     next_reset_date: Option<String>,
 }
 
-/// The fields of `/readyz` that are printed.
+/// The fields of `/readyz` that are printed or determine the exit code.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ReportedReadiness {
@@ -94,10 +95,11 @@ struct ReportedReadiness {
     draining: String,
     records_waiting: u64,
     records_lost: u64,
-    /// The state of the connection to other replicas. `off` without `[redis]`, and empty at an earlier version.
+    /// The state of the connection to Redis: `off` without `[redis]`, and empty if an earlier version does not report
+    /// it.
     #[serde(default)]
     shared: String,
-    /// The replicas that share the pool.
+    /// The number of replicas that share the pool.
     #[serde(default)]
     replicas: u64,
 }
@@ -109,6 +111,7 @@ struct KeysDocument<K> {
     keys: Vec<K>,
 }
 
+/// The fields of a key in `/api/keychoir-keys` that the table shows.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ReportedKeyDetails {
@@ -116,17 +119,18 @@ struct ReportedKeyDetails {
     name: Option<String>,
     plan: Option<String>,
     workspace: Option<String>,
-    /// The state with `paused`, which the status document does not have.
+    /// The state of the key, which can be `paused`, unlike the status in the status document.
     #[serde(default)]
     state: String,
+    /// The credits that ElevenLabs charged for the workspace and Keychoir did not record.
     drift: i64,
 }
 
-/// The documents of a running Keychoir.
+/// The documents that a running Keychoir sends about itself.
 struct StatusDocuments {
     /// The status document as it was received.
-    text: String,
-    page: StatusPage,
+    status_json: String,
+    status: ReportedStatus,
     details: KeysDocument<ReportedKeyDetails>,
     readiness: ReportedReadiness,
     explained_keys: Vec<ExplainedKey>,
@@ -134,29 +138,28 @@ struct StatusDocuments {
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { server, json, check, why, watch, color } = arguments;
-    let client = server.into_client()?;
+    let error_code = if check { UNAVAILABLE_EXIT_CODE } else { 1 };
+    let client = server.into_client(error_code)?;
     let palette = color.palette();
     let runtime = build_runtime()?;
     if let Some(interval) = watch {
         let format = |documents: &StatusDocuments| {
             documents.format(why.as_deref(), palette).unwrap_or_else(|message| message)
         };
-        return runtime.block_on(watch::run(client.map_err(fail)?, interval, palette, format));
+        return runtime.block_on(watch::run(client, interval, palette, format));
     }
-    let error_code = if check { CHECK_UNAVAILABLE } else { 1 };
-    let documents = runtime
-        .block_on(async { fetch_documents(&client?).await })
-        .map_err(|error| fail_with(error_code, error))?;
+    let documents =
+        runtime.block_on(fetch_documents(&client)).map_err(|error| fail_with(error_code, error))?;
     if json {
         print(&documents.to_json());
     } else {
         print(&documents.format(why.as_deref(), palette).map_err(fail)?);
     }
-    if check { check_status(&documents.page, &documents.readiness) } else { Ok(()) }
+    if check { check_status(&documents.status, &documents.readiness) } else { Ok(()) }
 }
 
 impl ReportedReadiness {
-    /// Whether the server is configured to share its pool with other replicas.
+    /// Returns whether the server is configured to share its pool with other replicas.
     fn is_shared(&self) -> bool {
         !matches!(&*self.shared, "" | "off")
     }
@@ -166,76 +169,77 @@ impl StatusDocuments {
     /// Returns the status document, with the state of the replicas at its end if the pool is shared.
     fn to_json(&self) -> String {
         let ReportedReadiness { shared, replicas, .. } = &self.readiness;
-        match self.text.trim_end().strip_suffix('}') {
+        match self.status_json.trim_end().strip_suffix('}') {
             Some(members) if self.readiness.is_shared() => {
                 format!("{members},\"shared\":{},\"replicas\":{replicas}}}", json!(shared))
             }
-            Some(_) | None => self.text.clone(),
+            Some(_) | None => self.status_json.clone(),
         }
     }
 
-    /// Formats the state of all keys, or everything about one of them. Returns an error message if that key is
-    /// unknown.
+    /// Formats the state of all keys, or all details of the key `requested_key`. Returns an error message if that key
+    /// is unknown.
     fn format(&self, requested_key: Option<&str>, palette: Palette) -> Result<String, String> {
-        let Self { text: _, page, details, readiness, explained_keys } = self;
+        let Self { status_json: _, status, details, readiness, explained_keys } = self;
         match requested_key {
             Some(requested_key) => why::explain(explained_keys, requested_key),
             None => {
-                let table = format_page(page, details, readiness, palette);
-                Ok(format!("{table}{}", why::format_reasons(explained_keys)))
+                let overview = format_overview(status, details, readiness, palette);
+                Ok(format!("{overview}{}", why::format_reasons(explained_keys)))
             }
         }
     }
 }
 
-async fn fetch_documents(client: &StatusClient) -> Result<StatusDocuments, ServerRequestError> {
-    let (text, page) = client.get("/api/elevenlabs-status").await?;
+async fn fetch_documents(client: &KeychoirClient) -> Result<StatusDocuments, ServerRequestError> {
+    let (status_json, status) = client.get("/api/elevenlabs-status").await?;
     let (_, readiness) = client.get("/readyz").await?;
-    let (keys_text, details) = client.get("/api/keychoir-keys").await?;
+    let (keys_json, details) = client.get("/api/keychoir-keys").await?;
     // The explanations are optional, because a different version may have different fields.
-    let explained_keys = serde_json::from_str::<KeysDocument<ExplainedKey>>(&keys_text)
+    let explained_keys = serde_json::from_str::<KeysDocument<ExplainedKey>>(&keys_json)
         .map(|document| document.keys)
         .unwrap_or_default();
-    Ok(StatusDocuments { text, page, details, readiness, explained_keys })
+    Ok(StatusDocuments { status_json, status, details, readiness, explained_keys })
 }
 
 /// Fetches the keys of the server that runs with `config`. Returns `None` if that server does not respond or requires
 /// a token.
 pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<ReportedKeyStatus>> {
-    let client = StatusClient::from_config(config).ok()?;
-    let (_, page) = client.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
-    Some(page.keys)
+    let client = KeychoirClient::from_config(config).ok()?;
+    let (_, status) = client.get::<ReportedStatus>("/api/elevenlabs-status").await.ok()?;
+    Some(status.keys)
 }
 
-fn check_status(page: &StatusPage, readiness: &ReportedReadiness) -> CommandResult {
-    if page.active_keys == 0 || readiness.draining == "yes" {
-        return Err(ExitCode::from(CHECK_UNAVAILABLE));
+/// Returns the exit code of `--check`.
+fn check_status(status: &ReportedStatus, readiness: &ReportedReadiness) -> CommandResult {
+    if status.active_keys == 0 || readiness.draining == "yes" {
+        return Err(ExitCode::from(UNAVAILABLE_EXIT_CODE));
     }
     let is_degraded =
         readiness.store != "ok" || readiness.upstream == UNREACHABLE || readiness.shared == ALONE;
-    if page.active_keys < page.total_keys || is_degraded {
-        return Err(ExitCode::from(CHECK_DEGRADED));
+    if status.active_keys < status.total_keys || is_degraded {
+        return Err(ExitCode::from(DEGRADED_EXIT_CODE));
     }
     Ok(())
 }
 
 /// Formats the table and the lines below it. Each line has at most 80 characters.
-fn format_page(
-    page: &StatusPage,
+fn format_overview(
+    status: &ReportedStatus,
     details: &KeysDocument<ReportedKeyDetails>,
     readiness: &ReportedReadiness,
     palette: Palette,
 ) -> String {
-    let mut text = format_table(page, details, palette);
+    let mut text = format_table(status, details, palette);
     let paused = match details.keys.iter().filter(|key| key.state == PAUSED).count() {
         0 => String::new(),
         count => format!(", {count} paused"),
     };
     text.push_str(&format!(
         "\n\n{} of {} keys active{paused}, {}",
-        page.active_keys,
-        page.total_keys,
-        format_total_remaining(page)
+        status.active_keys,
+        status.total_keys,
+        format_total_remaining(status)
     ));
     text.push_str(&format_discrepancies(details));
     text.push_str(&format_replicas(readiness, palette));
@@ -246,9 +250,9 @@ fn format_page(
         text.push_str("\nKeychoir is shutting down.");
     }
     if readiness.store != "ok" || readiness.records_lost > 0 {
-        let state = if readiness.store == "ok" { "are written again" } else { "cannot be written" };
+        let write_state = if readiness.store == "ok" { "are written again" } else { "cannot be written" };
         text.push_str(&format!(
-            "\nUsage records {state}: {} are queued, {} are lost.",
+            "\nUsage records {write_state}: {} are queued, {} are lost.",
             Grouped(readiness.records_waiting),
             Grouped(readiness.records_lost)
         ));
@@ -256,7 +260,7 @@ fn format_page(
     text
 }
 
-/// Formats a line about the replicas that share the pool. Returns an empty text if no replicas are configured.
+/// Formats a line about the replicas that share the pool. Returns an empty string if the pool is not shared.
 fn format_replicas(readiness: &ReportedReadiness, palette: Palette) -> String {
     if !readiness.is_shared() {
         return String::new();
@@ -274,11 +278,11 @@ fn format_replicas(readiness: &ReportedReadiness, palette: Palette) -> String {
 }
 
 /// Formats the total of remaining characters. Keys with an unknown limit are counted separately.
-fn format_total_remaining(page: &StatusPage) -> String {
-    let remaining = Grouped(page.total_remaining_characters);
-    match page.keys.iter().filter(|key| key.has_unknown_limit()).count() {
+fn format_total_remaining(status: &ReportedStatus) -> String {
+    let remaining = Grouped(status.total_remaining_characters);
+    match status.keys.iter().filter(|key| key.has_unknown_limit()).count() {
         0 => format!("{remaining} characters left"),
-        unknown if unknown == page.keys.len() => "characters left unknown".to_owned(),
+        unknown if unknown == status.keys.len() => "characters left unknown".to_owned(),
         1 => format!("{remaining} characters left and 1 key without a known limit"),
         unknown => format!("{remaining} characters left and {unknown} keys without a known limit"),
     }
@@ -294,7 +298,7 @@ fn format_discrepancies(details: &KeysDocument<ReportedKeyDetails>) -> String {
             continue;
         }
         let cause = if *drift > 0 { "spent by others or unpriced" } else { "recorded and never charged" };
-        let (key, credits) = (truncate(short_key, 19), abbreviate(drift.unsigned_abs()));
+        let (key, credits) = (truncate(short_key, MAX_SHORT_KEY_CHARS), abbreviate(drift.unsigned_abs()));
         text.push_str(&format!("\nDrift of {key}: {credits} credits {cause}"));
     }
     text
@@ -302,7 +306,11 @@ fn format_discrepancies(details: &KeysDocument<ReportedKeyDetails>) -> String {
 
 /// Formats the table of keys. If a key has a name, the table shows names, and otherwise numbers and the
 /// used percentage.
-fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>, palette: Palette) -> String {
+fn format_table(
+    reported: &ReportedStatus,
+    details: &KeysDocument<ReportedKeyDetails>,
+    palette: Palette,
+) -> String {
     let titles = [
         ("key", Alignment::Left),
         ("status", Alignment::Left),
@@ -313,10 +321,13 @@ fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>, p
     ];
     let detail = |index: usize| details.keys.get(index);
     let name = |index: usize| detail(index).and_then(|detail| detail.name.as_deref());
-    let rows =
-        page.keys.iter().enumerate().map(|(index, key)| (index, format_cells(key, detail(index), palette)));
+    let rows = reported
+        .keys
+        .iter()
+        .enumerate()
+        .map(|(index, key)| (index, format_cells(key, detail(index), palette)));
     let [key, status, remaining, used, percentage, resets] = titles;
-    if (0..page.keys.len()).all(|index| name(index).is_none()) {
+    if (0..reported.keys.len()).all(|index| name(index).is_none()) {
         let mut table =
             Table::new([("#", Alignment::Right), key, status, remaining, used, percentage, resets]);
         for (index, [key, status, remaining, used, percentage, resets]) in rows {
@@ -353,7 +364,7 @@ fn format_cells(
         Some(details) if details.state == PAUSED => PAUSED.to_owned(),
         Some(_) | None => format_status(&key.status, key.is_near_limit),
     };
-    let (remaining, used, percentage) = if key.has_unknown_limit() {
+    let (remaining, usage, percentage) = if key.has_unknown_limit() {
         let usage = match describe_unknown_limit(plan) {
             "unknown" => format!("{}/?", abbreviate(key.character_count)),
             plan_limit => plan_limit.to_owned(),
@@ -366,16 +377,16 @@ fn format_cells(
     };
     let resets = key.next_reset_date.as_deref().and_then(UnixMs::parse).map(UnixMs::month_and_day);
     [
-        truncate(&key.short_key, 19),
+        truncate(&key.short_key, MAX_SHORT_KEY_CHARS),
         palette.paint(status_tone(&status), &status),
         remaining,
-        used,
+        usage,
         percentage,
         resets.unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
-/// The state of a key that an operator has paused.
+/// The state of a paused key in the documents, and its status in the tables.
 pub(super) const PAUSED: &str = "paused";
 
 /// Returns the tone of a formatted status.
@@ -413,7 +424,7 @@ mod tests {
             next_reset_date: Some("2025-12-31T00:00:00.000Z".to_owned()),
         };
         let keys = [999_999, 999_999_999, u64::MAX].map(|amount| key(amount, amount));
-        let page = StatusPage {
+        let status = ReportedStatus {
             total_keys: 1_003,
             active_keys: 0,
             total_remaining_characters: u64::MAX,
@@ -444,12 +455,18 @@ mod tests {
                     details_of_key(i64::MIN, None),
                 ],
             };
-            let text = format_page(&page, &details, &readiness, Palette::default());
-            assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
+            let text = format_overview(&status, &details, &readiness, Palette::default());
+            assert_eq!(text.matches("Drift of ").count(), 2, "two keys must have a discrepancy:\n{text}");
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
-            assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
-            assert!(text.contains("Dec 31") && text.contains("are lost.") && text.contains("\nAlone: "));
-            assert_eq!(text.contains("a-name-t..."), name.is_some(), "{text}");
+            assert!(
+                widest <= 80,
+                "the widest line has {widest} characters:\n{}",
+                text.lines().next().unwrap()
+            );
+            for part in ["Dec 31", "are lost.", "\nAlone: "] {
+                assert!(text.contains(part), "{part:?} must be in:\n{text}");
+            }
+            assert_eq!(text.contains("a-name-t..."), name.is_some(), "a long name is truncated:\n{text}");
         }
     }
 
@@ -478,8 +495,12 @@ mod tests {
             let details = KeysDocument { keys: keys.iter().map(details_of_key).collect() };
             let total = keys.iter().map(|key| key.remaining_characters).sum();
             let count = keys.len() as u64;
-            let page =
-                StatusPage { total_keys: count, active_keys: count, total_remaining_characters: total, keys };
+            let status = ReportedStatus {
+                total_keys: count,
+                active_keys: count,
+                total_remaining_characters: total,
+                keys,
+            };
             let readiness = ReportedReadiness {
                 store: "ok".into(),
                 upstream: "ok".into(),
@@ -489,31 +510,41 @@ mod tests {
                 shared: "off".into(),
                 replicas: 1,
             };
-            format_page(&page, &details, &readiness, Palette::default())
+            format_overview(&status, &details, &readiness, Palette::default())
         };
         let text = format_keys(vec![key(0, 0)], None);
-        assert!(text.contains("unknown        40/?") && text.ends_with("characters left unknown"), "{text}");
+        assert!(
+            text.contains("unknown        40/?") && text.ends_with("characters left unknown"),
+            "the only limit and the total must be unknown:\n{text}"
+        );
         let text = format_keys(vec![key(0, 0), key(100, 60)], Some("payg"));
-        assert!(text.contains("unknown  pay as you go"), "{text}");
-        assert!(text.ends_with("60 characters left and 1 key without a known limit"), "{text}");
+        assert!(text.contains("unknown  pay as you go"), "the limit of this plan must be unknown:\n{text}");
+        assert!(
+            text.ends_with("60 characters left and 1 key without a known limit"),
+            "the total must exclude the unknown limit:\n{text}"
+        );
     }
 
     #[test]
-    fn the_number_of_replicas_is_shown_only_if_there_can_be_others() {
-        let check = |shared: &str, replicas, expected: &str| {
+    fn the_number_of_replicas_is_shown_only_if_the_pool_is_shared() {
+        let check_line = |shared: &str, replicas, expected: &str| {
             let document = json!({
                 "store": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0, "shared": shared,
                 "replicas": replicas,
             });
             let readiness: ReportedReadiness = serde_json::from_value(document).unwrap();
-            let text = format_replicas(&readiness, Palette::default());
-            assert_eq!(text.trim_start(), expected, "{shared} {replicas}");
+            let line = format_replicas(&readiness, Palette::default());
+            assert_eq!(
+                line.trim_start(),
+                expected,
+                "the line for {replicas} replicas in the state {shared:?}"
+            );
         };
-        check("off", 1, "");
-        check("", 0, "");
-        check("connecting", 1, "This replica is connecting to Redis.");
-        check("connected", 1, "No other replica shares the pool.");
-        check("connected", 3, "3 replicas share the pool.");
-        check("alone", 3, "Alone: Redis does not respond, and this replica uses its part of the pool.");
+        check_line("off", 1, "");
+        check_line("", 0, "");
+        check_line("connecting", 1, "This replica is connecting to Redis.");
+        check_line("connected", 1, "No other replica shares the pool.");
+        check_line("connected", 3, "3 replicas share the pool.");
+        check_line("alone", 3, "Alone: Redis does not respond, and this replica uses its part of the pool.");
     }
 }

@@ -1,5 +1,5 @@
-//! Suggests the right command or flag for a wrong one that an operator knows from another program, such as
-//! `start` for `serve`. The suggestions by similar spelling are clap's.
+//! Suggests the command or flag of Keychoir for a wrong one that an operator knows from another program, such as
+//! `serve` for `start`. clap itself suggests names with a similar spelling.
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
@@ -52,19 +52,27 @@ const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--explain", "--reason"], &["--why"]),
 ];
 
-/// Adds a suggestion to the error of the command line `arguments`, if clap has found none.
-pub(super) fn add_to<'a>(error: Error, command: &Command, arguments: impl Iterator<Item = &'a str>) -> Error {
+/// Adds a suggestion to the error of the command line `arguments`, if a table contains the wrong name.
+pub(super) fn add_suggestion<'a>(
+    error: Error,
+    command: &Command,
+    arguments: impl Iterator<Item = &'a str>,
+) -> Error {
     if error.kind() == ErrorKind::InvalidSubcommand {
-        return add_command(error, command, arguments);
+        return add_command_suggestion(error, command, arguments);
     }
     if error.kind() == ErrorKind::UnknownArgument {
-        return add_flag(error, command, arguments);
+        return add_flag_suggestion(error, command, arguments);
     }
     error
 }
 
-fn add_command<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item = &'a str>) -> Error {
-    let Some(wrong) = context(&error, ContextKind::InvalidSubcommand) else { return error };
+fn add_command_suggestion<'a>(
+    mut error: Error,
+    root: &Command,
+    arguments: impl Iterator<Item = &'a str>,
+) -> Error {
+    let Some(wrong) = wrong_name(&error, ContextKind::InvalidSubcommand) else { return error };
     let parent = innermost_command(root, arguments);
     let suggestion = find_suggestion(COMMANDS, &wrong, |name| parent.find_subcommand(name).is_some());
     if let Some(name) = suggestion {
@@ -73,8 +81,12 @@ fn add_command<'a>(mut error: Error, root: &Command, arguments: impl Iterator<It
     error
 }
 
-fn add_flag<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item = &'a str>) -> Error {
-    let Some(wrong) = context(&error, ContextKind::InvalidArg) else { return error };
+fn add_flag_suggestion<'a>(
+    mut error: Error,
+    root: &Command,
+    arguments: impl Iterator<Item = &'a str>,
+) -> Error {
+    let Some(wrong) = wrong_name(&error, ContextKind::InvalidArg) else { return error };
     let command = innermost_command(root, arguments);
     let is_flag_of = |command: &Command, flag: &str| {
         let name = flag.trim_start_matches('-');
@@ -91,20 +103,22 @@ fn add_flag<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item 
     error
 }
 
+/// Returns the first suggestion for the name `wrong` that `exists`.
 fn find_suggestion(
     table: &[(&[&'static str], &[&'static str])],
     wrong: &str,
     exists: impl Fn(&str) -> bool,
 ) -> Option<&'static str> {
-    // The context of clap contains the value of a flag as well, as in `--port=80` or `--port <PORT>`.
+    // The context of the error contains the value of a flag as well, as in `--port=80` or `--port <PORT>`.
     let wrong = wrong.split(['=', ' ']).next().unwrap_or(wrong);
     let rows = table.iter().filter(|(names, _)| names.contains(&wrong));
     rows.flat_map(|(_, suggestions)| *suggestions).copied().find(|name| exists(name))
 }
 
-fn context(error: &Error, kind: ContextKind) -> Option<String> {
+/// Returns the wrong name in the context of the error.
+fn wrong_name(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::String(name)) => Some(name.clone()),
         _ => None,
     }
 }
@@ -126,51 +140,53 @@ mod tests {
     use crate::cli::command;
 
     #[track_caller]
-    fn check(line: &str, expected: &str) {
+    fn check_suggestion(line: &str, expected: &str) {
+        let message = error_message(line);
+        assert!(message.contains(expected), "the error of `{line}` must suggest {expected}: {message}");
+    }
+
+    /// Returns the error of an invalid command line with its suggestion.
+    fn error_message(line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
         let error = command().try_get_matches_from(&words).unwrap_err();
-        let error = add_to(error, &command(), words[1..].iter().copied());
-        assert!(error.to_string().contains(expected), "{line}: {error}");
+        add_suggestion(error, &command(), words[1..].iter().copied()).to_string()
     }
 
     #[test]
     fn a_command_of_another_program_is_translated() {
-        check("keychoir start", "'serve'");
-        check("keychoir validate", "'check'");
-        check("keychoir stats", "'usage'");
-        check("keychoir token list", "'clients'");
-        check("keychoir clients create x", "'add'");
-        check("keychoir clients delete x", "'revoke'");
-        check("keychoir keys ls", "'list'");
+        check_suggestion("keychoir start", "'serve'");
+        check_suggestion("keychoir validate", "'check'");
+        check_suggestion("keychoir stats", "'usage'");
+        check_suggestion("keychoir token list", "'clients'");
+        check_suggestion("keychoir clients create x", "'add'");
+        check_suggestion("keychoir clients delete x", "'revoke'");
+        check_suggestion("keychoir keys ls", "'list'");
     }
 
     #[test]
     fn a_flag_of_another_program_is_translated() {
-        check("keychoir --port 80", "'--listen'");
-        check("keychoir --port=80", "'--listen'");
-        check("keychoir serve -p 80", "'--listen'");
-        check("keychoir serve --in-memory", "'--ephemeral'");
-        check("keychoir usage --from 7d", "'--since'");
-        check("keychoir status --port 80", "'--listen'");
+        check_suggestion("keychoir --port 80", "'--listen'");
+        check_suggestion("keychoir --port=80", "'--listen'");
+        check_suggestion("keychoir serve -p 80", "'--listen'");
+        check_suggestion("keychoir serve --in-memory", "'--ephemeral'");
+        check_suggestion("keychoir usage --from 7d", "'--since'");
+        check_suggestion("keychoir status --port 80", "'--listen'");
     }
 
     #[test]
     fn a_misspelled_name_is_corrected_by_clap() {
-        check("keychoir stauts", "'status'");
-        check("keychoir serve --lisen x", "'--listen'");
+        check_suggestion("keychoir stauts", "'status'");
+        check_suggestion("keychoir serve --lisen x", "'--listen'");
     }
 
     #[test]
     fn only_existing_commands_and_flags_are_suggested() {
-        for (line, absent) in [("keychoir demo --port 1", "--listen"), ("keychoir keys create x", "'add'")] {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let error = command().try_get_matches_from(&words).unwrap_err();
-            let exists = command().find_subcommand("keys").unwrap().find_subcommand("add").is_some();
-            if absent == "'add'" && exists {
-                continue;
-            }
-            let error = add_to(error, &command(), words[1..].iter().copied()).to_string();
-            assert!(!error.contains(absent), "{error}");
+        for (line, missing) in [("keychoir demo --port 1", "--listen"), ("keychoir config create", "'add'")] {
+            let message = error_message(line);
+            assert!(
+                !message.contains(missing),
+                "the error of `{line}` must not suggest {missing}: {message}"
+            );
         }
     }
 }

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{CommandResult, EX_USAGE, print, print_error};
+use super::{CommandResult, EX_INVALID_ARGUMENTS, print, print_error};
 
-/// The SQL file of the repository.
+/// The SQL that creates the tables, the view and their permissions.
 const MIGRATION: &str = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
 
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
                 &"Keychoir does not change tables. Print the SQL and run it in Supabase's SQL editor, or:\n\n  \
                   keychoir supabase migrate --print | psql \"$DATABASE_URL\"",
             );
-            Err(ExitCode::from(EX_USAGE))
+            Err(ExitCode::from(EX_INVALID_ARGUMENTS))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Formats text tables for all commands. Each column has the width of its widest cell. Callers limit
-//! their cells so that a line has at most 80 characters.
+//! Formats text tables for all commands, and shortens numbers and texts for their cells. Each column has the width of
+//! its widest cell. Callers limit their cells so that a line has at most 80 characters.
 
 use std::iter;
 
@@ -14,6 +14,9 @@ pub(super) enum Alignment {
     /// The alignment of numbers.
     Right,
 }
+
+/// Maximum number of characters of a short key form, such as `sk_6c036526...d452b`.
+pub(super) const MAX_SHORT_KEY_CHARS: usize = 19;
 
 /// A text table with `N` columns.
 #[derive(Debug)]
@@ -85,7 +88,7 @@ pub(super) fn abbreviate(number: u64) -> String {
     }
 }
 
-/// Truncates `text` to `max_chars` characters and replaces control characters.
+/// Truncates `text` to `max_chars` characters and replaces its control characters, which could change the terminal.
 pub(super) fn truncate(text: &str, max_chars: usize) -> String {
     let replace_control = |character: char| if character.is_control() { '\u{fffd}' } else { character };
     if text.chars().count() <= max_chars {
@@ -121,7 +124,7 @@ mod tests {
             (u64::MAX, "18.44E"),
         ] {
             assert_eq!(abbreviate(number), text);
-            assert!(text.len() <= 7);
+            assert!(text.len() <= 7, "{text} must have at most seven characters");
         }
     }
 

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::database::{DatabaseError, DatabaseOptions};
-use super::table::{Alignment, Table, abbreviate, truncate};
-use super::{CommandResult, EX_USAGE, fail, fail_with, print};
+use super::table::{Alignment, MAX_SHORT_KEY_CHARS, Table, abbreviate, truncate};
+use super::{CommandResult, EX_INVALID_ARGUMENTS, fail, fail_with, print};
 use crate::clock;
 use crate::policy::report_start::parse_report_start;
 use crate::policy::retention::start_of_hour;
@@ -48,8 +48,8 @@ pub(super) struct Arguments {
 enum GroupBy {
     Key,
     Client,
-    /// The end users that clients name in x-keychoir-user, by their fingerprints. Attempts that cost nothing
-    /// have no user here.
+    /// The end users that clients name in x-keychoir-user, by their fingerprints. Attempts that cost nothing are
+    /// counted without a user.
     User,
     /// The regions of ElevenLabs.
     Region,
@@ -60,7 +60,7 @@ enum GroupBy {
 }
 
 impl GroupBy {
-    /// Returns the dimension of the sums, whose identifier is also the name in the output.
+    /// Returns the dimension by which the database groups the usage. Its identifier is also its name in the output.
     fn dimension(self) -> UsageDimension {
         match self {
             Self::Key => UsageDimension::Key,
@@ -89,7 +89,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let since = parse_hour("--since", &since)?;
     let until = until.map(|until| parse_hour("--until", &until)).transpose()?;
     if until.is_some_and(|until| until <= since) {
-        return Err(fail_with(EX_USAGE, "--until must be at least an hour after --since"));
+        return Err(fail_with(EX_INVALID_ARGUMENTS, "--until must be at least an hour after --since"));
     }
     let period = since..until.unwrap_or(UnixMs(u64::MAX));
     let dimension = by.dimension();
@@ -124,18 +124,19 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 
 /// Parses a time and rounds it down to the hour.
 fn parse_hour(option: &str, text: &str) -> Result<UnixMs, ExitCode> {
-    let time = parse_report_start(text, clock::now())
-        .map_err(|error| fail_with(EX_USAGE, format_args!("{option} {}: {error}", truncate(text, 40))))?;
+    let time = parse_report_start(text, clock::now()).map_err(|error| {
+        fail_with(EX_INVALID_ARGUMENTS, format_args!("{option} {}: {error}", truncate(text, 40)))
+    })?;
     Ok(start_of_hour(time))
 }
 
-/// Formats the period as the text after "since".
+/// Formats the period for a sentence, in which it follows the word "since".
 fn format_period(since: UnixMs, until: Option<UnixMs>) -> String {
     let until = until.map(|until| format!(" until {}", until.date_and_minute())).unwrap_or_default();
     format!("{}{until}", since.date_and_minute())
 }
 
-/// The label of an unknown value.
+/// The label of a group without a name, such as the attempts with an unknown model.
 const UNKNOWN_LABEL: &str = "-";
 
 impl Usage {
@@ -238,7 +239,7 @@ fn format_label(group: &UsageGroup) -> String {
     match group {
         UsageGroup::Key { short: Some(short), name: Some(name), .. } => format!("{short} {name}"),
         UsageGroup::Key { short: Some(short), .. } => short.clone(),
-        UsageGroup::Key { hash, short: None, .. } => truncate(hash, 19),
+        UsageGroup::Key { hash, short: None, .. } => truncate(hash, MAX_SHORT_KEY_CHARS),
         UsageGroup::Name(name) => name.clone().unwrap_or_else(|| UNKNOWN_LABEL.to_owned()),
     }
 }
@@ -260,11 +261,11 @@ fn sums_json(sums: &UsageSums) -> Map<String, Value> {
 }
 
 /// Formats a field of CSV, in quotes if necessary.
-fn quote_csv(value: &str) -> String {
-    if value.contains(['"', ',', '\n', '\r']) {
-        format!("\"{}\"", value.replace('"', "\"\""))
+fn quote_csv(field: &str) -> String {
+    if field.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
     } else {
-        value.to_owned()
+        field.to_owned()
     }
 }
 
@@ -293,7 +294,10 @@ mod tests {
         let usage =
             Usage { since: UnixMs(0), until: Some(UnixMs(1)), dimension_name: "route", rows, total: sums };
         let table = usage.format_table();
-        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        assert!(
+            table.lines().all(|line| line.chars().count() <= 80),
+            "no line must be longer than 80 characters:\n{table}"
+        );
     }
 
     #[test]

@@ -17,8 +17,7 @@ pub struct AccessConfig {
     pub max_cached_users: usize,
     /// Whether an unknown token is used as the client's own key of the provider.
     pub bring_your_own_key: bool,
-    /// Host names by which clients may reach Keychoir, in addition to localhost and IP addresses; `*`
-    /// for any.
+    /// Host names by which clients may reach Keychoir, in addition to localhost and IP addresses. `*` allows any name.
     pub hosts: Vec<String>,
     /// Origins whose web pages may send requests.
     pub origins: Vec<String>,

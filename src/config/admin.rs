@@ -1,4 +1,5 @@
-//! Parses the settings of the admin API and the admin token.
+//! Defines the section `[admin]`, parses the address for operators, and finds the admin token. Only the fingerprint of
+//! the token is kept.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -29,7 +30,7 @@ pub struct AdminConfig {
     pub max_event_listeners: usize,
     /// The time without a request after which a session of the dashboard ends.
     pub session_idle_timeout: Duration,
-    /// The time after which a session of the dashboard ends in any case.
+    /// The time after which a session of the dashboard ends, even if it is used.
     pub max_session_duration: Duration,
 }
 
@@ -115,9 +116,9 @@ impl AdminConfig {
         report: &mut Report,
     ) -> Option<AdminTokenFingerprint> {
         let environment = &sources.environment;
-        if let Some(text) = environment.value(variables::ADMIN_TOKEN) {
+        if let Some(token) = environment.value(variables::ADMIN_TOKEN) {
             let span = SourceSpan::new(ValueOrigin::Variable(variables::ADMIN_TOKEN.to_owned()));
-            return parse_token(text, &span, report);
+            return parse_token(token, &span, report);
         }
         if let Some(path) = &self.token_file {
             return match (sources.read_file)(path) {
@@ -129,10 +130,10 @@ impl AdminConfig {
                 }
             };
         }
-        let credential =
+        let credential_path =
             environment.value(CREDENTIALS).map(|directory| Path::new(directory).join(TOKEN_CREDENTIAL));
         let generated_token_path = directory.map(StateDirectory::admin_token_path);
-        for path in [credential, generated_token_path].into_iter().flatten() {
+        for path in [credential_path, generated_token_path].into_iter().flatten() {
             let span = SourceSpan::new(ValueOrigin::File(path.clone()));
             match (sources.read_file)(&path) {
                 Ok(text) => return parse_token(&text, &span, report),
@@ -149,6 +150,7 @@ impl AdminConfig {
     }
 }
 
+/// Parses the content of a file or variable with the token. Reports an invalid token at `span`.
 fn parse_token(text: &str, span: &SourceSpan, report: &mut Report) -> Option<AdminTokenFingerprint> {
     let token = text.trim();
     if token.len() >= MIN_TOKEN_LENGTH && token.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -9,7 +9,7 @@ use super::mask::quote_masked;
 use super::problem::ValueError;
 use crate::policy::authority::Scheme;
 
-/// `https://host[:port][/prefix]`: no query, no fragment, no user, no trailing slash.
+/// A URL `https://host[:port][/prefix]`, or with `http`. It has no user, query, fragment or trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BaseUrl {
     scheme: Scheme,
@@ -52,7 +52,7 @@ impl BaseUrl {
         if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Whether the host is `localhost` or a loopback address. Host names are not looked up.
+    /// Returns whether the host is `localhost` or a loopback address. Host names are not looked up.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"
@@ -114,7 +114,7 @@ impl FromStr for BaseUrl {
     }
 }
 
-/// An additional path prefix of Keychoir's own paths (`server.base_path`); empty for none.
+/// A path prefix that requests of clients may have (`server.base_path`). An empty string means that there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BasePath(String);
 
@@ -158,6 +158,7 @@ fn split_scheme(text: &str) -> Result<(Scheme, &str), ValueError> {
     }
 }
 
+/// Splits the authority of a URL into its host and its port. An error quotes `text`, the whole URL or address.
 pub(super) fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16>), ValueError> {
     let after_brackets = authority.rfind(']').map_or(0, |bracket| bracket + 1);
     let Some(colon) = authority[after_brackets..].find(':').map(|index| after_brackets + index) else {
@@ -171,6 +172,11 @@ pub(super) fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str,
     }
 }
 
+/// Maximum number of characters of a host name and of each of its labels (RFC 1035).
+const MAX_HOST_CHARS: usize = 253;
+const MAX_LABEL_CHARS: usize = 63;
+
+/// Parses a host name, an IPv4 address, or an IPv6 address in brackets. Returns it in lowercase and without brackets.
 pub(super) fn parse_host(host: &str) -> Result<String, ValueError> {
     if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return match inner.parse::<Ipv6Addr>() {
@@ -178,9 +184,8 @@ pub(super) fn parse_host(host: &str) -> Result<String, ValueError> {
             Err(_) => Err(ValueError::new(format!("{} is not an IPv6 address", quote_masked(inner)))),
         };
     }
-    let error = || ValueError::new(format!("{} is not a valid host name", quote_masked(host)));
     let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
+        (1..=MAX_LABEL_CHARS).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
@@ -188,8 +193,8 @@ pub(super) fn parse_host(host: &str) -> Result<String, ValueError> {
     if host.is_empty() {
         return Err(ValueError::new("the URL has no host"));
     }
-    if host.len() > 253 || !host.split('.').all(is_label) {
-        return Err(error());
+    if host.len() > MAX_HOST_CHARS || !host.split('.').all(is_label) {
+        return Err(ValueError::new(format!("{} is not a valid host name", quote_masked(host))));
     }
     // Some parsers treat a name whose last label is a number as an IPv4 address.
     let ends_in_number =
@@ -200,6 +205,7 @@ pub(super) fn parse_host(host: &str) -> Result<String, ValueError> {
     Ok(host.to_ascii_lowercase())
 }
 
+/// Parses a path prefix, and removes a trailing slash.
 fn parse_path_prefix(path: &str) -> Result<String, ValueError> {
     let prefix = path.strip_suffix('/').unwrap_or(path);
     let is_valid_segment = |segment: &str| {
@@ -218,7 +224,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: &str) {
+    fn check_url(text: &str, expected: &str) {
         let printed_text = match text.parse::<BaseUrl>() {
             Ok(url) => url.to_string(),
             Err(error) => format!("! {error}"),
@@ -228,17 +234,17 @@ mod tests {
 
     #[test]
     fn a_url_is_printed_in_its_shortest_form() {
-        check("https://api.elevenlabs.io", "https://api.elevenlabs.io");
-        check("HTTPS://API.ElevenLabs.io/", "https://api.elevenlabs.io");
-        check("https://host:443", "https://host");
-        check("http://host:443", "http://host:443");
-        check("http://127.0.0.1:8080/tts/eu/", "http://127.0.0.1:8080/tts/eu");
-        check("http://[0:0::1]:9", "http://[::1]:9");
+        check_url("https://api.elevenlabs.io", "https://api.elevenlabs.io");
+        check_url("HTTPS://API.ElevenLabs.io/", "https://api.elevenlabs.io");
+        check_url("https://host:443", "https://host");
+        check_url("http://host:443", "http://host:443");
+        check_url("http://127.0.0.1:8080/tts/eu/", "http://127.0.0.1:8080/tts/eu");
+        check_url("http://[0:0::1]:9", "http://[::1]:9");
         assert_eq!(BaseUrl::default(), "https://api.elevenlabs.io".parse().unwrap());
     }
 
     #[test]
-    fn the_parts_of_a_url_are_parsed() {
+    fn a_url_is_split_into_its_parts() {
         let url: BaseUrl = "http://[::1]:9/a".parse().unwrap();
         assert_eq!((url.scheme(), url.host(), url.port(), url.path_prefix()), (Scheme::Http, "::1", 9, "/a"));
         assert_eq!(url.authority(), "[::1]:9");
@@ -248,47 +254,50 @@ mod tests {
 
     #[test]
     fn a_url_with_a_scheme_is_suggested() {
-        check(
+        check_url(
             "api.elevenlabs.io",
             "! `api.elevenlabs.io` has no http:// or https://; did you mean `https://api.elevenlabs.io`?",
         );
-        check(
+        check_url(
             "wss://host",
             "! `wss` is not http or https; WebSockets use the same base URL; did you mean `https://host`?",
         );
-        check("ftp://host", "! `ftp` is not http or https; write a URL like https://api.elevenlabs.io");
+        check_url("ftp://host", "! `ftp` is not http or https; write a URL like https://api.elevenlabs.io");
     }
 
     #[test]
     fn a_port_is_between_1_and_65535() {
-        check("http://h:1", "http://h:1");
-        check("http://h:65535", "http://h:65535");
+        check_url("http://h:1", "http://h:1");
+        check_url("http://h:65535", "http://h:65535");
         for text in ["http://h:0", "http://h:65536", "http://h:", "http://h:x", "http://h:+5", "http://::1"] {
-            check(text, &format!("! `{text}` has no valid port; write a port from 1 to 65535, or no port"));
+            check_url(
+                text,
+                &format!("! `{text}` has no valid port; write a port from 1 to 65535, or no port"),
+            );
         }
     }
 
     #[test]
     fn a_part_that_could_be_a_credential_is_refused_and_not_shown() {
-        check(
+        check_url(
             "https://me:hunter2@host",
             "! a base URL has no user name or password; remove the part with `@`",
         );
-        check("https://h/?hunter2", "! a base URL has no query; remove the part with `?`");
-        check("https://h#hunter2", "! a base URL has no fragment; remove the part with `#`");
+        check_url("https://h/?hunter2", "! a base URL has no query; remove the part with `?`");
+        check_url("https://h#hunter2", "! a base URL has no fragment; remove the part with `#`");
     }
 
     #[test]
     fn an_invalid_host_or_path_is_refused() {
-        check("https://", "! the URL has no host");
-        check("https:///x", "! the URL has no host");
-        check("https://a..b", "! `a..b` is not a valid host name");
-        check("https://-a", "! `-a` is not a valid host name");
-        check("https://1.2.3", "! `1.2.3` is not an IPv4 address");
-        check("https://[::g]", "! `::g` is not an IPv6 address");
-        check("https://a b", "! ' ' cannot be part of a URL");
+        check_url("https://", "! the URL has no host");
+        check_url("https:///x", "! the URL has no host");
+        check_url("https://a..b", "! `a..b` is not a valid host name");
+        check_url("https://-a", "! `-a` is not a valid host name");
+        check_url("https://1.2.3", "! `1.2.3` is not an IPv4 address");
+        check_url("https://[::g]", "! `::g` is not an IPv6 address");
+        check_url("https://a b", "! ' ' cannot be part of a URL");
         for path in ["/a//b", "/..", "/a/./b", "//", "/%2e"] {
-            check(
+            check_url(
                 &format!("https://h{path}"),
                 &format!(
                     "! `{path}` is not a valid path prefix; write letters, digits and `-._~` between single slashes"
@@ -300,9 +309,9 @@ mod tests {
     #[test]
     fn the_api_version_is_not_part_of_the_base_url() {
         let error = "! the paths of the provider already begin with `/v1`, so it would be sent twice; did you mean `https://h`?";
-        check("https://h/v1", error);
-        check("https://h/v1/", error);
-        check("https://h/proxy/v1", "https://h/proxy/v1");
+        check_url("https://h/v1", error);
+        check_url("https://h/v1/", error);
+        check_url("https://h/proxy/v1", "https://h/proxy/v1");
     }
 
     #[track_caller]

@@ -1,9 +1,10 @@
-//! Parses the clients that may use the pool. A token is hashed and then dropped, so the configuration
-//! contains only its fingerprint.
+//! Parses the clients that may use the pool, from `[[clients]]` entries and from the file of
+//! `KEYCHOIR_CLIENT_TOKEN_FILE`. A token is hashed and then dropped, so the configuration contains only its
+//! fingerprint.
 
 use std::collections::HashMap;
 
-use super::document::TableEntry;
+use super::document::{StringField, TableEntry};
 use super::keys::{KeyConfig, check_name};
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::rules;
@@ -46,7 +47,7 @@ impl ClientConfig {
     }
 }
 
-/// Parses the `[[clients]]` entries. Pinned keys and workspaces must be in `pool`.
+/// Parses the `[[clients]]` entries of the configuration file. Pinned keys and workspaces must be in `pool`.
 pub(super) fn parse(
     sources: &ValueSources<'_>,
     entries: &[TableEntry<'_>],
@@ -56,22 +57,24 @@ pub(super) fn parse(
 ) -> Vec<ClientConfig> {
     let Report { problems, warnings } = report;
     let mut clients = Vec::new();
-    let mut names: HashMap<&str, usize> = HashMap::new();
-    let mut tokens: HashMap<String, usize> = HashMap::new();
+    let mut index_by_name: HashMap<&str, usize> = HashMap::new();
+    let mut index_by_token: HashMap<String, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let known_fields = ["name", "token", "token_file", "token_sha256"].iter().chain(&RULE_NAMES);
-        entry.check_fields(&known_fields.copied().collect::<Vec<_>>(), problems);
+        entry.report_unknown_fields(&known_fields.copied().collect::<Vec<_>>(), problems);
         let rules = rules::parse(entry, pool, problems);
         let name = entry.require_one_of(&["name"], problems);
-        if let Some((_, name, span)) = &name {
+        if let Some(StringField { text: name, span, .. }) = &name {
             problems.extend(check_client_name(name).err().map(|error| span.problem(error)));
-            if let Some(first) = names.insert(name, index) {
+            if let Some(first) = index_by_name.insert(name, index) {
                 let message = format!("client {} has the same name as client {}", index + 1, first + 1);
                 problems.push(span.problem(ValueError::new(message).advise("give each client its own name")));
             }
         }
         let fields = ["token_sha256", "token_file", "token"];
-        let Some((field, text, span)) = entry.require_one_of(&fields, problems) else { continue };
+        let Some(StringField { name: field, text, span }) = entry.require_one_of(&fields, problems) else {
+            continue;
+        };
         let token = match field {
             "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| invalid_fingerprint_error(text)),
             "token_file" => {
@@ -93,19 +96,19 @@ pub(super) fn parse(
             );
             warnings.push(span.warning(message));
         }
-        if let Some(first) = tokens.insert(token.to_string(), index) {
+        if let Some(first) = index_by_token.insert(token.to_string(), index) {
             let message = format!("client {} has the same token as client {}", index + 1, first + 1);
             problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
         }
-        if let Some((_, name, _)) = name {
+        if let Some(StringField { text: name, .. }) = name {
             clients.push(ClientConfig::new(name.to_owned(), token, rules));
         }
     }
     clients
 }
 
-/// Adds the client `default`, whose token is in the file that `KEYCHOIR_CLIENT_TOKEN_FILE` names, to `clients`. It
-/// has no rules. A container needs no configuration file for it.
+/// Adds the client `default`, whose token is in the file that `KEYCHOIR_CLIENT_TOKEN_FILE` names, to `clients`. The
+/// client has no rules. With this variable, a container needs no configuration file.
 pub(super) fn add_default_client(
     sources: &ValueSources<'_>,
     clients: &mut Vec<ClientConfig>,
@@ -151,6 +154,7 @@ const RESERVED_NAMES: [(&str, &str); 3] = [
     ("other", "clients beyond the maximum number of names"),
 ];
 
+/// Checks that a client name is valid and not reserved.
 pub(super) fn check_client_name(name: &str) -> Result<(), ValueError> {
     check_name(name)?;
     match RESERVED_NAMES.iter().find(|(reserved_name, _)| *reserved_name == name) {
@@ -172,16 +176,16 @@ pub fn parse_client_name(name: &str) -> Result<String, String> {
 }
 
 /// Hashes a token, which must be valid in a header.
-fn hash_token(text: &str) -> Result<TokenFingerprint, ValueError> {
-    if text.is_empty() {
+fn hash_token(token: &str) -> Result<TokenFingerprint, ValueError> {
+    if token.is_empty() {
         return Err(ValueError::new("the token is empty"));
     }
-    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         let message = "the token contains a space, a control character or a character outside ASCII";
         return Err(ValueError::new(message)
             .advise("a header cannot contain it: use letters, digits and punctuation"));
     }
-    Ok(TokenFingerprint::new(text))
+    Ok(TokenFingerprint::new(token))
 }
 
 /// Returns the error for an invalid fingerprint. It does not contain the text, which may be the token.

@@ -1,5 +1,6 @@
-//! Parses a TOML file into settings and `[[keys]]` and `[[clients]]` entries, each with its position
-//! in the file. This module checks the structure; `setting`, `keys` and `clients` parse the values.
+//! Parses the configuration file or the overlay into settings and entries, such as those of `[[keys]]` and
+//! `[[clients]]`, each with its position in the file. This module checks the structure of the file. `setting`, `keys`,
+//! `clients` and `overlay` parse the values.
 
 mod errors;
 
@@ -37,9 +38,9 @@ pub(super) struct AssignedValue<'a> {
     pub(super) span: SourceSpan,
 }
 
-/// The settings and entries of a file.
+/// The settings and entries of the configuration file.
 #[derive(Default)]
-pub(super) struct Contents<'a> {
+pub(super) struct ConfigEntries<'a> {
     pub(super) settings: Vec<AssignedValue<'a>>,
     pub(super) keys: Vec<TableEntry<'a>>,
     pub(super) clients: Vec<TableEntry<'a>>,
@@ -47,7 +48,7 @@ pub(super) struct Contents<'a> {
 
 /// The entries of the overlay.
 #[derive(Default)]
-pub(super) struct OverlayContents<'a> {
+pub(super) struct OverlayEntries<'a> {
     pub(super) generation: u64,
     pub(super) keys: Vec<TableEntry<'a>>,
     pub(super) paused_keys: Vec<TableEntry<'a>>,
@@ -55,11 +56,19 @@ pub(super) struct OverlayContents<'a> {
     pub(super) removed: Vec<TableEntry<'a>>,
 }
 
-/// One `[[keys]]`, `[[paused_keys]]` or `[[clients]]` entry.
+/// One `[[keys]]`, `[[clients]]`, `[[paused_keys]]` or `[[removed]]` entry.
 pub(super) struct TableEntry<'a> {
     document: &'a Document<'a>,
     table: &'a DeTable<'a>,
     /// The position of the entry's header.
+    pub(super) span: SourceSpan,
+}
+
+/// The string in a field of an entry.
+pub(super) struct StringField<'n, 'a> {
+    /// The name of the field.
+    pub(super) name: &'n str,
+    pub(super) text: &'a str,
     pub(super) span: SourceSpan,
 }
 
@@ -79,27 +88,27 @@ impl<'a> Document<'a> {
         Self { path, text, root: root.into_inner(), broken_lines }
     }
 
-    /// Whether the whole file was parsed. Otherwise an absent entry may be in an unparsed part.
+    /// Returns whether the whole file was parsed. Otherwise an absent entry may be in an unparsed part.
     pub(super) fn is_fully_parsed(&self) -> bool {
         self.broken_lines.is_empty()
     }
 
-    /// Whether a syntax error affects the line of a problem, so that it may have caused the problem.
+    /// Returns whether a syntax error affects the line of a problem, so that it may have caused the problem.
     pub(super) fn is_affected_by_syntax_error(&self, problem: &Problem) -> bool {
         matches!(problem.origin(), ValueOrigin::Line { path, line, .. } if path == self.path && self.broken_lines.contains(line))
     }
 
-    /// Collects the settings and entries of the file.
-    pub(super) fn collect(&'a self, problems: &mut Vec<Problem>) -> Contents<'a> {
-        let mut contents = Contents::default();
+    /// Collects the settings and entries of the configuration file.
+    pub(super) fn collect(&'a self, problems: &mut Vec<Problem>) -> ConfigEntries<'a> {
+        let mut entries = ConfigEntries::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
-                "keys" => contents.keys = self.collect_entries("keys", "key", None, value, problems),
+                "keys" => entries.keys = self.collect_entries("keys", "key", None, value, problems),
                 "clients" => {
-                    contents.clients = self.collect_entries("clients", "token_sha256", None, value, problems)
+                    entries.clients = self.collect_entries("clients", "token_sha256", None, value, problems)
                 }
                 section if setting::is_section(section) => match value.get_ref().as_table() {
-                    Some(table) => self.collect_section(section, table, &mut contents.settings, problems),
+                    Some(table) => self.collect_section(section, table, &mut entries.settings, problems),
                     None => {
                         let error = value::wrong_type(value.get_ref(), "a table");
                         problems.push(self.span_of(value.span()).problem(error));
@@ -107,7 +116,7 @@ impl<'a> Document<'a> {
                 },
                 unknown => match (old_names::new_section(unknown), value.get_ref().as_table()) {
                     (Some(_), Some(table)) if !table.is_empty() => {
-                        self.collect_section(unknown, table, &mut contents.settings, problems);
+                        self.collect_section(unknown, table, &mut entries.settings, problems);
                     }
                     (Some(new_name), _) => {
                         problems
@@ -120,33 +129,33 @@ impl<'a> Document<'a> {
                 },
             }
         }
-        contents
+        entries
     }
 
     /// Collects the entries of the overlay.
-    pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayContents<'a> {
+    pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayEntries<'a> {
         const KNOWN_FIELDS: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
-        let mut contents = OverlayContents::default();
+        let mut entries = OverlayEntries::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
                 "generation" => match overlay::parse_generation(RawValue::Toml(value.get_ref())) {
-                    Ok(generation) => contents.generation = generation,
+                    Ok(generation) => entries.generation = generation,
                     Err(error) => problems.push(self.span_of(value.span()).problem(error)),
                 },
                 "keys" => {
                     let kind = Some(EntryKind::Key);
-                    contents.keys = self.collect_entries("keys", "key_file", kind, value, problems);
+                    entries.keys = self.collect_entries("keys", "key_file", kind, value, problems);
                 }
                 "paused_keys" => {
                     let kind = Some(EntryKind::PausedKey);
-                    contents.paused_keys =
+                    entries.paused_keys =
                         self.collect_entries("paused_keys", "fingerprint", kind, value, problems);
                 }
                 "clients" => {
                     let kind = Some(EntryKind::Client);
-                    contents.clients = self.collect_entries("clients", "token_sha256", kind, value, problems);
+                    entries.clients = self.collect_entries("clients", "token_sha256", kind, value, problems);
                 }
-                "removed" => contents.removed = self.collect_entries("removed", "id", None, value, problems),
+                "removed" => entries.removed = self.collect_entries("removed", "id", None, value, problems),
                 unknown => {
                     let error = ValueError::new(format!("unknown field {}", quote_masked(unknown)))
                         .suggest(find_similar(unknown, KNOWN_FIELDS));
@@ -154,9 +163,10 @@ impl<'a> Document<'a> {
                 }
             }
         }
-        contents
+        entries
     }
 
+    /// Collects the settings of a section and of the sections in it.
     fn collect_section(
         &'a self,
         section: &str,
@@ -190,18 +200,19 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Collects the entries of a list. `overlay_kind` is the kind of the entries if the file is the overlay.
+    /// Collects the entries of the list `list_name`. The advice of an error contains an example with `example_field`.
+    /// `overlay_kind` is the kind of the entries if the file is the overlay.
     fn collect_entries(
         &'a self,
-        name: &str,
-        field: &str,
+        list_name: &str,
+        example_field: &str,
         overlay_kind: Option<EntryKind>,
         value: &'a Spanned<DeValue<'a>>,
         problems: &mut Vec<Problem>,
     ) -> Vec<TableEntry<'a>> {
         let error = || {
-            ValueError::new(format!("`{name}` must be a list of tables")).advise(format!(
-                "for each entry, write [[{name}]] with double brackets, and `{field} = …` below it"
+            ValueError::new(format!("`{list_name}` must be a list of tables")).advise(format!(
+                "for each entry, write [[{list_name}]] with double brackets, and `{example_field} = …` below it"
             ))
         };
         let DeValue::Array(items) = value.get_ref() else {
@@ -231,12 +242,13 @@ impl<'a> TableEntry<'a> {
         self.document.span_of(range).in_overlay_entry(self.span.overlay_entry)
     }
 
-    /// Whether the entry contains a key or a token, not only a file name or a hash.
+    /// Returns whether the entry itself contains a key, a token or a proxy, which may have a password, and not only the
+    /// name of a file or a hash.
     pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
     }
 
-    /// Whether the entry contains the field `name`.
+    /// Returns whether the entry contains the field `name`.
     pub(super) fn has_field(&self, name: &str) -> bool {
         self.table.contains_key(name)
     }
@@ -253,7 +265,7 @@ impl<'a> TableEntry<'a> {
     }
 
     /// Reports every field whose name is not in `known_fields`.
-    pub(super) fn check_fields(&self, known_fields: &[&'static str], problems: &mut Vec<Problem>) {
+    pub(super) fn report_unknown_fields(&self, known_fields: &[&'static str], problems: &mut Vec<Problem>) {
         for (name, value) in
             self.table.iter().filter(|(name, _)| !known_fields.contains(&name.get_ref().as_ref()))
         {
@@ -311,9 +323,9 @@ impl<'a> TableEntry<'a> {
         self.parse_with(name, problems, value::parse_bool)
     }
 
-    /// Parses the list of strings in a field, each with `parse_item`. Returns an empty list if the
-    /// field is missing. An empty list in the file is an error: it looks like "nothing", but would
-    /// mean "everything".
+    /// Parses the list of strings in a field, each with `parse_item`. Returns an empty list if the field is missing. An
+    /// empty list in the file is an error, because a rule without items would allow everything, although it looks as if
+    /// it allowed nothing.
     pub(super) fn parse_list(
         &self,
         name: &str,
@@ -338,25 +350,26 @@ impl<'a> TableEntry<'a> {
         parse(RawValue::Toml(value.get_ref())).map_err(|error| problems.push(span.problem(error))).ok()
     }
 
-    /// Parses the string in the only field among `names`, and returns it with the field's name and
-    /// position. Exactly one of these fields must exist.
+    /// Parses the string in the only field among `names`. Reports a problem unless exactly one of these fields exists.
     pub(super) fn require_one_of<'n>(
         &self,
         names: &[&'n str],
         problems: &mut Vec<Problem>,
-    ) -> Option<(&'n str, &'a str, SourceSpan)> {
+    ) -> Option<StringField<'n, 'a>> {
         let listed_names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
-        let present: Vec<&str> =
+        let present_names: Vec<&str> =
             names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
-        match present.as_slice() {
-            // After a syntax error the field may exist without having been parsed.
+        match present_names.as_slice() {
+            // After a syntax error, the field may be in a part of the file that was not parsed.
             [] if !self.document.is_fully_parsed() => None,
             [] => {
                 problems
                     .push(self.span.problem(ValueError::new(format!("this entry has no {listed_names}"))));
                 None
             }
-            [name] => self.parse_string(name, problems).map(|(text, span)| (*name, text, span)),
+            [name] => {
+                self.parse_string(name, problems).map(|(text, span)| StringField { name: *name, text, span })
+            }
             [first, second, ..] => {
                 let error = ValueError::new(format!("this entry has both `{first}` and `{second}`"));
                 problems.push(self.span.problem(error.advise(format!("write only one of {listed_names}"))));
@@ -369,10 +382,10 @@ impl<'a> TableEntry<'a> {
 /// Returns the lines that a syntax error in `line` affects: the line itself, and after an invalid header all lines up
 /// to the next header.
 fn affected_lines(text: &str, line: usize) -> Range<usize> {
-    let is_header = |text: &str| text.trim_start().starts_with('[');
-    let mut following_lines = text.lines().skip(line - 1);
-    if !following_lines.next().is_some_and(is_header) {
+    let is_header = |line: &str| line.trim_start().starts_with('[');
+    let mut lines = text.lines().skip(line - 1);
+    if !lines.next().is_some_and(is_header) {
         return line..line + 1;
     }
-    line..line + 1 + following_lines.take_while(|text| !is_header(text)).count()
+    line..line + 1 + lines.take_while(|line| !is_header(line)).count()
 }

@@ -15,6 +15,7 @@ pub struct HostPort {
     port: u16,
 }
 
+/// The host of an address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Host {
     Localhost,
@@ -43,7 +44,7 @@ impl HostPort {
         }
     }
 
-    /// Whether only this machine can connect.
+    /// Returns whether only this machine can connect.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         match self.host {
@@ -52,8 +53,8 @@ impl HostPort {
         }
     }
 
-    /// Whether a connection from this machine to `host` and `port` reaches this listener. `host` is
-    /// `localhost` or an IP address; host names are not looked up.
+    /// Returns whether a connection from this machine to `host` and `port` reaches this listener. `host` is
+    /// `localhost` or an IP address. Host names are not looked up.
     #[must_use]
     pub fn is_reached_by(&self, host: &str, port: u16) -> bool {
         let addresses: Vec<IpAddr> = match host.parse() {
@@ -63,19 +64,19 @@ impl HostPort {
             }
             Err(_) => return false,
         };
-        let is_own = |own_address: SocketAddr| {
-            let own_address = own_address.ip().to_canonical();
+        let is_listener_reached = |listener: SocketAddr| {
+            let listener = listener.ip().to_canonical();
             // The wildcard address includes every address of this machine, but only its loopback addresses are known
             // here.
-            let is_same = |address: &IpAddr| {
+            let reaches_listener = |address: &IpAddr| {
                 let address = address.to_canonical();
-                address == own_address
-                    || (address.is_unspecified() && own_address.is_loopback())
-                    || (own_address.is_unspecified() && address.is_loopback())
+                address == listener
+                    || (address.is_unspecified() && listener.is_loopback())
+                    || (listener.is_unspecified() && address.is_loopback())
             };
-            addresses.iter().any(is_same)
+            addresses.iter().any(reaches_listener)
         };
-        self.port != 0 && self.port == port && self.socket_addresses().into_iter().any(is_own)
+        self.port != 0 && self.port == port && self.socket_addresses().into_iter().any(is_listener_reached)
     }
 }
 
@@ -173,9 +174,9 @@ mod tests {
             ("192.0.2.1:11011", "127.0.0.1", 11011, false),
             ("127.0.0.1:0", "127.0.0.1", 0, false),
         ] {
-            let listening: HostPort = listen.parse().unwrap();
+            let listener: HostPort = listen.parse().unwrap();
             assert_eq!(
-                listening.is_reached_by(host, port),
+                listener.is_reached_by(host, port),
                 is_reached,
                 "a connection to {host}:{port} and the listener {listen}"
             );
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(text: &str, expected: &str) {
+    fn check_address(text: &str, expected: &str) {
         let printed_text = match text.parse::<HostPort>() {
             Ok(listen) => listen.to_string(),
             Err(error) => format!("! {error}"),
@@ -194,28 +195,28 @@ mod tests {
     #[test]
     fn addresses_and_localhost_are_parsed() {
         for text in ["127.0.0.1:11011", "0.0.0.0:0", "[::1]:65535", "localhost:80"] {
-            check(text, text);
+            check_address(text, text);
         }
         assert_eq!(HostPort::default().to_string(), "127.0.0.1:11011");
     }
 
     #[test]
     fn the_error_names_the_missing_part() {
-        check("127.0.0.1", "! `127.0.0.1` has no port; write HOST:PORT, for example 127.0.0.1:11011");
-        check(
+        check_address("127.0.0.1", "! `127.0.0.1` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+        check_address(
             "8080",
             "! `8080` has no port; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
         );
-        check(
+        check_address(
             ":8080",
             "! `:8080` has neither an IP address nor localhost; write HOST:PORT, for example 127.0.0.1:11011; did you mean `127.0.0.1:8080`?",
         );
-        check(
+        check_address(
             "::1",
             "! `::1` has no port, or no brackets around its address; write HOST:PORT, for example 127.0.0.1:11011; did you mean `[::1]:11011`?",
         );
-        check("[::1]", "! `[::1]` has no port; write HOST:PORT, for example 127.0.0.1:11011");
-        check(
+        check_address("[::1]", "! `[::1]` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+        check_address(
             "http://localhost:80/",
             "! `http://localhost:80/` is a URL; write HOST:PORT, for example 127.0.0.1:11011; did you mean `localhost:80`?",
         );
@@ -225,26 +226,29 @@ mod tests {
     fn a_host_name_is_refused() {
         for text in ["example.com:80", "[::g]:80", "1.2.3:80"] {
             let notation = "write HOST:PORT, for example 127.0.0.1:11011";
-            check(text, &format!("! `{text}` has neither an IP address nor localhost; {notation}"));
+            check_address(text, &format!("! `{text}` has neither an IP address nor localhost; {notation}"));
         }
     }
 
     #[test]
     fn a_port_is_between_0_and_65535() {
-        check("127.0.0.1:65535", "127.0.0.1:65535");
+        check_address("127.0.0.1:65535", "127.0.0.1:65535");
         for text in ["127.0.0.1:65536", "127.0.0.1:", "127.0.0.1:+1", "127.0.0.1:-1", "127.0.0.1:http"] {
             let advice = "a port is a number from 0 (any free port) to 65535";
-            check(text, &format!("! `{text}` has no valid port; {advice}"));
+            check_address(text, &format!("! `{text}` has no valid port; {advice}"));
         }
     }
 
     #[test]
-    fn only_this_machine_reaches_loopback_addresses() {
+    fn only_this_machine_can_reach_a_loopback_address() {
         for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"] {
-            assert!(text.parse::<HostPort>().unwrap().is_loopback(), "{text}");
+            assert!(text.parse::<HostPort>().unwrap().is_loopback(), "{text} must be a loopback address");
         }
         for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "128.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
-            assert!(!text.parse::<HostPort>().unwrap().is_loopback(), "{text}");
+            assert!(
+                !text.parse::<HostPort>().unwrap().is_loopback(),
+                "{text} must not be a loopback address"
+            );
         }
     }
 

@@ -1,6 +1,6 @@
-//! Recognizes text that cannot be an API key: invalid characters, placeholders, short forms, and words
-//! around keys. ElevenLabs documents no key format, so a key of an unknown format is accepted with a
-//! warning. Messages contain only the short form of the text and the words listed in this file.
+//! Recognizes text that cannot be an API key: invalid characters, placeholders, short forms, and words around keys.
+//! ElevenLabs documents no key format, so `key_list` accepts a key of an unknown format with a warning. Messages
+//! contain at most the short form of the text, an invalid character, or a word that is listed in this file.
 
 use super::problem::ValueError;
 use crate::secret::ShortKey;
@@ -48,9 +48,11 @@ const SURROUNDING_WORDS: [&str; 14] = [
     "elevenlabs_api_key",
 ];
 
-/// Checks whether `text`, which contains no spaces, can be a key. The message completes a sentence
-/// that begins with the entry's position.
-pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), ValueError> {
+const COMMENT_ADVICE: &str = "write comments only in a file, on separate lines that begin with `#`";
+
+/// Checks whether `text`, which contains no spaces, can be a key. The error message is the rest of a sentence that
+/// begins with the position of the entry.
+pub(super) fn check_key(text: &str, provider: KeyProvider) -> Result<(), ValueError> {
     let placeholder_error = || {
         ValueError::new("is a placeholder")
             .advise("write a key that was created at elevenlabs.io: Developers, API keys")
@@ -60,8 +62,8 @@ pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), ValueError>
         return Err(ValueError::new(format!("is the word `{lowercase}`, not a key")));
     }
     if let Some(index) = ["...", "…", ".."].iter().find_map(|dots| text.find(dots)) {
-        let has_end = !text[index..].trim_matches(['.', '…']).is_empty();
-        return Err(if has_end {
+        let has_last_characters = !text[index..].trim_matches(['.', '…']).is_empty();
+        return Err(if has_last_characters {
             ValueError::new("is the short form of a key")
                 .advise("copy the whole key from where it was created")
         } else {
@@ -95,8 +97,6 @@ pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), ValueError>
     Ok(())
 }
 
-const COMMENT_ADVICE: &str = "write comments only in a file, on separate lines that begin with `#`";
-
 /// Returns the error for an entry of several words.
 pub(super) fn multiple_words_error(words: &[&str]) -> ValueError {
     let message = if words.iter().any(|word| word.trim_end_matches(':').eq_ignore_ascii_case("bearer")) {
@@ -111,33 +111,38 @@ pub(super) fn multiple_words_error(words: &[&str]) -> ValueError {
     ValueError::new(message).advise("write only the key, without words around it")
 }
 
-/// Whether the text has the format of a key. Several such texts, separated by spaces, are several
-/// keys.
+/// Returns whether the text looks like a key. If several such texts are separated by spaces, each of them is a key.
 pub(super) fn looks_like_key(text: &str) -> bool {
     text.starts_with("sk_") || is_hexadecimal_key(text)
 }
 
-/// Whether the text has one of the known key formats of ElevenLabs.
+/// Returns whether the text has one of the known key formats of ElevenLabs.
 pub(super) fn is_known_format(text: &str) -> bool {
     is_hexadecimal_key(text)
         || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Whether the text looks like a key name, which is an error between keys.
+/// Returns whether the text looks like a key name, which is an error between keys.
 pub(super) fn looks_like_name(text: &str) -> bool {
     !looks_like_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }
 
-/// Formats an entry as a short form by which an operator can find it.
+/// Minimum number of characters of a text whose short form is shown. The short form of a shorter text would show most
+/// of the text.
+const MIN_SHORT_FORM_CHARS: usize = 16;
+
+/// Masks an entry, so that an operator can find it and a message contains no key: returns its short form, or only its
+/// length.
 pub(super) fn mask_key(text: &str) -> String {
     let count = text.chars().count();
-    let has_short_form = count >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    let has_short_form =
+        count >= MIN_SHORT_FORM_CHARS && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
     let prefix = if text.starts_with("sk_") { "sk_***, " } else { "" };
-    let plural = if count == 1 { "" } else { "s" };
+    let plural_suffix = if count == 1 { "" } else { "s" };
     if has_short_form {
         ShortKey::new(text).to_string()
     } else {
-        format!("{prefix}{count} character{plural}")
+        format!("{prefix}{count} character{plural_suffix}")
     }
 }
 
@@ -153,7 +158,7 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether the lowercase text is a placeholder of words, such as `api-key` or
+/// Returns whether the lowercase text is a placeholder of words, such as `api-key` or
 /// `elevenlabs_api_key_here`.
 fn is_worded_placeholder(lowercase: &str) -> bool {
     const WORDS: [&str; 6] = ["api", "key", "apikey", "here", "elevenlabs", "example"];
@@ -169,8 +174,8 @@ mod tests {
     #[track_caller]
     fn check_refused(text: &str, message: &str) {
         for provider in [KeyProvider::ElevenLabs, KeyProvider::Other] {
-            let error = check(text, provider).unwrap_err().to_string();
-            assert!(error.contains(message), "{text}: {error}");
+            let error = check_key(text, provider).unwrap_err().to_string();
+            assert!(error.contains(message), "the error for {text:?} must contain {message:?}: {error}");
         }
     }
 
@@ -216,17 +221,17 @@ mod tests {
 
     #[test]
     fn a_short_text_can_be_a_key_of_another_provider() {
-        assert_eq!(check("sk_one", KeyProvider::Other), Ok(()));
-        assert!(check("sk_one", KeyProvider::ElevenLabs).unwrap_err().to_string().contains("too short"));
-        assert_eq!(check(&"a1".repeat(10), KeyProvider::ElevenLabs), Ok(()));
-        assert!(check(&"a1".repeat(10)[1..], KeyProvider::ElevenLabs).is_err());
+        assert_eq!(check_key("sk_one", KeyProvider::Other), Ok(()));
+        assert!(check_key("sk_one", KeyProvider::ElevenLabs).unwrap_err().to_string().contains("too short"));
+        assert_eq!(check_key(&"a1".repeat(10), KeyProvider::ElevenLabs), Ok(()));
+        assert!(check_key(&"a1".repeat(10)[1..], KeyProvider::ElevenLabs).is_err());
         for (host, expected) in [
             ("api.elevenlabs.io", KeyProvider::ElevenLabs),
             ("api.eu.residency.elevenlabs.io", KeyProvider::ElevenLabs),
             ("notelevenlabs.io", KeyProvider::Other),
             ("127.0.0.1", KeyProvider::Other),
         ] {
-            assert_eq!(KeyProvider::for_host(host), expected, "{host}");
+            assert_eq!(KeyProvider::for_host(host), expected, "the provider at {host}");
         }
     }
 
@@ -236,7 +241,7 @@ mod tests {
             ("0123456789abcdef".repeat(2), format!("sk_{}", "0123456789abcdef".repeat(3)));
         assert!(is_known_format(&hexadecimal) && is_known_format(&prefixed));
         for text in [&hexadecimal[1..], &prefixed[..50], "sk_", &prefixed.replace('f', "g")] {
-            assert!(!is_known_format(text), "{text}");
+            assert!(!is_known_format(text), "{text:?} must not have a known format");
         }
     }
 

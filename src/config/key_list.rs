@@ -1,6 +1,5 @@
-//! Parses a list of keys from a variable or a file, and corrects common mistakes such as quotes and
-//! trailing commas. Messages identify an entry by its position and short form, so that they contain no
-//! key.
+//! Parses a list of keys from a variable or a file, and corrects common mistakes such as quotes and trailing commas.
+//! Messages identify an entry by its position and its masked form, so that they contain no key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,12 +17,12 @@ pub(super) enum KeyListFormat {
     File,
 }
 
-/// The result of parsing.
+/// The keys of a list, and the messages about its mistakes.
 #[derive(Debug, Default)]
 pub(super) struct KeyList {
     /// The keys in their order, without duplicates.
     pub(super) keys: Vec<ApiKey>,
-    /// Messages about corrected entries. Each completes a sentence that begins with the source:
+    /// Messages about corrected or unusual entries. Each is the rest of a sentence that begins with the source, such as
     /// `ends with a comma`.
     pub(super) corrections: Vec<String>,
     /// The errors of invalid entries.
@@ -59,13 +58,16 @@ pub(super) fn parse(text: &str, format: KeyListFormat, provider: KeyProvider) ->
     parser.finish()
 }
 
+/// The state of parsing: the parsed entries, and the facts about all entries for which [`KeyListParser::finish`] adds
+/// one correction each.
 struct KeyListParser {
     provider: KeyProvider,
     list: KeyList,
     /// The position of the last entry.
     position: usize,
+    /// The position of the first entry with each key.
     first_positions: HashMap<Fingerprint, usize>,
-    /// Entries that count as keys only if no other entry looks like a key.
+    /// Entries that count as keys only if no other entry looks like a key, with their positions.
     name_like_entries: Vec<(usize, ApiKey)>,
     empty_positions: Vec<usize>,
     ends_with_comma: bool,
@@ -91,6 +93,7 @@ impl KeyListParser {
         }
     }
 
+    /// Parses the text between two commas, which contains one key or several keys that other characters separate.
     fn parse_chunk(&mut self, chunk: &str) {
         let chunk = chunk.trim_matches(is_space);
         let words = chunk.split(|character| is_space(character) || character == ';');
@@ -115,12 +118,13 @@ impl KeyListParser {
             }
             words => {
                 self.position += 1;
-                self.reject(&words.join(" "), key_format::multiple_words_error(words));
+                self.reject_entry(&words.join(" "), key_format::multiple_words_error(words));
             }
         }
     }
 
-    fn reject(&mut self, text: &str, error: ValueError) {
+    /// Adds the error for the last entry, whose text is `text`.
+    fn reject_entry(&mut self, text: &str, error: ValueError) {
         let entry = format!("entry {} ({})", self.position, mask_key(text));
         self.list.errors.push(error.about(entry));
     }
@@ -128,9 +132,9 @@ impl KeyListParser {
     fn add_key(&mut self, text: &str) {
         self.position += 1;
         let position = self.position;
-        // This error is more specific than the provider's 401 for an invalid key.
-        if let Err(error) = key_format::check(text, self.provider) {
-            return self.reject(text, error);
+        // Without this check, the provider would refuse the text with a less specific error.
+        if let Err(error) = key_format::check_key(text, self.provider) {
+            return self.reject_entry(text, error);
         }
         let key = match ApiKey::new(text) {
             Ok(key) => key,
@@ -163,8 +167,8 @@ impl KeyListParser {
         }
     }
 
-    /// Rejects entries that look like names if other entries look like keys. Such an entry may be the
-    /// name of a key or the title of a column.
+    /// Rejects entries that look like names if other entries look like keys. Such an entry may be the name of a key or
+    /// the title of a column.
     fn reject_names(&mut self) {
         if self.name_like_entries.len() == self.list.keys.len() {
             return;
@@ -172,10 +176,11 @@ impl KeyListParser {
         for (position, key) in std::mem::take(&mut self.name_like_entries) {
             self.position = position;
             let error = ValueError::new("does not look like a key, but other entries do");
-            self.reject(key.expose(), error.advise("write only keys, without names"));
+            self.reject_entry(key.expose(), error.advise("write only keys, without names"));
         }
     }
 
+    /// Adds the corrections of the whole list, and returns it.
     fn finish(mut self) -> KeyList {
         self.reject_names();
         let corrections = &mut self.list.corrections;
@@ -183,8 +188,9 @@ impl KeyListParser {
             [] => {}
             [position] => corrections.push(format!("entry {position} is empty")),
             positions => {
-                let listed_names = positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                corrections.push(format!("entries {listed_names} are empty"));
+                let listed_positions =
+                    positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                corrections.push(format!("entries {listed_positions} are empty"));
             }
         }
         for (applies, correction) in [
@@ -204,7 +210,7 @@ impl KeyListParser {
     }
 }
 
-/// Whether the character is whitespace, or an invisible character that copied text may contain.
+/// Returns whether the character is whitespace, or an invisible character that copied text may contain.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{feff}' | '\u{200b}'..='\u{200d}')
 }
@@ -222,7 +228,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, keys: &[&str], corrections: &[&str]) {
+    fn check_variable(text: &str, keys: &[&str], corrections: &[&str]) {
         check_format(KeyListFormat::Variable, text, keys, corrections, &[]);
     }
 
@@ -234,7 +240,7 @@ mod tests {
     #[track_caller]
     fn check_invalid(text: &str, invalid: &[&str]) {
         let list = parse(text, KeyListFormat::Variable, KeyProvider::Other);
-        assert_eq!(error_texts(&list), invalid);
+        assert_eq!(error_messages(&list), invalid);
     }
 
     #[track_caller]
@@ -248,15 +254,12 @@ mod tests {
         let list = parse(text, format, KeyProvider::Other);
         assert_eq!(list.keys.iter().map(ApiKey::expose).collect::<Vec<_>>(), keys);
         assert_eq!(list.corrections, corrections);
-        assert_eq!(error_texts(&list), invalid);
+        assert_eq!(error_messages(&list), invalid);
     }
 
-    /// Returns the message of an error without its advice.
-    fn message(error: &ValueError) -> String {
-        error.to_string().split("; ").next().unwrap().to_owned()
-    }
-
-    fn error_texts(list: &KeyList) -> Vec<String> {
+    /// Returns the messages of the errors without their advice.
+    fn error_messages(list: &KeyList) -> Vec<String> {
+        let message = |error: &ValueError| error.to_string().split("; ").next().unwrap().to_owned();
         list.errors.iter().map(message).collect()
     }
 
@@ -264,46 +267,46 @@ mod tests {
 
     #[test]
     fn commas_and_spaces_separate_keys() {
-        check("sk_key1,sk_key2, sk_key3", &["sk_key1", "sk_key2", "sk_key3"], &[]);
-        check("  sk_a ,\tsk_b  ", &["sk_a", "sk_b"], &[]);
-        check("sk_a", &["sk_a"], &[]);
+        check_variable("sk_key1,sk_key2, sk_key3", &["sk_key1", "sk_key2", "sk_key3"], &[]);
+        check_variable("  sk_a ,\tsk_b  ", &["sk_a", "sk_b"], &[]);
+        check_variable("sk_a", &["sk_a"], &[]);
     }
 
     #[test]
     fn quotes_around_all_keys_or_each_key_are_removed() {
-        check("\"sk_a,sk_b\"", &["sk_a", "sk_b"], &[QUOTES]);
-        check("'sk_a', \"sk_b\"", &["sk_a", "sk_b"], &[QUOTES]);
-        check("“sk_a”,” sk_b ”", &["sk_a", "sk_b"], &[QUOTES]);
-        check("\"sk_a", &["sk_a"], &[QUOTES]);
-        check("\"sk_a,\"", &["sk_a"], &["ends with a comma", QUOTES]);
+        check_variable("\"sk_a,sk_b\"", &["sk_a", "sk_b"], &[QUOTES]);
+        check_variable("'sk_a', \"sk_b\"", &["sk_a", "sk_b"], &[QUOTES]);
+        check_variable("“sk_a”,” sk_b ”", &["sk_a", "sk_b"], &[QUOTES]);
+        check_variable("\"sk_a", &["sk_a"], &[QUOTES]);
+        check_variable("\"sk_a,\"", &["sk_a"], &["ends with a comma", QUOTES]);
     }
 
     #[test]
     fn a_trailing_comma_is_not_an_empty_entry() {
-        check("sk_a,", &["sk_a"], &["ends with a comma"]);
-        check("sk_a, \n", &["sk_a"], &["ends with a comma"]);
-        check("sk_a,,", &["sk_a"], &["entry 2 is empty", "ends with a comma"]);
+        check_variable("sk_a,", &["sk_a"], &["ends with a comma"]);
+        check_variable("sk_a, \n", &["sk_a"], &["ends with a comma"]);
+        check_variable("sk_a,,", &["sk_a"], &["entry 2 is empty", "ends with a comma"]);
     }
 
     #[test]
     fn empty_entries_are_reported_by_position() {
-        check(",sk_a", &["sk_a"], &["entry 1 is empty"]);
-        check(", ,sk_a,\"\",sk_b", &["sk_a", "sk_b"], &["entries 1, 2, 4 are empty", QUOTES]);
+        check_variable(",sk_a", &["sk_a"], &["entry 1 is empty"]);
+        check_variable(", ,sk_a,\"\",sk_b", &["sk_a", "sk_b"], &["entries 1, 2, 4 are empty", QUOTES]);
     }
 
     #[test]
     fn line_breaks_and_spaces_separate_keys() {
         let breaks = "has line breaks between keys, which count as commas";
         let spaces = "has spaces or semicolons between keys, which count as commas";
-        check("sk_a\nsk_b\r\nsk_c\n", &["sk_a", "sk_b", "sk_c"], &[breaks]);
-        check("sk_a,\nsk_b", &["sk_a", "sk_b"], &[]);
-        check("sk_a sk_b;sk_c", &["sk_a", "sk_b", "sk_c"], &[spaces]);
-        check("\u{feff}sk_a,\u{a0}sk_b\u{200b}", &["sk_a", "sk_b"], &[]);
+        check_variable("sk_a\nsk_b\r\nsk_c\n", &["sk_a", "sk_b", "sk_c"], &[breaks]);
+        check_variable("sk_a,\nsk_b", &["sk_a", "sk_b"], &[]);
+        check_variable("sk_a sk_b;sk_c", &["sk_a", "sk_b", "sk_c"], &[spaces]);
+        check_variable("\u{feff}sk_a,\u{a0}sk_b\u{200b}", &["sk_a", "sk_b"], &[]);
     }
 
     #[test]
     fn a_duplicate_key_is_dropped() {
-        check(
+        check_variable(
             "sk_a,sk_b,sk_a,sk_a",
             &["sk_a", "sk_b"],
             &["entry 3 is the same key as entry 1 (...)", "entry 4 is the same key as entry 1 (...)"],
@@ -337,7 +340,7 @@ mod tests {
 
     const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    /// Checks the messages for one entry, in which `K` is replaced by a key.
+    /// Checks that `text` is refused with messages that contain the `expected` parts. `K` in `text` stands for a key.
     #[track_caller]
     fn check_around(text: &str, expected: &[&str]) {
         let text = text.replace('K', KEY);
@@ -345,10 +348,16 @@ mod tests {
             for provider in [KeyProvider::ElevenLabs, KeyProvider::Other] {
                 let list = parse(&text, format, provider);
                 let printed_text = format!("{:?} {:?}", list.errors, list.corrections);
-                assert!(!list.errors.is_empty(), "{text}");
-                assert!(!printed_text.contains(&KEY[12..40]), "{printed_text}");
+                assert!(!list.errors.is_empty(), "{text:?} must be refused");
+                assert!(
+                    !printed_text.contains(&KEY[12..40]),
+                    "no message must contain the key: {printed_text}"
+                );
                 for part in expected {
-                    assert!(printed_text.contains(part), "{text}: {printed_text}");
+                    assert!(
+                        printed_text.contains(part),
+                        "the messages must contain {part:?}: {printed_text}"
+                    );
                 }
             }
         }
@@ -387,14 +396,14 @@ mod tests {
         let parse_keys = |text: &str| parse(text, KeyListFormat::Variable, KeyProvider::ElevenLabs);
         let list = parse_keys(&format!("sk_first,{KEY}"));
         assert_eq!(
-            error_texts(&list),
+            error_messages(&list),
             ["entry 1 (sk_***, 8 characters) is too short for a key of ElevenLabs"]
         );
         let list = parse_keys(&format!("{KEY},{}", &KEY[..50]));
-        assert_eq!((list.keys.len(), error_texts(&list).len()), (2, 0));
+        assert_eq!((list.keys.len(), error_messages(&list).len()), (2, 0));
         assert!(
             list.corrections[0].starts_with("entry 2 (sk_01234567...abcde) has an unknown format"),
-            "{list:?}"
+            "the correction must name the unknown format: {list:?}"
         );
         assert_eq!(parse_keys(KEY).corrections, [""; 0]);
     }
@@ -404,18 +413,18 @@ mod tests {
         for (open, close) in
             [('“', '”'), ('„', '“'), ('‘', '’'), ('‚', '‘'), ('«', '»'), ('‹', '›'), ('＂', '＂'), ('´', '´')]
         {
-            check(&format!("{open}sk_a{close},sk_b"), &["sk_a", "sk_b"], &[QUOTES]);
+            check_variable(&format!("{open}sk_a{close},sk_b"), &["sk_a", "sk_b"], &[QUOTES]);
         }
     }
 
     #[test]
     fn a_key_of_another_provider_may_be_any_word() {
-        check("secret1", &["secret1"], &[]);
+        check_variable("secret1", &["secret1"], &[]);
         let list = parse("main,sk_a", KeyListFormat::Variable, KeyProvider::Other);
         assert_eq!(
-            error_texts(&list),
+            error_messages(&list),
             ["entry 1 (4 characters) does not look like a key, but other entries do"]
         );
-        check("first-upstream,second", &["first-upstream", "second"], &[]);
+        check_variable("first-upstream,second", &["first-upstream", "second"], &[]);
     }
 }

@@ -1,12 +1,12 @@
-//! Finds the keys of the pool in the environment or in files. All keys come from the first source that has keys, so
-//! that an operator knows which keys are in use.
+//! Finds the keys of the pool in the environment or in files. All configured keys come from the first source that has
+//! keys, so that an operator knows which keys are in use. `overlay` then adds the keys that operators added at runtime.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use super::base_url::BaseUrl;
-use super::document::TableEntry;
+use super::document::{StringField, TableEntry};
 use super::key_format::KeyProvider;
 use super::key_list::{self, KeyListFormat};
 use super::mask::{looks_like_secret, quote_masked};
@@ -18,10 +18,14 @@ use super::value_file::{conflicting_settings_error, read_secret_file, unreadable
 use crate::policy::key_state::KeyOrigin;
 use crate::secret::ApiKey;
 
+/// The variable with a list of keys.
 const LIST: &str = "ELEVENLABS_API_KEYS";
+/// The variable with the path of a file that contains a list of keys.
 const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
+/// The variable that systemd sets to the directory of the service's credentials.
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-const CREDENTIAL: &str = "elevenlabs_api_keys";
+/// The name of the credential that contains a list of keys.
+const KEYS_CREDENTIAL: &str = "elevenlabs_api_keys";
 
 /// The fields of a `[[keys]]` entry of the configuration file.
 const KEY_FIELDS: [&str; 9] =
@@ -72,7 +76,7 @@ impl KeyConfig {
         }
     }
 
-    /// Whether `other` is the same key and has the same settings.
+    /// Returns whether `other` is the same key and has the same settings.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let Self { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = self;
@@ -93,7 +97,7 @@ impl From<ApiKey> for KeyConfig {
     }
 }
 
-/// The source of the keys, as printed at the end of `Loaded 2 ElevenLabs API keys from …`.
+/// The source of the keys. Its text form is the end of the message `Loaded 2 ElevenLabs API keys from …`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KeyListSource {
     /// No keys were found.
@@ -163,7 +167,7 @@ pub(super) fn find_keys(
         }
     }
     if let Some(directory) = sources.environment.value(CREDENTIALS) {
-        let path = PathBuf::from(directory).join(CREDENTIAL);
+        let path = PathBuf::from(directory).join(KEYS_CREDENTIAL);
         let content = (sources.read_file)(&path);
         // The service may have credentials for other programs only.
         if content != Err(ReadFileError::Missing) {
@@ -189,6 +193,7 @@ pub(super) fn find_keys(
 /// Whether the keys of a source are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SourceSelection {
+    /// The keys of this source are used.
     Selected,
     /// An earlier source has keys, so the keys of this source are only validated.
     Unselected,
@@ -206,8 +211,8 @@ pub(super) struct KeySearch<'a> {
 }
 
 impl KeySearch<'_> {
-    /// Selects a source with keys, unless an earlier source was selected. Returns whether it was
-    /// selected, and otherwise adds a warning at `span`.
+    /// Selects a source with keys, unless an earlier source was selected. Returns whether it was selected. If it was
+    /// not, adds a warning at `span`.
     fn select(&mut self, source: KeyListSource, span: &SourceSpan) -> bool {
         if self.found.source == KeyListSource::Absent {
             self.found.source = source;
@@ -222,6 +227,7 @@ impl KeySearch<'_> {
         self.report.problems.push(span.problem(error));
     }
 
+    /// Adds the keys of a list, and the messages about its mistakes at `span`.
     fn add_list(&mut self, text: &str, format: KeyListFormat, origin: KeyOrigin, span: &SourceSpan) {
         let notation = match format {
             KeyListFormat::Variable => {
@@ -268,14 +274,15 @@ impl KeySearch<'_> {
     ) {
         let is_selected = selection == SourceSelection::Selected;
         let found_keys = self.found.keys.iter().enumerate();
-        let mut names: HashMap<String, usize> =
+        let mut index_by_name: HashMap<String, usize> =
             found_keys.clone().filter_map(|(index, key)| Some((key.name.clone()?, index))).collect();
-        let mut keys: HashMap<_, _> = found_keys.map(|(index, key)| (key.key.fingerprint(), index)).collect();
+        let mut index_by_fingerprint: HashMap<_, _> =
+            found_keys.map(|(index, key)| (key.key.fingerprint(), index)).collect();
         let offset = self.found.keys.len();
         for (index, entry) in entries.iter().enumerate() {
             let index = offset + index;
             let problems = &mut self.report.problems;
-            entry.check_fields(
+            entry.report_unknown_fields(
                 match origin {
                     KeyOrigin::Managed => &MANAGED_KEY_FIELDS,
                     KeyOrigin::File | KeyOrigin::Environment => &KEY_FIELDS,
@@ -290,16 +297,15 @@ impl KeySearch<'_> {
                 problems.extend(check_name(text).err().map(|error| span.problem(error)));
             }
             if let Some((name, span)) = &name
-                && let Some(first) = names.insert((*name).to_owned(), index)
+                && let Some(first) = index_by_name.insert((*name).to_owned(), index)
             {
                 let message = format!("key {} has the same name as key {}", index + 1, first + 1);
                 problems.push(span.problem(ValueError::new(message).advise("give each key its own name")));
             }
             let base_url: Option<BaseUrl> = entry.parse("base_url", problems);
             let proxy = read_entry_proxy(entry, self.sources, self.directories, problems);
-            let Some((field, text, span)) = entry.require_one_of(&["key", "key_file"], problems) else {
-                continue;
-            };
+            let key_field = entry.require_one_of(&["key", "key_file"], problems);
+            let Some(StringField { name: field, text, span }) = key_field else { continue };
             let provider =
                 base_url.as_ref().map_or(self.provider, |base_url| KeyProvider::for_host(base_url.host()));
             let key_result = match field {
@@ -324,8 +330,8 @@ impl KeySearch<'_> {
             }
             let warnings = &mut self.report.warnings;
             warnings.extend(corrections.into_iter().map(|message| span.warning(message)));
-            // The first entry of a key keeps it.
-            let first_index = *keys.entry(key.fingerprint()).or_insert(index);
+            // If several entries contain the same key, only the first one counts.
+            let first_index = *index_by_fingerprint.entry(key.fingerprint()).or_insert(index);
             match Some(first_index).filter(|first_index| *first_index != index) {
                 None => self.found.keys.push(KeyConfig {
                     key,
@@ -365,7 +371,7 @@ fn read_entry_proxy(
     proxy_result.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
 }
 
-/// Parses the only key in `text`. Returns it with the corrections.
+/// Parses the only key in `text`. Returns it with the messages about corrected mistakes.
 fn parse_single_key(text: &str, provider: KeyProvider) -> Result<(ApiKey, Vec<String>), ValueError> {
     let mut list = key_list::parse(text, KeyListFormat::File, provider);
     if list.keys.len() + list.errors.len() > 1 {

@@ -1,4 +1,4 @@
-//! Parses the items of settings that are lists: host names, origins, base URLs and header names.
+//! Parses the items of settings that are lists: host names, origins, public pages, base URLs and header names.
 
 use http::HeaderName;
 
@@ -44,7 +44,7 @@ pub(super) fn parse_public_page(text: &str) -> Result<String, ValueError> {
     Err(ValueError::unknown_name("page", name, &PUBLIC_PAGES))
 }
 
-/// Parses a base URL of the provider.
+/// Parses a base URL of the provider, and returns its text.
 pub(super) fn parse_base_url(text: &str) -> Result<String, ValueError> {
     text.trim().parse::<BaseUrl>().map(|_| text.trim().to_owned())
 }
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(parse_host(" Keys.Example.com ").unwrap(), "keys.example.com");
         assert_eq!(parse_host("*").unwrap(), "*");
         for text in ["", "https://keys.example.com", "keys.example.com:80", "a b", "*.example.com"] {
-            assert!(parse_host(text).is_err(), "{text}");
+            assert!(parse_host(text).is_err(), "the host {text:?} must be refused");
         }
     }
 
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(parse_origin("HTTPS://App.example.com").unwrap(), "https://app.example.com");
         assert_eq!(parse_origin("http://localhost:3000").unwrap(), "http://localhost:3000");
         for text in ["", "app.example.com", "https://app.example.com/", "https://", "null", "*", "ftp://a"] {
-            assert!(parse_origin(text).is_err(), "{text}");
+            assert!(parse_origin(text).is_err(), "the origin {text:?} must be refused");
         }
     }
 
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(parse_header_name(" X-Forwarded-For ").unwrap(), "x-forwarded-for");
         assert_eq!(parse_header_name("cf-ipcountry").unwrap(), "cf-ipcountry");
         for text in ["", "x y", "cf-*", "x:", "Cookie", "authorization", "connection", "Host", "xi-api-key"] {
-            assert!(parse_header_name(text).is_err(), "{text}");
+            assert!(parse_header_name(text).is_err(), "the header {text:?} must be refused");
         }
     }
 }

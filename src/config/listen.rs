@@ -1,4 +1,5 @@
-//! Parses the addresses of `server.listen`: TCP addresses, Unix sockets, and sockets passed by systemd.
+//! Parses the addresses of `server.listen`, which are TCP addresses, Unix sockets, or the sockets that systemd passes,
+//! and the mode of Unix sockets. An address of `admin.listen` has the same notation.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ pub enum ListenAddress {
     Systemd,
 }
 
-/// All addresses to listen on. Never empty, and without duplicates or conflicts.
+/// All addresses to listen on. The list is not empty, and contains no duplicates or conflicts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddresses(Vec<ListenAddress>);
 
@@ -28,35 +29,36 @@ pub struct ListenAddresses(Vec<ListenAddress>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnixMode(u32);
 
-/// Maximum number of bytes of a Unix socket's path on Linux, without the terminating zero.
+/// Maximum number of bytes of a Unix socket's path on Linux, not counting the terminating zero.
 const MAX_UNIX_PATH_BYTES: usize = 107;
 
 impl ListenAddresses {
-    /// Listens only on the sockets that systemd passes.
+    /// Returns the list that contains only the sockets that systemd passes.
     pub(super) fn systemd() -> Self {
         Self(vec![ListenAddress::Systemd])
     }
 
+    /// Parses a list, and checks that no address is listed twice and that no two addresses conflict.
     pub(crate) fn parse(texts: &[&str]) -> Result<Self, ValueError> {
-        let mut listens = Vec::with_capacity(texts.len());
+        let mut addresses = Vec::with_capacity(texts.len());
         for text in texts {
-            let listen = text.parse::<ListenAddress>()?;
-            if listens.contains(&listen) {
+            let address = text.parse::<ListenAddress>()?;
+            if addresses.contains(&address) {
                 return Err(ValueError::new(format!("{} is listed twice", quote_masked(text))));
             }
-            if let Some(other) = listens.iter().find(|other| listen.conflicts_with(other)) {
+            if let Some(other) = addresses.iter().find(|other| address.conflicts_with(other)) {
                 return Err(ValueError::new(format!(
-                    "{listen} and {other} are the same port of the same address"
+                    "{address} and {other} are the same port of the same address"
                 ))
                 .advise("remove one of them"));
             }
-            listens.push(listen);
+            addresses.push(address);
         }
-        if listens.is_empty() {
+        if addresses.is_empty() {
             let error = ValueError::new("the list of addresses is empty");
             return Err(error.advise("write HOST:PORT, for example 127.0.0.1:11011"));
         }
-        Ok(Self(listens))
+        Ok(Self(addresses))
     }
 
     /// Returns the addresses in the configured order.
@@ -66,7 +68,7 @@ impl ListenAddresses {
 
     /// Returns the TCP addresses.
     pub fn tcp_addresses(&self) -> impl Iterator<Item = &HostPort> {
-        self.iter().filter_map(|listen| match listen {
+        self.iter().filter_map(|address| match address {
             ListenAddress::Tcp(address) => Some(address),
             ListenAddress::Unix(_) | ListenAddress::Systemd => None,
         })
@@ -87,8 +89,8 @@ impl ListenAddresses {
 }
 
 impl ListenAddress {
-    /// Whether both bind the same port of the same address. For `localhost`, only the IPv4 address of
-    /// `self` is compared, because its IPv6 address is optional.
+    /// Returns whether both addresses bind the same port of the same address. If `self` is `localhost`, only its IPv4
+    /// address is compared, because its IPv6 address is optional.
     pub(super) fn conflicts_with(&self, other: &Self) -> bool {
         let (Self::Tcp(address), Self::Tcp(other)) = (self, other) else { return false };
         let required = address.socket_addresses().into_iter().take(1);
@@ -103,9 +105,9 @@ impl ListenAddress {
     }
 }
 
-/// Whether two addresses are equal, or one of them is the wildcard address of the other's family.
+/// Returns whether two addresses are equal, or one of them is the wildcard address of the other's family.
 fn addresses_overlap(first: IpAddr, other: IpAddr) -> bool {
-    // Whether the IPv6 wildcard includes IPv4 depends on the system.
+    // The system determines whether the IPv6 wildcard includes IPv4, so only addresses of the same family are compared.
     let is_wildcard_of =
         |address: IpAddr, other: IpAddr| address.is_unspecified() && address.is_ipv4() == other.is_ipv4();
     first.to_canonical() == other.to_canonical()
@@ -122,8 +124,9 @@ impl Default for ListenAddresses {
 /// Formats in TOML notation.
 impl fmt::Display for ListenAddresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let listed_names = self.0.iter().map(|listen| format!("\"{listen}\"")).collect::<Vec<_>>().join(", ");
-        if self.0.len() == 1 { f.write_str(&listed_names) } else { write!(f, "[{listed_names}]") }
+        let quoted_addresses =
+            self.0.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
+        if self.0.len() == 1 { f.write_str(&quoted_addresses) } else { write!(f, "[{quoted_addresses}]") }
     }
 }
 
@@ -199,18 +202,18 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(texts: &[&str], expected: &str) {
-        let printed = match ListenAddresses::parse(texts) {
-            Ok(listens) => listens.to_string(),
+    fn check_list(texts: &[&str], expected: &str) {
+        let printed_text = match ListenAddresses::parse(texts) {
+            Ok(addresses) => addresses.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]
     fn every_kind_of_address_is_parsed() {
-        check(&["127.0.0.1:1"], "\"127.0.0.1:1\"");
-        check(
+        check_list(&["127.0.0.1:1"], "\"127.0.0.1:1\"");
+        check_list(
             &["localhost:1", "unix:/run/k.sock", "systemd"],
             "[\"localhost:1\", \"unix:/run/k.sock\", \"systemd\"]",
         );
@@ -218,25 +221,25 @@ mod tests {
 
     #[test]
     fn one_invalid_address_makes_the_list_invalid() {
-        check(&["127.0.0.1:1", "x"], "! `x` has no port; write HOST:PORT, for example 127.0.0.1:11011");
-        check(&["systemd", "systemd"], "! `systemd` is listed twice");
-        check(&[], "! the list of addresses is empty; write HOST:PORT, for example 127.0.0.1:11011");
+        check_list(&["127.0.0.1:1", "x"], "! `x` has no port; write HOST:PORT, for example 127.0.0.1:11011");
+        check_list(&["systemd", "systemd"], "! `systemd` is listed twice");
+        check_list(&[], "! the list of addresses is empty; write HOST:PORT, for example 127.0.0.1:11011");
     }
 
     #[test]
     fn a_port_of_an_address_is_listed_once() {
-        let conflict = |first: &str, other: &str| {
-            check(
+        let check_conflict = |first: &str, other: &str| {
+            check_list(
                 &[other, first],
                 &format!("! {first} and {other} are the same port of the same address; remove one of them"),
             );
         };
-        conflict("127.0.0.1:1", "localhost:1");
-        conflict("localhost:1", "127.0.0.1:1");
-        conflict("[::1]:1", "localhost:1");
-        conflict("127.0.0.1:1", "0.0.0.0:1");
-        conflict("0.0.0.0:1", "localhost:1");
-        conflict("[::1]:1", "[::]:1");
+        check_conflict("127.0.0.1:1", "localhost:1");
+        check_conflict("localhost:1", "127.0.0.1:1");
+        check_conflict("[::1]:1", "localhost:1");
+        check_conflict("127.0.0.1:1", "0.0.0.0:1");
+        check_conflict("0.0.0.0:1", "localhost:1");
+        check_conflict("[::1]:1", "[::]:1");
         for pair in [
             ["127.0.0.1:1", "127.0.0.1:2"],
             ["127.0.0.1:1", "[::1]:1"],
@@ -245,7 +248,7 @@ mod tests {
             ["127.0.0.1:1", "127.0.0.2:1"],
             ["127.0.0.1:0", "localhost:0"],
         ] {
-            check(&pair, &format!("[\"{}\", \"{}\"]", pair[0], pair[1]));
+            check_list(&pair, &format!("[\"{}\", \"{}\"]", pair[0], pair[1]));
         }
     }
 
@@ -253,11 +256,11 @@ mod tests {
     fn the_path_of_a_socket_is_absolute_and_at_most_107_bytes() {
         let advice = "write unix: and an absolute path, for example unix:/run/keychoir/keychoir.sock";
         for text in ["unix:", "unix:k.sock", "unix:/run/"] {
-            check(&[text], &format!("! `{text}` has no absolute path to a file; {advice}"));
+            check_list(&[text], &format!("! `{text}` has no absolute path to a file; {advice}"));
         }
         let path = |bytes: usize| format!("unix:/{}", "a".repeat(bytes - 1));
         assert!(path(107).parse::<ListenAddress>().is_ok());
-        check(&[&path(108)], "! the path of the socket has 108 bytes; the maximum is 107");
+        check_list(&[&path(108)], "! the path of the socket has 108 bytes; the maximum is 107");
     }
 
     #[test]
@@ -276,7 +279,7 @@ mod tests {
         }
         assert_eq!("660".parse::<UnixMode>().unwrap(), UnixMode::default());
         for text in ["", "66", "0668", "1777", "00660", "rw-rw----", "+660"] {
-            assert!(text.parse::<UnixMode>().is_err(), "{text}");
+            assert!(text.parse::<UnixMode>().is_err(), "the mode {text:?} must be refused");
         }
     }
 }

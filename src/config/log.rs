@@ -1,4 +1,4 @@
-//! Parses the settings of the log: its format, and its minimum levels by target.
+//! Parses the settings of the log: its format, and the minimum level of the events of each target.
 
 use std::fmt;
 use std::str::FromStr;
@@ -53,8 +53,8 @@ impl FromStr for LogFormat {
     }
 }
 
-/// A log level, or targets with levels: `info`, `info,keychoir::pool=debug`. A valid value always
-/// parses as `tracing_subscriber::filter::Targets`.
+/// A log level, or targets with levels, such as `info` or `info,keychoir::pool=debug`. The text can always be parsed as
+/// `tracing_subscriber::filter::Targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
 
@@ -78,7 +78,7 @@ impl FromStr for LogFilter {
         // A space would become part of the target's name, and the target would match nothing.
         let text = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
         for directive in text.split(',') {
-            // `tracing` treats a misspelt level such as `debgu` as a target at the most verbose
+            // `tracing` treats a misspelled level such as `debgu` as a target at the most verbose
             // level, so a directive without a valid level is an error.
             let level = directive.split_once('=').map_or(directive, |(_, level)| level);
             if level.parse::<LevelFilter>().is_err() || level.is_empty() {
@@ -101,9 +101,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check<T: FromStr<Err = ValueError> + fmt::Display>(text: &str, expected: &str) {
+    fn check_setting<T: FromStr<Err = ValueError> + fmt::Display>(text: &str, expected: &str) {
         let printed_text = match text.parse::<T>() {
-            Ok(value) => value.to_string(),
+            Ok(setting) => setting.to_string(),
             Err(error) => format!("! {error}"),
         };
         assert_eq!(printed_text, expected);
@@ -112,13 +112,13 @@ mod tests {
     #[test]
     fn every_log_format_is_parsed() {
         for name in ["auto", "terminal", "ascii", "json"] {
-            check::<LogFormat>(name, name);
+            check_setting::<LogFormat>(name, name);
         }
     }
 
     #[test]
     fn the_error_for_an_unknown_log_format_lists_all_formats() {
-        check::<LogFormat>(
+        check_setting::<LogFormat>(
             "jsn",
             "! unknown log format `jsn`; use one of `auto`, `terminal`, `ascii`, `json`; did you mean `json`?",
         );
@@ -127,21 +127,24 @@ mod tests {
     #[test]
     fn levels_and_targets_are_parsed() {
         for text in ["info", "off", "WARN", "info,keychoir::pool=debug"] {
-            check::<LogFilter>(text, text);
+            check_setting::<LogFilter>(text, text);
         }
-        check::<LogFilter>(" info , keychoir::pool=debug", "info,keychoir::pool=debug");
+        check_setting::<LogFilter>(" info , keychoir::pool=debug", "info,keychoir::pool=debug");
     }
 
     #[test]
-    fn a_misspelt_level_is_refused() {
+    fn a_misspelled_level_is_refused() {
         let advice = "use one of off, error, warn, info, debug, trace, or TARGET=LEVEL, separated by commas";
-        check::<LogFilter>("debgu", &format!("! unknown log level `debgu`; {advice}; did you mean `debug`?"));
-        check::<LogFilter>(
+        check_setting::<LogFilter>(
+            "debgu",
+            &format!("! unknown log level `debgu`; {advice}; did you mean `debug`?"),
+        );
+        check_setting::<LogFilter>(
             "info,x=wran",
             &format!("! unknown log level `wran`; {advice}; did you mean `warn`?"),
         );
-        check::<LogFilter>("info,", &format!("! unknown log level ``; {advice}"));
-        check::<LogFilter>(
+        check_setting::<LogFilter>("info,", &format!("! unknown log level ``; {advice}"));
+        check_setting::<LogFilter>(
             "a=b=info",
             &format!("! unknown log level `b=info`; {advice}; did you mean `info`?"),
         );

@@ -1,9 +1,8 @@
-//! Loads the configuration from flags, environment, file and defaults, in this order of precedence,
-//! into validated types.
+//! Loads the configuration from flags, environment, file and defaults, in this order of precedence, into validated
+//! types, and adds the keys and clients of the overlay.
 //!
-//! One load reports all mistakes, each with its source and advice. No message or `Debug` output
-//! contains a key or a token. Only `source` reads the environment and the content of files, so the
-//! parsers can be tested without them.
+//! One load reports all mistakes, each with its source and advice. No message or `Debug` output contains a key or a
+//! token. Parsers get the environment and the content of files from `source`, so that they can be tested without them.
 
 mod resolve;
 
@@ -106,11 +105,11 @@ pub struct Overrides {
 /// The location of the overlay and of the generated admin token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum StateLocation {
-    /// The directory of the configured database.
+    /// The files are in the directory of the configured database.
     #[default]
     BesideDatabase,
-    /// In the state directory of the running server, or nowhere if its database is in memory. The database of a
-    /// running server changes only with a restart.
+    /// The files are in the state directory of the running server, or do not exist if its database is in memory. The
+    /// database of a running server changes only with a restart.
     Fixed(Option<StateDirectory>),
 }
 
@@ -124,7 +123,7 @@ pub enum KeyRequirement {
     Optional,
 }
 
-/// A valid configuration with facts about its sources.
+/// A valid configuration, with its warnings and its files.
 #[derive(Clone, Debug)]
 pub struct LoadedConfig {
     /// The resolved settings.
@@ -159,9 +158,9 @@ pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
     resolve::resolve_ignoring_mistakes(overrides, &sources)
 }
 
-/// Loads the configuration as if each of the `replaced` files had this content, to validate a change before its
-/// files are written. Files in `kept` are not read again, so that a change does not apply what an operator is
-/// writing to another file at this moment.
+/// Loads the configuration as if each of the `replaced` files had the given content, so that a change can be validated
+/// before its files are written. Files in `kept` are not read again, so that the change does not apply a file that an
+/// operator is writing at this moment.
 ///
 /// # Errors
 ///
@@ -187,7 +186,7 @@ pub fn load_with_files(
     let mut loaded_config = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
     loaded_config.contents = contents.into_inner();
-    loaded_config.warnings.extend(permissions::check(&loaded_config, credentials.as_deref()));
+    loaded_config.warnings.extend(permissions::find_risks(&loaded_config, credentials.as_deref()));
     if loaded_config.file.is_none() && Path::new(FILE_NAME).exists() {
         let span = problem::SourceSpan::new(ValueOrigin::File(PathBuf::from(FILE_NAME)));
         let message = format!("this file is not read: to read it, use --config {FILE_NAME}");
@@ -257,9 +256,9 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The keys that operators paused. Some may not be in the pool.
     pub paused_keys: Vec<PausedKeyConfig>,
-    /// The number of changes at runtime so far.
+    /// The number of changes by operators so far.
     pub generation: u64,
-    /// The digest of the admin token; `None` if there is none.
+    /// The fingerprint of the admin token, or `None` if there is no admin token.
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
     pub setting_sources: HashMap<&'static str, String>,
@@ -284,8 +283,8 @@ impl Config {
         config
     }
 
-    /// Returns the directory of the usage database, in which changes at runtime are saved; `None` if usage records are
-    /// kept only in memory.
+    /// Returns the directory of the usage database, in which changes by operators are saved, or `None` if usage records
+    /// are kept only in memory.
     #[must_use]
     pub fn state_directory(&self) -> Option<StateDirectory> {
         self.storage.file()?.parent().map(|directory| StateDirectory::new(directory.to_owned()))
@@ -297,17 +296,18 @@ impl Config {
         ProxyRoutes::new(self.upstream.proxy.clone(), self.environment_proxies.clone())
     }
 
-    /// Returns the directory of the local CA: `server.tls_directory`, or the directory of the usage database.
+    /// Returns the location of the local CA: `server.tls_directory`, or else the directory `tls` beside the usage
+    /// database. If usage records are kept only in memory, so is the CA.
     #[must_use]
     pub fn ca_location(&self) -> certificate::CaLocation {
-        let default = || Some(self.storage.file()?.parent()?.join("tls"));
-        match self.server.tls_directory.clone().or_else(default) {
+        let default_directory = || Some(self.storage.file()?.parent()?.join("tls"));
+        match self.server.tls_directory.clone().or_else(default_directory) {
             Some(directory) => certificate::CaLocation::Directory(directory),
             None => certificate::CaLocation::Memory,
         }
     }
 
-    /// Returns the certificate of the local CA, if the server has created it.
+    /// Returns the file with the certificate of the local CA, if the server has created it.
     #[must_use]
     pub fn local_ca_file(&self) -> Option<PathBuf> {
         match self.ca_location() {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NoProxy(Vec<Exemption>);
 
-/// An entry of the list.
+/// One entry of `NO_PROXY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Exemption {
     hosts: ExemptHosts,
@@ -15,9 +15,10 @@ struct Exemption {
     port: Option<u16>,
 }
 
+/// The hosts that an entry exempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ExemptHosts {
-    /// `*`.
+    /// All hosts, written as `*`.
     All,
     /// A domain in lower case, with its subdomains.
     Domain(String),
@@ -29,7 +30,8 @@ impl NoProxy {
     /// Parses a list that is separated by commas or white space. Entries that are neither a host nor a network
     /// exempt nothing.
     pub(super) fn parse(list: &str) -> Self {
-        let entries = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty());
+        let is_separator = |character: char| character == ',' || character.is_whitespace();
+        let entries = list.split(is_separator).filter(|entry| !entry.is_empty());
         Self(entries.filter_map(Exemption::parse).collect())
     }
 
@@ -40,7 +42,7 @@ impl NoProxy {
         let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
         self.0.iter().any(|exemption| {
             exemption.port.is_none_or(|exempt_port| exempt_port == port)
-                && exemption.hosts.contain(&host, address)
+                && exemption.hosts.contains(&host, address)
         })
     }
 }
@@ -97,7 +99,7 @@ fn parse_network(text: &str) -> Option<ExemptHosts> {
 impl ExemptHosts {
     /// Returns whether a host in lower case is one of the exempt hosts. `address` is the host as an address, if it is
     /// one.
-    fn contain(&self, host: &str, address: Option<IpAddr>) -> bool {
+    fn contains(&self, host: &str, address: Option<IpAddr>) -> bool {
         match self {
             Self::All => true,
             Self::Domain(domain) => {
@@ -113,7 +115,7 @@ impl ExemptHosts {
 
 /// Returns whether the first `length` bits of two addresses of one family are the same.
 fn has_prefix(address: IpAddr, network: IpAddr, length: u32) -> bool {
-    // If all bits are shifted out, no bits remain to be compared.
+    // The shift removes the bits that are not compared. `checked_shr` returns `None` if it would remove all bits.
     match (address, network) {
         (IpAddr::V4(address), IpAddr::V4(network)) => {
             let difference = address.to_bits() ^ network.to_bits();
@@ -132,8 +134,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(list: &str, host: &str, port: u16, is_exempt: bool) {
-        assert_eq!(NoProxy::parse(list).exempts(host, port), is_exempt, "{host}:{port} in {list:?}");
+    fn check_exemption(list: &str, host: &str, port: u16, is_exempt: bool) {
+        let no_proxy = NoProxy::parse(list);
+        assert_eq!(no_proxy.exempts(host, port), is_exempt, "the exemption of {host}:{port} by {list:?}");
     }
 
     #[test]
@@ -148,54 +151,54 @@ mod tests {
             "a.example elevenlabs.io",
             ",,elevenlabs.io,",
         ] {
-            check(list, "elevenlabs.io", 443, true);
-            check(list, "api.elevenlabs.io", 443, true);
-            check(list, "API.ElevenLabs.io.", 80, true);
-            check(list, "notelevenlabs.io", 443, false);
-            check(list, "elevenlabs.io.example", 443, false);
+            check_exemption(list, "elevenlabs.io", 443, true);
+            check_exemption(list, "api.elevenlabs.io", 443, true);
+            check_exemption(list, "API.ElevenLabs.io.", 80, true);
+            check_exemption(list, "notelevenlabs.io", 443, false);
+            check_exemption(list, "elevenlabs.io.example", 443, false);
         }
         for list in ["", "*elevenlabs.io", "io.elevenlabs", "a.*.io", ".", "*.", ":443", "elevenlabs.io/path"]
         {
-            check(list, "api.elevenlabs.io", 443, false);
+            check_exemption(list, "api.elevenlabs.io", 443, false);
         }
-        check("*", "api.elevenlabs.io", 443, true);
-        check("a.example, *", "10.0.0.1", 80, true);
+        check_exemption("*", "api.elevenlabs.io", 443, true);
+        check_exemption("a.example, *", "10.0.0.1", 80, true);
     }
 
     #[test]
     fn a_port_limits_the_exemption() {
         for list in ["api.elevenlabs.io:443", ".elevenlabs.io:443", "*.elevenlabs.io:443", "*:443"] {
-            check(list, "api.elevenlabs.io", 443, true);
-            check(list, "api.elevenlabs.io", 8443, false);
+            check_exemption(list, "api.elevenlabs.io", 443, true);
+            check_exemption(list, "api.elevenlabs.io", 8443, false);
         }
         for list in ["api.elevenlabs.io:", "api.elevenlabs.io:x", "api.elevenlabs.io:99999"] {
-            check(list, "api.elevenlabs.io", 443, false);
+            check_exemption(list, "api.elevenlabs.io", 443, false);
         }
-        check("10.1.2.3:443", "10.1.2.3", 443, true);
-        check("10.1.2.3:443", "10.1.2.3", 80, false);
-        check("10.0.0.0/8:443", "10.1.2.3", 443, true);
-        check("[2001:db8::1]:443", "2001:db8::1", 443, true);
-        check("[2001:db8::1]:443", "2001:db8::1", 80, false);
+        check_exemption("10.1.2.3:443", "10.1.2.3", 443, true);
+        check_exemption("10.1.2.3:443", "10.1.2.3", 80, false);
+        check_exemption("10.0.0.0/8:443", "10.1.2.3", 443, true);
+        check_exemption("[2001:db8::1]:443", "2001:db8::1", 443, true);
+        check_exemption("[2001:db8::1]:443", "2001:db8::1", 80, false);
     }
 
     #[test]
     fn addresses_and_networks_are_compared_by_value() {
-        check("10.1.2.3", "10.1.2.3", 443, true);
-        check("10.1.2.3", "10.1.2.4", 443, false);
-        check("10.0.0.0/8", "10.255.0.1", 443, true);
-        check("10.0.0.0/8", "11.0.0.1", 443, false);
-        check("10.1.2.3/32", "10.1.2.4", 443, false);
-        check("0.0.0.0/0", "192.0.2.1", 443, true);
-        check("0.0.0.0/0", "2001:db8::1", 443, false);
-        check("10.0.0.0/33", "10.0.0.0", 443, false);
-        check("10.0.0.0/x", "10.0.0.0", 443, false);
-        check("10.0.0.0/8", "ten.example", 443, false);
+        check_exemption("10.1.2.3", "10.1.2.3", 443, true);
+        check_exemption("10.1.2.3", "10.1.2.4", 443, false);
+        check_exemption("10.0.0.0/8", "10.255.0.1", 443, true);
+        check_exemption("10.0.0.0/8", "11.0.0.1", 443, false);
+        check_exemption("10.1.2.3/32", "10.1.2.4", 443, false);
+        check_exemption("0.0.0.0/0", "192.0.2.1", 443, true);
+        check_exemption("0.0.0.0/0", "2001:db8::1", 443, false);
+        check_exemption("10.0.0.0/33", "10.0.0.0", 443, false);
+        check_exemption("10.0.0.0/x", "10.0.0.0", 443, false);
+        check_exemption("10.0.0.0/8", "ten.example", 443, false);
         for list in ["2001:DB8::1", "[2001:db8::1]", "2001:db8::/32", "::/0"] {
-            check(list, "2001:db8:0:0::1", 443, true);
-            check(list, "10.0.0.1", 443, false);
+            check_exemption(list, "2001:db8:0:0::1", 443, true);
+            check_exemption(list, "10.0.0.1", 443, false);
         }
-        check("2001:db8::/32", "2001:db9::1", 443, false);
-        check("::ffff:10.0.0.0/104", "10.1.2.3", 443, true);
-        check("10.0.0.0/8", "::ffff:10.1.2.3", 443, true);
+        check_exemption("2001:db8::/32", "2001:db9::1", 443, false);
+        check_exemption("::ffff:10.0.0.0/104", "10.1.2.3", 443, true);
+        check_exemption("10.0.0.0/8", "::ffff:10.1.2.3", 443, true);
     }
 }

@@ -1,5 +1,5 @@
-//! Recognizes the old names of renamed settings. An old name is an error whose message contains the line
-//! to write instead. Old names are not aliases, because the file could then set a setting twice.
+//! Recognizes the old names of renamed settings. An old name is an error, whose message contains the line to write
+//! instead. Old names are not aliases, because a file with both names would then set the setting twice.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ pub(super) enum OldUnit {
     Milliseconds,
     Days,
     Bytes,
-    /// The same notation as in the new setting.
+    /// The value has the same notation in the new setting.
     Same,
 }
 
 /// The old path and the new path of each setting, and the unit of the old value.
-pub(super) const SETTINGS: &[(&str, &str, OldUnit)] = &[
+pub(super) const RENAMED_SETTINGS: &[(&str, &str, OldUnit)] = &[
     ("server.head_read_ms_max", "server.request_headers_timeout", OldUnit::Milliseconds),
     ("server.body_idle_ms_max", "server.request_body_timeout", OldUnit::Milliseconds),
     ("server.write_idle_ms_max", "server.send_timeout", OldUnit::Milliseconds),
@@ -98,24 +98,24 @@ pub(super) const SETTINGS: &[(&str, &str, OldUnit)] = &[
 ];
 
 /// The old and the new name of each section.
-pub(super) const SECTIONS: &[(&str, &str)] =
+pub(super) const RENAMED_SECTIONS: &[(&str, &str)] =
     &[("replay", "retry"), ("watch", "quota_polling"), ("ownership", "affinity"), ("sockets", "websocket")];
 
 /// The old and the new name of each field of a `[[clients]]` entry.
-pub(super) const CLIENT_FIELDS: &[(&str, &str)] =
+pub(super) const RENAMED_CLIENT_FIELDS: &[(&str, &str)] =
     &[("allowance", "quota"), ("rate", "rate_limit"), ("concurrency", "max_concurrent")];
 
 /// The old and the new name of each strategy.
-const STRATEGIES: &[(&str, &str)] = &[("least-busy", "least-requests")];
+const RENAMED_STRATEGIES: &[(&str, &str)] = &[("least-busy", "least-requests")];
 
 /// Returns the new name of an old section.
 pub(super) fn new_section(old_name: &str) -> Option<&'static str> {
-    find_new_name(SECTIONS, old_name)
+    find_new_name(RENAMED_SECTIONS, old_name)
 }
 
 /// Returns the new name of an old strategy.
 pub(super) fn new_strategy(old_name: &str) -> Option<&'static str> {
-    find_new_name(STRATEGIES, old_name)
+    find_new_name(RENAMED_STRATEGIES, old_name)
 }
 
 fn find_new_name(names: &[(&str, &'static str)], old_name: &str) -> Option<&'static str> {
@@ -125,7 +125,7 @@ fn find_new_name(names: &[(&str, &'static str)], old_name: &str) -> Option<&'sta
 /// Returns the error for an old setting in a file, or `None` if `section.name` is not an old path.
 pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let path = format!("{section}.{name}");
-    let (_, new_path, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
+    let (_, new_path, old_unit) = RENAMED_SETTINGS.iter().find(|(old, ..)| *old == path)?;
     let new_setting = setting::find(new_path)?;
     let raw = RawValue::Toml(value);
     let line = match convert_value(*old_unit, raw) {
@@ -143,7 +143,7 @@ pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> O
 /// Returns the error for the environment variable of an old setting, or `None` if the variable is not one.
 pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueError> {
     let (_, new_path, old_unit) =
-        SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
+        RENAMED_SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
     let new_name = setting::find(new_path).map(Setting::variable_name)?;
     let advice = match convert_value(*old_unit, RawValue::Text(text)) {
         Some(value) => format!("set {new_name}={value}"),
@@ -154,7 +154,7 @@ pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueEr
 
 /// Returns the error for an old field of a client, or `None` if the name is not an old one.
 pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueError> {
-    let new_name = find_new_name(CLIENT_FIELDS, name)?;
+    let new_name = find_new_name(RENAMED_CLIENT_FIELDS, name)?;
     // A string in an entry may be a token, so the message contains it only if it parses as a limit.
     let is_limit = match value {
         DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<RateLimit>().is_ok(),
@@ -165,22 +165,21 @@ pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueEr
         | DeValue::Array(_)
         | DeValue::Table(_) => false,
     };
-    let line = match format_unchanged(RawValue::Toml(value)).filter(|_| is_limit) {
+    let line = match format_if_harmless(RawValue::Toml(value)).filter(|_| is_limit) {
         Some(value) => format!("`{new_name} = {value}`"),
         None => format!("`{new_name}`"),
     };
     Some(ValueError::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
 }
 
-/// Converts an old value to the notation of the new setting, or `None` if the value is invalid or may be a
-/// secret.
+/// Converts an old value to the notation of the new setting. Returns `None` if the value is invalid or may be a secret.
 fn convert_value(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
     let number = || value::parse_integer(old).ok();
     let quantity = match old_unit {
         OldUnit::Milliseconds => DisplayDuration(Duration::from_millis(number()?)).to_string(),
         OldUnit::Days => DisplayDuration(Duration::from_secs(number()?.checked_mul(24 * 3_600)?)).to_string(),
         OldUnit::Bytes => DisplaySize(number()?).to_string(),
-        OldUnit::Same => return format_unchanged(old),
+        OldUnit::Same => return format_if_harmless(old),
     };
     Some(match old {
         RawValue::Text(_) => quantity,
@@ -188,8 +187,9 @@ fn convert_value(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
     })
 }
 
-fn format_unchanged(old: RawValue<'_>) -> Option<String> {
-    // A string that would be masked, escaped or truncated is omitted from the message.
+/// Formats a value in the notation in which it is written. Returns `None` for a string that a message would mask,
+/// escape or truncate, and for types that no renamed setting has.
+fn format_if_harmless(old: RawValue<'_>) -> Option<String> {
     let is_harmless = |text: &str| quote_masked(text) == format!("`{text}`") && !text.contains('"');
     match old {
         RawValue::Text(text) => is_harmless(text).then(|| text.to_owned()),

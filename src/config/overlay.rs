@@ -1,9 +1,9 @@
 //! Defines the overlay `managed.toml`: keys, paused keys and clients that operators changed at runtime.
 //!
-//! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir
-//! never edits. Its `[[keys]]` and `[[clients]]` tables use the notation of that file, so that the same
-//! readers validate them. Runtime keys are in separate files, `managed_keys/NAME`, so that the overlay contains
-//! no secret.
+//! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir never
+//! edits. Its `[[keys]]` and `[[clients]]` tables use the notation of that file, so that the same parsers validate
+//! them. Keys that were added at runtime are in separate files, `managed_keys/NAME`, so that the overlay contains no
+//! secret.
 //!
 //! Each entry contains the time of its last change, and a removed entry leaves a `[[removed]]` table with that time, so
 //! that the overlays of several replicas can be merged.
@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 
 pub use directory::{FileError, KEYS_DIRECTORY, LockError, StateDirectory, StateLock};
 pub use reader::PausedKeyConfig;
-pub(super) use reader::{add_keys, apply_clients, check_removed, parse_generation, parse_paused_keys};
+pub(super) use reader::{
+    add_keys, apply_clients, check_removed_entries, parse_generation, parse_paused_keys,
+};
 
 use crate::policy::client::Rules;
 use crate::policy::rfc3339;
@@ -93,7 +95,7 @@ pub struct PausedKey {
 }
 
 impl PausedKey {
-    /// Whether the pause has not ended at `now`.
+    /// Returns whether the pause has not ended at `now`.
     #[must_use]
     pub fn is_active(&self, now: UnixMs) -> bool {
         self.until.is_none_or(|until| now < until)
@@ -144,8 +146,8 @@ pub struct ManagedClient {
     /// The time at which the previous token expires.
     #[serde(skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub previous_token_expires_at: Option<UnixMs>,
-    /// SHA-256 of the token in the configuration file that the rotation or revocation replaced. A different token
-    /// in the file was written later.
+    /// SHA-256 of the token in the configuration file that the rotation or revocation replaced. If the file contains a
+    /// different token, the operator wrote it after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced_token_sha256: Option<String>,
     /// Whether the client of the configuration file was revoked.
@@ -170,7 +172,7 @@ pub struct ManagedRules {
     /// The client quota, such as `50 requests per day`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,
-    /// The quota of each end user below the client.
+    /// The quota of each end user of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_quota: Option<String>,
     /// The rate limit of the client, such as `60 per minute`.

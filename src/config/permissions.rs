@@ -42,12 +42,13 @@ fn describe_risk(mode: u32, content: Content) -> Option<String> {
     ))
 }
 
-/// Returns warnings about the files that were read, and about the database if it exists. The files in the directory
-/// `credentials` and the secrets of a container are skipped, because systemd or the runtime protects them.
-pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Warning> {
+/// Returns a warning for each file with a risk, among the files that were read and the files of the database. The files
+/// in the directory `credentials` and the secrets of a container are skipped, because systemd or the container runtime
+/// protects them.
+pub(super) fn find_risks(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Warning> {
     let LoadedConfig { config, file, file_contains_secrets, contents, .. } = loaded;
-    let files = contents.stamps();
-    let content = |path: &Path| {
+    let stamps = contents.stamps();
+    let content_of = |path: &Path| {
         let has_only_settings = file.as_deref() == Some(path) && !file_contains_secrets;
         let is_certificate = config.server.tls.cert.as_deref() == Some(path);
         if has_only_settings || is_certificate { Content::Public } else { Content::Secret }
@@ -56,16 +57,16 @@ pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Wa
         path.starts_with(CONTAINER_SECRETS)
             || credentials.is_some_and(|directory| path.starts_with(directory))
     };
-    let files = files.existing().filter(|path| !is_credential(path));
-    let files = files.map(|path| (path.to_owned(), content(path)));
-    let database = config.storage.file().into_iter().flat_map(|path| {
+    let files = stamps.existing().filter(|path| !is_credential(path));
+    let files = files.map(|path| (path.to_owned(), content_of(path)));
+    let database_files = config.storage.file().into_iter().flat_map(|path| {
         ["", "-wal", "-shm"].map(|suffix| {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             (PathBuf::from(name), Content::Secret)
         })
     });
-    let warnings = files.chain(database).filter_map(|(path, content)| {
+    let warnings = files.chain(database_files).filter_map(|(path, content)| {
         let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
         let message = describe_risk(files::mode(&metadata)?, content)?;
         Some(SourceSpan::new(ValueOrigin::File(path)).warning(message))
@@ -78,30 +79,32 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(mode: u32, content: Content, expected: Option<&str>) {
+    fn check_risk(mode: u32, content: Content, expected: Option<&str>) {
+        // The bit of a regular file is set as well.
         let message = describe_risk(0o100_000 | mode, content);
         match expected {
-            Some(text) => {
-                assert!(message.as_ref().is_some_and(|message| message.contains(text)), "{message:?}")
-            }
-            None => assert_eq!(message, None),
+            Some(part) => assert!(
+                message.as_ref().is_some_and(|message| message.contains(part)),
+                "the message for the mode {mode:04o} must contain {part:?}: {message:?}"
+            ),
+            None => assert_eq!(message, None, "the message for the mode {mode:04o}"),
         }
     }
 
     #[test]
-    fn other_users_may_not_read_secrets() {
+    fn a_secret_that_other_users_can_read_or_change_is_a_risk() {
         for mode in [0o600, 0o400, 0o700] {
-            check(mode, Content::Secret, None);
+            check_risk(mode, Content::Secret, None);
         }
-        check(0o640, Content::Secret, Some("read this file (mode 0640)"));
-        check(0o604, Content::Secret, Some("read this file (mode 0604)"));
-        check(0o666, Content::Secret, Some("change this file (mode 0666)"));
+        check_risk(0o640, Content::Secret, Some("read this file (mode 0640)"));
+        check_risk(0o604, Content::Secret, Some("read this file (mode 0604)"));
+        check_risk(0o666, Content::Secret, Some("change this file (mode 0666)"));
     }
 
     #[test]
-    fn other_users_may_read_settings_but_not_change_them() {
-        check(0o644, Content::Public, None);
-        check(0o664, Content::Public, Some("change this file (mode 0664)"));
-        check(0o602, Content::Public, Some("chmod go-w"));
+    fn settings_that_other_users_can_only_read_are_no_risk() {
+        check_risk(0o644, Content::Public, None);
+        check_risk(0o664, Content::Public, Some("change this file (mode 0664)"));
+        check_risk(0o602, Content::Public, Some("chmod go-w"));
     }
 }

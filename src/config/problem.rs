@@ -1,5 +1,5 @@
-//! Reports the mistakes in a configuration: the source of the value, the error, advice, and an
-//! excerpt of the file. Only [`Excerpt`] prints a line of a file, with its secrets masked.
+//! Defines the problems and warnings of a configuration. A problem consists of the source of a value, the error,
+//! advice, and an excerpt of the file. Only [`Excerpt`] prints a line of a file, with its secrets masked.
 
 use std::fmt;
 use std::ops::Range;
@@ -72,13 +72,13 @@ impl ValueError {
             .suggest(find_similar(&name.to_lowercase().replace('_', "-"), known_names.iter().copied()))
     }
 
-    /// Puts `subject` before the message.
+    /// Puts `subject` before the message, which is the rest of its sentence.
     pub(super) fn about(self, subject: impl fmt::Display) -> Self {
         Self { message: format!("{subject} {}", self.message), ..self }
     }
 
-    /// Adds a suggestion, if there is one. A suggestion that may contain a secret is left out: it is made from the
-    /// value, which may be a key in the wrong setting.
+    /// Adds a suggestion, if there is one. A suggestion is made from the value, which may be a key in the wrong
+    /// setting, so a suggestion that may contain a secret is omitted.
     #[must_use]
     pub(super) fn suggest(self, suggestion: Option<impl fmt::Display>) -> Self {
         let suggestion = suggestion.map(|suggestion| suggestion.to_string());
@@ -124,20 +124,24 @@ impl SourceSpan {
         Self { overlay_entry, ..self }
     }
 
+    /// Creates the problem for an error in the value.
     pub(super) fn problem(&self, error: ValueError) -> Problem {
         Problem { span: self.clone(), error }
     }
 
+    /// Creates a warning about the value.
     pub(super) fn warning(&self, message: impl Into<String>) -> Warning {
         Warning { origin: self.origin.clone(), message: message.into() }
     }
 }
 
-/// One line of a file with masked secrets, and the range of characters to mark.
+/// One line of a file with masked secrets, and the characters that are marked below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Excerpt {
+    /// The number of the line, counted from 1.
     line: usize,
     text: String,
+    /// The marked characters, counted from 0.
     mark: Range<usize>,
 }
 
@@ -196,7 +200,8 @@ impl Problem {
         &self.span.origin
     }
 
-    /// Returns the kind and the index of the overlay's entry that contains the value; `None` for a value elsewhere.
+    /// Returns the kind and the index of the overlay's entry that contains the value, or `None` if the value is not in
+    /// the overlay.
     #[must_use]
     pub fn overlay_entry(&self) -> Option<(EntryKind, usize)> {
         self.span.overlay_entry
@@ -221,7 +226,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All mistakes in a configuration, in the order of [`ValueOrigin`]. Never empty.
+/// All mistakes in a configuration, in the order of [`ValueOrigin`]. There is at least one.
 #[derive(Clone, Debug)]
 pub struct Problems(Vec<Problem>);
 
@@ -231,9 +236,7 @@ impl Problems {
         problems.sort_by(|first, second| first.origin().cmp(second.origin()));
         (!problems.is_empty()).then_some(Self(problems))
     }
-}
 
-impl Problems {
     /// Returns the problems in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
@@ -276,18 +279,18 @@ pub(super) struct Report {
 mod tests {
     use super::*;
 
-    /// Checks the message for a problem at the first occurrence of `needle` in `text`.
+    /// Checks the message for a problem at the first occurrence of `wrong_part` in `text`.
     #[track_caller]
-    fn check(text: &str, needle: &str, expected: &str) {
-        let start = text.find(needle).unwrap();
-        let span = SourceSpan::for_toml(Path::new("k.toml"), text, start..start + needle.len());
+    fn check_message(text: &str, wrong_part: &str, expected: &str) {
+        let start = text.find(wrong_part).unwrap();
+        let span = SourceSpan::for_toml(Path::new("k.toml"), text, start..start + wrong_part.len());
         let problem = span.problem(ValueError::new("wrong").advise("fix it"));
         assert_eq!(problem.to_string(), expected);
     }
 
     #[test]
     fn an_excerpt_marks_the_wrong_value() {
-        check(
+        check_message(
             "# one\n\n[pool]\nstrateggy = \"fill-first\"\n",
             "strateggy",
             "k.toml:4:1: wrong\n  4 | strateggy = \"fill-first\"\n    | ^^^^^^^^^\n    = fix it",
@@ -296,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_column_counts_characters_and_a_tab_as_one() {
-        check(
+        check_message(
             "[log]\n\tlevel = 'ä', x",
             "x",
             "k.toml:2:15: wrong\n  2 |  level = 'ä', x\n    |               ^\n    = fix it",
@@ -306,17 +309,17 @@ mod tests {
     #[test]
     fn the_margin_has_the_width_of_the_line_number() {
         let text = format!("[log]\n{}level = 3", "\n".repeat(8));
-        check(&text, "3", "k.toml:10:9: wrong\n  10 | level = 3\n     |         ^\n     = fix it");
+        check_message(&text, "3", "k.toml:10:9: wrong\n  10 | level = 3\n     |         ^\n     = fix it");
     }
 
     #[test]
     fn a_mark_ends_within_the_masked_line() {
-        check(
+        check_message(
             "[[clients]]\ntoken = \"0123456789\"",
             "\"0123456789\"",
             "k.toml:2:9: wrong\n  2 | token = ***\n    |         ^^^\n    = fix it",
         );
-        check(
+        check_message(
             "[[clients]]\ntoken = \"0123456789\"",
             "789\"",
             "k.toml:2:17: wrong\n  2 | token = ***\n    |           ^\n    = fix it",
@@ -325,12 +328,11 @@ mod tests {
 
     #[test]
     fn a_range_at_or_beyond_the_end_of_the_file_is_reported() {
-        for span in [5..5, 6..6, 7..9, 100..100] {
-            let text = "[log]\n";
-            let printed = SourceSpan::for_toml(Path::new("k"), text, span)
+        for range in [5..5, 6..6, 7..9, 100..100] {
+            let message = SourceSpan::for_toml(Path::new("k"), "[log]\n", range)
                 .problem(ValueError::new("wrong"))
                 .to_string();
-            assert!(printed.starts_with("k:"), "{printed}");
+            assert!(message.starts_with("k:"), "the message must begin with the file: {message}");
         }
     }
 

@@ -15,8 +15,8 @@ use crate::policy::authority::Scheme;
 use crate::policy::forward_proxy::{ForwardProxy, ProxyScheme, percent_decode};
 use crate::secret::ProxyCredentials;
 
-/// The maximum length of a SOCKS5 username or password (RFC 1929). HTTP proxies have no common limit.
-const MAX_SOCKS_CREDENTIAL: usize = 255;
+/// Maximum number of bytes of a SOCKS5 username or password (RFC 1929). HTTP proxies have no common limit.
+const MAX_SOCKS_CREDENTIAL_BYTES: usize = 255;
 
 /// A `proxy` setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +99,7 @@ fn parse_url(url: &str) -> Result<ForwardProxy, ValueError> {
     Ok(ForwardProxy::new(scheme, &host, port.unwrap_or_else(|| scheme.default_port()), credentials))
 }
 
+/// Parses `USER[:PASSWORD]`, in which characters may be percent-encoded.
 fn parse_credentials(userinfo: &str, scheme: ProxyScheme) -> Result<ProxyCredentials, ValueError> {
     const ESCAPES: &str = "write % as %25, / as %2F, : as %3A, ? as %3F, # as %23 and @ as %40";
     let error = |message: &str| ValueError::new(message).advise(ESCAPES);
@@ -119,10 +120,10 @@ fn parse_credentials(userinfo: &str, scheme: ProxyScheme) -> Result<ProxyCredent
         }
         ProxyScheme::Http | ProxyScheme::Https => {}
         ProxyScheme::Socks5 => {
-            let is_valid = |text: &str| (1..=MAX_SOCKS_CREDENTIAL).contains(&text.len());
-            if !is_valid(&user) || !is_valid(&password) {
+            let has_valid_length = |text: &str| (1..=MAX_SOCKS_CREDENTIAL_BYTES).contains(&text.len());
+            if !has_valid_length(&user) || !has_valid_length(&password) {
                 let message = format!(
-                    "user and password for a SOCKS5 proxy have 1 to {MAX_SOCKS_CREDENTIAL} bytes each"
+                    "user and password for a SOCKS5 proxy have 1 to {MAX_SOCKS_CREDENTIAL_BYTES} bytes each"
                 );
                 return Err(ValueError::new(message));
             }
@@ -149,7 +150,8 @@ pub struct EnvironmentProxies {
 }
 
 impl EnvironmentProxies {
-    /// Reads the variables. An invalid variable is an error only if a connection would use its proxy.
+    /// Reads the variables. An invalid variable is a problem only with `is_used`, which means that a connection would
+    /// use its proxy.
     pub(super) fn read(environment: &Environment, is_used: bool, report: &mut Report) -> Self {
         let mut read_variable = |names: [&'static str; 2]| {
             let (variable, text) =
@@ -173,12 +175,12 @@ impl EnvironmentProxies {
     }
 
     /// Returns the proxy for connections to `url`, or the reason why connections are direct.
-    fn find(&self, url: &BaseUrl) -> EnvironmentRoute<'_> {
-        let for_scheme = match url.scheme() {
+    fn find_route(&self, url: &BaseUrl) -> EnvironmentRoute<'_> {
+        let proxy_for_scheme = match url.scheme() {
             Scheme::Https => self.https.as_ref().or(self.all.as_ref()),
             Scheme::Http => self.all.as_ref(),
         };
-        match for_scheme {
+        match proxy_for_scheme {
             None => EnvironmentRoute::Unset,
             // A proxy on another machine cannot reach this machine by a loopback address.
             Some(_) if url.is_loopback() => EnvironmentRoute::Unset,
@@ -192,10 +194,11 @@ impl EnvironmentProxies {
 
 /// The route to a host according to the environment variables.
 enum EnvironmentRoute<'a> {
-    /// No variable applies.
+    /// No variable applies to the host.
     Unset,
     /// The host is in `NO_PROXY`.
     Exempted(&'a EnvironmentProxy),
+    /// Connections use the proxy.
     Proxy(&'a EnvironmentProxy),
 }
 
@@ -211,29 +214,29 @@ impl ProxyRoutes {
         Self { setting, environment }
     }
 
-    /// Returns the proxy for connections to the provider at `url`, where `own` is the setting of a key.
+    /// Returns the proxy for connections to the provider at `url`. `own_setting` is the `proxy` of the key.
     #[must_use]
-    pub fn for_upstream(&self, url: &BaseUrl, own: &ProxySetting) -> Option<Arc<ForwardProxy>> {
-        match (own, &self.setting) {
+    pub fn for_upstream(&self, url: &BaseUrl, own_setting: &ProxySetting) -> Option<Arc<ForwardProxy>> {
+        match (own_setting, &self.setting) {
             (ProxySetting::Proxy(proxy), _) => Some(Arc::clone(proxy)),
             (ProxySetting::Direct, _) => None,
             (ProxySetting::Inherited, ProxySetting::Proxy(proxy)) => Some(Arc::clone(proxy)),
             (ProxySetting::Inherited, ProxySetting::Direct) => None,
-            (ProxySetting::Inherited, ProxySetting::Inherited) => match self.environment.find(url) {
+            (ProxySetting::Inherited, ProxySetting::Inherited) => match self.environment.find_route(url) {
                 EnvironmentRoute::Proxy(found) => Some(Arc::clone(&found.proxy)),
                 EnvironmentRoute::Unset | EnvironmentRoute::Exempted(_) => None,
             },
         }
     }
 
-    /// Returns the proxy for connections to Supabase at `url`, where `own` is `supabase.proxy`. A Supabase on this
+    /// Returns the proxy for connections to Supabase at `url`. `own_setting` is `supabase.proxy`. A Supabase on this
     /// machine is reached directly, unless `supabase.proxy` is set.
     #[must_use]
-    pub fn for_mirror(&self, url: &BaseUrl, own: &ProxySetting) -> Option<Arc<ForwardProxy>> {
-        if url.is_loopback() && *own == ProxySetting::Inherited {
+    pub fn for_mirror(&self, url: &BaseUrl, own_setting: &ProxySetting) -> Option<Arc<ForwardProxy>> {
+        if url.is_loopback() && *own_setting == ProxySetting::Inherited {
             return None;
         }
-        self.for_upstream(url, own)
+        self.for_upstream(url, own_setting)
     }
 
     /// Describes the route to the provider at `url` in a sentence for the log, without credentials. Returns
@@ -241,7 +244,7 @@ impl ProxyRoutes {
     #[must_use]
     pub fn describe(&self, url: &BaseUrl) -> Option<String> {
         let host = url.authority();
-        match (&self.setting, self.environment.find(url)) {
+        match (&self.setting, self.environment.find_route(url)) {
             (ProxySetting::Proxy(proxy), _) => {
                 Some(format!("Connections to {host} use the proxy {proxy} (upstream.proxy)"))
             }
@@ -266,34 +269,38 @@ impl ProxyRoutes {
 mod tests {
     use super::*;
 
-    /// Parses a setting, and checks its URL with credentials or its error.
+    /// Parses a setting, and checks its URL with credentials or its error without advice.
     #[track_caller]
-    fn check(text: &str, expected: Result<&str, &str>) {
+    fn check_setting(text: &str, expected: Result<&str, &str>) {
         let parse_result = match text.parse::<ProxySetting>() {
             Ok(ProxySetting::Proxy(proxy)) => Ok(proxy.expose_url()),
             Ok(other @ (ProxySetting::Inherited | ProxySetting::Direct)) => Ok(other.to_string()),
             Err(error) => {
-                let text = error.to_string();
-                assert!(!text.contains("hunter"), "{text}");
-                Err(text.split_once("; ").map_or(text.clone(), |(message, _)| message.to_owned()))
+                let error = error.to_string();
+                assert!(!error.contains("hunter"), "an error must not show the password: {error}");
+                Err(error.split_once("; ").map_or(error.clone(), |(message, _)| message.to_owned()))
             }
         };
-        assert_eq!(parse_result, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+        assert_eq!(
+            parse_result,
+            expected.map(str::to_owned).map_err(str::to_owned),
+            "the parsed form of {text:?}"
+        );
     }
 
     #[test]
     fn a_setting_is_empty_direct_or_a_url() {
-        check("", Ok(""));
-        check(" direct ", Ok("direct"));
-        check("off", Ok("direct"));
-        check("http://proxy.corp:3128", Ok("http://proxy.corp:3128"));
-        check("HTTP://Proxy.Corp", Ok("http://proxy.corp:80"));
-        check("https://proxy.corp/", Ok("https://proxy.corp:443"));
-        check("socks5://10.0.0.1", Ok("socks5h://10.0.0.1:1080"));
-        check("socks5h://[::1]:9050", Ok("socks5h://[::1]:9050"));
-        check("http://alice:hunter2@proxy.corp:3128", Ok("http://alice:hunter2@proxy.corp:3128"));
-        check("http://alice@proxy.corp:3128", Ok("http://alice:@proxy.corp:3128"));
-        check("http://al%40ice:hun:ter%2F2@proxy:1", Ok("http://al%40ice:hun%3Ater%2F2@proxy:1"));
+        check_setting("", Ok(""));
+        check_setting(" direct ", Ok("direct"));
+        check_setting("off", Ok("direct"));
+        check_setting("http://proxy.corp:3128", Ok("http://proxy.corp:3128"));
+        check_setting("HTTP://Proxy.Corp", Ok("http://proxy.corp:80"));
+        check_setting("https://proxy.corp/", Ok("https://proxy.corp:443"));
+        check_setting("socks5://10.0.0.1", Ok("socks5h://10.0.0.1:1080"));
+        check_setting("socks5h://[::1]:9050", Ok("socks5h://[::1]:9050"));
+        check_setting("http://alice:hunter2@proxy.corp:3128", Ok("http://alice:hunter2@proxy.corp:3128"));
+        check_setting("http://alice@proxy.corp:3128", Ok("http://alice:@proxy.corp:3128"));
+        check_setting("http://al%40ice:hun:ter%2F2@proxy:1", Ok("http://al%40ice:hun%3Ater%2F2@proxy:1"));
     }
 
     #[test]
@@ -302,32 +309,32 @@ mod tests {
             "the proxy's URL has a path",
             "the proxy's user or password has a character that must be escaped in a URL",
         );
-        check("proxy.corp:3128", Err("the proxy's URL has no scheme"));
-        check("hunter2", Err("the proxy's URL has no scheme"));
-        check("ftp://hunter2", Err("the proxy's scheme is not http, https or socks5h"));
-        check("socks4://proxy", Err("the proxy's scheme is not http, https or socks5h"));
-        check("http://proxy/hunter", Err(path));
-        check("http://proxy:1?hunter", Err(path));
-        check("http://", Err("the proxy's host is not a valid name or address"));
-        check("http://alice:hunter2@", Err("the proxy's host is not a valid name or address"));
-        check("http://hunter 2", Err("the proxy's host is not a valid name or address"));
-        check("http://proxy:hunter", Err("the proxy's URL has no valid port"));
-        check("http://proxy:0", Err("the proxy's URL has no valid port"));
-        check("http://alice:hun/ter@proxy", Err(escape));
-        check("http://alice:hunter@2@proxy", Err(escape));
-        check(
+        check_setting("proxy.corp:3128", Err("the proxy's URL has no scheme"));
+        check_setting("hunter2", Err("the proxy's URL has no scheme"));
+        check_setting("ftp://hunter2", Err("the proxy's scheme is not http, https or socks5h"));
+        check_setting("socks4://proxy", Err("the proxy's scheme is not http, https or socks5h"));
+        check_setting("http://proxy/hunter", Err(path));
+        check_setting("http://proxy:1?hunter", Err(path));
+        check_setting("http://", Err("the proxy's host is not a valid name or address"));
+        check_setting("http://alice:hunter2@", Err("the proxy's host is not a valid name or address"));
+        check_setting("http://hunter 2", Err("the proxy's host is not a valid name or address"));
+        check_setting("http://proxy:hunter", Err("the proxy's URL has no valid port"));
+        check_setting("http://proxy:0", Err("the proxy's URL has no valid port"));
+        check_setting("http://alice:hun/ter@proxy", Err(escape));
+        check_setting("http://alice:hunter@2@proxy", Err(escape));
+        check_setting(
             "http://alice:hunter%@proxy",
             Err("the proxy's user or password has an invalid escape or a control character"),
         );
-        check(
+        check_setting(
             "http://alice:hunter%0d%0ax@proxy",
             Err("the proxy's user or password has an invalid escape or a control character"),
         );
-        check("http://:hunter2@proxy", Err("the proxy's URL has no user before the password"));
-        check("http://al%3Aice:hunter2@proxy", Err("the user for a proxy over HTTP has a colon"));
+        check_setting("http://:hunter2@proxy", Err("the proxy's URL has no user before the password"));
+        check_setting("http://al%3Aice:hunter2@proxy", Err("the user for a proxy over HTTP has a colon"));
         let bytes = "user and password for a SOCKS5 proxy have 1 to 255 bytes each";
-        check("socks5h://alice@proxy", Err(bytes));
-        check(&format!("socks5h://alice:{}@proxy", "hunter".repeat(43)), Err(bytes));
+        check_setting("socks5h://alice@proxy", Err(bytes));
+        check_setting(&format!("socks5h://alice:{}@proxy", "hunter".repeat(43)), Err(bytes));
     }
 
     #[test]
@@ -335,7 +342,10 @@ mod tests {
         let setting: ProxySetting = "http://alice:hunter2@proxy.corp:3128".parse().unwrap();
         assert_eq!(setting.to_string(), "http://***@proxy.corp:3128");
         let debug = format!("{setting:?}");
-        assert!(!debug.contains("alice") && !debug.contains("hunter"), "{debug}");
+        assert!(
+            !debug.contains("alice") && !debug.contains("hunter"),
+            "the debug form must not show the credentials: {debug}"
+        );
     }
 
     const UPSTREAM: &str = "https://api.elevenlabs.io";
@@ -345,7 +355,7 @@ mod tests {
             variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let mut report = Report::default();
         let environment = EnvironmentProxies::read(&environment, true, &mut report);
-        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        assert!(report.problems.is_empty(), "the variables must be valid: {:?}", report.problems);
         ProxyRoutes::new(setting.parse().unwrap(), environment)
     }
 
@@ -364,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_of_the_environment_is_used_for_the_hosts_that_it_is_for() {
+    fn a_proxy_of_the_environment_is_used_for_its_scheme_and_for_other_machines() {
         let proxy = "http://p:1";
         let https = "Connections to api.elevenlabs.io use the proxy http://p:1 (HTTPS_PROXY)";
         check_route(("", &[]), UPSTREAM, None, None);
@@ -465,9 +475,14 @@ mod tests {
         for is_used in [false, true] {
             let mut report = Report::default();
             EnvironmentProxies::read(&environment, is_used, &mut report);
-            let printed: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
-            assert_eq!(printed.len(), usize::from(is_used));
-            assert!(printed.iter().all(|text| text.starts_with("ALL_PROXY: ") && !text.contains("hunter2")));
+            let messages: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+            assert_eq!(messages.len(), usize::from(is_used));
+            assert!(
+                messages
+                    .iter()
+                    .all(|message| message.starts_with("ALL_PROXY: ") && !message.contains("hunter2")),
+                "a message must name the variable and not show the password: {messages:?}"
+            );
         }
     }
 }

@@ -84,6 +84,7 @@ impl RedisConfig {
         }
     }
 
+    /// Reads the URL from the credential of systemd, if there is one.
     fn read_credential(
         &mut self,
         sources: &ValueSources<'_>,
@@ -110,6 +111,7 @@ impl RedisConfig {
     }
 }
 
+/// Parses the content of a file, which must contain a URL.
 fn parse_file(text: &str) -> Result<RedisUrlSetting, ValueError> {
     let url: RedisUrlSetting = text.parse()?;
     if url.url().is_none() {
@@ -168,7 +170,7 @@ const URL_NOTATION: &str = "write redis://HOST:PORT, rediss://HOST:PORT for TLS,
 const SENTINEL_NOTATION: &str =
     "write redis+sentinel://HOST:26379,HOST:26379/MASTER with the name of the master at the sentinels";
 
-/// Returns an error that shows the notation.
+/// Returns an error whose advice shows the notation of a URL.
 fn url_error(message: &str) -> ValueError {
     ValueError::new(message).advise(URL_NOTATION)
 }
@@ -248,7 +250,7 @@ fn parse_sentinel(rest: &str, transport: RedisTransport) -> Result<RedisUrl, Val
             ValueError::new("the URL of the sentinels has no name of a master").advise(SENTINEL_NOTATION)
         );
     }
-    // The characters that a sentinel accepts.
+    // A sentinel accepts only these characters.
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if !master.bytes().all(is_name_byte) {
         return Err(ValueError::new(
@@ -301,6 +303,7 @@ fn parse_unix(rest: &str) -> Result<RedisUrl, ValueError> {
 
 const NO_PASSWORD: &str = "the URL of Redis has a user without a password";
 
+/// Parses `[USER]:PASSWORD`, in which characters may be percent-encoded.
 fn parse_userinfo(userinfo: &str) -> Result<RedisCredentials, ValueError> {
     if userinfo.contains(['/', '?', '#', '@']) {
         return Err(ValueError::new("the user or password has a character that must be escaped in a URL")
@@ -324,6 +327,7 @@ fn decode_component(text: &str) -> Result<String, ValueError> {
     })
 }
 
+/// Parses `HOST[:PORT]`.
 fn parse_address(text: &str, default_port: u16) -> Result<RedisAddress, ValueError> {
     let (host, port) = split_port(text, text).map_err(|_| url_error("the URL of Redis has no valid port"))?;
     let host = parse_host(host).map_err(|_| url_error("the host of Redis is not a valid name or address"))?;
@@ -345,34 +349,41 @@ mod tests {
 
     /// Parses a URL, and checks its masked form or its error without advice.
     #[track_caller]
-    fn check(text: &str, expected: Result<&str, &str>) {
+    fn check_url(text: &str, expected: Result<&str, &str>) {
         let parse_result = match text.parse::<RedisUrlSetting>() {
             Ok(url) => Ok(url.to_string()),
             Err(error) => {
-                let text = error.to_string();
-                assert!(!text.contains("hunter"), "an error must not show the password: {text}");
-                let (message, advice) = text.split_once("; ").unwrap();
-                assert!(advice.starts_with("write") || advice.starts_with("add"), "{text}");
+                let error = error.to_string();
+                assert!(!error.contains("hunter"), "an error must not show the password: {error}");
+                let (message, advice) = error.split_once("; ").unwrap();
+                assert!(
+                    advice.starts_with("write") || advice.starts_with("add"),
+                    "the advice must show what to write: {error}"
+                );
                 Err(message.to_owned())
             }
         };
-        assert_eq!(parse_result, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+        assert_eq!(
+            parse_result,
+            expected.map(str::to_owned).map_err(str::to_owned),
+            "the parsed form of {text:?}"
+        );
     }
 
     #[test]
     fn a_url_names_a_server_a_socket_or_sentinels() {
-        check("", Ok(""));
-        check("redis://cache", Ok("redis://cache:6379"));
-        check(" REDIS://Cache:1/ \n", Ok("redis://cache:1"));
-        check("rediss://[::1]:7/15", Ok("rediss://[::1]:7/15"));
-        check("redis://:hunter2@10.0.0.1/0", Ok("redis://...@10.0.0.1:6379"));
-        check("redis://alice:hunt:er%402@h/3", Ok("redis://...@h:6379/3"));
-        check("unix:/run/redis.sock", Ok("unix:/run/redis.sock"));
-        check("unix:///run/redis.sock?db=2", Ok("unix:/run/redis.sock?db=2"));
-        check("unix:/r?user=alice&pass=hunter2", Ok("unix:/r?pass=..."));
-        check("unix:/r?pass=hunter2&db=1", Ok("unix:/r?db=1&pass=..."));
-        check("redis+sentinel://s/main", Ok("redis+sentinel://s:26379/main"));
-        check(
+        check_url("", Ok(""));
+        check_url("redis://cache", Ok("redis://cache:6379"));
+        check_url(" REDIS://Cache:1/ \n", Ok("redis://cache:1"));
+        check_url("rediss://[::1]:7/15", Ok("rediss://[::1]:7/15"));
+        check_url("redis://:hunter2@10.0.0.1/0", Ok("redis://...@10.0.0.1:6379"));
+        check_url("redis://alice:hunt:er%402@h/3", Ok("redis://...@h:6379/3"));
+        check_url("unix:/run/redis.sock", Ok("unix:/run/redis.sock"));
+        check_url("unix:///run/redis.sock?db=2", Ok("unix:/run/redis.sock?db=2"));
+        check_url("unix:/r?user=alice&pass=hunter2", Ok("unix:/r?pass=..."));
+        check_url("unix:/r?pass=hunter2&db=1", Ok("unix:/r?db=1&pass=..."));
+        check_url("redis+sentinel://s/main", Ok("redis+sentinel://s:26379/main"));
+        check_url(
             "rediss+sentinel://a:hunter2@s:1,[::1]:2,t/my.main-1/4",
             Ok("rediss+sentinel://...@s:1,[::1]:2,t:26379/my.main-1/4"),
         );
@@ -401,66 +412,69 @@ mod tests {
             "the host of Redis is not a valid name or address",
             "the URL of Redis has a part with `?` or `#`, which is not supported",
         );
-        check("localhost:6379", Err("the URL of Redis has no scheme"));
-        check("hunter2", Err("the URL of Redis has no scheme"));
-        check("valkey://h", Err("the scheme of Valkey is redis, because its protocol is that of Redis"));
-        check(
+        check_url("localhost:6379", Err("the URL of Redis has no scheme"));
+        check_url("hunter2", Err("the URL of Redis has no scheme"));
+        check_url("valkey://h", Err("the scheme of Valkey is redis, because its protocol is that of Redis"));
+        check_url(
             "valkeys://a:hunter2@h",
             Err("the scheme of Valkey with TLS is rediss, because its protocol is that of Redis"),
         );
-        check("https://hunter2", Err("this is the URL of a web server, and Redis does not use HTTP"));
-        check(
+        check_url("https://hunter2", Err("this is the URL of a web server, and Redis does not use HTTP"));
+        check_url(
             "redis+cluster://:hunter2@h",
             Err(
                 "a cluster has no separate scheme: write the URL of one of its nodes, which reports the node of the pool",
             ),
         );
-        check("tcp://hunter2@h", Err("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel"));
-        check("sentinel://h", Err("the scheme of sentinels is redis+sentinel or rediss+sentinel"));
-        check(
+        check_url(
+            "tcp://hunter2@h",
+            Err("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel"),
+        );
+        check_url("sentinel://h", Err("the scheme of sentinels is redis+sentinel or rediss+sentinel"));
+        check_url(
             "redis://a:hunter2@h:1,i:2",
             Err("the URL of Redis has several addresses: write one node of a cluster"),
         );
         for url in ["redis+sentinel://h", "redis+sentinel://:hunter2@h/", "redis+sentinel://h//1"] {
-            check(url, Err("the URL of the sentinels has no name of a master"));
+            check_url(url, Err("the URL of the sentinels has no name of a master"));
         }
-        check(
+        check_url(
             "redis+sentinel://h/hunter 2",
             Err("the name of the master has a character other than letters, digits and `.-_`"),
         );
-        check("redis://", Err(host));
-        check("redis://a:hunter2@", Err(host));
-        check("redis://hunter 2", Err(host));
-        check("redis+sentinel://h,/m", Err(host));
-        check("redis://a:hunter2", Err("the URL of Redis has no valid port"));
-        check("redis://h:0", Err("the URL of Redis has no valid port"));
-        check("redis://h/hunter", Err("the database of Redis is not a number"));
-        check("redis://h/-1", Err("the database of Redis is not a number"));
-        check("redis://h/+1", Err("the database of Redis is not a number"));
-        check("redis://h/?hunter2", Err(query));
-        check("redis://h#hunter2", Err(query));
-        check("redis://hunter2@h", Err(NO_PASSWORD));
-        check("redis://hunter2:@h", Err(NO_PASSWORD));
-        check("unix:/r?user=hunter2", Err(NO_PASSWORD));
-        check("unix:/r?user=a&pass=", Err(NO_PASSWORD));
-        check("unix:run?pass=hunter2", Err("the path of the Unix socket is not absolute"));
-        check("unix://hunter2@/r", Err("the path of the Unix socket is not absolute"));
-        check(
+        check_url("redis://", Err(host));
+        check_url("redis://a:hunter2@", Err(host));
+        check_url("redis://hunter 2", Err(host));
+        check_url("redis+sentinel://h,/m", Err(host));
+        check_url("redis://a:hunter2", Err("the URL of Redis has no valid port"));
+        check_url("redis://h:0", Err("the URL of Redis has no valid port"));
+        check_url("redis://h/hunter", Err("the database of Redis is not a number"));
+        check_url("redis://h/-1", Err("the database of Redis is not a number"));
+        check_url("redis://h/+1", Err("the database of Redis is not a number"));
+        check_url("redis://h/?hunter2", Err(query));
+        check_url("redis://h#hunter2", Err(query));
+        check_url("redis://hunter2@h", Err(NO_PASSWORD));
+        check_url("redis://hunter2:@h", Err(NO_PASSWORD));
+        check_url("unix:/r?user=hunter2", Err(NO_PASSWORD));
+        check_url("unix:/r?user=a&pass=", Err(NO_PASSWORD));
+        check_url("unix:run?pass=hunter2", Err("the path of the Unix socket is not absolute"));
+        check_url("unix://hunter2@/r", Err("the path of the Unix socket is not absolute"));
+        check_url(
             "unix:/r?hunter2",
             Err("the URL of the Unix socket has a part other than `db`, `user` and `pass`"),
         );
-        check(
+        check_url(
             "redis://a:hun/ter@h",
             Err("the user or password has a character that must be escaped in a URL"),
         );
-        check(
+        check_url(
             "redis://a:hunter%@h",
             Err("the user or password has an invalid escape or a control character"),
         );
     }
 
     #[test]
-    fn the_name_of_a_pool_is_checked() {
+    fn the_name_of_a_pool_has_lowercase_letters_and_surrounding_spaces_are_removed() {
         assert_eq!(" studio-1 ".parse::<SharedPoolName>().unwrap().to_string(), "studio-1");
         assert!("Studio".parse::<SharedPoolName>().unwrap_err().to_string().contains("1 to 64 characters"));
     }

@@ -1,4 +1,5 @@
-//! Detects changes of the configuration files, and lists the changed settings that need a restart.
+//! Keeps the content and the metadata of the files of a load, so that their changes are detected, and compares two
+//! configurations, so that a reload does not apply settings that need a restart.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use super::setting::{SETTINGS, Setting};
 use super::source::{MAX_FILE_BYTES, ReadFileError, read_file};
 use crate::platform::files;
 
-/// The metadata of files at one time. If a file changes, a later value differs from an earlier one.
+/// The metadata of files at one time. If a file changes, the metadata before and after the change differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileStamps(Vec<(PathBuf, Option<FileStamp>)>);
 
@@ -35,7 +36,7 @@ impl FileContents {
         self.0.iter().find(|(read_path, _)| read_path == path).map(|(_, content)| content)
     }
 
-    /// Adds a file that was read or searched.
+    /// Adds a file that was read, or that was looked for and is missing.
     pub(super) fn push(&mut self, path: &Path, content: FileContent) {
         self.0.push((path.to_owned(), content));
     }
@@ -72,6 +73,7 @@ impl FileContent {
 struct FileStamp {
     modified: Option<SystemTime>,
     bytes: u64,
+    /// The identity of the file in the file system, which changes when another file replaces it.
     identity: (u64, u64),
 }
 
@@ -85,13 +87,14 @@ impl FileStamps {
             .map(|(_, path)| path)
     }
 
-    /// Reads the current metadata of the files below `directory`, which the caller wrote immediately before.
+    /// Reads the current metadata of the files below `directory`, which the caller has just written, and keeps the
+    /// metadata of all other files.
     #[must_use]
     pub fn read_again_below(&self, directory: &Path) -> Self {
-        let stamp_again = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
+        let read_again = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
             (path.clone(), if path.starts_with(directory) { FileStamp::read(path) } else { *stamp })
         };
-        Self(self.0.iter().map(stamp_again).collect())
+        Self(self.0.iter().map(read_again).collect())
     }
 
     /// Reads the current metadata of the same files.
@@ -149,14 +152,14 @@ impl Config {
             .collect()
     }
 
-    /// Returns this configuration with the settings of `start` that need a restart, so that none of them applies
+    /// Returns this configuration with the settings of `running` that need a restart, so that none of them applies
     /// only to a part of the running server.
     #[must_use]
-    pub fn with_restart_settings_of(&self, start: &Self) -> Self {
-        let (mut config, mut start) = (self.clone(), start.clone());
+    pub fn with_restart_settings_of(&self, running: &Self) -> Self {
+        let (mut config, mut running) = (self.clone(), running.clone());
         for setting in SETTINGS.iter().filter(|setting| !is_reloaded(setting)) {
-            setting.copy(&mut start, &mut config);
-            match start.setting_sources.get(setting.path) {
+            setting.copy_value(&mut running, &mut config);
+            match running.setting_sources.get(setting.path) {
                 Some(source) => config.setting_sources.insert(setting.path, source.clone()),
                 None => config.setting_sources.remove(setting.path),
             };
@@ -169,9 +172,9 @@ impl Config {
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let (mut first, mut second) = (self.clone(), other.clone());
-        let are_keys_same = self.keys.len() == other.keys.len()
+        let has_same_keys = self.keys.len() == other.keys.len()
             && self.keys.iter().zip(&other.keys).all(|(first, second)| first.is_same_as(second));
-        are_keys_same
+        has_same_keys
             && self.clients == other.clients
             && self.paused_keys == other.paused_keys
             && self.admin_token == other.admin_token
@@ -180,6 +183,7 @@ impl Config {
     }
 }
 
+/// Returns whether a reload applies a change of the setting.
 fn is_reloaded(setting: &Setting) -> bool {
     RELOADED_SECTIONS.contains(&setting.section()) || RELOADED_SETTINGS.contains(&setting.path)
 }
@@ -192,10 +196,10 @@ mod tests {
     #[test]
     fn every_reloaded_setting_and_section_exists() {
         for path in RELOADED_SETTINGS {
-            assert!(SETTINGS.iter().any(|setting| setting.path == path), "{path}");
+            assert!(SETTINGS.iter().any(|setting| setting.path == path), "the setting {path} must exist");
         }
         for section in RELOADED_SECTIONS {
-            assert!(SETTINGS.iter().any(|setting| setting.section() == section), "{section}");
+            assert!(SETTINGS.iter().any(|setting| setting.section() == section), "[{section}] must exist");
         }
     }
 
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn another_admin_token_is_a_change() {
+    fn a_different_admin_token_is_a_change() {
         let running = Config::default();
         let token = Some(AdminTokenFingerprint::new("kca_changed"));
         assert!(!running.is_same_as(&Config { admin_token: token, ..running.clone() }));
@@ -243,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn another_password_of_a_proxy_is_a_change() {
+    fn a_different_password_of_a_proxy_is_a_change() {
         let (mut running, mut next) = (Config::default(), Config::default());
         running.upstream.proxy = "http://alice:hunter2@proxy".parse().unwrap();
         next.upstream.proxy = "http://alice:hunter3@proxy".parse().unwrap();
@@ -259,16 +263,16 @@ mod tests {
         let path = temporary.path().join("k.toml");
         let mut contents = FileContents::default();
         contents.push(&path, FileContent::read(&path));
-        let files = contents.stamps();
-        assert_eq!(files, files.read_again());
+        let missing = contents.stamps();
+        assert_eq!(missing, missing.read_again());
         std::fs::write(&path, "1").unwrap();
-        let written_stamps = files.read_again();
-        assert_ne!(files, written_stamps);
+        let written = missing.read_again();
+        assert_ne!(missing, written);
         std::fs::write(&path, "12").unwrap();
-        let longer = files.read_again();
-        assert_ne!(written_stamps, longer);
+        let extended = missing.read_again();
+        assert_ne!(written, extended);
         std::fs::write(temporary.path().join("new"), "34").unwrap();
         std::fs::rename(temporary.path().join("new"), &path).unwrap();
-        assert_ne!(longer, files.read_again());
+        assert_ne!(extended, missing.read_again());
     }
 }

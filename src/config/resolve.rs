@@ -1,6 +1,6 @@
-//! Merges defaults, file, environment and flags into one configuration. A later layer overrides an
-//! earlier one. Every layer is validated, so that a mistake is reported even if a later layer
-//! overrides it.
+//! Merges defaults, file, environment and flags into one configuration. A later layer overrides an earlier one. Every
+//! layer is validated, so that a mistake is reported even if a later layer overrides it. The keys and clients of the
+//! overlay are added to those of the layers.
 
 mod checks;
 
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::document::{Contents, Document, OverlayContents, TableEntry};
+use super::document::{AssignedValue, ConfigEntries, Document, OverlayEntries, TableEntry};
 use super::key_format::KeyProvider;
 use super::keys::{FoundKeys, KeySearch, find_keys};
 use super::listen::ListenAddresses;
@@ -20,6 +20,7 @@ use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::{BaseDirectories, RawValue};
 use super::value_file::{read_value_file, unreadable_file_error};
+use super::variables::AssignedVariable;
 use super::{Config, LoadedConfig, Overrides, StateDirectory, StateLocation, clients, overlay, variables};
 
 /// Resolves the layers in `sources` and `overrides`.
@@ -27,7 +28,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     merge_layers(overrides, sources).finish()
 }
 
-/// Resolves the layers and ignores their mistakes. A setting with a mistake has the value of an earlier layer.
+/// Resolves the layers and ignores their mistakes. A setting with a mistake keeps the value of an earlier layer.
 pub(super) fn resolve_ignoring_mistakes(overrides: &Overrides, sources: &ValueSources<'_>) -> Config {
     merge_layers(overrides, sources).draft.config
 }
@@ -46,82 +47,45 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
         .as_ref()
         .and_then(|(path, span)| Some((path.as_path(), draft.read_config_file(path, span, sources)?)));
     let document = file.as_ref().map(|(path, text)| Document::parse(path, text, &mut draft.syntax_errors));
-    let contents = match &document {
+    let entries = match &document {
         Some(document) => document.collect(&mut draft.report.problems),
-        None => Contents::default(),
+        None => ConfigEntries::default(),
     };
     let directories = BaseDirectories { base: file.as_ref().and_then(|(path, _)| path.parent()), home };
-    for assigned in &contents.settings {
-        draft.set(assigned.setting, RawValue::Toml(assigned.value), directories, &assigned.span);
-    }
-    let process_directories = BaseDirectories { base: None, home };
-    for (setting, text, span) in variables::find_settings(&sources.environment, &mut draft.report.problems) {
-        draft.set(setting, RawValue::Text(text), process_directories, &span);
-    }
-    if let (false, Some(setting)) = (overrides.listen.is_empty(), setting::find("server.listen")) {
-        let (text, span) = (overrides.listen.join(","), SourceSpan::new(ValueOrigin::Flag("--listen")));
-        draft.set(setting, RawValue::Text(text.trim()), process_directories, &span);
-    }
-    if let (true, Some(setting)) = (overrides.is_ephemeral, setting::find("storage.ephemeral")) {
-        let span = SourceSpan::new(ValueOrigin::Flag("--ephemeral"));
-        draft.set(setting, RawValue::Text("true"), process_directories, &span);
-    }
-    if overrides.has_passed_sockets && !draft.spans.contains_key("server.listen") {
-        draft.config.server.listen = ListenAddresses::systemd();
-    }
-
+    draft.set_settings(&entries.settings, directories, overrides, sources);
     draft.read_proxy_files(sources);
     draft.config.redis.find_url(sources, &mut draft.spans, &mut draft.report);
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
     let base_url = &draft.config.upstream.base_url;
     let FoundKeys { keys, source } =
-        find_keys(sources, path.clone(), &contents.keys, directories, base_url, &mut draft.report);
+        find_keys(sources, path.clone(), &entries.keys, directories, base_url, &mut draft.report);
     (draft.config.keys, draft.config.key_source) = (keys, source);
-    // The overlay names runtime keys and clients, which apply after the keys and clients of all other sources.
-    let directory = match &overrides.state_location {
+    // The keys and clients of the overlay are added after those of all other sources.
+    let state_directory = match &overrides.state_location {
         StateLocation::BesideDatabase => draft.config.state_directory(),
         StateLocation::Fixed(directory) => directory.clone(),
     };
-    let overlay_file = directory.as_ref().and_then(|directory| draft.read_overlay(directory, sources));
+    let overlay_file = state_directory.as_ref().and_then(|directory| draft.read_overlay(directory, sources));
     let overlay =
         overlay_file.as_ref().map(|(path, text)| Document::parse(path, text, &mut draft.syntax_errors));
     let managed = match &overlay {
         Some(document) => document.collect_overlay(&mut draft.report.problems),
-        None => OverlayContents::default(),
+        None => OverlayEntries::default(),
     };
-    if let Some(directory) = &directory {
-        let found_keys = FoundKeys {
-            keys: std::mem::take(&mut draft.config.keys),
-            source: std::mem::take(&mut draft.config.key_source),
-        };
-        let search = KeySearch {
-            sources,
-            directories: BaseDirectories { base: Some(directory.path()), home },
-            provider: KeyProvider::for_host(draft.config.upstream.base_url.host()),
-            report: &mut draft.report,
-            found: found_keys,
-        };
-        let FoundKeys { keys, source } = overlay::add_keys(search, &managed.keys, directory);
-        (draft.config.keys, draft.config.key_source) = (keys, source);
+    if let Some(directory) = &state_directory {
+        draft.add_managed_keys(&managed.keys, directory, sources);
     }
-    let mut configured_clients =
-        clients::parse(sources, &contents.clients, directories, &draft.config.keys, &mut draft.report);
-    clients::add_default_client(sources, &mut configured_clients, &mut draft.report);
-    // An entry or a variable with a mistake is still a client.
-    let has_variable = sources.environment.value(variables::CLIENT_TOKEN_FILE).is_some();
-    let has_invalid_clients = configured_clients.len() < contents.clients.len() + usize::from(has_variable);
-    overlay::apply_clients(&mut configured_clients, &managed.clients, &draft.config.keys, &mut draft.report);
-    draft.config.clients = configured_clients;
+    let has_invalid_clients = draft.resolve_clients(&entries.clients, directories, &managed.clients, sources);
     draft.config.paused_keys = overlay::parse_paused_keys(&managed.paused_keys, &mut draft.report.problems);
-    overlay::check_removed(&managed.removed, &mut draft.report.problems);
+    overlay::check_removed_entries(&managed.removed, &mut draft.report.problems);
     draft.config.generation = managed.generation;
     let token_span = draft.find_span(&["admin.token_file"]);
     draft.config.admin_token =
-        draft.config.admin.find_token(directory.as_ref(), sources, &token_span, &mut draft.report);
+        draft.config.admin.find_token(state_directory.as_ref(), sources, &token_span, &mut draft.report);
 
     // A setting counts as missing only if the whole file was parsed.
-    let is_complete = selected_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
-    if is_complete {
+    let is_fully_parsed = selected_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
+    if is_fully_parsed {
         draft.check_keys(overrides.key_requirement, sources);
         let has_clients = has_invalid_clients || !draft.config.clients.is_empty();
         draft.check_exposure(has_clients || overrides.allows_exposure);
@@ -130,7 +94,7 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
         draft.check_storage();
     }
     draft.check_admin_listen();
-    draft.check_tls(sources, is_complete);
+    draft.read_certificate(sources, is_fully_parsed);
     draft.check_retry();
     draft.check_upstream();
     draft.config.supabase.find_target(sources, &mut draft.spans, &mut draft.report);
@@ -141,10 +105,9 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
     for document in [&document, &overlay].into_iter().flatten() {
         draft.report.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }
-    let file_contains_secrets =
-        contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets)
-            || draft.file_contains_proxy_credentials()
-            || draft.file_contains_redis_password();
+    let file_contains_secrets = entries.keys.iter().chain(&entries.clients).any(TableEntry::contains_secrets)
+        || draft.file_contains_proxy_credentials()
+        || draft.file_contains_redis_password();
     MergedLayers { draft, file: path, file_contains_secrets }
 }
 
@@ -153,7 +116,7 @@ struct MergedLayers {
     draft: ConfigDraft,
     /// The path of the configuration file that was read.
     file: Option<PathBuf>,
-    /// Whether the configuration file contains keys or tokens.
+    /// Whether the configuration file contains a key, a token or a password.
     file_contains_secrets: bool,
 }
 
@@ -181,7 +144,7 @@ const PROXY_SETTINGS: [[&str; 2]; 2] =
 #[derive(Default)]
 struct ConfigDraft {
     config: Config,
-    /// The last source of each setting that a layer sets.
+    /// The source of the last layer that sets a setting, by the path of the setting.
     spans: HashMap<&'static str, SourceSpan>,
     syntax_errors: Vec<Problem>,
     report: Report,
@@ -213,6 +176,7 @@ impl ConfigDraft {
         }
     }
 
+    /// Reads the configuration file. `span` is the source that named it.
     fn read_config_file(
         &mut self,
         path: &Path,
@@ -238,7 +202,7 @@ impl ConfigDraft {
                         unreadable_file_error("the file", &reason)
                             .advise("use --config FILE to name another file"),
                     ),
-                    // A path from a flag is shown. A variable may contain a secret.
+                    // A path from a flag is shown completely, but a variable may contain a secret.
                     ValueOrigin::Flag(_) => {
                         span.problem(unreadable_file_error(&format!("`{}`", path.display()), &reason))
                     }
@@ -260,13 +224,42 @@ impl ConfigDraft {
         let path = directory.overlay_path();
         match (sources.read_file)(&path) {
             Ok(text) => Some((path, text)),
-            // Opening the database reports a path through a file.
+            // If a part of the path is not a directory, the error is reported when the database is opened.
             Err(ReadFileError::Missing | ReadFileError::Other(ErrorKind::NotADirectory)) => None,
             Err(reason) => {
                 let span = SourceSpan::new(ValueOrigin::File(path));
                 self.report.problems.push(span.problem(unreadable_file_error("the file", &reason)));
                 None
             }
+        }
+    }
+
+    /// Sets the settings of the file in `assigned_values`, then those of the environment, and then those of the flags.
+    fn set_settings(
+        &mut self,
+        assigned_values: &[AssignedValue<'_>],
+        file_directories: BaseDirectories<'_>,
+        overrides: &Overrides,
+        sources: &ValueSources<'_>,
+    ) {
+        for assigned in assigned_values {
+            self.set(assigned.setting, RawValue::Toml(assigned.value), file_directories, &assigned.span);
+        }
+        let directories = BaseDirectories { base: None, home: sources.environment.home() };
+        let variables = variables::find_settings(&sources.environment, &mut self.report.problems);
+        for AssignedVariable { setting, text, span } in variables {
+            self.set(setting, RawValue::Text(text), directories, &span);
+        }
+        if let (false, Some(setting)) = (overrides.listen.is_empty(), setting::find("server.listen")) {
+            let (text, span) = (overrides.listen.join(","), SourceSpan::new(ValueOrigin::Flag("--listen")));
+            self.set(setting, RawValue::Text(text.trim()), directories, &span);
+        }
+        if let (true, Some(setting)) = (overrides.is_ephemeral, setting::find("storage.ephemeral")) {
+            let span = SourceSpan::new(ValueOrigin::Flag("--ephemeral"));
+            self.set(setting, RawValue::Text("true"), directories, &span);
+        }
+        if overrides.has_passed_sockets && !self.spans.contains_key("server.listen") {
+            self.config.server.listen = ListenAddresses::systemd();
         }
     }
 
@@ -283,7 +276,49 @@ impl ConfigDraft {
         self.spans.insert(setting.path, span.clone());
     }
 
-    /// Returns the source of the first setting in `paths` that is set, for a rule over several settings.
+    /// Adds the keys of the overlay to the keys of the other sources.
+    fn add_managed_keys(
+        &mut self,
+        entries: &[TableEntry<'_>],
+        directory: &StateDirectory,
+        sources: &ValueSources<'_>,
+    ) {
+        let found = FoundKeys {
+            keys: std::mem::take(&mut self.config.keys),
+            source: std::mem::take(&mut self.config.key_source),
+        };
+        let search = KeySearch {
+            sources,
+            directories: BaseDirectories { base: Some(directory.path()), home: sources.environment.home() },
+            provider: KeyProvider::for_host(self.config.upstream.base_url.host()),
+            report: &mut self.report,
+            found,
+        };
+        let FoundKeys { keys, source } = overlay::add_keys(search, entries, directory);
+        (self.config.keys, self.config.key_source) = (keys, source);
+    }
+
+    /// Parses the clients of the file and of the environment, and applies the entries of the overlay to them. Returns
+    /// whether a client of the file or the environment has a mistake, so that it is not in the configuration.
+    fn resolve_clients(
+        &mut self,
+        entries: &[TableEntry<'_>],
+        file_directories: BaseDirectories<'_>,
+        managed_entries: &[TableEntry<'_>],
+        sources: &ValueSources<'_>,
+    ) -> bool {
+        let keys = &self.config.keys;
+        let mut clients = clients::parse(sources, entries, file_directories, keys, &mut self.report);
+        clients::add_default_client(sources, &mut clients, &mut self.report);
+        let has_variable = sources.environment.value(variables::CLIENT_TOKEN_FILE).is_some();
+        let has_invalid_clients = clients.len() < entries.len() + usize::from(has_variable);
+        overlay::apply_clients(&mut clients, managed_entries, keys, &mut self.report);
+        self.config.clients = clients;
+        has_invalid_clients
+    }
+
+    /// Returns the source of the first setting in `paths` that is set, for a rule about several settings. If none is
+    /// set, the source is [`ValueOrigin::Absent`].
     fn find_span(&self, paths: &[&str]) -> SourceSpan {
         paths
             .iter()
@@ -301,13 +336,13 @@ impl ConfigDraft {
         ] {
             let Some(path) = path else { continue };
             let is_set = *proxy != ProxySetting::Inherited;
-            let value =
+            let file_setting =
                 read_value_file(path, names, is_set, sources, &self.spans, &mut self.report, str::parse);
-            *proxy = value.unwrap_or_else(|| std::mem::take(proxy));
+            *proxy = file_setting.unwrap_or_else(|| std::mem::take(proxy));
         }
     }
 
-    /// Reads the proxies of the environment, which are used if no setting names one and a host is on another
+    /// Reads the proxies of the environment, which are used if no setting names a proxy and a host is on another
     /// machine.
     fn read_environment_proxies(&mut self, sources: &ValueSources<'_>) {
         let Config { upstream, supabase, keys, .. } = &self.config;
@@ -319,21 +354,21 @@ impl ConfigDraft {
             EnvironmentProxies::read(&sources.environment, is_used, &mut self.report);
     }
 
-    /// Whether the configuration file contains the password of a proxy.
+    /// Returns whether the configuration file contains the password of a proxy.
     fn file_contains_proxy_credentials(&self) -> bool {
         let Config { upstream, supabase, .. } = &self.config;
         [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])]
             .iter()
-            .any(|(proxy, [name, _])| proxy.has_credentials() && self.is_in_file(name))
+            .any(|(proxy, [path, _])| proxy.has_credentials() && self.is_set_in_file(path))
     }
 
-    /// Whether the configuration file contains the password of Redis.
+    /// Returns whether the configuration file contains the password of Redis.
     fn file_contains_redis_password(&self) -> bool {
-        self.config.redis.url.has_credentials() && self.is_in_file("redis.url")
+        self.config.redis.url.has_credentials() && self.is_set_in_file("redis.url")
     }
 
-    /// Whether the configuration file sets the setting `name`, and no later layer overrides it.
-    fn is_in_file(&self, name: &str) -> bool {
-        self.spans.get(name).is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
+    /// Returns whether the configuration file sets the setting `path`, and no later layer overrides it.
+    fn is_set_in_file(&self, path: &str) -> bool {
+        self.spans.get(path).is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
     }
 }

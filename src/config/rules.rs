@@ -13,13 +13,16 @@ use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use crate::policy::path::Path;
 use crate::policy::similar::find_similar;
 
+/// Maximum value of `max_concurrent`, which is also the maximum of `server.max_requests`.
+const MAX_CONCURRENT: u32 = 1_000_000;
+
 /// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
 pub(super) fn parse(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
         quota: entry.parse("quota", problems),
         user_quota: entry.parse("user_quota", problems),
         rate_limit: entry.parse("rate_limit", problems),
-        max_concurrent: entry.parse_count("max_concurrent", 1..=1_000_000, problems),
+        max_concurrent: entry.parse_count("max_concurrent", 1..=MAX_CONCURRENT, problems),
         paths: entry.parse_list("paths", parse_path, problems),
         allowed_keys: AllowedKeys {
             keys: entry.parse_list(
@@ -101,7 +104,8 @@ fn parse_path(text: &str) -> Result<String, ValueError> {
     ))
 }
 
-/// Checks that `name_of_key` returns the given name for a key of the pool.
+/// Checks that a key of the pool has the given name, which `name_of_key` returns. `kind` is what the name identifies: a
+/// key or a workspace.
 fn check_pool_name(
     name: &str,
     kind: &str,
@@ -155,20 +159,20 @@ mod tests {
 
     #[test]
     fn a_rate_limit_is_per_second_or_minute() {
-        let rate = |requests, seconds| Ok(RateLimit { requests, interval: Duration::from_secs(seconds) });
-        assert_eq!("60 per minute".parse(), rate(60, 60));
-        assert_eq!("5 requests a second".parse(), rate(5, 1));
+        let limit = |requests, seconds| Ok(RateLimit { requests, interval: Duration::from_secs(seconds) });
+        assert_eq!("60 per minute".parse(), limit(60, 60));
+        assert_eq!("5 requests a second".parse(), limit(5, 1));
         for text in ["", "60", "0 per minute", "60 per hour", "x per minute", "5000000000 per second"] {
-            assert!(text.parse::<RateLimit>().is_err(), "{text}");
+            assert!(text.parse::<RateLimit>().is_err(), "the rate limit {text:?} must be refused");
         }
     }
 
     #[test]
-    fn a_path_begins_with_a_slash() {
+    fn a_path_begins_with_a_slash_and_has_no_other_url_parts() {
         assert_eq!(parse_path("/v1/text-to-speech/"), Ok("/v1/text-to-speech".to_owned()));
         assert_eq!(parse_path("/v1/voices/{id}/settings"), Ok("/v1/voices/{id}/settings".to_owned()));
         for text in ["", "v1/voices", "/v1/../x", "/v1/a?b", "/v1/%20", "https://x/v1"] {
-            assert!(parse_path(text).is_err(), "{text}");
+            assert!(parse_path(text).is_err(), "the path {text:?} must be refused");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Defines the sections of the configuration and their defaults. Each field has the name of its setting.
-//! `config/keychoir.toml` explains each setting and its default, and a test compares the two.
+//! Defines most sections of the configuration with their defaults. Each field has the name of its setting.
+//! `config/keychoir.toml` explains each setting, and a test compares its defaults with these. The sections `[access]`,
+//! `[admin]`, `[redis]` and `[supabase]` are in their own modules.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,8 +28,8 @@ pub struct ServerConfig {
     pub request_headers_timeout: Duration,
     /// Maximum idle time of a client connection between two requests.
     pub keepalive_timeout: Duration,
-    /// Maximum time in which the unread bytes of a request are read and discarded after a response that closes
-    /// the connection.
+    /// Maximum time for which the unread bytes of a request are read and discarded after a response that closes the
+    /// connection.
     pub linger_timeout: Duration,
     /// Maximum number of unread bytes that are discarded.
     pub max_linger_size: usize,
@@ -43,22 +44,22 @@ pub struct ServerConfig {
     /// Maximum number of concurrent requests of a client without its own limit. 0 means half of
     /// `max_requests` if there are several clients.
     pub max_requests_per_client: usize,
-    /// Threads that serve connections; 0 for one per core.
+    /// Number of threads that serve connections, or 0 for one per core.
     pub workers: usize,
-    /// The path prefix of all requests.
+    /// A path prefix that requests may have.
     pub base_path: BasePath,
     /// Maximum time at shutdown for running requests to finish.
     pub drain_timeout: Duration,
     /// Time at shutdown during which idle client connections stay open.
     pub drain_idle_timeout: Duration,
-    /// Interval between two checks of the configuration files for changes; zero for no checks.
+    /// Interval between two checks of the configuration files for changes, or zero for no checks.
     pub reload_interval: Duration,
     /// Maximum pause between two reads of a request's body.
     pub request_body_timeout: Duration,
-    /// Minimum average rate of a request's body in bytes per second; 0 for no minimum.
+    /// Minimum average rate of a request's body in bytes per second, or 0 for no minimum.
     pub min_request_body_rate: usize,
     /// Minimum average rate in bytes per second at which a client reads a response, measured while
-    /// the proxy waits for the client; 0 for no minimum.
+    /// the proxy waits for the client, or 0 for no minimum.
     pub min_response_rate: usize,
 }
 
@@ -107,7 +108,7 @@ pub struct UpstreamConfig {
     pub response_timeout: Duration,
     /// Maximum pause between two reads of a response's body.
     pub stream_idle_timeout: Duration,
-    /// Maximum number of idle connections kept for later requests; 0 for none.
+    /// Maximum number of idle connections kept for later requests, or 0 for none.
     pub max_idle_connections: usize,
     /// Maximum idle time of a connection that is kept for later requests.
     pub keepalive_timeout: Duration,
@@ -132,9 +133,9 @@ impl UpstreamConfig {
     /// because keys are sent only to configured hosts.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
-        let is_provider = BaseUrl::default().host() == self.base_url.host();
+        let is_upstream_provider = BaseUrl::default().host() == self.base_url.host();
         let default_urls: Vec<String> =
-            REGIONS.iter().filter(|_| is_provider).map(|url| (*url).to_owned()).collect();
+            REGIONS.iter().filter(|_| is_upstream_provider).map(|url| (*url).to_owned()).collect();
         let urls = if self.region_base_urls.is_empty() { &default_urls } else { &self.region_base_urls };
         urls.iter().filter_map(|url| url.parse().ok()).collect()
     }
@@ -163,7 +164,7 @@ impl Default for UpstreamConfig {
 pub struct PoolConfig {
     /// The strategy that chooses the key of a request.
     pub strategy: StrategyChoice,
-    /// Credits of a workspace that its keys do not use. A key may override the value.
+    /// Credits of a workspace that its keys do not use. A key can have a different value.
     pub reserve_credits: usize,
     /// Maximum wait of a request in the queue for a key.
     pub queue_timeout: Duration,
@@ -230,15 +231,15 @@ impl Default for PoolConfig {
 pub struct RetryConfig {
     /// Maximum number of attempts of one request, including the first.
     pub max_attempts: usize,
-    /// Time after the first attempt in which further attempts may start.
+    /// Maximum time from the last byte of a request to the start of its last attempt.
     pub timeout: Duration,
     /// Maximum number of bytes of one request's body in memory. The remaining bytes are written to disk.
     pub buffer_size: usize,
-    /// Maximum number of bytes of all buffered bodies in memory. At least `buffer_size`.
+    /// Maximum number of bytes of all buffers in memory, including those of bodies. At least `buffer_size`.
     pub max_total_buffer_size: usize,
     /// Maximum number of bytes of one request body on disk, in addition to the bytes in memory.
     pub spill_size: usize,
-    /// Maximum number of bytes of all buffered bodies on disk. At least `spill_size`.
+    /// Maximum number of bytes of all buffered bodies on disk.
     pub max_total_spill_size: usize,
     /// Percentage of the disk that stays free.
     pub min_disk_free_percent: usize,
@@ -276,8 +277,8 @@ pub struct QuotaPollingConfig {
     pub interval: Duration,
     /// Timeout of a poll.
     pub timeout: Duration,
-    /// Time after a request in which the provider's credit count may lag behind. Meanwhile, the higher
-    /// of the pool's count and the provider's is used.
+    /// Time after a request in which the provider's credit count may not include the request yet. During this time, the
+    /// higher one of the pool's count and the provider's count is used.
     pub quota_lag: Duration,
 }
 
@@ -301,9 +302,9 @@ pub struct StorageConfig {
     pub max_queued_records: usize,
     /// Maximum time between two commits while records are received.
     pub commit_interval: Duration,
-    /// Retention of the records of attempts; zero for unlimited.
+    /// Retention of the records of attempts, or zero for unlimited.
     pub attempts_retention: Duration,
-    /// Retention of hourly sums; zero for unlimited.
+    /// Retention of hourly sums, or zero for unlimited.
     pub hourly_retention: Duration,
     /// Whether usage records are kept only in memory.
     pub ephemeral: bool,
@@ -331,16 +332,16 @@ impl Default for StorageConfig {
     }
 }
 
-/// The settings of the records of the accounts that own identifiers.
+/// The records of the accounts that own identifiers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
     /// Maximum number of stored identifiers.
     pub max_identifiers: usize,
-    /// Time after its last use at which an identifier is removed; zero for unlimited.
+    /// Time after its last use at which an identifier is removed, or zero for unlimited.
     pub retention: Duration,
-    /// Maximum number of bytes of a response that are searched for identifiers; 0 for no search.
+    /// Maximum number of bytes of a response that are searched for identifiers, or 0 for no search.
     pub max_response_scan_size: usize,
-    /// Time for which the result is cached that no account has an identifier.
+    /// Time for which Keychoir remembers that no account owns an identifier.
     pub not_found_ttl: Duration,
 }
 
@@ -358,9 +359,9 @@ impl Default for AffinityConfig {
 /// The limits of WebSocket sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebsocketConfig {
-    /// Maximum time without a message in either direction; zero for unlimited.
+    /// Maximum time without a message in either direction, or zero for unlimited.
     pub idle_timeout: Duration,
-    /// Maximum duration of a session; zero for unlimited.
+    /// Maximum duration of a session, or zero for unlimited.
     pub max_session_duration: Duration,
     /// Maximum number of bytes of a client's first messages that are buffered, so that they can be sent
     /// again, until the provider accepts the key.

@@ -1,6 +1,6 @@
-//! Parses and formats each setting by its entry in the table [`SETTINGS`]: its path, its type with
-//! limits, and the field of [`Config`] that stores it. Files, variables and suggestions use the same
-//! table, so a new setting needs one entry here and one field with its default in `sections`.
+//! Parses, formats, compares and copies each setting by its entry in the table [`SETTINGS`]: its path, its type with
+//! limits, and the field of [`Config`] that stores it. Files, variables and suggestions use the same table, so a new
+//! setting needs only an entry in `table`, and a field with its default in the struct of its section.
 
 mod table;
 
@@ -25,14 +25,14 @@ use crate::policy::quantity::size::DisplaySize;
 
 const ZERO: Duration = Duration::ZERO;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
-/// Maximum retention: a hundred years.
+/// Maximum retention, which is a hundred years.
 const MAX_RETENTION: Duration = Duration::from_secs(36_500 * 24 * 3_600);
 
 pub(super) use table::SETTINGS;
 
-/// An entry of the table.
+/// One setting of the configuration.
 pub(super) struct Setting {
-    /// `section.name`, as in the TOML file. A setting that may be a table is also a section.
+    /// The section and the name in the TOML file, as `section.name`. A setting that may be a table is also a section.
     pub(super) path: &'static str,
     kind: ValueKind,
 }
@@ -48,17 +48,17 @@ enum ValueKind {
     Redis(fn(&mut Config) -> &mut RedisUrlSetting),
     /// A string, or a table whose members are settings.
     Tls(fn(&mut Config) -> &mut TlsConfig),
-    /// A list of strings, each parsed by the function.
+    /// A list of strings, each of which the first function parses.
     Strings(fn(&str) -> Result<String, ValueError>, fn(&mut Config) -> &mut Vec<String>),
     Duration(RangeInclusive<Duration>, fn(&mut Config) -> &mut Duration),
-    /// A retention time, usually in days; zero for unlimited.
+    /// A retention time, usually in days, or zero for unlimited.
     Retention(fn(&mut Config) -> &mut Duration),
     Size(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Count(RangeInclusive<u64>, fn(&mut Config) -> &mut usize),
     Ratio(fn(&mut Config) -> &mut f64),
     Bool(fn(&mut Config) -> &mut bool),
     File(fn(&mut Config) -> &mut PathBuf),
-    /// A path; empty for none.
+    /// A path, or an empty string for none.
     OptionalFile(fn(&mut Config) -> &mut Option<PathBuf>),
 }
 
@@ -72,7 +72,7 @@ pub(super) fn variable_name(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// Whether `name` is the name of a section.
+/// Returns whether `name` is the name of a section.
 pub(super) fn is_section(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.section() == name)
 }
@@ -93,7 +93,8 @@ impl Setting {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether the path of this setting starts with the path of another setting. If so, the name alone is ambiguous.
+    /// Returns whether the path of this setting starts with the path of another setting. If so, the name alone is
+    /// ambiguous.
     pub(super) fn is_nested(&self) -> bool {
         find(self.section()).is_some()
     }
@@ -155,7 +156,7 @@ impl Setting {
         Ok(())
     }
 
-    /// Whether the values in two configurations differ, even in a part that is not printed.
+    /// Returns whether the values in two configurations differ. Parts that are not printed are compared as well.
     pub(super) fn differs(&self, first: &mut Config, second: &mut Config) -> bool {
         match &self.kind {
             ValueKind::Proxy(field) => field(first) != field(second),
@@ -175,7 +176,7 @@ impl Setting {
         }
     }
 
-    /// Whether the value in `config` contains credentials, which are not printed.
+    /// Returns whether the value in `config` contains credentials, which are not printed.
     pub(super) fn contains_secret(&self, config: &mut Config) -> bool {
         match &self.kind {
             ValueKind::Proxy(field) => field(config).has_credentials(),
@@ -195,10 +196,10 @@ impl Setting {
         }
     }
 
-    /// Copies the value of `source` to `target`.
-    pub(super) fn copy(&self, source: &mut Config, target: &mut Config) {
+    /// Copies the value in `source` to `target`.
+    pub(super) fn copy_value(&self, source: &mut Config, target: &mut Config) {
         match &self.kind {
-            // The text of a valid value is valid.
+            // The printed form of a valid value can always be parsed.
             ValueKind::Text(field) => {
                 let _ = field(target).set(&field(source).to_string());
             }
@@ -242,7 +243,7 @@ impl Setting {
         }
     }
 
-    /// Returns the parsed value if it is in `range`. The error states the range and the default.
+    /// Returns the parsed value if it is in `range`. The advice of an error contains the range and the default.
     fn check_range<T: PartialOrd + Copy>(
         &self,
         parsed: Result<T, ValueError>,
@@ -273,9 +274,11 @@ fn quote_text(text: &str) -> String {
 /// The words of the messages about values of one type.
 struct RangeMessages<T> {
     noun: &'static str,
-    /// Valid values outside the range.
+    /// The words about valid values outside the range, which follow the range.
     suffix: &'static str,
+    /// The adjective for a value below the range.
     below: &'static str,
+    /// The adjective for a value above the range.
     above: &'static str,
     format: fn(T) -> String,
 }
@@ -304,6 +307,7 @@ const COUNT_RANGE: RangeMessages<u64> =
 
 /// A value that is parsed from text and printed in the same form.
 trait TextValue: fmt::Display {
+    /// Replaces the value with the parsed `text`, or leaves it unchanged and returns the error.
     fn set(&mut self, text: &str) -> Result<(), ValueError>;
 }
 

@@ -4,21 +4,21 @@
 use serde::Serialize;
 
 use super::Config;
-use super::setting::SETTINGS;
+use super::setting::{SETTINGS, Setting};
 
-/// An effective setting, with its source.
+/// An effective setting with its source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SettingValue {
-    /// `section.name`, as in the configuration file.
+    /// The section and the name in the configuration file, as `section.name`.
     pub name: &'static str,
     /// The value in TOML notation.
     pub value: String,
     /// The flag, the variable, or the file with line and column that sets the value, or `default`.
     pub source: String,
-    /// Whether a part of the value is secret and replaced by dots.
+    /// Whether a part of the value is secret and therefore masked.
     #[serde(skip)]
     pub is_masked: bool,
-    /// The value in the configuration that was read last, if it needs a restart to apply.
+    /// The value in the configuration that was read last, if it applies only after a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<String>,
 }
@@ -28,38 +28,41 @@ impl Config {
     #[must_use]
     pub fn setting_values(&self) -> Vec<SettingValue> {
         let mut config = self.clone();
-        let value = |setting: &super::setting::Setting| {
-            let unmasked = setting.format_value(&mut config);
-            let value = mask_password(&unmasked);
+        let describe = |setting: &Setting| {
+            let formatted_value = setting.format_value(&mut config);
+            let value = mask_password(&formatted_value);
             let source = self.setting_sources.get(setting.path).cloned();
             SettingValue {
                 name: setting.path,
-                is_masked: value != unmasked || setting.contains_secret(&mut config),
+                is_masked: value != formatted_value || setting.contains_secret(&mut config),
                 value,
                 source: source.unwrap_or_else(|| "default".to_owned()),
                 pending: None,
             }
         };
-        SETTINGS.iter().map(value).collect()
+        SETTINGS.iter().map(describe).collect()
     }
 
-    /// Lists every effective setting after a reload, and the different values of `loaded`, the configuration that
-    /// was read.
+    /// Lists every effective setting after a reload. `loaded` is the configuration that was read. Where its value
+    /// differs, the setting has it as its pending value.
     #[must_use]
     pub fn setting_values_with_pending(&self, loaded: &Self) -> Vec<SettingValue> {
         let (mut in_force, mut loaded) = (self.clone(), loaded.clone());
-        let mut values = self.setting_values();
-        for (setting, value) in SETTINGS.iter().zip(&mut values) {
+        let mut setting_values = self.setting_values();
+        for (setting, setting_value) in SETTINGS.iter().zip(&mut setting_values) {
             let is_pending = setting.differs(&mut in_force, &mut loaded);
-            value.pending = is_pending.then(|| mask_password(&setting.format_value(&mut loaded)));
+            setting_value.pending = is_pending.then(|| mask_password(&setting.format_value(&mut loaded)));
         }
-        values
+        setting_values
     }
 }
 
-/// Replaces the user information of a URL in `value` with three dots.
+/// Replaces the user and the password of a URL in `value` with three dots.
 fn mask_password(value: &str) -> String {
-    let Some(start) = value.find("://").map(|index| index + 3) else { return value.to_owned() };
+    const SCHEME_END: &str = "://";
+    let Some(start) = value.find(SCHEME_END).map(|index| index + SCHEME_END.len()) else {
+        return value.to_owned();
+    };
     let end = value[start..].find(['/', '"']).map_or(value.len(), |length| start + length);
     match value[start..end].rfind('@') {
         Some(length) => format!("{}...{}", &value[..start], &value[start + length..]),
@@ -76,12 +79,12 @@ mod tests {
     fn every_setting_has_a_value_and_a_source() {
         let mut config = Config::default();
         config.setting_sources.insert("pool.max_queued", "KEYCHOIR_POOL__MAX_QUEUED".to_owned());
-        let values = config.setting_values();
-        assert_eq!(values.len(), SETTINGS.len());
-        let value = |name: &str| values.iter().find(|value| value.name == name).unwrap();
-        assert_eq!(value("pool.max_queued").source, "KEYCHOIR_POOL__MAX_QUEUED");
-        assert_eq!(value("log.level").source, "default");
-        assert_eq!(value("retry.timeout").value, "\"2m\"");
+        let settings = config.setting_values();
+        assert_eq!(settings.len(), SETTINGS.len());
+        let find_setting = |name: &str| settings.iter().find(|setting| setting.name == name).unwrap();
+        assert_eq!(find_setting("pool.max_queued").source, "KEYCHOIR_POOL__MAX_QUEUED");
+        assert_eq!(find_setting("log.level").source, "default");
+        assert_eq!(find_setting("retry.timeout").value, "\"2m\"");
     }
 
     #[test]
@@ -92,18 +95,16 @@ mod tests {
         loaded_config.server.listen = ListenAddresses::parse(&["127.0.0.1:1"]).unwrap();
         loaded_config.pool.max_queued = 7;
         loaded_config.upstream.proxy = "http://alice:hunter2@proxy:1".parse().unwrap();
-        let values =
+        let settings =
             loaded_config.with_restart_settings_of(&start).setting_values_with_pending(&loaded_config);
-        let value = |name: &str| values.iter().find(|value| value.name == name).unwrap();
-        let listen = value("server.listen");
+        let find_setting = |name: &str| settings.iter().find(|setting| setting.name == name).unwrap();
+        let listen = find_setting("server.listen");
         assert_eq!((listen.value.as_str(), listen.source.as_str()), ("\"127.0.0.1:11011\"", "default"));
         assert_eq!(listen.pending.as_deref(), Some("\"127.0.0.1:1\""));
-        assert_eq!(
-            (value("pool.max_queued").value.as_str(), &value("pool.max_queued").pending),
-            ("7", &None)
-        );
-        assert_eq!(value("upstream.proxy").pending.as_deref(), Some("\"http://...@proxy:1\""));
-        assert!(values.iter().filter(|value| value.pending.is_some()).count() == 2);
+        let max_queued = find_setting("pool.max_queued");
+        assert_eq!((max_queued.value.as_str(), &max_queued.pending), ("7", &None));
+        assert_eq!(find_setting("upstream.proxy").pending.as_deref(), Some("\"http://...@proxy:1\""));
+        assert_eq!(settings.iter().filter(|setting| setting.pending.is_some()).count(), 2);
     }
 
     #[test]

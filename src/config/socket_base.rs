@@ -8,7 +8,7 @@ use super::base_url::BaseUrl;
 use super::mask::quote_masked;
 use super::problem::ValueError;
 
-/// `ws://` or `wss://` with a host, an optional port and an optional path prefix; empty for none.
+/// A URL with `ws://` or `wss://`, a host, an optional port and an optional path prefix, or an empty string for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketBase(String);
 
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: &str) {
+    fn check_base(text: &str, expected: &str) {
         let printed_text = match text.parse::<SocketBase>() {
             Ok(base) => base.to_string(),
             Err(error) => format!("! {error}"),
@@ -60,15 +60,15 @@ mod tests {
 
     #[test]
     fn a_socket_base_is_a_websocket_url() {
-        check("", "");
-        check("wss://localhost:11011", "wss://localhost:11011");
-        check(" ws://127.0.0.1:11011/ ", "ws://127.0.0.1:11011");
-        check("wss://voice.example/elevenlabs", "wss://voice.example/elevenlabs");
-        check(
+        check_base("", "");
+        check_base("wss://localhost:11011", "wss://localhost:11011");
+        check_base(" ws://127.0.0.1:11011/ ", "ws://127.0.0.1:11011");
+        check_base("wss://voice.example/elevenlabs", "wss://voice.example/elevenlabs");
+        check_base(
             "https://localhost:11011",
             "! `https://localhost:11011` has no ws:// or wss://; did you mean `wss://localhost:11011`?",
         );
-        check("localhost", "! `localhost` has no ws:// or wss://; did you mean `wss://localhost`?");
+        check_base("localhost", "! `localhost` has no ws:// or wss://; did you mean `wss://localhost`?");
     }
 
     #[test]

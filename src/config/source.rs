@@ -1,5 +1,5 @@
-//! Reads environment variables and files. The other modules of the configuration receive them as
-//! arguments, so that tests can replace them.
+//! Reads environment variables and files, and determines the default paths of files. The other modules of the
+//! configuration get the variables and files as arguments, so that tests can replace them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::units::UnixMs;
 
-/// Maximum number of bytes in a file. A configuration or key file is a few kilobytes long. A larger file is probably
-/// the wrong file, or a device.
+/// Maximum number of bytes in a file. A configuration or key file has a few kilobytes. A file beyond the maximum is
+/// probably the wrong file, or a device.
 pub(super) const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The environment, a function that reads files, and the time.
@@ -21,7 +21,7 @@ pub(super) struct ValueSources<'a> {
     pub(super) now: UnixMs,
 }
 
-/// The environment variables. A blank variable counts as unset.
+/// The environment variables. A variable with only white space counts as unset.
 #[derive(Default)]
 pub(super) struct Environment {
     values: BTreeMap<String, String>,
@@ -50,8 +50,7 @@ impl Environment {
         self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
     }
 
-    /// Returns the default paths of the configuration file, in order. The first existing file is read, and a
-    /// new file is created at the first path.
+    /// Returns the default paths of the configuration file, in order. The first existing file is read.
     pub(super) fn default_config_files(&self) -> Vec<PathBuf> {
         let user_file = self
             .xdg_directory("XDG_CONFIG_HOME", ".config")
@@ -59,8 +58,8 @@ impl Environment {
         user_file.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
     }
 
-    /// Returns the default path of the usage database: in systemd's state directory if it is set, else in the
-    /// XDG state directory.
+    /// Returns the default path of the usage database: in systemd's state directory if it is set, or else in the XDG
+    /// state directory. Returns `None` without a home directory.
     pub(super) fn default_database(&self) -> Option<PathBuf> {
         // systemd separates several directories by colons. Keychoir uses the first.
         let service_directory =
@@ -108,7 +107,7 @@ pub(super) enum ReadFileError {
     Directory,
     #[error("it is larger than {} bytes", MAX_FILE_BYTES)]
     TooLarge,
-    /// The position of the first invalid byte, counted from 1.
+    /// The file is not UTF-8. The position is that of the first invalid byte, and both numbers are counted from 1.
     #[error("it is not UTF-8 text (line {line}, column {column})")]
     NotUtf8 { line: usize, column: usize },
     #[error("{0}")]
@@ -139,13 +138,14 @@ pub(super) fn read_file(path: &Path) -> Result<String, ReadFileError> {
     decode_utf8(bytes)
 }
 
+/// Decodes the content of a file, and removes a byte order mark.
 fn decode_utf8(bytes: Vec<u8>) -> Result<String, ReadFileError> {
     let mut text = String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let valid_start =
-            String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
-        let column = valid_start.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        ReadFileError::NotUtf8 { line: valid_start.matches('\n').count() + 1, column }
+        let valid_length = error.utf8_error().valid_up_to();
+        let valid_text =
+            String::from_utf8_lossy(error.as_bytes().get(..valid_length).unwrap_or_default()).into_owned();
+        let column = valid_text.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        ReadFileError::NotUtf8 { line: valid_text.matches('\n').count() + 1, column }
     })?;
     if text.starts_with('\u{feff}') {
         text.remove(0);

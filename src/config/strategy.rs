@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: &str) {
+    fn check_strategy(text: &str, expected: &str) {
         let printed_text = match text.parse::<StrategyChoice>() {
             Ok(strategy) => strategy.to_string(),
             Err(error) => format!("! {error}"),
@@ -55,15 +55,15 @@ mod tests {
 
     #[test]
     fn every_strategy_is_parsed() {
-        STRATEGIES.iter().for_each(|strategy| check(strategy.name, strategy.name));
+        STRATEGIES.iter().for_each(|strategy| check_strategy(strategy.name, strategy.name));
     }
 
     #[test]
     fn the_error_for_an_unknown_strategy_lists_all_strategies() {
         const NAMES: &str =
             "`fill-first`, `round-robin`, `most-remaining`, `least-requests`, `soonest-reset`";
-        check("best", &format!("! unknown strategy `best`; use one of {NAMES}"));
-        check(
+        check_strategy("best", &format!("! unknown strategy `best`; use one of {NAMES}"));
+        check_strategy(
             "Fill_first",
             &format!("! unknown strategy `Fill_first`; use one of {NAMES}; did you mean `fill-first`?"),
         );

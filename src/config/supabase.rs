@@ -19,10 +19,12 @@ use super::value_file::unreadable_file_error;
 use crate::policy::authority::Scheme;
 use crate::secret::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 
+/// The variable with the URL of the Supabase project.
 const URL_VARIABLE: &str = "SUPABASE_URL";
+/// The variable with a secret key.
 const SECRET_VARIABLE: &str = "SUPABASE_SECRET_KEY";
 
-/// The variables of the two forms of key, in order of precedence.
+/// The variables with a key, in order of precedence, and the form of the key in each.
 const KEY_VARIABLES: [(&str, SupabaseKeyForm); 2] = [
     (SECRET_VARIABLE, SupabaseKeyForm::SecretKey),
     ("SUPABASE_SERVICE_ROLE_KEY", SupabaseKeyForm::LegacyJwt),
@@ -90,6 +92,12 @@ impl SupabaseConfig {
     }
 }
 
+/// A key and its source. The key can be invalid.
+struct FoundSupabaseKey {
+    key: Result<SupabaseKey, ValueError>,
+    span: SourceSpan,
+}
+
 /// The URL of the Supabase project, `https://PROJECT.supabase.co`, if it is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SupabaseUrl(Option<BaseUrl>);
@@ -103,30 +111,32 @@ impl fmt::Display for SupabaseUrl {
 impl FromStr for SupabaseUrl {
     type Err = ValueError;
 
-    /// The path of the API is optional. An empty string means no URL.
+    /// Parses the URL, with or without the path of the API. An empty string means no URL.
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        const FORM: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
+        const NOTATION: &str = "write the project's URL, as in https://abcdefgh.supabase.co";
         let text = text.trim();
         if text.is_empty() {
             return Ok(Self(None));
         }
         if text.starts_with("postgres") {
             // A connection string contains a password, so the message does not show it.
-            return Err(ValueError::new("this is the URL of the database, not of its API").advise(FORM));
+            return Err(ValueError::new("this is the URL of the database, not of its API").advise(NOTATION));
         }
-        let trimmed = text.trim_end_matches('/');
-        let trimmed = trimmed.strip_suffix("/rest/v1").unwrap_or(trimmed);
-        let url: BaseUrl = trimmed.parse().map_err(|wrong: ValueError| wrong.advise(FORM))?;
+        let text = text.trim_end_matches('/');
+        let project_url = text.strip_suffix("/rest/v1").unwrap_or(text);
+        let url: BaseUrl = project_url.parse().map_err(|error: ValueError| error.advise(NOTATION))?;
         if url.path_prefix().starts_with("/dashboard") {
-            return Err(ValueError::new("this is the URL of the dashboard, not of the project").advise(FORM));
+            return Err(
+                ValueError::new("this is the URL of the dashboard, not of the project").advise(NOTATION)
+            );
         }
         Ok(Self(Some(url)))
     }
 }
 
 impl SupabaseConfig {
-    /// Finds the URL and the key in the environment, the systemd credentials and the settings, whose
-    /// sources are in `spans`. If only one of the two is configured, a warning names the other.
+    /// Finds the URL and the key in the environment, the systemd credentials and the settings. `spans` contains the
+    /// sources of the settings. If only one of the two is configured, adds a warning that names the other.
     pub(super) fn find_target(
         &mut self,
         sources: &ValueSources<'_>,
@@ -137,7 +147,7 @@ impl SupabaseConfig {
             return;
         }
         let problem_count = report.problems.len();
-        let key = self.find_key(sources, spans, report);
+        let found_key = self.find_key(sources, spans, report);
         let mut url_span = spans.get("supabase.url").cloned();
         let is_variable = |span: &SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
         if let Some(text) =
@@ -146,8 +156,8 @@ impl SupabaseConfig {
             let span = SourceSpan::new(ValueOrigin::Variable(URL_VARIABLE.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
-                // Without a key, an invalid variable is not an error: it may be for another app.
-                Err(_) if key.is_none() => {}
+                // Without a key, an invalid variable is not an error, because it may be for another app.
+                Err(_) if found_key.is_none() => {}
                 Err(error) => report.problems.push(span.problem(error)),
             }
             if self.url.0.is_some() {
@@ -156,9 +166,9 @@ impl SupabaseConfig {
             url_span = Some(span);
         }
         let url_span = url_span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::Absent));
-        let (span, absent, variable) = match (&self.url.0, key) {
+        let (span, missing_part, variable) = match (&self.url.0, found_key) {
             (None, None) => return,
-            (Some(url), Some((key, span))) => {
+            (Some(url), Some(FoundSupabaseKey { key, span })) => {
                 match key {
                     Ok(key) => self.key = Some(key),
                     Err(error) => report.problems.push(span.problem(error)),
@@ -170,11 +180,11 @@ impl SupabaseConfig {
                 return;
             }
             (Some(_), None) => (url_span, "key", SECRET_VARIABLE),
-            (None, Some((_, span))) => (span, "URL", URL_VARIABLE),
+            (None, Some(FoundSupabaseKey { span, .. })) => (span, "URL", URL_VARIABLE),
         };
         if report.problems.len() == problem_count {
             report.warnings.push(span.warning(format!(
-                "the mirror in Supabase is off because it has no {absent}: set {variable}, or supabase.enabled = false"
+                "the mirror in Supabase is off because it has no {missing_part}: set {variable}, or supabase.enabled = false"
             )));
         }
     }
@@ -185,12 +195,12 @@ impl SupabaseConfig {
         sources: &ValueSources<'_>,
         spans: &HashMap<&'static str, SourceSpan>,
         report: &mut Report,
-    ) -> Option<(Result<SupabaseKey, ValueError>, SourceSpan)> {
+    ) -> Option<FoundSupabaseKey> {
         let directories = BaseDirectories { base: None, home: sources.environment.home() };
         for (name, form) in KEY_VARIABLES {
             if let Some(text) = sources.environment.value(name) {
                 let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
-                return Some((parse_key(text, form), span));
+                return Some(FoundSupabaseKey { key: parse_key(text, form), span });
             }
             let name = format!("{name}_FILE");
             if let Some(path) = sources.environment.value(&name) {
@@ -200,7 +210,7 @@ impl SupabaseConfig {
                     })?;
                     parse_key(&text, form)
                 });
-                return Some((key, SourceSpan::new(ValueOrigin::Variable(name))));
+                return Some(FoundSupabaseKey { key, span: SourceSpan::new(ValueOrigin::Variable(name)) });
             }
         }
         if let Some(directory) = sources.environment.value(CREDENTIALS) {
@@ -209,7 +219,7 @@ impl SupabaseConfig {
                 let content = (sources.read_file)(&path);
                 let span = SourceSpan::new(ValueOrigin::File(path));
                 match content {
-                    Ok(text) => return Some((parse_key(&text, form), span)),
+                    Ok(text) => return Some(FoundSupabaseKey { key: parse_key(&text, form), span }),
                     // The service may have credentials for other programs only.
                     Err(ReadFileError::Missing) => {}
                     Err(reason) => {
@@ -225,10 +235,12 @@ impl SupabaseConfig {
             .get("supabase.secret_key_file")
             .cloned()
             .unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
-        Some((text.and_then(|text| parse_key(&text, SupabaseKeyForm::SecretKey)), span))
+        let key = text.and_then(|text| parse_key(&text, SupabaseKeyForm::SecretKey));
+        Some(FoundSupabaseKey { key, span })
     }
 }
 
+/// Parses a key, which may be in quotes.
 fn parse_key(text: &str, form: SupabaseKeyForm) -> Result<SupabaseKey, ValueError> {
     let unquoted = text.trim().trim_matches(['"', '\'']);
     SupabaseKey::new(unquoted, form).map_err(|reason| {

@@ -21,13 +21,15 @@ use super::source::{Environment, ReadFileError, ValueSources};
 use super::{Config, KeyRequirement, LoadedConfig, Overrides, Problems, StateLocation, resolve};
 use crate::policy::units::UnixMs;
 
+/// A key in a known format of ElevenLabs.
 const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 const OTHER_KEY: &str = "sk_fedcba9876543210fedcba9876543210fedcba9876543210";
 const TOKEN: &str = "canary-token-of-a-client";
 
+/// The time at which certificates are checked.
 const NOW: UnixMs = UnixMs(1_800_000_000_000);
 
-/// A fake machine with variables, files and flags.
+/// The variables, files and flags from which a test resolves a configuration.
 #[derive(Clone, Default)]
 struct FakeMachine<'a> {
     variables: Vec<(&'a str, &'a str)>,
@@ -96,26 +98,30 @@ impl<'a> FakeMachine<'a> {
         resolve::resolve(&overrides, &ValueSources { environment, read_file: &read_file, now: NOW })
     }
 
+    /// Returns the configuration, which must be valid.
     #[track_caller]
     fn config(&self) -> Config {
         match self.resolve() {
             Ok(loaded) => loaded.config,
-            Err(problems) => panic!("{problems}"),
+            Err(problems) => panic!("the configuration must be valid: {problems}"),
         }
     }
 
+    /// Checks that the configuration is invalid, and compares its problems with `expected`.
     #[track_caller]
     fn check_problems(&self, expected: &str) {
         match self.resolve() {
-            Ok(loaded) => panic!("{loaded:?}"),
+            Ok(loaded) => panic!("the configuration must be invalid: {loaded:?}"),
             Err(problems) => {
                 let printed_text = problems.to_string();
                 let (problems, _) = printed_text.rsplit_once('\n').unwrap();
-                assert_eq!(problems, expected.trim_start_matches('\n').trim_end(), "\n{printed_text}");
+                let expected = expected.trim_start_matches('\n').trim_end();
+                assert_eq!(problems, expected, "the printed problems are:\n{printed_text}");
             }
         }
     }
 
+    /// Checks that the configuration is valid, and compares its warnings with `expected`.
     #[track_caller]
     fn check_warnings(&self, expected: &[&str]) {
         let warnings = self.resolve().unwrap().warnings;

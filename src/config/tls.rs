@@ -13,7 +13,7 @@ use crate::certificate::{Certificate, CertificateChain, ChainError, PrivateKeyEr
 use crate::policy::certificate::Validity;
 use crate::policy::similar::find_similar;
 
-/// The setting `server.tls` and the settings below it.
+/// The setting `server.tls` and the settings in its table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
     keyword: TlsKeyword,
@@ -23,7 +23,7 @@ pub struct TlsConfig {
     pub(super) key: Option<PathBuf>,
 }
 
-/// The values of the setting that are strings.
+/// The strings that `server.tls` can be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum TlsKeyword {
     #[default]
@@ -43,7 +43,7 @@ pub enum TlsMode {
 }
 
 impl TlsConfig {
-    /// No TLS.
+    /// Returns the setting that disables TLS.
     #[must_use]
     pub fn off() -> Self {
         Self { keyword: TlsKeyword::Off, ..Self::default() }
@@ -59,12 +59,12 @@ impl TlsConfig {
         }
     }
 
-    /// Reads the two files. Problems and warnings refer to `cert` and `key`, the settings that name the
-    /// files.
+    /// Reads the two files. Problems and warnings are reported at `cert_span` and `key_span`, the sources of the
+    /// settings that name the files.
     pub(super) fn read_certificate(
         &self,
         sources: &ValueSources<'_>,
-        [cert, key]: [&SourceSpan; 2],
+        [cert_span, key_span]: [&SourceSpan; 2],
         Report { problems, warnings }: &mut Report,
     ) -> Option<Certificate> {
         let mut read_pem =
@@ -75,11 +75,11 @@ impl TlsConfig {
                     None
                 }
             };
-        let (chain_pem, key_pem) = (read_pem(&self.cert, cert), read_pem(&self.key, key));
+        let (chain_pem, key_pem) = (read_pem(&self.cert, cert_span), read_pem(&self.key, key_span));
         let chain = match CertificateChain::parse(&chain_pem?) {
             Ok(chain) => chain,
             Err(reason) => {
-                problems.push(cert.problem(chain_error(reason)));
+                problems.push(cert_span.problem(chain_error(reason)));
                 return None;
             }
         };
@@ -89,25 +89,28 @@ impl TlsConfig {
             Validity::NotYet => {
                 let from = validity_period.from.rfc3339_seconds();
                 warnings.push(
-                    cert.warning(format!("this certificate is not valid before {from}: clients refuse it")),
+                    cert_span
+                        .warning(format!("this certificate is not valid before {from}: clients refuse it")),
                 );
             }
             Validity::Expired => {
                 let until = validity_period.until.rfc3339_seconds();
-                warnings
-                    .push(cert.warning(format!("this certificate expired at {until}: clients refuse it")));
+                warnings.push(
+                    cert_span.warning(format!("this certificate expired at {until}: clients refuse it")),
+                );
             }
         }
         match chain.with_key(&key_pem?) {
             Ok(certificate) => Some(certificate),
             Err(reason) => {
-                problems.push(key.problem(private_key_error(reason)));
+                problems.push(key_span.problem(private_key_error(reason)));
                 None
             }
         }
     }
 }
 
+/// Returns the error for a file that cannot be read, with advice for a file in another format.
 fn unreadable_tls_file_error(path: &Path, reason: &ReadFileError) -> ValueError {
     let error = unreadable_file_error(&quote_masked(&path.to_string_lossy()), reason);
     match reason {
@@ -121,6 +124,7 @@ fn unreadable_tls_file_error(path: &Path, reason: &ReadFileError) -> ValueError 
     }
 }
 
+/// Returns the error for an invalid file of `cert`, with advice.
 fn chain_error(reason: ChainError) -> ValueError {
     let error = ValueError::new(reason.to_string());
     match reason {
@@ -132,6 +136,7 @@ fn chain_error(reason: ChainError) -> ValueError {
     }
 }
 
+/// Returns the error for an invalid file of `key`, with advice.
 fn private_key_error(reason: PrivateKeyError) -> ValueError {
     let error = ValueError::new(reason.to_string());
     match reason {
@@ -148,7 +153,7 @@ fn private_key_error(reason: PrivateKeyError) -> ValueError {
     }
 }
 
-/// Formats the keyword. The nested settings format their own values.
+/// Formats the keyword. The settings in the table of `server.tls` are formatted separately.
 impl fmt::Display for TlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.keyword {
@@ -170,7 +175,7 @@ impl FromStr for TlsConfig {
                 let similar_name = match other.to_lowercase().as_str() {
                     "on" | "yes" | "true" | "1" => Some("auto"),
                     "no" | "none" | "false" | "0" => Some("off"),
-                    lower => find_similar(lower, ["auto", "off"]),
+                    lowercase => find_similar(lowercase, ["auto", "off"]),
                 };
                 let error = ValueError::new(format!("{} is not a TLS mode", quote_masked(text)));
                 return Err(error.advise(NOTATION).suggest(similar_name));
@@ -180,5 +185,5 @@ impl FromStr for TlsConfig {
     }
 }
 
-/// Advice with the valid forms.
+/// The advice that shows the valid values.
 pub(super) const NOTATION: &str = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";

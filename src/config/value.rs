@@ -1,5 +1,5 @@
-//! Parses setting values from TOML and from text: strings, booleans, numbers, durations and sizes
-//! with units, and paths.
+//! Parses the values of settings from TOML and from text: strings, booleans, numbers, durations and sizes with units,
+//! and paths.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +16,9 @@ use crate::policy::similar::find_similar;
 /// An unparsed value. Flags and variables are text. The values of a file have TOML types.
 #[derive(Clone, Copy)]
 pub(super) enum RawValue<'a> {
+    /// The text of a flag or a variable.
     Text(&'a str),
+    /// A value of a TOML file.
     Toml(&'a DeValue<'a>),
 }
 
@@ -36,10 +38,10 @@ impl BaseDirectories<'_> {
             return Err(ValueError::new("the path is empty"));
         }
         if let Some(relative) = text.strip_prefix("~/") {
-            let unknown = || {
+            let unknown_home_error = || {
                 ValueError::new("`~` cannot be resolved: HOME is not set").advise("write an absolute path")
             };
-            return Ok(self.home.ok_or_else(unknown)?.join(relative));
+            return Ok(self.home.ok_or_else(unknown_home_error)?.join(relative));
         }
         Ok(self.base.map_or_else(|| PathBuf::from(text), |base| base.join(text)))
     }
@@ -48,6 +50,7 @@ impl BaseDirectories<'_> {
 const NEGATIVE: &str = "the number is negative";
 const TOO_LARGE: &str = "the number is too large";
 
+/// Parses a number without a sign.
 pub(super) fn parse_integer(raw: RawValue<'_>) -> Result<u64, ValueError> {
     match raw {
         RawValue::Toml(DeValue::Integer(integer)) => parse_toml_integer(integer).map_err(ValueError::new),
@@ -75,11 +78,12 @@ fn parse_toml_integer(integer: &DeInteger<'_>) -> Result<u64, &'static str> {
         .map_err(|_| if integer.as_str().starts_with('-') { NEGATIVE } else { TOO_LARGE })
 }
 
-/// The notation of a quantity with units. Quantities are counted in their smallest unit.
+/// The notation of a quantity with units. A quantity is counted in its smallest unit.
 struct Notation {
+    /// The word for the quantity in messages.
     noun: &'static str,
     parse: fn(&str) -> Result<u64, QuantityError>,
-    /// Parses an invalid text leniently, for a suggestion.
+    /// Returns the quantity that an invalid text probably means, for a suggestion.
     guess: fn(&str) -> Option<u64>,
     format: fn(u64) -> String,
     /// The suggested unit for a number without a unit, and its factor in the smallest unit.
@@ -113,29 +117,29 @@ fn milliseconds(duration: Duration) -> u64 {
 
 /// Parses a duration such as `"30s"`.
 pub(super) fn parse_duration(raw: RawValue<'_>) -> Result<Duration, ValueError> {
-    DURATION.parse(raw).map(Duration::from_millis)
+    DURATION.parse_quantity(raw).map(Duration::from_millis)
 }
 
-/// Parses a duration such as `"30d"`, usually in days.
+/// Parses a duration such as `"30d"`. An error about a missing unit suggests days.
 pub(super) fn parse_days(raw: RawValue<'_>) -> Result<Duration, ValueError> {
-    DAYS.parse(raw).map(Duration::from_millis)
+    DAYS.parse_quantity(raw).map(Duration::from_millis)
 }
 
 /// Parses a size such as `"16MiB"` into bytes.
 pub(super) fn parse_size(raw: RawValue<'_>) -> Result<u64, ValueError> {
-    SIZE.parse(raw)
+    SIZE.parse_quantity(raw)
 }
 
 impl Notation {
     /// Parses a quantity. The error contains advice.
-    fn parse(&self, raw: RawValue<'_>) -> Result<u64, ValueError> {
+    fn parse_quantity(&self, raw: RawValue<'_>) -> Result<u64, ValueError> {
         let noun = self.noun;
         let text = match raw {
             RawValue::Text(text) => text,
             RawValue::Toml(DeValue::String(text)) => text,
             RawValue::Toml(DeValue::Integer(integer)) => {
                 let number = parse_toml_integer(integer).map_err(ValueError::new)?;
-                return Err(self.missing_unit(number, raw));
+                return Err(self.missing_unit_error(number, raw));
             }
             RawValue::Toml(DeValue::Float(_)) => {
                 return Err(ValueError::new(format!("a {noun} is a whole number with a unit")));
@@ -144,7 +148,7 @@ impl Notation {
         };
         let error = match (self.parse)(text) {
             Ok(number) => return Ok(number),
-            Err(QuantityError::NoUnit(number)) => return Err(self.missing_unit(number, raw)),
+            Err(QuantityError::NoUnit(number)) => return Err(self.missing_unit_error(number, raw)),
             Err(QuantityError::Negative) => return Err(ValueError::new(format!("the {noun} is negative"))),
             Err(QuantityError::TooLarge) => return Err(ValueError::new(format!("the {noun} is too large"))),
             Err(QuantityError::Fraction(exact)) => {
@@ -172,7 +176,7 @@ impl Notation {
     }
 
     /// Returns the error for a number without a unit. It suggests the number with the default unit.
-    fn missing_unit(&self, number: u64, raw: RawValue<'_>) -> ValueError {
+    fn missing_unit_error(&self, number: u64, raw: RawValue<'_>) -> ValueError {
         let (unit, factor) = self.default_unit;
         let error = ValueError::new(format!("a {} needs a unit", self.noun));
         match number.checked_mul(factor) {
@@ -183,7 +187,7 @@ impl Notation {
         }
     }
 
-    /// Formats a quantity for the source of `raw`: quoted in a file, unquoted in a variable.
+    /// Formats a quantity in the notation of the source of `raw`: with quotes in a file, and without in a variable.
     fn format_for(&self, raw: RawValue<'_>, number: u64) -> String {
         let formatted = (self.format)(number);
         match raw {
@@ -193,6 +197,7 @@ impl Notation {
     }
 }
 
+/// Parses a number above 0 and up to 1.
 pub(super) fn parse_ratio(raw: RawValue<'_>) -> Result<f64, ValueError> {
     const ADVICE: &str = "write a number above 0 and up to 1, for example 0.8 for 80 %";
     let number = match raw {
@@ -213,10 +218,11 @@ pub(super) fn parse_ratio(raw: RawValue<'_>) -> Result<f64, ValueError> {
     }
 }
 
+/// Parses `true` or `false`.
 pub(super) fn parse_bool(raw: RawValue<'_>) -> Result<bool, ValueError> {
     const ADVICE: &str = "write `true` or `false`";
     let text = match raw {
-        RawValue::Toml(DeValue::Boolean(value)) => return Ok(*value),
+        RawValue::Toml(DeValue::Boolean(is_true)) => return Ok(*is_true),
         RawValue::Toml(DeValue::String(text)) => {
             let error = ValueError::new("this boolean is in quotes");
             return Err(error.advise(ADVICE).suggest(guess_bool(text)));
@@ -231,6 +237,7 @@ pub(super) fn parse_bool(raw: RawValue<'_>) -> Result<bool, ValueError> {
     })
 }
 
+/// Returns the boolean that an invalid text probably means.
 fn guess_bool(text: &str) -> Option<bool> {
     match text.to_lowercase().as_str() {
         "1" | "on" | "yes" | "y" => Some(true),
@@ -248,7 +255,7 @@ pub(super) fn parse_string<'a>(raw: RawValue<'a>) -> Result<&'a str, ValueError>
     }
 }
 
-/// Parses one or more strings: a string or list in a file, or text separated by commas.
+/// Parses one or more strings: a string or a list in a file, or texts that commas separate in a variable.
 pub(super) fn parse_strings<'a>(raw: RawValue<'a>) -> Result<Vec<&'a str>, ValueError> {
     match raw {
         RawValue::Text(text) => Ok(text.split(',').map(str::trim).collect()),
@@ -259,7 +266,7 @@ pub(super) fn parse_strings<'a>(raw: RawValue<'a>) -> Result<Vec<&'a str>, Value
     }
 }
 
-/// Returns the error for a wrong type. It contains the type and not the value, which may be a secret.
+/// Returns the error for a value of a wrong type. It contains the type and not the value, which may be a secret.
 pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> ValueError {
     let actual = match value {
         DeValue::String(_) => "a string",
@@ -272,6 +279,7 @@ pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> ValueError {
     ValueError::new(format!("this is {actual}, but should be {expected}"))
 }
 
+/// Converts a number, or returns the largest `usize` if it is larger than that.
 pub(super) fn saturating_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,5 +1,5 @@
-//! Finds the settings in the environment. A `KEYCHOIR_` variable that is not a setting is an error, so
-//! that a typo is noticed.
+//! Finds the settings in the environment. An unknown variable with the prefix `KEYCHOIR_` is an error, so that a typo
+//! is noticed.
 
 use super::mask::quote_masked;
 use super::old_names;
@@ -17,29 +17,36 @@ pub(super) const ADMIN_TOKEN: &str = "KEYCHOIR_ADMIN_TOKEN";
 /// The variable that names the file with the token of the client `default`.
 pub(super) const CLIENT_TOKEN_FILE: &str = "KEYCHOIR_CLIENT_TOKEN_FILE";
 
-/// The variables that are not settings.
+/// The variables of Keychoir that are not settings.
 const OTHER_VARIABLES: [&str; 3] = [CONFIG, ADMIN_TOKEN, CLIENT_TOKEN_FILE];
 
 const VARIABLE_PREFIX: &str = "KEYCHOIR_";
 
-/// Returns the settings in the environment, each with its text and source.
+/// A setting that a variable sets, with the text and the source of its value.
+pub(super) struct AssignedVariable<'e> {
+    pub(super) setting: &'static Setting,
+    pub(super) text: &'e str,
+    pub(super) span: SourceSpan,
+}
+
+/// Returns the settings in the environment, and reports unknown variables.
 pub(super) fn find_settings<'e>(
     environment: &'e Environment,
     problems: &mut Vec<Problem>,
-) -> Vec<(&'static Setting, &'e str, SourceSpan)> {
+) -> Vec<AssignedVariable<'e>> {
     for name in &environment.non_utf8_names {
         let error = ValueError::new("the value is not UTF-8 text");
         problems.push(SourceSpan::new(ValueOrigin::Variable(name.clone())).problem(error));
     }
     let mut settings = Vec::new();
-    let is_setting = |name: &str| name.starts_with(VARIABLE_PREFIX) && !OTHER_VARIABLES.contains(&name);
-    for (name, value) in environment.iter().filter(|(name, _)| is_setting(name)) {
+    let must_be_setting = |name: &str| name.starts_with(VARIABLE_PREFIX) && !OTHER_VARIABLES.contains(&name);
+    for (name, text) in environment.iter().filter(|(name, _)| must_be_setting(name)) {
         let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
         match setting::SETTINGS.iter().find(|setting| setting.variable_name() == name) {
-            Some(setting) => settings.push((setting, value, span)),
-            None if is_set_by_kubernetes(name, value) => {}
+            Some(setting) => settings.push(AssignedVariable { setting, text, span }),
+            None if is_set_by_kubernetes(name, text) => {}
             None => {
-                let error = old_names::error_in_environment(name, value)
+                let error = old_names::error_in_environment(name, text)
                     .unwrap_or_else(|| unknown_variable_error(name));
                 problems.push(span.problem(error));
             }
@@ -48,7 +55,7 @@ pub(super) fn find_settings<'e>(
     settings
 }
 
-/// Whether Kubernetes set this variable. For a service named `keychoir`, it adds variables such as
+/// Returns whether Kubernetes set this variable. For a service named `keychoir`, it adds variables such as
 /// `KEYCHOIR_SERVICE_HOST` and `KEYCHOIR_PORT=tcp://…` to every container of the namespace.
 fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
@@ -57,21 +64,23 @@ fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
     !name.contains("__") && (is_service || (name.contains("_PORT") && (is_address || is_protocol)))
 }
 
+/// Returns the error for an unknown variable. It suggests the variable of a setting, or else lists those of the
+/// section.
 fn unknown_variable_error(name: &str) -> ValueError {
     let error = ValueError::new("unknown setting");
-    let upper = name.to_uppercase();
-    let name_without_prefix = upper.trim_start_matches(VARIABLE_PREFIX);
+    let uppercase_name = name.to_uppercase();
+    let name_without_prefix = uppercase_name.trim_start_matches(VARIABLE_PREFIX);
     if name_without_prefix.contains("API_KEY")
         || name_without_prefix == "KEYS"
         || name_without_prefix == "KEY"
     {
         return error.suggest(Some("ELEVENLABS_API_KEYS"));
     }
-    // A name without its section, such as `KEYCHOIR_LISTEN`.
-    let by_name = setting::find_by_name(&name_without_prefix.to_lowercase()).map(Setting::variable_name);
-    let names =
+    // The operator may have omitted the section, as in `KEYCHOIR_LISTEN`.
+    let with_section = setting::find_by_name(&name_without_prefix.to_lowercase()).map(Setting::variable_name);
+    let known_names =
         || setting::SETTINGS.iter().map(Setting::variable_name).chain(OTHER_VARIABLES.map(str::to_owned));
-    let suggestion = by_name.or_else(|| find_similar(&upper, names()));
+    let suggestion = with_section.or_else(|| find_similar(&uppercase_name, known_names()));
     match suggestion {
         Some(suggestion) => error.suggest(Some(suggestion)),
         None => {
@@ -105,7 +114,7 @@ mod tests {
         let environment: Environment = [(name.into(), value.into())].into_iter().collect();
         let mut problems = Vec::new();
         assert!(find_settings(&environment, &mut problems).is_empty());
-        assert!(problems.is_empty(), "{problems:?}");
+        assert!(problems.is_empty(), "{name}={value} must cause no problem: {problems:?}");
     }
 
     #[test]
@@ -125,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_other_programs_are_ignored() {
+    fn variables_that_are_not_meant_as_settings_are_ignored() {
         check_ignored("KEYCHOIR_CONFIG", "/etc/keychoir.toml");
         check_ignored("PATH", "/bin");
         check_ignored("KEYCHOIR_SERVICE_HOST", "10.0.0.1");

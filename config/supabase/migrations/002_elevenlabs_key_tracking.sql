@@ -1,7 +1,7 @@
--- What Keychoir mirrors: how each ElevenLabs key stands and, where they are switched on, the usage events.
--- Run it in the SQL editor of Supabase, or with psql; running it again changes nothing and repairs what is missing.
--- No key is ever in these tables: `api_key_hash` is SHA-256 over `keychoir:key:1:` and the key, `short_key` its first and
--- last characters.
+-- Creates the tables of Keychoir's mirror, for the states of the keys and, with `supabase.events`, for the usage events.
+-- Run it in the SQL editor of Supabase, or with psql. Running it again only adds what is missing.
+-- The tables contain no keys: `api_key_hash` is SHA-256 over `keychoir:key:1:` and a key, and `short_key` contains the
+-- first and the last characters of the key.
 
 CREATE EXTENSION IF NOT EXISTS "uuid-ossp";
 
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS public.elevenlabs_key_usage (
   updated_at TIMESTAMP DEFAULT NOW()
 );
 
--- A table of an earlier attempt gets what it lacks.
+-- If an earlier version of the table exists, this adds its missing columns.
 ALTER TABLE public.elevenlabs_key_usage
   ADD COLUMN IF NOT EXISTS character_count INT NOT NULL DEFAULT 0,
   ADD COLUMN IF NOT EXISTS character_limit INT NOT NULL DEFAULT 0,
@@ -41,11 +41,11 @@ CREATE UNIQUE INDEX IF NOT EXISTS elevenlabs_key_usage_api_key_hash_key
 COMMENT ON COLUMN public.elevenlabs_key_usage.api_key_hash IS
   'SHA-256 over keychoir:key:1: and the key, in hexadecimal digits.';
 COMMENT ON COLUMN public.elevenlabs_key_usage.last_checked IS
-  'When this was so, in UTC. An older observation never overwrites a newer one.';
+  'The time of this state, in UTC. An older state never overwrites a newer one.';
 COMMENT ON COLUMN public.elevenlabs_key_usage.next_reset_date IS
-  'When the period ends, in UTC; infinity while it is unknown.';
+  'The end of the period, in UTC, or infinity while it is unknown.';
 
--- Two machines may report on one key, and a report may be repeated long after: the newest one stays.
+-- Two machines can send the state of one key, and an old state can be sent again later. Only the newest state is kept.
 CREATE OR REPLACE FUNCTION public.elevenlabs_key_usage_newest() RETURNS trigger
 LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
@@ -81,7 +81,7 @@ SELECT
   last_checked
 FROM public.elevenlabs_key_usage;
 
--- One row an attempt of a request; filled only with `supabase.events = true`.
+-- Each row is one attempt of a request. Keychoir writes this table only with `supabase.events = true`.
 CREATE TABLE IF NOT EXISTS public.elevenlabs_usage_events (
   id UUID PRIMARY KEY,
   request_id TEXT NOT NULL,
@@ -103,7 +103,7 @@ CREATE TABLE IF NOT EXISTS public.elevenlabs_usage_events (
   first_byte_ms BIGINT,
   total_ms BIGINT NOT NULL
 );
--- Columns that a table of an earlier version lacks.
+-- If an earlier version of the table exists, this adds its missing columns.
 ALTER TABLE public.elevenlabs_usage_events ADD COLUMN IF NOT EXISTS user_hash TEXT;
 ALTER TABLE public.elevenlabs_usage_events ADD COLUMN IF NOT EXISTS region TEXT;
 CREATE INDEX IF NOT EXISTS elevenlabs_usage_events_by_time ON public.elevenlabs_usage_events (started_at);
@@ -113,9 +113,10 @@ COMMENT ON COLUMN public.elevenlabs_usage_events.user_hash IS
 COMMENT ON COLUMN public.elevenlabs_usage_events.region IS
   'The region of ElevenLabs, or the host of another provider.';
 COMMENT ON COLUMN public.elevenlabs_usage_events.credits_from IS
-  'How the credits are known: answer, estimate, free, or unknown, which an event may be until its price is told.';
+  'The source of the credits: answer, estimate, free, or unknown until the price of the event is known.';
 
--- A price may come later than its event. An event that is repeated long after does not take it away again.
+-- The price of an event can be sent later than the event. If the event is sent again after that, it does not remove the
+-- price.
 CREATE OR REPLACE FUNCTION public.elevenlabs_usage_events_priced() RETURNS trigger
 LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
@@ -129,33 +130,33 @@ CREATE OR REPLACE TRIGGER elevenlabs_usage_events_priced
   BEFORE UPDATE ON public.elevenlabs_usage_events
   FOR EACH ROW EXECUTE FUNCTION public.elevenlabs_usage_events_priced();
 
--- For service_role only: row level security without a policy for anybody else, and no privileges either.
+-- Only service_role can use the tables: no other role has a policy of the row level security, or a privilege.
 ALTER TABLE public.elevenlabs_key_usage ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.elevenlabs_usage_events ENABLE ROW LEVEL SECURITY;
 REVOKE ALL ON public.elevenlabs_key_usage, public.elevenlabs_usage_events, public.elevenlabs_key_health FROM PUBLIC;
 DO $$
 DECLARE
-  stranger TEXT;
-  owned TEXT;
+  web_role TEXT;
+  mirror_table TEXT;
 BEGIN
-  -- Without it a role that may read the view sees all that the owner of the view may see.
+  -- Without this option, the view would show every row that its owner can read.
   IF current_setting('server_version_num')::int >= 150000 THEN
     EXECUTE 'ALTER VIEW public.elevenlabs_key_health SET (security_invoker = true)';
   END IF;
-  FOR stranger IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated') LOOP
+  FOR web_role IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated') LOOP
     EXECUTE format('REVOKE ALL ON public.elevenlabs_key_usage, public.elevenlabs_usage_events,
-      public.elevenlabs_key_health FROM %I', stranger);
+      public.elevenlabs_key_health FROM %I', web_role);
   END LOOP;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'service_role') THEN
     GRANT SELECT, INSERT, UPDATE, DELETE ON public.elevenlabs_key_usage, public.elevenlabs_usage_events TO service_role;
     GRANT SELECT ON public.elevenlabs_key_health TO service_role;
-    FOREACH owned IN ARRAY ARRAY['elevenlabs_key_usage', 'elevenlabs_usage_events'] LOOP
-      EXECUTE format('DROP POLICY IF EXISTS keychoir_service_role ON public.%I', owned);
-      EXECUTE format('CREATE POLICY keychoir_service_role ON public.%I TO service_role USING (true) WITH CHECK (true)', owned);
+    FOREACH mirror_table IN ARRAY ARRAY['elevenlabs_key_usage', 'elevenlabs_usage_events'] LOOP
+      EXECUTE format('DROP POLICY IF EXISTS keychoir_service_role ON public.%I', mirror_table);
+      EXECUTE format('CREATE POLICY keychoir_service_role ON public.%I TO service_role USING (true) WITH CHECK (true)', mirror_table);
     END LOOP;
   END IF;
 END
 $$;
 
--- The API in front of the database learns of the tables at once.
+-- The API in front of the database reads the new schema immediately.
 NOTIFY pgrst, 'reload schema';

@@ -12,25 +12,28 @@ use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
 use crate::telemetry::LineFormat;
 
-/// The output of the demo. Clones share the state.
+/// The output of the demo. Clones share the screen.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     is_terminal: bool,
     format: LineFormat,
-    state: Arc<Mutex<DemoState>>,
+    screen: Arc<Mutex<DemoScreen>>,
 }
 
+/// The lines below the log on a terminal, which are redrawn after each change.
 #[derive(Debug, Default)]
-struct DemoState {
+struct DemoScreen {
     /// The lines to redraw: the bars of the keys, and the last request.
     lines: Vec<String>,
+    /// One line for each key.
     bars: Vec<String>,
+    /// The status and the text of the last request.
     request: String,
     /// The number of `lines` on the screen.
     drawn_lines: usize,
 }
 
-impl DemoState {
+impl DemoScreen {
     /// Leaves the drawn lines on the screen.
     fn stop_redrawing(&mut self) {
         self.lines.clear();
@@ -45,10 +48,10 @@ impl View {
     /// Creates the view on standard output.
     pub(super) fn for_stdout() -> Self {
         let format = LineFormat::for_terminal(locale().as_deref());
-        Self { is_terminal: io::stdout().is_terminal(), format, state: Arc::default() }
+        Self { is_terminal: io::stdout().is_terminal(), format, screen: Arc::default() }
     }
 
-    /// Whether the output is a terminal.
+    /// Returns whether the output is a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         self.is_terminal
     }
@@ -75,9 +78,9 @@ impl View {
     ///
     /// Fails when the result cannot be written. A closed pipe is not an error.
     pub(super) fn print_result(&self, text: &str) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.stop_redrawing();
-        draw(&mut state, &format!("{text}\n"))
+        let mut screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        screen.stop_redrawing();
+        draw(&mut screen, &format!("{text}\n"))
             .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
 
@@ -85,7 +88,7 @@ impl View {
     pub(super) fn show_request(&self, number: usize, total: usize, status: u16, sentence: &str) {
         let line = format!("request {number:>2}/{total}  {status}  {sentence}");
         if self.is_terminal {
-            self.redraw(|state| state.request = line);
+            self.redraw(|screen| screen.request = line);
         } else {
             self.print_line(&line);
         }
@@ -105,7 +108,7 @@ impl View {
                 .enumerate()
                 .map(|(index, key)| self.format_bar(key, first_active == Some(index)))
                 .collect();
-            self.redraw(|state| state.bars = bars);
+            self.redraw(|screen| screen.bars = bars);
         }
     }
 
@@ -124,46 +127,49 @@ impl View {
         line
     }
 
-    fn redraw(&self, change: impl FnOnce(&mut DemoState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut state);
-        state.lines = state.bars.iter().chain([&state.request]).cloned().collect();
+    fn redraw(&self, change: impl FnOnce(&mut DemoScreen)) {
+        let mut screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut screen);
+        screen.lines = screen.bars.iter().chain([&screen.request]).cloned().collect();
         // If the pipe is closed, the demo continues without output.
-        let _ = draw(&mut state, "");
+        let _ = draw(&mut screen, "");
     }
 
     /// Prints a line that is not redrawn.
     fn print_line(&self, line: &str) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = draw(&mut state, &format!("{line}\n"));
+        let mut screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = draw(&mut screen, &format!("{line}\n"));
     }
 }
 
-/// Prints `above` in place of the drawn lines, and then draws the lines again.
-fn draw(state: &mut DemoState, above: &str) -> io::Result<()> {
+/// Prints `lines_above` in place of the drawn lines, and then draws the lines again below them.
+fn draw(screen: &mut DemoScreen, lines_above: &str) -> io::Result<()> {
     let mut text = String::new();
-    if state.drawn_lines > 0 {
+    if screen.drawn_lines > 0 {
         // Moves to the first redrawn line and clears the screen from there.
-        let _ = write!(text, "\u{1b}[{}A\u{1b}[J", state.drawn_lines);
+        let _ = write!(text, "\u{1b}[{}A\u{1b}[J", screen.drawn_lines);
     }
-    text.push_str(above);
+    text.push_str(lines_above);
     // A longer line would wrap, and the bars would move down the screen.
     let columns = terminal_size().map_or(80, |size| usize::from(size.columns).max(20));
-    for line in &state.lines {
+    for line in &screen.lines {
         let _ = writeln!(text, "{}", line.chars().take(columns - 1).collect::<String>());
     }
-    state.drawn_lines = state.lines.len();
+    screen.drawn_lines = screen.lines.len();
     let mut stdout = io::stdout();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
-/// The writer of the log. Drops the lines of requests, because the view shows the requests.
+/// The indentation of a log line whose event has no symbol, such as the line of a request.
+const NO_SYMBOL: &str = "   ";
+
+/// The writer of the log. It drops lines without a symbol, because the view shows the requests.
 struct DemoLogWriter(View);
 
 impl Write for DemoLogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        if !text.starts_with("   ") {
+        if !text.starts_with(NO_SYMBOL) {
             self.0.print_line(text.trim_end());
         }
         Ok(line.len())

@@ -1,4 +1,5 @@
-//! Examines the parts on this machine: the files that were read, and the database.
+//! Examines for `keychoir doctor` what is on this machine: the configuration with its files, keys and certificate, the
+//! limit of open files, and the database with its disk.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,18 +14,18 @@ use crate::policy::certificate::Validity;
 use crate::policy::units::Grouped;
 use crate::store::{DatabaseInspection, DatabaseIntegrity, ReadError, UsageReader};
 
-/// Maximum time of SQLite's check. It reads the whole file, at about 200 MB per second.
+/// Maximum time of SQLite's integrity check, which reads the whole file, at about 200 MB per second.
 const INTEGRITY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Minimum free space on the disk of the database without a warning. An upgrade needs twice the size of the database,
 /// and uploads are buffered on the same disk by default.
 const MIN_FREE_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Minimum remaining time of a certificate without a warning.
-const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 24 * 3_600);
+/// Minimum remaining validity of a certificate without a warning.
+const MIN_REMAINING_VALIDITY: Duration = Duration::from_secs(14 * 24 * 3_600);
 
-/// Describes the sources of the configuration, the files with their modes, the certificate, and the limit of open
-/// files.
+/// Describes the sources of the configuration, the files with their modes, the route to the provider, the number of
+/// keys, the certificate, and the limit of open files.
 pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
     let LoadedConfig { config, warnings, file, contents, .. } = loaded;
     let files = contents.stamps();
@@ -39,14 +40,15 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
         config.proxy_routes().describe(&config.upstream.base_url).map(|route| Finding::ok("proxy", route)),
     );
     findings.push(if config.keys.is_empty() {
-        Finding::problem("keys", "no keys are configured")
-            .next("set ELEVENLABS_API_KEYS=sk_first,sk_second, or run `keychoir keys add NAME < key`")
+        Finding::problem("keys", "no keys are configured").with_next_step(
+            "set ELEVENLABS_API_KEYS=sk_first,sk_second, or run `keychoir keys add NAME < key`",
+        )
     } else {
         Finding::ok("keys", format_args!("{} from {}", config.keys.len(), config.describe_key_sources()))
     });
     findings.extend(describe_certificate(config));
     let limit = ConnectionLimit::determine(config);
-    // A reduced limit is a warning of startup.
+    // `examine_start` warns about a reduced limit.
     if !limit.is_reduced() {
         let message = format_args!(
             "{} open files suffice for {} connections",
@@ -60,7 +62,7 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
 
 fn describe_file(path: &Path) -> Finding {
     match path.metadata() {
-        // A mode that other users may read is a warning of the configuration.
+        // If other users can read the file, the warnings of the configuration contain this.
         Ok(metadata) => {
             let mode = files::mode(&metadata).map(|mode| format!(" (mode {:04o})", mode & 0o7777));
             Finding::ok("files", format_args!("{}{}", path.display(), mode.unwrap_or_default()))
@@ -79,7 +81,7 @@ fn describe_ca_key(config: &Config) -> Option<Finding> {
         return Some(finding);
     }
     let message = format!("other users of this machine can read {}", finding.message);
-    Some(Finding::warning("files", message).next("restrict it with `chmod 600`"))
+    Some(Finding::warning("files", message).with_next_step("restrict it with `chmod 600`"))
 }
 
 /// Describes the certificate in the files of `server.tls`.
@@ -88,11 +90,11 @@ fn describe_certificate(config: &Config) -> Option<Finding> {
     let now = clock::now();
     let end = period.until.rfc3339_seconds();
     Some(match period.validity(now) {
-        // An invalid certificate is a warning of the configuration.
+        // If the certificate is not valid, the warnings of the configuration contain this.
         Validity::NotYet | Validity::Expired => return None,
-        Validity::Valid if period.until.since(now) < CERTIFICATE_WARNING => {
+        Validity::Valid if period.until.since(now) < MIN_REMAINING_VALIDITY => {
             Finding::warning("tls", format_args!("the certificate of server.tls expires at {end}"))
-                .next("renew it; a reload reads the new files")
+                .with_next_step("renew it; a reload reads the new files")
         }
         Validity::Valid => {
             Finding::ok("tls", format_args!("the certificate of server.tls is valid until {end}"))
@@ -100,7 +102,7 @@ fn describe_certificate(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Describes the database and its disk. The check of the database takes at most [`INTEGRITY_TIMEOUT`].
+/// Describes the database and its disk. The integrity check of the database takes at most [`INTEGRITY_TIMEOUT`].
 pub(in crate::cli) fn examine_storage(config: &Config) -> Vec<Finding> {
     let Some(path) = config.storage.file() else {
         return vec![Finding::ok("database", "usage records are kept in memory only (storage.ephemeral)")];
@@ -109,22 +111,20 @@ pub(in crate::cli) fn examine_storage(config: &Config) -> Vec<Finding> {
         Ok(inspection) => describe_database(path, &inspection),
         Err(error) => vec![match &error {
             ReadError::NoFile(_) | ReadError::Empty(_) => Finding::ok("database", &error),
-            ReadError::Older(_) => {
-                Finding::warning("database", &error).next("try it with `keychoir db migrate --dry-run`")
-            }
-            ReadError::Newer { .. } => {
-                Finding::problem("database", &error).next("install that version, or restore a backup")
-            }
-            ReadError::Corrupt { .. } => Finding::problem("database", &error).next(RESTORE),
-            ReadError::Unreadable { .. } | ReadError::Unusable { .. } => {
-                Finding::problem("database", &error).next("run this command as the user of the service")
-            }
+            ReadError::Older(_) => Finding::warning("database", &error)
+                .with_next_step("try it with `keychoir db migrate --dry-run`"),
+            ReadError::Newer { .. } => Finding::problem("database", &error)
+                .with_next_step("install that version, or restore a backup"),
+            ReadError::Corrupt { .. } => Finding::problem("database", &error).with_next_step(RESTORE_ADVICE),
+            ReadError::Unreadable { .. } | ReadError::Unusable { .. } => Finding::problem("database", &error)
+                .with_next_step("run this command as the user of the service"),
         }],
     }
 }
 
 /// The advice for a damaged database.
-const RESTORE: &str = "restore a backup (docs/operations.md), or restart: a damaged database is set aside";
+const RESTORE_ADVICE: &str =
+    "restore a backup (docs/operations.md), or restart: a damaged database is set aside";
 
 fn describe_database(path: &Path, inspection: &DatabaseInspection) -> Vec<Finding> {
     let DatabaseInspection { bytes, schema, current_schema, free_bytes, integrity } = inspection;
@@ -142,19 +142,23 @@ fn describe_database(path: &Path, inspection: &DatabaseInspection) -> Vec<Findin
             Finding::ok("database", message)
         }
         DatabaseIntegrity::Damaged(report) => {
-            Finding::problem("database", format_args!("{path} is damaged: {report}")).next(RESTORE)
+            Finding::problem("database", format_args!("{path} is damaged: {report}"))
+                .with_next_step(RESTORE_ADVICE)
         }
     }];
     if schema < current_schema {
         let message =
             format_args!("{path} has schema {schema}; the next start upgrades it to {current_schema}");
-        findings
-            .push(Finding::warning("database", message).next("try it with `keychoir db migrate --dry-run`"));
+        findings.push(
+            Finding::warning("database", message)
+                .with_next_step("try it with `keychoir db migrate --dry-run`"),
+        );
     }
     findings.extend(free_bytes.map(|free| {
         let message = format_args!("{} free for {path}", mebibytes(free)).to_string();
         if free < MIN_FREE_BYTES.max(bytes.saturating_mul(2)) {
-            Finding::warning("disk", message).next("free some space, or set storage.path to another disk")
+            Finding::warning("disk", message)
+                .with_next_step("free some space, or set storage.path to another disk")
         } else {
             Finding::ok("disk", message)
         }
@@ -168,14 +172,14 @@ mod tests {
     use crate::cli::diagnosis::Severity;
 
     #[track_caller]
-    fn check(inspection: DatabaseInspection, expected: &[(Severity, &str)]) {
+    fn check_findings(inspection: DatabaseInspection, expected: &[(Severity, &str)]) {
         let findings = describe_database(Path::new("/k.db"), &inspection);
         let severities: Vec<_> = findings.iter().map(|finding| (finding.severity, finding.area)).collect();
-        assert_eq!(severities, expected, "{findings:?}");
+        assert_eq!(severities, expected, "the severities and areas of {findings:?}");
     }
 
     #[test]
-    fn a_damaged_old_or_cramped_database_is_reported() {
+    fn a_damaged_database_an_old_schema_and_a_full_disk_are_reported() {
         const INTACT: DatabaseInspection = DatabaseInspection {
             bytes: 1 << 30,
             schema: 13,
@@ -183,19 +187,22 @@ mod tests {
             free_bytes: Some(1 << 40),
             integrity: DatabaseIntegrity::Intact,
         };
-        check(INTACT, &[(Severity::Ok, "database"), (Severity::Ok, "disk")]);
-        check(
+        check_findings(INTACT, &[(Severity::Ok, "database"), (Severity::Ok, "disk")]);
+        check_findings(
             DatabaseInspection { schema: 12, free_bytes: None, ..INTACT },
             &[(Severity::Ok, "database"), (Severity::Warning, "database")],
         );
         for (free, expected) in [(2 << 30, Severity::Ok), ((2 << 30) - 1, Severity::Warning)] {
             let inspection = DatabaseInspection { free_bytes: Some(free), ..INTACT };
-            check(inspection, &[(Severity::Ok, "database"), (expected, "disk")]);
+            check_findings(inspection, &[(Severity::Ok, "database"), (expected, "disk")]);
         }
         let integrity = DatabaseIntegrity::Damaged("row 1 missing".to_owned());
         let damaged = DatabaseInspection { integrity, free_bytes: None, ..INTACT };
-        check(damaged, &[(Severity::Problem, "database")]);
+        check_findings(damaged, &[(Severity::Problem, "database")]);
         let integrity = DatabaseIntegrity::Unfinished;
-        check(DatabaseInspection { integrity, free_bytes: None, ..INTACT }, &[(Severity::Ok, "database")]);
+        check_findings(
+            DatabaseInspection { integrity, free_bytes: None, ..INTACT },
+            &[(Severity::Ok, "database")],
+        );
     }
 }

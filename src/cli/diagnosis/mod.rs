@@ -1,5 +1,6 @@
-//! Examines the configuration and the machine for `keychoir check` and `keychoir doctor`. Both use the same
-//! examinations, so that their findings are the same.
+//! Examines the configuration, the machine, the network and the running server, and describes each fact as a
+//! [`Finding`]. `keychoir doctor` prints the findings of all examinations, and `keychoir check` those of startup and,
+//! if requested, of the network.
 
 mod local;
 mod online;
@@ -24,9 +25,9 @@ pub(super) use startup::examine_start;
 pub(super) enum Severity {
     /// The examined part works.
     Ok,
-    /// Keychoir works, and an operator should look at it.
+    /// The examined part works, but an operator should act.
     Warning,
-    /// Keychoir, or a part of it, does not work.
+    /// The examined part does not work.
     Problem,
 }
 
@@ -52,7 +53,7 @@ impl Severity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
-    /// The examined part, one word.
+    /// The examined part in one word.
     pub(super) area: &'static str,
     /// The fact in one line.
     pub(super) message: String,
@@ -80,7 +81,7 @@ impl Finding {
     }
 
     /// Adds the next step for the operator.
-    pub(super) fn next(self, step: impl Into<String>) -> Self {
+    pub(super) fn with_next_step(self, step: impl Into<String>) -> Self {
         Self { next_step: Some(step.into()), ..self }
     }
 
@@ -103,16 +104,19 @@ impl fmt::Display for Finding {
 }
 
 /// Returns the highest severity, or [`Severity::Ok`] without findings.
-pub(super) fn worst(findings: &[Finding]) -> Severity {
+pub(super) fn worst_severity(findings: &[Finding]) -> Severity {
     findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok)
 }
 
 /// Returns the document with all findings.
 pub(super) fn to_json(findings: &[Finding]) -> Value {
-    json!({"status": worst(findings), "findings": findings})
+    json!({"status": worst_severity(findings), "findings": findings})
 }
 
-/// Describes the consequences of several keys on free plans.
+/// The name of the plan without a subscription, as the provider reports it.
+pub(super) const FREE_PLAN: &str = "free";
+
+/// Describes the consequences of `count` keys on free plans.
 pub(super) fn free_plans_message(count: usize) -> String {
     format!(
         "{count} keys are of free plans: ElevenLabs' terms discourage many free accounts, and its abuse detection \
@@ -126,17 +130,17 @@ mod tests {
 
     #[test]
     fn a_finding_is_one_line_with_its_next_step() {
-        let finding = Finding::warning("clock", "a\n  b").next("set the clock");
+        let finding = Finding::warning("clock", "a\n  b").with_next_step("set the clock");
         assert_eq!(finding.format(Palette::default()), "warning  clock     a b. Next: set the clock");
         assert_eq!(Finding::ok("files", "x").to_string(), "x");
     }
 
     #[test]
-    fn the_worst_finding_decides() {
+    fn the_highest_severity_of_the_findings_is_the_severity_of_all() {
         let (ok, warning) = (Finding::ok("a", ""), Finding::warning("a", ""));
-        assert_eq!(worst(&[]), Severity::Ok);
-        assert_eq!(worst(&[ok.clone(), warning.clone()]), Severity::Warning);
-        assert_eq!(worst(&[warning, Finding::problem("a", ""), ok]), Severity::Problem);
+        assert_eq!(worst_severity(&[]), Severity::Ok);
+        assert_eq!(worst_severity(&[ok.clone(), warning.clone()]), Severity::Warning);
+        assert_eq!(worst_severity(&[warning, Finding::problem("a", ""), ok]), Severity::Problem);
         assert_eq!(to_json(&[])["status"], "ok");
     }
 }

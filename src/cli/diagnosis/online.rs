@@ -1,10 +1,10 @@
-//! Examines for `doctor --online` the parts that need the network: the routes to the provider, the clock, the keys, the
-//! mirror and Redis.
+//! Examines over the network the routes to the provider, the clock, the keys, the mirror and Redis, for
+//! `keychoir check --online` and for `keychoir doctor` without `--offline`.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Finding, free_plans_message};
+use super::{FREE_PLAN, Finding, free_plans_message};
 use crate::admin::describe_refusal;
 use crate::app::{
     AppConfig, CheckOutcome, CheckedKey, KeyCheck, LinkSettings, OnlineCheck, RedisProbe, RedisProbeError,
@@ -15,15 +15,12 @@ use crate::config::Config;
 use crate::policy::units::UnixMs;
 use crate::telemetry::key_name;
 
-/// Maximum difference from the provider's clock without a warning. The `Date` header has whole seconds, and the
-/// response takes some more time.
+/// Maximum difference between this clock and the clock of the provider or of Redis without a warning. The provider's
+/// `Date` header has whole seconds, and the response takes some more time.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(10);
 
-/// The name of the plan without a subscription, as the provider reports it.
-const FREE_PLAN: &str = "free";
-
-/// Examines the network with the settings of `config`. Everything is examined at the same time, and each request has a
-/// timeout: `upstream.connect_timeout`, `quota_polling.timeout`, or the timeouts of `supabase` and `redis`.
+/// Runs all examinations with the settings of `config` at the same time. Each request has a timeout:
+/// `upstream.connect_timeout`, `quota_polling.timeout`, or the timeouts of `supabase` and `redis`.
 pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
     let check = AppConfig::from_config(config.clone())
         .map_err(|error| error.to_string())
@@ -76,7 +73,7 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
         }
         Err(error) => {
             let finding = route_finding("dns", format!("{name} cannot be resolved: {error}"));
-            finding.next("check the resolver of this machine, or set upstream.proxy")
+            finding.with_next_step("check the resolver of this machine, or set upstream.proxy")
         }
     }));
     match probe {
@@ -93,7 +90,7 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
         Err(error) => {
             let finding = route_finding("route", format!("{authority} cannot be used{via}: {error}"));
             findings.push(match is_used {
-                true => finding.next("check the firewall, upstream.proxy and upstream.ca_file"),
+                true => finding.with_next_step("check the firewall, upstream.proxy and upstream.ca_file"),
                 false => finding,
             });
         }
@@ -119,7 +116,7 @@ fn compare_clocks(provider_time: UnixMs, local_time: UnixMs) -> Finding {
     if difference > MAX_CLOCK_DIFFERENCE {
         let message = format_args!("this clock is {seconds} s {direction} that of the provider").to_string();
         return Finding::warning("clock", message)
-            .next("synchronize it (NTP): resets of quotas and certificates depend on it");
+            .with_next_step("synchronize it (NTP): resets of quotas and certificates depend on it");
     }
     Finding::ok("clock", "this clock agrees with that of the provider")
 }
@@ -152,10 +149,10 @@ fn describe_key(checked: &CheckedKey) -> Finding {
             if *is_paid == Some(false) {
                 let finding =
                     Finding::warning("keys", format_args!("{message}; the latest invoice is not paid"));
-                finding.next("pay it at elevenlabs.io: the workspace will be locked otherwise")
+                finding.with_next_step("pay it at elevenlabs.io: the workspace will be locked otherwise")
             } else if quota.limit.is_some() && quota.remaining() == 0 {
                 Finding::warning("keys", message)
-                    .next("wait for the reset, or add a key of another workspace")
+                    .with_next_step("wait for the reset, or add a key of another workspace")
             } else {
                 Finding::ok("keys", message)
             }
@@ -163,15 +160,16 @@ fn describe_key(checked: &CheckedKey) -> Finding {
         CheckOutcome::QuotaUnreadable => {
             let message =
                 format!("{name}: valid, but it may not read its credits (user_read), {milliseconds} ms");
-            Finding::warning("keys", message).next("give the key the permission User: read at elevenlabs.io")
+            Finding::warning("keys", message)
+                .with_next_step("give the key the permission User: read at elevenlabs.io")
         }
         CheckOutcome::Refused { status, verdict } => {
             let message = format!("{name} is refused: {status} {}", verdict.as_str());
-            Finding::problem("keys", message).next(describe_refusal(*verdict))
+            Finding::problem("keys", message).with_next_step(describe_refusal(*verdict))
         }
         CheckOutcome::NoResponse { reason } => {
             Finding::problem("keys", format_args!("{name}: no response: {reason}"))
-                .next("see the findings about the route")
+                .with_next_step("see the findings about the route")
         }
     }
 }
@@ -185,7 +183,7 @@ fn describe_free_plans(keys: &[CheckedKey]) -> Option<Finding> {
     let count = keys.iter().filter(is_free).count();
     (count > 1).then(|| {
         Finding::warning("keys", free_plans_message(count))
-            .next("use one paid workspace, or one free account only")
+            .with_next_step("use one paid workspace, or one free account only")
     })
 }
 
@@ -203,7 +201,7 @@ fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProb
     let probe = match result {
         Ok(probe) => probe,
         Err(error) if error.refusal() == Some(&RedisRefusal::PermissionDenied) => {
-            return vec![Finding::problem("redis", error).next(format!("run in Redis: {acl}"))];
+            return vec![Finding::problem("redis", error).with_next_step(format!("run in Redis: {acl}"))];
         }
         Err(error) => return vec![Finding::problem("redis", error)],
     };
@@ -217,7 +215,7 @@ fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProb
         let next = "place Redis near the replicas, or raise redis.wait_timeout";
         let limit = settings.wait_timeout.as_millis();
         Finding::warning("redis", format_args!("{message}, longer than redis.wait_timeout ({limit} ms)"))
-            .next(next)
+            .with_next_step(next)
     } else {
         Finding::ok("redis", message)
     };
@@ -225,7 +223,7 @@ fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProb
     let clock = (difference > MAX_CLOCK_DIFFERENCE).then(|| {
         let seconds = difference.as_secs();
         Finding::warning("redis", format_args!("this clock and that of Redis differ by {seconds} s"))
-            .next("synchronize both (NTP): replicas compare times by the clock of Redis")
+            .with_next_step("synchronize both (NTP): replicas compare times by the clock of Redis")
     });
     let permissions = Finding::ok("redis", format_args!("a user with these permissions suffices: {acl}"));
     [round_trip_finding].into_iter().chain(clock).chain([permissions]).collect()
@@ -239,17 +237,17 @@ mod tests {
 
     #[test]
     fn a_clock_that_differs_by_more_than_ten_seconds_is_reported() {
-        let base = clock::now();
-        let later = |seconds| base.plus(Duration::from_secs(seconds));
-        for (provider, local, severity, text) in [
-            (base, later(10), Severity::Ok, "agrees"),
-            (later(10), base, Severity::Ok, "agrees"),
-            (base, later(11), Severity::Warning, "11 s ahead of"),
-            (later(3_600), base, Severity::Warning, "3600 s behind"),
+        let now = clock::now();
+        let later = |seconds| now.plus(Duration::from_secs(seconds));
+        for (provider_time, local_time, severity, message_part) in [
+            (now, later(10), Severity::Ok, "agrees"),
+            (later(10), now, Severity::Ok, "agrees"),
+            (now, later(11), Severity::Warning, "11 s ahead of"),
+            (later(3_600), now, Severity::Warning, "3600 s behind"),
         ] {
-            let finding = compare_clocks(provider, local);
-            assert_eq!(finding.severity, severity);
-            assert!(finding.message.contains(text), "{finding}");
+            let finding = compare_clocks(provider_time, local_time);
+            assert_eq!(finding.severity, severity, "the severity of: {finding}");
+            assert!(finding.message.contains(message_part), "{message_part:?} must be in: {finding}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Examines whether `keychoir serve` would start.
+//! Examines whether `keychoir serve` would start, for `keychoir check` and `keychoir doctor`.
 
 use std::io::ErrorKind;
 
@@ -14,7 +14,8 @@ use crate::store::OpenError;
 pub(in crate::cli) async fn examine_start(config: &Config) -> Vec<Finding> {
     let DryRun { problems, warnings } = dry_run(config.clone()).await;
     let mut findings: Vec<Finding> = warnings.iter().map(describe_warning).collect();
-    // systemd opens its sockets before the service runs, so they do not show whether the service runs.
+    // systemd opens its sockets before the service runs, so these sockets do not show whether the service runs. If
+    // there are no others, a database in use is the evidence of a running service.
     let mut is_running = config.server.listen.iter().all(|address| *address == ListenAddress::Systemd);
     let mut database_in_use = None;
     for problem in problems {
@@ -53,7 +54,7 @@ fn describe_error(error: &StartError) -> Finding {
     };
     let finding = Finding::problem(area, error);
     match error.advice() {
-        Some(advice) => finding.next(advice),
+        Some(advice) => finding.with_next_step(advice),
         None => finding,
     }
 }

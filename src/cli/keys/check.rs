@@ -1,5 +1,5 @@
-//! `keychoir keys check`: requests a check of keys from the running Keychoir, and prints the plan, credits,
-//! permissions and latency of each. A check charges nothing.
+//! `keychoir keys check`: lets the running Keychoir check one key or all keys at ElevenLabs, and prints the plan,
+//! credits, permissions and latency of each. A check charges nothing.
 
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ struct KeyCheckResult {
     max_concurrent_speech: Option<u32>,
     latency_ms: u64,
     refusal: Option<ReportedRefusal>,
-    /// The cause of a missing response.
+    /// The reason why ElevenLabs did not respond.
     reason: Option<String>,
 }
 
@@ -75,8 +75,7 @@ pub(super) fn run(arguments: &CheckArguments) -> CommandResult {
     } else {
         print(&format_results(&results));
     }
-    let are_valid = results.iter().all(KeyCheckResult::is_valid);
-    if are_valid { Ok(()) } else { Err(ExitCode::FAILURE) }
+    if results.iter().all(KeyCheckResult::is_valid) { Ok(()) } else { Err(ExitCode::FAILURE) }
 }
 
 /// Requests the check of `key`, or of each key of the pool. Returns the documents of the admin API.
@@ -98,32 +97,32 @@ impl KeyCheckResult {
         matches!(self.outcome.as_str(), "valid" | "quota_unreadable")
     }
 
-    /// Describes the problems of the key in one sentence each, with advice.
-    fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+    /// Describes each problem of the key in a sentence, with advice if there is any.
+    fn describe_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
         match (&self.refusal, self.outcome.as_str()) {
-            (Some(refusal), _) => notes.push(format!(
+            (Some(refusal), _) => problems.push(format!(
                 "ElevenLabs responded with {} ({}): {}",
                 refusal.status, refusal.code, refusal.meaning
             )),
             (None, "no_response") => {
                 let reason = self.reason.as_deref().unwrap_or("no reason is known");
-                notes.push(format!(
+                problems.push(format!(
                     "ElevenLabs did not respond ({reason}): check the network with `keychoir check --online`."
                 ));
             }
             (None, _) => {}
         }
         if self.is_paid == Some(false) {
-            notes.push("The latest invoice of the account is not paid.".to_owned());
+            problems.push("The latest invoice of the account is not paid.".to_owned());
         }
         if self.permissions.user_read == Some(false) {
-            notes.push("The key lacks the permission user_read, so its credits are unknown.".to_owned());
+            problems.push("The key lacks the permission user_read, so its credits are unknown.".to_owned());
         }
         if self.permissions.models_read == Some(false) {
-            notes.push("The key lacks the permission models_read.".to_owned());
+            problems.push("The key lacks the permission models_read.".to_owned());
         }
-        notes
+        problems
     }
 }
 
@@ -151,8 +150,8 @@ fn format_results(results: &[KeyCheckResult]) -> String {
     }
     let mut text = table.format();
     for result in results {
-        for note in result.notes() {
-            text.push_str(&format!("\n{}: {note}", result.short_key));
+        for problem in result.describe_problems() {
+            text.push_str(&format!("\n{}: {problem}", result.short_key));
         }
     }
     text

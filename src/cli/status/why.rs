@@ -1,5 +1,5 @@
-//! Explains the states of keys: one line for each restricted key below the table of `keychoir status`,
-//! and all details of one key for `--why`.
+//! Explains the states of keys: one line below the table of `keychoir status` for each key that is not active or is
+//! tried last for some requests, and all details of one key for `--why`.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,10 @@ use serde::Deserialize;
 
 use crate::cli::table::truncate;
 
-/// A key in `/api/keychoir-keys`.
+/// Maximum number of characters of a line below the table.
+const MAX_LINE_CHARS: usize = 80;
+
+/// The fields of a key in `/api/keychoir-keys` that explain its state.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct ExplainedKey {
@@ -24,6 +27,7 @@ pub(super) struct ExplainedKey {
     cannot: Vec<ReportedRestriction>,
 }
 
+/// A refusal that has changed the state of the key.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ReportedEvidence {
@@ -36,6 +40,7 @@ struct ReportedEvidence {
     request_id: String,
 }
 
+/// A refusal because of which the key is tried last for similar requests.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ReportedRestriction {
@@ -47,7 +52,8 @@ struct ReportedRestriction {
     until: String,
 }
 
-/// Formats one line for each restricted key. Returns an empty string if no key is restricted.
+/// Formats one line for each key that is not active or is tried last for some requests. Returns an empty string if
+/// there is no such key.
 pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
     let mut text = String::new();
     for (index, key) in keys.iter().enumerate() {
@@ -55,14 +61,14 @@ pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
         if let Some(reason) = &key.reason {
             let until = key.until.as_deref().map(|until| format!(" until {}", format_minute(until)));
             let line = format!("key {number}: {}{}", reason.replace('_', " "), until.unwrap_or_default());
-            let _ = write!(text, "\n{}", truncate(&line, 80));
-        } else if let Some(first) = key.cannot.first() {
+            let _ = write!(text, "\n{}", truncate(&line, MAX_LINE_CHARS));
+        } else if let Some(restriction) = key.cannot.first() {
             let more_text = match key.cannot.len() - 1 {
                 0 => String::new(),
                 count => format!(" and {count} more"),
             };
-            let line = format!("key {number}: tried last for {}{more_text}", first.what);
-            let _ = write!(text, "\n{}", truncate(&line, 80));
+            let line = format!("key {number}: tried last for {}{more_text}", restriction.what);
+            let _ = write!(text, "\n{}", truncate(&line, MAX_LINE_CHARS));
         }
     }
     if !text.is_empty() {
@@ -125,7 +131,7 @@ pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<Stri
     Ok(text)
 }
 
-/// Formats a timestamp of the document as `2026-12-01 00:00Z`.
+/// Formats an RFC 3339 timestamp of the document as `2026-12-01 00:00Z`.
 fn format_minute(at: &str) -> String {
     match (at.get(..10), at.get(11..16)) {
         (Some(day), Some(time)) => format!("{day} {time}Z"),
@@ -137,8 +143,9 @@ fn format_minute(at: &str) -> String {
 mod tests {
     use super::*;
 
-    fn keys() -> Vec<ExplainedKey> {
-        let text = r#"[
+    /// Returns an exhausted key, a key with a restriction, and a key without either.
+    fn sample_keys() -> Vec<ExplainedKey> {
+        let json = r#"[
             {"shortKey": "sk_1...1", "name": "main", "plan": "free", "state": "exhausted", "reason": "exhausted",
              "since": "2026-11-29T06:15:00.000Z", "until": "2026-12-01T00:00:00.000Z", "possible": "reading",
              "evidence": [{"claim": "credits", "strength": "numbers", "at": "2026-11-29T06:15:00.000Z",
@@ -147,34 +154,36 @@ mod tests {
                 {"what": "output format pcm_44100", "status": 403, "message": "no", "requestId": "r2",
                  "since": "2026-11-29T06:15:00.000Z", "until": "2026-11-29T07:15:00.000Z"}]},
             {"shortKey": "sk_3...3", "state": "active", "possible": "everything"}]"#;
-        serde_json::from_str(text).unwrap()
+        serde_json::from_str(json).unwrap()
     }
 
     #[test]
-    fn a_restricted_key_has_a_line() {
+    fn a_key_that_is_exhausted_or_restricted_has_a_line() {
         let expected = "\nkey 1: exhausted until 2026-12-01 00:00Z\
                         \nkey 2: tried last for output format pcm_44100\
                         \nFor all details: keychoir status --why NUMBER";
-        assert_eq!(format_reasons(&keys()), expected);
-        assert_eq!(format_reasons(&keys()[2..]), "");
+        assert_eq!(format_reasons(&sample_keys()), expected);
+        assert_eq!(format_reasons(&sample_keys()[2..]), "");
     }
 
     #[test]
     fn all_details_of_one_key_are_explained() {
         for requested_key in ["1", "main", "sk_1...1"] {
-            let text = explain(&keys(), requested_key).unwrap();
+            let text = explain(&sample_keys(), requested_key).unwrap();
             for part in [
                 "key 1  sk_1...1  main  plan free",
                 "until     2026-12-01 00:00Z",
                 "401 quota_exceeded: you have 0",
                 "request r1",
             ] {
-                assert!(text.contains(part), "{part}: {text}");
+                assert!(text.contains(part), "{part:?} must be in the explanation:\n{text}");
             }
         }
         assert!(
-            explain(&keys(), "2").unwrap().contains("tried last until 2026-11-29 07:15Z for output format")
+            explain(&sample_keys(), "2")
+                .unwrap()
+                .contains("tried last until 2026-11-29 07:15Z for output format")
         );
-        assert!(explain(&keys(), "9").unwrap_err().contains("from 1 to 3"));
+        assert!(explain(&sample_keys(), "9").unwrap_err().contains("from 1 to 3"));
     }
 }

@@ -1,4 +1,4 @@
-//! Lists the failures among the attempts for `keychoir usage --failures`.
+//! Formats the counts of failed attempts for `keychoir usage --failures`, as a table, CSV or JSON.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::cli::table::{Alignment, Table, abbreviate, truncate};
 use crate::policy::units::UnixMs;
 use crate::store::FailureCount;
 
-/// The failures in a period.
+/// The failed attempts in a period, counted by group, outcome and status.
 pub(super) struct Failures {
     pub(super) since: UnixMs,
     pub(super) until: Option<UnixMs>,
@@ -55,11 +55,11 @@ impl Failures {
     }
 
     pub(super) fn format_csv(&self) -> String {
-        let mut text = format!("{},outcome,status,attempts", csv_titles(self.dimension_name));
+        let mut csv = format!("{},outcome,status,attempts", csv_titles(self.dimension_name));
         for FailureCount { group, outcome, status, attempts } in &self.counts {
             let status = status.map(|status| status.to_string()).unwrap_or_default();
-            text.push_str(&format!("\n{},{outcome},{status},{attempts}", group_csv(group)));
+            csv.push_str(&format!("\n{},{outcome},{status},{attempts}", group_csv(group)));
         }
-        text
+        csv
     }
 }

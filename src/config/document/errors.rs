@@ -1,4 +1,4 @@
-//! Formats the errors of names and of syntax in a TOML file, with suggestions of similar names.
+//! Creates the errors for unknown names and for invalid syntax in a TOML file, with suggestions of similar names.
 
 use toml::de::DeValue;
 
@@ -8,7 +8,7 @@ use super::super::problem::ValueError;
 use super::super::setting::{self, Setting};
 use crate::policy::similar::find_similar;
 
-/// Converts an error message of the TOML parser about the source `text`.
+/// Converts an error message of the TOML parser about the part `text` of the file.
 pub(super) fn syntax_error(message: &str, text: &str) -> ValueError {
     if message == "duplicate key" {
         return ValueError::new(format!("{} is set twice", quote_masked(text)))
@@ -25,10 +25,12 @@ pub(super) fn syntax_error(message: &str, text: &str) -> ValueError {
     if expected.is_empty() { error } else { error.advise(format!("expected {expected}")) }
 }
 
+/// Returns the error for a section with an old name.
 pub(super) fn old_section_error(old: &str, new: &str) -> ValueError {
     ValueError::new(format!("`{old}` has a new name")).advise(format!("write [{new}]"))
 }
 
+/// Returns the error for an unknown setting of a section.
 pub(super) fn unknown_setting_error(section: &str, name: &str) -> ValueError {
     if let Some(new) = old_names::new_section(section) {
         return old_section_error(section, new);
@@ -42,6 +44,7 @@ pub(super) fn unknown_setting_error(section: &str, name: &str) -> ValueError {
     error.suggest(suggestion.or_else(|| find_similar_path(name)))
 }
 
+/// Returns the error for an unknown name outside all sections. Whether it is called a section depends on its value.
 pub(super) fn unknown_section_error(name: &str, value: &DeValue<'_>) -> ValueError {
     let is_table = matches!(value, DeValue::Table(_) | DeValue::Array(_));
     let error = ValueError::new(format!(

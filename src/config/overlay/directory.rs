@@ -1,8 +1,8 @@
 //! Reads and writes the files of the overlay in the state directory. Each file is replaced atomically, and only while
 //! the lock is held, so that two processes cannot overwrite each other's change.
 //!
-//! A key file is written before the overlay that names it, and deleted after the overlay that no longer names
-//! it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
+//! A key file is written before the overlay that names it, and deleted after the overlay is replaced by one that does
+//! not name it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -33,7 +33,7 @@ pub struct FileError {
     pub source: io::Error,
 }
 
-/// The reason that the lock of the overlay was not acquired.
+/// The reason why the lock of the overlay was not acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds the lock.
@@ -107,7 +107,7 @@ impl StateDirectory {
     }
 }
 
-/// The right to change the files of the overlay, until it is dropped.
+/// The lock of the overlay, which is the right to change the files of the overlay. It is unlocked when it is dropped.
 #[derive(Debug)]
 pub struct StateLock<'a> {
     directory: &'a StateDirectory,
@@ -115,8 +115,8 @@ pub struct StateLock<'a> {
 }
 
 impl Drop for StateLock<'_> {
-    /// Unlocks the file. Closing it is not enough: a child process that was forked at this moment has a copy of
-    /// the descriptor until it runs its program.
+    /// Unlocks the file. Closing it is not enough, because a child process that another thread forks at this moment has
+    /// a copy of the descriptor until it runs its program.
     fn drop(&mut self) {
         let _ = self.file.unlock();
     }
@@ -198,16 +198,16 @@ impl StateLock<'_> {
         let is_named = |path: &Path| {
             overlay.keys.iter().any(|key| self.directory.path.join(&key.key_file).as_path() == path)
         };
-        let orphaned = entries.flatten().map(|entry| entry.path()).filter(|path| !is_named(path));
-        let mut result = Ok(());
-        let mut count = 0;
-        for path in orphaned {
+        let orphaned_files = entries.flatten().map(|entry| entry.path()).filter(|path| !is_named(path));
+        let mut last_result = Ok(());
+        let mut deleted_count = 0;
+        for path in orphaned_files {
             match fs::remove_file(&path) {
-                Ok(()) => count += 1,
-                Err(source) => result = Err(FileError { path, source }),
+                Ok(()) => deleted_count += 1,
+                Err(source) => last_result = Err(FileError { path, source }),
             }
         }
-        result.map(|()| count)
+        last_result.map(|()| deleted_count)
     }
 }
 
@@ -218,8 +218,8 @@ fn create_directory(path: &Path) -> Result<(), FileError> {
 fn replace_file(path: PathBuf, text: &str) -> Result<(), FileError> {
     private_file::replace(&path, text.as_bytes())
         .map_err(|source| FileError { path: path.clone(), source })?;
-    // The file is replaced. If its directory cannot be synced, the change is lost only if the machine loses
-    // power before the file system writes the directory by itself.
+    // An error of the synchronization is ignored, because the file is replaced: the change is lost only if the machine
+    // loses power before the file system writes the directory by itself.
     let _ = private_file::sync_directory_of(&path);
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Reads the overlay into the configuration: appends its keys, applies its clients by name, and collects the
-//! paused keys. Mistakes are reported like mistakes in the operator's file.
+//! Reads the entries of the overlay into the configuration: appends its keys, applies its clients by name, and collects
+//! the paused keys. Mistakes are reported like mistakes in the operator's file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::clients::{self, ClientConfig};
-use super::super::document::TableEntry;
+use super::super::document::{StringField, TableEntry};
 use super::super::keys::{FoundKeys, KeyConfig, KeyListSource, KeySearch, SourceSelection};
 use super::super::problem::{Problem, Report, SourceSpan, ValueError, Warning};
 use super::super::rules;
@@ -106,7 +106,7 @@ impl<'a> ClientEntry<'a> {
     /// Parses an entry. Returns `None` if its name is missing or invalid.
     fn parse(entry: &TableEntry<'a>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Option<Self> {
         let known_fields: Vec<&str> = CLIENT_FIELDS.into_iter().chain(RULE_NAMES).collect();
-        entry.check_fields(&known_fields, problems);
+        entry.report_unknown_fields(&known_fields, problems);
         let rules = rules::parse(entry, pool, problems);
         let has_rules = RULE_NAMES.iter().any(|name| entry.has_field(name));
         let token = parse_fingerprint(entry, "token_sha256", problems);
@@ -115,7 +115,7 @@ impl<'a> ClientEntry<'a> {
         let expires_at = entry.parse_time("expires_at", problems);
         let previous_token_expires_at = entry.parse_time("previous_token_expires_at", problems);
         let is_revoked = entry.parse_bool("revoked", problems).unwrap_or(false);
-        let (_, name, span) = entry.require_one_of(&["name"], problems)?;
+        let StringField { text: name, span, .. } = entry.require_one_of(&["name"], problems)?;
         problems.extend(clients::check_client_name(name).err().map(|error| span.problem(error)));
         Some(Self {
             name,
@@ -172,7 +172,8 @@ impl<'a> ClientEntry<'a> {
     }
 }
 
-/// Applies the client entries: adds new clients, changes clients of the configuration file, and removes revoked ones.
+/// Applies the client entries to `clients`: adds new clients, changes clients of the configuration file, and removes
+/// revoked clients.
 pub(in crate::config) fn apply_clients(
     clients: &mut Vec<ClientConfig>,
     entries: &[TableEntry<'_>],
@@ -181,7 +182,7 @@ pub(in crate::config) fn apply_clients(
 ) {
     let Report { problems, warnings } = report;
     // An overlay may have thousands of clients, so maps replace linear searches.
-    let client_indexes: HashMap<String, usize> =
+    let client_indices: HashMap<String, usize> =
         clients.iter().enumerate().map(|(index, client)| (client.name.clone(), index)).collect();
     let mut names_by_token: HashMap<String, String> =
         clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
@@ -193,7 +194,7 @@ pub(in crate::config) fn apply_clients(
             problems.push(entry.span.problem(ValueError::new("an earlier entry has the same name")));
             continue;
         }
-        let configured_client = client_indexes.get(name).and_then(|index| clients.get_mut(*index));
+        let configured_client = client_indices.get(name).and_then(|index| clients.get_mut(*index));
         if let Some(client) = &configured_client {
             warnings.extend(entry.ignored_token_warning(client));
         }
@@ -233,9 +234,9 @@ pub(in crate::config) fn apply_clients(
 }
 
 /// Checks the `[[removed]]` entries, which have no effect on this machine.
-pub(in crate::config) fn check_removed(entries: &[TableEntry<'_>], problems: &mut Vec<Problem>) {
+pub(in crate::config) fn check_removed_entries(entries: &[TableEntry<'_>], problems: &mut Vec<Problem>) {
     for entry in entries {
-        entry.check_fields(&["kind", "id", "changed_at"], problems);
+        entry.report_unknown_fields(&["kind", "id", "changed_at"], problems);
         entry.parse_time("changed_at", problems);
     }
 }
@@ -247,13 +248,17 @@ pub(in crate::config) fn parse_paused_keys(
 ) -> Vec<PausedKeyConfig> {
     let mut paused_keys = Vec::new();
     for entry in entries {
-        entry.check_fields(&["fingerprint", "short_key", "since", "until", "reason", "changed_at"], problems);
+        entry.report_unknown_fields(
+            &["fingerprint", "short_key", "since", "until", "reason", "changed_at"],
+            problems,
+        );
         entry.parse_time("changed_at", problems);
-        // The start of the pause is unknown then, and the Unix epoch is before every request.
+        // Without a valid start, the pause starts at the Unix epoch, which is before every request.
         let since = entry.parse_time("since", problems).unwrap_or(UnixMs(0));
         let until = entry.parse_time("until", problems);
         let reason = entry.parse_string("reason", problems).map(|(reason, _)| Arc::from(reason));
-        let Some((_, text, span)) = entry.require_one_of(&["fingerprint"], problems) else { continue };
+        let fingerprint_field = entry.require_one_of(&["fingerprint"], problems);
+        let Some(StringField { text, span, .. }) = fingerprint_field else { continue };
         match Fingerprint::parse(text) {
             Some(fingerprint) => paused_keys.push(PausedKeyConfig { fingerprint, since, until, reason }),
             None => problems.push(span.problem(ValueError::new("this is not a fingerprint of a key"))),
@@ -262,6 +267,7 @@ pub(in crate::config) fn parse_paused_keys(
     paused_keys
 }
 
+/// Parses the fingerprint of a token in a field. Returns `None` if the field is missing or invalid.
 fn parse_fingerprint(
     entry: &TableEntry<'_>,
     name: &str,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::secret::ApiKey;
 
-fn key(name: &str) -> ManagedKey {
+fn key_with_name(name: &str) -> ManagedKey {
     ManagedKey {
         name: name.to_owned(),
         key_file: format!("{KEYS_DIRECTORY}/{name}"),
@@ -17,7 +17,7 @@ fn key(name: &str) -> ManagedKey {
 }
 
 fn any_time() -> impl Strategy<Value = UnixMs> {
-    // Up to the last day of the year 9999, where the calendar of the library ends.
+    // The last time is on the last day of the year 9999, where the calendar of the library ends.
     (0..253_402_207_200_000_u64).prop_map(UnixMs)
 }
 
@@ -99,7 +99,7 @@ proptest! {
 #[test]
 fn another_document_is_refused() {
     for text in ["[server]\n", "generation = \"1\"\n", "[[keys]]\nname = \"a\"\n", "x"] {
-        assert!(Overlay::parse(text).is_err(), "{text}");
+        assert!(Overlay::parse(text).is_err(), "{text:?} must be refused");
     }
     assert_eq!(Overlay::parse("").unwrap(), Overlay::default());
 }
@@ -116,7 +116,7 @@ fn only_the_owner_can_read_the_files_and_no_temporary_file_remains() {
     assert_eq!(mode(directory.path()), 0o700);
     assert_eq!(mode(&directory.path().join(KEYS_DIRECTORY)), 0o700);
     for path in [directory.overlay_path(), directory.key_path("spare"), directory.admin_token_path()] {
-        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        assert_eq!(mode(&path), 0o600, "the mode of {}", path.display());
     }
     assert_eq!(fs::read_to_string(directory.key_path("spare")).unwrap(), "sk_spare\n");
     assert_eq!(fs::read_dir(directory.path().join(KEYS_DIRECTORY)).unwrap().count(), 1);
@@ -140,12 +140,12 @@ fn key_files_that_no_entry_names_are_deleted() {
     let directory = StateDirectory::new(temporary.path().to_owned());
     let lock = directory.try_lock().unwrap();
     assert_eq!(lock.delete_orphaned_key_files(&Overlay::default()).unwrap(), 0);
-    for name in ["kept", "left"] {
+    for name in ["kept", "orphaned"] {
         lock.write_key(name, &ApiKey::new("sk_x").unwrap()).unwrap();
     }
-    let overlay = Overlay { keys: vec![key("kept")], ..Overlay::default() };
+    let overlay = Overlay { keys: vec![key_with_name("kept")], ..Overlay::default() };
     assert_eq!(lock.delete_orphaned_key_files(&overlay).unwrap(), 1);
-    assert!(directory.key_path("kept").exists() && !directory.key_path("left").exists());
+    assert!(directory.key_path("kept").exists() && !directory.key_path("orphaned").exists());
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_file_that_cannot_be_replaced_keeps_its_content() {
     let directory = StateDirectory::new(temporary.path().to_owned());
     let lock = directory.try_lock().unwrap();
     lock.save("generation = 1\n").unwrap();
-    // A file in place of the keys' directory fails for every user, unlike a mode.
+    // With a file in place of the keys' directory, the write fails even for a user who may ignore file modes.
     fs::write(temporary.path().join(KEYS_DIRECTORY), "").unwrap();
     assert!(lock.write_key("spare", &ApiKey::new("sk_x").unwrap()).is_err());
     assert_eq!(lock.read().unwrap().generation, 1);

@@ -1,4 +1,4 @@
-//! Checks the rules that concern several settings, after all layers are merged.
+//! Checks the rules about several settings after all layers are merged, and reads the certificate of the server.
 
 use super::ConfigDraft;
 use crate::config::keys::KeyListSource;
@@ -11,6 +11,7 @@ use crate::policy::authority::Scheme;
 use crate::policy::quantity::size::DisplaySize;
 
 impl ConfigDraft {
+    /// Rejects a configuration without keys if keys are required.
     pub(super) fn check_keys(&mut self, requirement: KeyRequirement, sources: &ValueSources<'_>) {
         let has_keys = self.config.key_source != KeyListSource::Absent
             || sources.environment.non_utf8_names.iter().any(|name| name.starts_with("ELEVENLABS_API_KEYS"));
@@ -30,6 +31,7 @@ impl ConfigDraft {
         self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
     }
 
+    /// Rejects an address for clients that other machines can reach if no client token is required.
     pub(super) fn check_exposure(&mut self, has_clients: bool) {
         let Some(listen) = self.config.server.listen.exposed_address().filter(|_| !has_clients) else {
             return;
@@ -72,6 +74,7 @@ impl ConfigDraft {
         self.report.problems.push(self.find_span(&["admin.listen"]).problem(error));
     }
 
+    /// Rejects a configuration that sets no path of the database. It is called only if there is no default path.
     pub(super) fn check_storage(&mut self) {
         if self.config.storage.ephemeral || self.spans.contains_key("storage.path") {
             return;
@@ -84,13 +87,16 @@ impl ConfigDraft {
         self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
     }
 
-    pub(super) fn check_tls(&mut self, sources: &ValueSources<'_>, is_complete: bool) {
+    /// Reads the certificate in the files of `server.tls`. Rejects a certificate without a private key, and a private
+    /// key without a certificate, but only with `is_fully_parsed`, because the missing setting may be in a part of the
+    /// file that was not parsed.
+    pub(super) fn read_certificate(&mut self, sources: &ValueSources<'_>, is_fully_parsed: bool) {
         const KEYWORD: &str = "server.tls";
         const FILES: [&str; 2] = ["server.tls.cert", "server.tls.key"];
         let is_variable = |span: &&SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
-        let variable = |path: &str| self.spans.get(path).filter(is_variable);
+        let variable_span = |path: &str| self.spans.get(path).filter(is_variable);
         if let (Some(keyword_span), Some(_)) =
-            (variable(KEYWORD), FILES.iter().find_map(|path| variable(path)))
+            (variable_span(KEYWORD), FILES.iter().find_map(|path| variable_span(path)))
         {
             let error = ValueError::new("environment variables set both server.tls and its files");
             self.report.problems.push(keyword_span.problem(
@@ -109,7 +115,7 @@ impl ConfigDraft {
             // A setting with an invalid value is also missing, and its own problem is reported.
             let origin = self.spans.get(missing).map(|span| &span.origin);
             let is_reported = self.report.problems.iter().any(|problem| Some(problem.origin()) == origin);
-            if is_missing && is_complete && !is_reported {
+            if is_missing && is_fully_parsed && !is_reported {
                 let name = missing.rsplit('.').next().unwrap_or_default();
                 let span = self.find_span(&[present]);
                 let advice = match span.origin {
@@ -126,10 +132,11 @@ impl ConfigDraft {
                 self.report.problems.push(span.problem(ValueError::new(message).advise(advice)));
             }
         }
-        let (cert, key) = (self.find_span(&FILES[..1]), self.find_span(&FILES[1..]));
-        self.config.certificate = tls.read_certificate(sources, [&cert, &key], &mut self.report);
+        let (cert_span, key_span) = (self.find_span(&FILES[..1]), self.find_span(&FILES[1..]));
+        self.config.certificate = tls.read_certificate(sources, [&cert_span, &key_span], &mut self.report);
     }
 
+    /// Rejects a buffer for one request that is larger than the buffers of all requests together.
     pub(super) fn check_retry(&mut self) {
         let retry = &self.config.retry;
         let (max_per_request, max_total) = (retry.buffer_size, retry.max_total_buffer_size);
@@ -146,8 +153,8 @@ impl ConfigDraft {
         }
     }
 
-    /// Rejects provider URLs and forward proxies whose host and port are a listener of Keychoir. Host
-    /// names are not looked up.
+    /// Rejects base URLs and forward proxies whose host and port are those of a listener of Keychoir. Host names are
+    /// not looked up.
     pub(super) fn check_loop(&mut self) {
         let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
         let mut urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);
@@ -157,10 +164,10 @@ impl ConfigDraft {
         };
         let own_addresses: Vec<&HostPort> =
             self.config.server.listen.tcp_addresses().chain(admin_address).collect();
-        let find_own = |host: &str, port| {
+        let find_own_address = |host: &str, port| {
             own_addresses.iter().copied().find(|address| address.is_reached_by(host, port))
         };
-        let own_address = urls.find_map(|url| find_own(url.host(), url.port()));
+        let own_address = urls.find_map(|url| find_own_address(url.host(), url.port()));
         let routes = self.config.proxy_routes();
         let default_url = &self.config.upstream.base_url;
         let key_proxies =
@@ -169,7 +176,7 @@ impl ConfigDraft {
             });
         let mut proxies =
             routes.for_upstream(default_url, &ProxySetting::Inherited).into_iter().chain(key_proxies);
-        if let Some(address) = proxies.find_map(|proxy| find_own(proxy.host(), proxy.port())) {
+        if let Some(address) = proxies.find_map(|proxy| find_own_address(proxy.host(), proxy.port())) {
             let message =
                 format!("{address} is an address on which Keychoir itself listens, and not a forward proxy");
             let error = ValueError::new(message)
@@ -187,6 +194,7 @@ impl ConfigDraft {
         self.report.problems.push(self.find_span(&["upstream.base_url", "server.listen"]).problem(error));
     }
 
+    /// Warns about a base URL that sends keys to another machine without TLS.
     pub(super) fn check_upstream(&mut self) {
         let url = &self.config.upstream.base_url;
         if url.scheme() == Scheme::Http && !url.is_loopback() {

@@ -1,4 +1,4 @@
-//! Lists all settings with their paths, types and limits.
+//! Lists all settings with their paths, their types and limits, and the fields that store them.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const KIBI: u64 = 1024;
 const MEBI: u64 = 1024 * KIBI;
 const GIBI: u64 = 1024 * MEBI;
 
-/// The accessor of a field of the configuration, such as `field!(log.level)`.
+/// Creates the function that returns a field of the configuration, as in `field!(log.level)`.
 macro_rules! field {
     ($section:ident $(.$field:ident)+) => {
         |config| &mut config.$section$(.$field)+
@@ -27,6 +27,7 @@ const fn entry(path: &'static str, kind: ValueKind) -> Setting {
     Setting { path, kind }
 }
 
+/// All settings. The settings of one section are adjacent.
 pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("server.listen", ValueKind::Listen(field!(server.listen))),
     entry("server.unix_mode", ValueKind::Text(field!(server.unix_mode))),
@@ -125,8 +126,7 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("retry.max_error_body_size", ValueKind::Size(1..=16 * MEBI, field!(retry.max_error_body_size))),
     entry("retry.error_body_timeout", ValueKind::Duration(MS..=MINUTE, field!(retry.error_body_timeout))),
     entry("quota_polling.enabled", ValueKind::Bool(field!(quota_polling.enabled))),
-    // Each round polls every key once. With an interval below a second, the provider would rate limit
-    // the polls.
+    // Each round polls every key once. With an interval below a second, the provider would rate limit the polls.
     entry("quota_polling.interval", ValueKind::Duration(SECOND..=DAY, field!(quota_polling.interval))),
     entry("quota_polling.timeout", ValueKind::Duration(MS..=TEN_MINUTES, field!(quota_polling.timeout))),
     entry("quota_polling.quota_lag", ValueKind::Duration(MS..=DAY, field!(quota_polling.quota_lag))),

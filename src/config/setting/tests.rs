@@ -1,43 +1,45 @@
-//! Tests that each setting parses and prints its values, and that its errors show the notation.
+//! Tests that each setting parses, prints and copies its values, and that its errors show the notation.
 
 use toml::de::DeValue;
 
 use super::*;
 
-/// Parses `toml` (a value in TOML notation) into the setting and checks the printed result.
+/// Parses a value in TOML notation into the setting, and checks the printed form or the error.
 #[track_caller]
 fn check_toml(path: &str, toml: &str, expected: &str) {
     let value = DeValue::parse(toml).unwrap();
-    check(path, RawValue::Toml(value.get_ref()), expected);
+    check_value(path, RawValue::Toml(value.get_ref()), expected);
 }
 
+/// Parses the text of a variable into the setting, and checks the printed form or the error.
 #[track_caller]
 fn check_text(path: &str, text: &str, expected: &str) {
-    check(path, RawValue::Text(text), expected);
+    check_value(path, RawValue::Text(text), expected);
 }
 
 #[track_caller]
-fn check(path: &str, raw: RawValue<'_>, expected: &str) {
+fn check_value(path: &str, raw: RawValue<'_>, expected: &str) {
     let directories = BaseDirectories { base: Some(Path::new("/etc/k")), home: Some(Path::new("/home/me")) };
     let mut config = Config::default();
     let setting = find(path).unwrap();
-    let shown = match setting.parse_into(raw, directories, &mut config) {
+    let printed_text = match setting.parse_into(raw, directories, &mut config) {
         Ok(()) => setting.format_value(&mut config),
         Err(error) => format!("! {error}"),
     };
-    assert_eq!(shown, expected);
+    assert_eq!(printed_text, expected);
 }
 
 #[test]
 fn each_path_is_unique_and_has_one_section() {
     for (index, setting) in SETTINGS.iter().enumerate() {
         let part_count = if setting.is_nested() { 3 } else { 2 };
-        assert_eq!(setting.path.split('.').count(), part_count, "{}", setting.path);
-        assert!(SETTINGS[..index].iter().all(|other| other.path != setting.path), "{}", setting.path);
+        assert_eq!(setting.path.split('.').count(), part_count, "the number of parts of {}", setting.path);
+        let is_unique = SETTINGS[..index].iter().all(|other| other.path != setting.path);
+        assert!(is_unique, "{} must be in the table only once", setting.path);
     }
 }
 
-/// For each type of setting, at least one valid value that is not the default.
+/// Values of which each setting accepts at least one that is not its default.
 const SAMPLES: [&str; 21] = [
     "3h",
     "status",
@@ -65,16 +67,21 @@ const SAMPLES: [&str; 21] = [
 #[test]
 fn each_setting_changes_one_field() {
     for setting in SETTINGS {
-        let changed_by = |text: &str| -> Vec<&str> {
+        let settings_changed_by = |text: &str| -> Vec<&str> {
             let (mut config, mut default) = (Config::default(), Config::default());
             let _ = setting.parse_into(RawValue::Text(text), BaseDirectories::default(), &mut config);
             let differs =
                 |other: &&Setting| other.format_value(&mut config) != other.format_value(&mut default);
             SETTINGS.iter().filter(differs).map(|other| other.path).collect()
         };
-        let changed: Vec<_> = SAMPLES.into_iter().map(changed_by).filter(|paths| !paths.is_empty()).collect();
-        assert!(!changed.is_empty(), "{}", setting.path);
-        assert!(changed.iter().all(|paths| *paths == [setting.path]), "{changed:?}");
+        let changes: Vec<_> =
+            SAMPLES.into_iter().map(settings_changed_by).filter(|paths| !paths.is_empty()).collect();
+        assert!(!changes.is_empty(), "a sample must change {}", setting.path);
+        assert!(
+            changes.iter().all(|paths| *paths == [setting.path]),
+            "each sample must change only {}, but the changes are {changes:?}",
+            setting.path
+        );
     }
 }
 
@@ -84,8 +91,9 @@ fn every_setting_can_be_copied() {
         for text in SAMPLES {
             let (mut source, mut target) = (Config::default(), Config::default());
             let _ = setting.parse_into(RawValue::Text(text), BaseDirectories::default(), &mut source);
-            setting.copy(&mut source, &mut target);
-            assert!(!setting.differs(&mut source, &mut target), "{} = {text}", setting.path);
+            setting.copy_value(&mut source, &mut target);
+            let is_copied = !setting.differs(&mut source, &mut target);
+            assert!(is_copied, "{} = {text} must be the same after it is copied", setting.path);
         }
     }
 }
@@ -130,7 +138,7 @@ fn a_number_is_parsed_in_every_notation_of_toml() {
 }
 
 #[test]
-fn zero_workers_are_allowed() {
+fn the_number_of_workers_is_from_0_to_1024() {
     check_toml("server.workers", "0", "0");
     check_text("server.workers", "1024", "1024");
     let advice = "write a whole number from 0 to 1024; the default is 0";

@@ -3,7 +3,7 @@
 use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::KeyRequirement;
 
-/// Returns all printed forms of the result.
+/// Returns all texts that can be printed after the configuration is resolved.
 pub(super) fn all_output(machine: &FakeMachine<'_>) -> String {
     match machine.resolve() {
         Ok(loaded) => {
@@ -16,7 +16,7 @@ pub(super) fn all_output(machine: &FakeMachine<'_>) -> String {
 
 #[test]
 fn no_output_contains_a_key_or_a_token() {
-    let legacy = "0123456789abcdef0123456789abcdef";
+    let hexadecimal_key = "0123456789abcdef0123456789abcdef";
     let files = [
         "[[keys]]\nkey = KEY\n",
         "[[keys]]\nkey = \"KEY\n",
@@ -51,14 +51,15 @@ fn no_output_contains_a_key_or_a_token() {
         "server.tls = { cert = \"KEY\", key = \"KEY\", kye = \"KEY\" }\n",
     ];
     for text in files {
-        for secret in [KEY, legacy] {
+        for secret in [KEY, hexadecimal_key] {
             let text = text.replace("KEY", secret);
             let printed_text = all_output(
                 &FakeMachine { key_requirement: KeyRequirement::Optional, ..FakeMachine::without_key() }
                     .toml(&text),
             );
             // A short form shows eleven and five characters of a key, and nothing between them.
-            assert!(!printed_text.contains(&secret[12..24]), "{text}\n{printed_text}");
+            let has_key = printed_text.contains(&secret[12..24]);
+            assert!(!has_key, "no output must contain the key of this file:\n{text}\n{printed_text}");
         }
     }
     let clients = [
@@ -79,7 +80,7 @@ fn no_output_contains_a_key_or_a_token() {
         let printed_text = all_output(&FakeMachine::with_key().toml(&text));
         assert!(
             !printed_text.contains(&TOKEN[..10]) && !printed_text.contains(&TOKEN[10..]),
-            "{text}\n{printed_text}"
+            "no output must contain the token of this file:\n{text}\n{printed_text}"
         );
     }
     for value in ["KEY\u{e9}", "KEY,KEY", "[KEY]", "KEY$x", "\"KEY\" OTHER", "KEY\nOTHER"] {
@@ -114,7 +115,7 @@ fn no_output_contains_a_key_or_a_token() {
             let printed_text = all_output(&FakeMachine::without_key().variable(name, &value)) + &with_mirror;
             assert!(
                 !printed_text.contains(&KEY[12..24]) && !printed_text.contains(&OTHER_KEY[12..24]),
-                "{name}\n{printed_text}"
+                "no output must contain the keys in {name}:\n{printed_text}"
             );
         }
     }

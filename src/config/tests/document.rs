@@ -19,15 +19,17 @@ fn a_configuration_file_is_found_at_its_default_path() {
     const USER_FILE: &str = "/home/me/.config/keychoir/keychoir.toml";
     const MACHINE_FILE: &str = "/etc/keychoir/keychoir.toml";
     let listen = |port: u16| format!("[server]\nlisten = \"127.0.0.1:{port}\"\n");
-    let (one, two, three) = (listen(1), listen(2), listen(3));
+    let (user_text, machine_text, other_text) = (listen(1), listen(2), listen(3));
     let without_file = FakeMachine::with_key();
-    let machine = without_file.clone().file(MACHINE_FILE, &two);
-    let two_files = machine.clone().file(USER_FILE, &one);
-    let xdg = two_files.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
-    let named_file = two_files.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
+    let machine_file = without_file.clone().file(MACHINE_FILE, &machine_text);
+    let two_files = machine_file.clone().file(USER_FILE, &user_text);
+    let xdg =
+        two_files.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &other_text);
+    let named_file =
+        two_files.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &other_text);
     for (machine, port, file) in [
         (&without_file, 11011, None),
-        (&machine, 2, Some(MACHINE_FILE)),
+        (&machine_file, 2, Some(MACHINE_FILE)),
         (&two_files, 1, Some(USER_FILE)),
         (&xdg, 3, Some("/x/keychoir/keychoir.toml")),
         (&named_file, 3, Some("/named.toml")),
@@ -36,7 +38,7 @@ fn a_configuration_file_is_found_at_its_default_path() {
         assert_eq!(loaded_config.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
         assert_eq!(loaded_config.file.as_deref(), file.map(Path::new));
     }
-    machine.file(USER_FILE, "[serverr]\n").check_problems(&format!(
+    machine_file.file(USER_FILE, "[serverr]\n").check_problems(&format!(
         "
 {USER_FILE}:1:2: unknown section `serverr`
   1 | [serverr]

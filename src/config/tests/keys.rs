@@ -66,17 +66,17 @@ fn entries_configure_keys_with_names_and_workspaces() {
 
 #[test]
 fn a_short_key_is_refused_only_for_elevenlabs() {
-    let short = "
+    let problem = "
 ELEVENLABS_API_KEYS: entry 2 (sk_***, 8 characters) is too short for a key of ElevenLabs
     = write only keys, separated by commas: ELEVENLABS_API_KEYS=sk_first,sk_second
 ";
     let keys = format!("{KEY},sk_short");
     let machine = FakeMachine::without_key().variable("ELEVENLABS_API_KEYS", &keys);
-    machine.check_problems(short);
+    machine.check_problems(problem);
     machine
         .clone()
         .variable("KEYCHOIR_UPSTREAM__BASE_URL", "https://api.eu.residency.elevenlabs.io")
-        .check_problems(short);
+        .check_problems(problem);
     machine.simulated().check_warnings(&[]);
     // A key with its own host is checked for that host.
     let entry_with = |base_url: &str| format!("[[keys]]\nkey = \"sk_short\"\nbase_url = \"{base_url}\"\n");
@@ -177,7 +177,10 @@ configuration: no ElevenLabs API keys are configured
     );
     let problems =
         FakeMachine::without_key().variable("ELEVENLABS_API_KEY", KEY).resolve().unwrap_err().to_string();
-    assert!(problems.contains("did you mean `ELEVENLABS_API_KEYS`?"), "{problems}");
+    assert!(
+        problems.contains("did you mean `ELEVENLABS_API_KEYS`?"),
+        "the variable of Keychoir must be suggested: {problems}"
+    );
     let config =
         FakeMachine { key_requirement: KeyRequirement::Optional, ..FakeMachine::without_key() }.config();
     assert_eq!((config.keys.len(), config.key_source), (0, KeyListSource::Absent));

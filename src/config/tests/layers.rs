@@ -1,5 +1,4 @@
-//! Tests of the precedence of flags, variables, file and defaults, and of rules over several
-//! settings.
+//! Tests of the precedence of flags, variables, file and defaults, and of the rules about several settings.
 
 use std::path::Path;
 
@@ -53,8 +52,8 @@ fn an_overridden_layer_is_validated() {
 fn sockets_from_systemd_are_used_unless_an_address_is_configured() {
     let passed = FakeMachine { has_passed_sockets: true, ..FakeMachine::with_key() };
     assert_eq!(passed.config().server.listen.to_string(), "\"systemd\"");
-    let named_variable = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
-    assert_eq!(named_variable.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
+    let configured = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
+    assert_eq!(configured.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
 }
 
 #[test]
@@ -67,8 +66,9 @@ fn paths_in_the_file_are_relative_to_its_directory() {
 
 #[test]
 fn without_a_home_directory_the_usage_database_needs_a_path() {
-    let homeless = FakeMachine { variables: vec![("ELEVENLABS_API_KEYS", KEY)], ..FakeMachine::default() };
-    homeless.check_problems(
+    let without_home =
+        FakeMachine { variables: vec![("ELEVENLABS_API_KEYS", KEY)], ..FakeMachine::default() };
+    without_home.check_problems(
         "
 configuration: the usage database has no default directory, because HOME is not set
     = set KEYCHOIR_STORAGE__PATH to a file
@@ -76,16 +76,16 @@ configuration: the usage database has no default directory, because HOME is not 
 ",
     );
     assert_eq!(
-        homeless.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "true").config().storage.file(),
+        without_home.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "true").config().storage.file(),
         None
     );
     let flag = FakeMachine {
         is_ephemeral: true,
-        ..homeless.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "false")
+        ..without_home.clone().variable("KEYCHOIR_STORAGE__EPHEMERAL", "false")
     };
     assert_eq!(flag.config().storage.file(), None);
     assert_eq!(
-        homeless.variable("KEYCHOIR_STORAGE__PATH", "/k.db").config().storage.path,
+        without_home.variable("KEYCHOIR_STORAGE__PATH", "/k.db").config().storage.path,
         Path::new("/k.db")
     );
 }
@@ -102,11 +102,14 @@ KEYCHOIR_UPSTREAM__BASE_URL: 127.0.0.1:11011 is an address on which Keychoir its
     let entry =
         "[[keys]]\nkey = \"sk_another_key_of_the_test_00000001\"\nbase_url = \"http://127.0.0.1:11011\"";
     let problems = FakeMachine::without_key().toml(entry).resolve().unwrap_err().to_string();
-    assert!(problems.contains("is an address on which Keychoir itself listens"), "{problems}");
+    assert!(
+        problems.contains("is an address on which Keychoir itself listens"),
+        "the base URL of a key must be checked as well: {problems}"
+    );
 }
 
 #[test]
-fn the_buffer_of_one_request_fits_into_the_total_buffer() {
+fn the_buffer_of_one_request_must_fit_into_the_total_buffer() {
     let machine = FakeMachine::with_key().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16MiB");
     assert_eq!(machine.config().retry.max_total_buffer_size, 16_777_216);
     FakeMachine::with_key().variable("KEYCHOIR_RETRY__MAX_TOTAL_BUFFER_SIZE", "16777215B").check_problems(

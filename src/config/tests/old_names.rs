@@ -1,26 +1,26 @@
-//! Tests of the old names of settings: each is refused, and the error contains the new name and the value
-//! in the new notation.
+//! Tests of the old names of settings: each of them is refused, and the error contains the new name and the value in
+//! the new notation.
 
 use std::time::Duration;
 
 use super::FakeMachine;
-use crate::config::old_names::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
+use crate::config::old_names::{OldUnit, RENAMED_CLIENT_FIELDS, RENAMED_SECTIONS, RENAMED_SETTINGS};
 use crate::config::value::{self, RawValue};
 use crate::config::{Config, setting};
 
 /// Returns the default of a setting in the new notation, and in the notation of its old name.
 fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) {
     let new_value = setting::find(path).unwrap().format_value(&mut Config::default());
-    let trimmed = new_value.trim_matches('"');
+    let unquoted = new_value.trim_matches('"');
     let milliseconds = |text| value::parse_duration(RawValue::Text(text)).unwrap().as_millis();
     let old_value = match old_unit {
-        OldUnit::Milliseconds => milliseconds(trimmed).to_string(),
-        OldUnit::Days => (milliseconds(trimmed) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
-        OldUnit::Bytes => value::parse_size(RawValue::Text(trimmed)).unwrap().to_string(),
+        OldUnit::Milliseconds => milliseconds(unquoted).to_string(),
+        OldUnit::Days => (milliseconds(unquoted) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
+        OldUnit::Bytes => value::parse_size(RawValue::Text(unquoted)).unwrap().to_string(),
         OldUnit::Same => {
             assert!(
-                value::parse_duration(RawValue::Text(trimmed)).is_err()
-                    && value::parse_size(RawValue::Text(trimmed)).is_err()
+                value::parse_duration(RawValue::Text(unquoted)).is_err()
+                    && value::parse_size(RawValue::Text(unquoted)).is_err()
             );
             new_value.clone()
         }
@@ -30,7 +30,7 @@ fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) 
 
 #[test]
 fn each_old_name_in_a_file_is_reported_with_the_line_to_write() {
-    for (old, new, old_unit) in SETTINGS {
+    for (old, new, old_unit) in RENAMED_SETTINGS {
         let (value, old_value) = default_in_both_notations(new, *old_unit);
         let ((section, name), (new_section, new_name)) =
             (old.split_once('.').unwrap(), new.split_once('.').unwrap());
@@ -47,7 +47,7 @@ fn each_old_name_in_a_file_is_reported_with_the_line_to_write() {
 
 #[test]
 fn each_old_variable_is_reported_with_the_one_to_set() {
-    for (old, new, old_unit) in SETTINGS {
+    for (old, new, old_unit) in RENAMED_SETTINGS {
         let (value, old_value) = default_in_both_notations(new, *old_unit);
         let (value, old_value) = (value.trim_matches('"'), old_value.trim_matches('"'));
         if value.is_empty() {
@@ -64,22 +64,25 @@ fn each_old_variable_is_reported_with_the_one_to_set() {
 
 #[test]
 fn old_names_are_not_settings() {
-    for (index, (old, new, old_unit)) in SETTINGS.iter().enumerate() {
-        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "{old}");
-        assert!(setting::find(old).is_none() && setting::find(new).is_some(), "{old}");
+    for (index, (old, new, old_unit)) in RENAMED_SETTINGS.iter().enumerate() {
+        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "the unit of {old}");
+        assert!(setting::find(old).is_none(), "{old} must not be a setting");
+        assert!(setting::find(new).is_some(), "{new} must be a setting");
         assert!(
-            SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
-            "{old}"
+            RENAMED_SETTINGS[..index].iter().all(|(other, other_new, _)| other != old && other_new != new),
+            "{old} and {new} must be in the table only once"
         );
     }
-    for (old, new) in SECTIONS {
-        assert!(!setting::is_section(old) && setting::is_section(new), "{old}");
+    for (old, new) in RENAMED_SECTIONS {
+        assert!(!setting::is_section(old), "[{old}] must not be a section");
+        assert!(setting::is_section(new), "[{new}] must be a section");
         // Every setting of an old section has its own message.
         for setting in setting::SETTINGS.iter().filter(|setting| setting.section() == *new) {
             let has_message = |(old_path, new_path, _): &&(&str, &str, OldUnit)| {
                 *new_path == setting.path && old_path.starts_with(&format!("{old}."))
             };
-            assert!(SETTINGS.iter().any(|entry| has_message(&entry)), "{}", setting.path);
+            let is_renamed = RENAMED_SETTINGS.iter().any(|renamed| has_message(&renamed));
+            assert!(is_renamed, "the table must contain the old name of {}", setting.path);
         }
     }
 }
@@ -88,9 +91,11 @@ fn old_names_are_not_settings() {
 fn the_name_of_a_setting_has_no_unit_and_no_limit_suffix() {
     for setting in setting::SETTINGS {
         for part in setting.path.split(['.', '_']) {
-            assert!(!["ms", "bytes", "days", "seconds"].contains(&part), "{}", setting.path);
+            let is_unit = ["ms", "bytes", "days", "seconds"].contains(&part);
+            assert!(!is_unit, "{} must not contain a unit", setting.path);
         }
-        assert!(!setting.path.ends_with("_max") && !setting.path.ends_with("_min"), "{}", setting.path);
+        let has_limit_suffix = setting.path.ends_with("_max") || setting.path.ends_with("_min");
+        assert!(!has_limit_suffix, "the name of a limit must begin with `max` or `min`: {}", setting.path);
     }
 }
 
@@ -140,7 +145,7 @@ fn an_old_section_is_reported_with_and_without_settings() {
 #[test]
 fn the_old_name_of_a_clients_limit_is_reported_with_the_line_to_write() {
     let lines = ["\"3 requests\"", "\"60 per minute\"", "4"];
-    for ((old, new), line) in CLIENT_FIELDS.iter().zip(lines) {
+    for ((old, new), line) in RENAMED_CLIENT_FIELDS.iter().zip(lines) {
         let toml = format!("[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n{old} = {line}\n");
         FakeMachine::with_key().toml(&toml).check_problems(&format!(
             "/etc/k.toml:4:1: `{old}` has a new name\n  4 | {old} = ***\n    | {}\n    = write `{new} = {line}`",

@@ -1,4 +1,4 @@
-//! Tests of the configuration with an overlay.
+//! Tests of a configuration with an overlay, and of the admin token and the address for operators.
 
 use super::{FakeMachine, KEY, OTHER_KEY};
 use crate::config::KeyListSource;
@@ -11,9 +11,9 @@ const STATE: &str = "/home/me/.local/state/keychoir";
 const OVERLAY: &str = "/home/me/.local/state/keychoir/managed.toml";
 const SPARE: &str = "/home/me/.local/state/keychoir/keys/spare";
 
-/// Returns the digest of `text` as a value of a file.
-fn token_sha256(text: &str) -> String {
-    TokenFingerprint::new(text).to_string()
+/// Returns the fingerprint of a token as a file contains it.
+fn token_sha256(token: &str) -> String {
+    TokenFingerprint::new(token).to_string()
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn keys_of_the_overlay_are_added_to_those_of_the_environment() {
     let origins: Vec<_> = config.keys.iter().map(|key| (key.name.as_deref(), key.origin)).collect();
     assert_eq!(origins, [(None, KeyOrigin::Environment), (Some("spare"), KeyOrigin::Managed)]);
     assert_eq!((config.keys[1].weight, config.keys[1].key.expose()), (3, OTHER_KEY));
-    // No other source is necessary.
+    // The overlay can be the only source of keys.
     let config = FakeMachine::without_key().file(OVERLAY, overlay).file(SPARE, OTHER_KEY).config();
     assert_eq!((config.keys.len(), config.key_source.to_string()), (1, OVERLAY.to_owned()));
 }
@@ -64,7 +64,10 @@ fn a_mistake_in_the_overlay_is_reported_like_one_in_the_file() {
         ("[[keys]]\nname = \"a\"\nkey_fil = \"b\"\n", "did you mean `key_file`?"),
     ] {
         let problems = FakeMachine::with_key().file(OVERLAY, overlay).resolve().unwrap_err().to_string();
-        assert!(problems.contains(OVERLAY) && problems.contains(expected), "{problems}");
+        assert!(
+            problems.contains(OVERLAY) && problems.contains(expected),
+            "{expected:?} must be reported with the path of the overlay: {problems}"
+        );
     }
 }
 
@@ -111,11 +114,11 @@ fn revoking_the_last_client_of_an_exposed_address_is_a_mistake() {
     assert!(machine.resolve().is_ok());
     let overlay = "[[clients]]\nname = \"app\"\nrevoked = true\n";
     let problems = machine.file(OVERLAY, overlay).resolve().unwrap_err().to_string();
-    assert!(problems.contains("open to other machines"), "{problems}");
+    assert!(problems.contains("open to other machines"), "the exposed address must be reported: {problems}");
 }
 
 #[test]
-fn a_change_of_a_client_that_left_the_file_is_a_warning() {
+fn a_change_of_a_client_that_is_not_in_the_file_causes_a_warning() {
     FakeMachine::with_key().file(OVERLAY, "[[clients]]\nname = \"app\"\nmax_concurrent = 2\n").check_warnings(
         &[&format!(
             "{OVERLAY}:2:8: the client `app` is no longer in the configuration file, so that this entry has no \
@@ -167,46 +170,57 @@ fn the_admin_token_comes_from_the_first_source_that_has_one() {
 fn a_short_admin_token_and_a_missing_file_are_mistakes() {
     let problems = |machine: FakeMachine<'_>| machine.resolve().unwrap_err().to_string();
     let short = problems(FakeMachine::with_key().variable("KEYCHOIR_ADMIN_TOKEN", "hunter2"));
-    assert!(short.contains("at least 16") && !short.contains("hunter2"), "{short}");
+    assert!(
+        short.contains("at least 16") && !short.contains("hunter2"),
+        "the minimum length must be reported without the token: {short}"
+    );
     let missing = problems(FakeMachine::with_key().toml("[admin]\ntoken_file = \"none\"\n"));
-    assert!(missing.contains("the file of the admin token cannot be read"), "{missing}");
+    assert!(
+        missing.contains("the file of the admin token cannot be read"),
+        "the missing file must be reported: {missing}"
+    );
 }
 
 #[test]
 fn the_address_for_operators_is_not_one_for_clients() {
-    let same = "    = give one of them another port or path\n";
-    for (toml, column, address, other) in [
+    let advice = "    = give one of them another port or path\n";
+    for (toml, marks, address, other) in [
         ("\"127.0.0.1:11011\"", "^^^^^^^^^^^^^^^^^", "127.0.0.1:11011", "127.0.0.1:11011"),
         ("\"localhost:11011\"", "^^^^^^^^^^^^^^^^^", "localhost:11011", "127.0.0.1:11011"),
         ("\"0.0.0.0:11011\"", "^^^^^^^^^^^^^^^", "0.0.0.0:11011", "127.0.0.1:11011"),
     ] {
         FakeMachine::with_key().toml(&format!("[admin]\nlisten = {toml}\n")).check_problems(&format!(
-            "/etc/k.toml:2:10: {address} and {other} of server.listen are the same address\n  2 | listen = {toml}\n    |          {column}\n{same}"
+            "/etc/k.toml:2:10: {address} and {other} of server.listen are the same address\n  2 | listen = {toml}\n    |          {marks}\n{advice}"
         ));
     }
     let socket = "[server]\nlisten = \"unix:/s\"\n[admin]\nlisten = \"unix:/s\"\n";
     let error = FakeMachine::with_key().toml(socket).resolve().unwrap_err().to_string();
-    assert!(error.contains("are the same address"), "{error}");
-    for fine in ["\"127.0.0.1:11012\"", "\"unix:/run/k.sock\"", "\"\""] {
-        let config = FakeMachine::with_key().toml(&format!("[admin]\nlisten = {fine}\n")).config();
-        assert_eq!(format!("\"{}\"", config.admin.listen), fine);
+    assert!(error.contains("are the same address"), "two equal Unix sockets must be reported: {error}");
+    for address in ["\"127.0.0.1:11012\"", "\"unix:/run/k.sock\"", "\"\""] {
+        let config = FakeMachine::with_key().toml(&format!("[admin]\nlisten = {address}\n")).config();
+        assert_eq!(format!("\"{}\"", config.admin.listen), address);
     }
 }
 
 #[test]
 fn mistakes_in_the_address_for_operators_are_reported() {
-    let problem = |listen: &str| {
+    for (listen, expected) in [
+        ("systemd", "write HOST:PORT or unix:/PATH"),
+        ("127.0.0.1", "has no port"),
+        ("unix:k", "no absolute path"),
+    ] {
         let toml = format!("[admin]\nlisten = \"{listen}\"\n");
-        FakeMachine::with_key().toml(&toml).resolve().unwrap_err().to_string()
-    };
-    assert!(problem("systemd").contains("write HOST:PORT or unix:/PATH"), "{}", problem("systemd"));
-    assert!(problem("127.0.0.1").contains("has no port"), "{}", problem("127.0.0.1"));
-    assert!(problem("unix:k").contains("no absolute path"), "{}", problem("unix:k"));
+        let problems = FakeMachine::with_key().toml(&toml).resolve().unwrap_err().to_string();
+        assert!(problems.contains(expected), "{expected:?} must be reported for {listen}: {problems}");
+    }
     // Without a state directory, no admin token is generated.
     let mut exposed = FakeMachine::with_key().toml("[admin]\nlisten = \"0.0.0.0:9\"\n");
     assert!(exposed.resolve().is_ok(), "the first start must generate a token");
     exposed.is_ephemeral = true;
     let error = exposed.resolve().unwrap_err().to_string();
-    assert!(error.contains("0.0.0.0:9 is open to other machines, and there is no admin token"), "{error}");
+    assert!(
+        error.contains("0.0.0.0:9 is open to other machines, and there is no admin token"),
+        "an exposed address without a token must be reported: {error}"
+    );
     assert!(exposed.variable("KEYCHOIR_ADMIN_TOKEN", "kca_0123456789abcdef").resolve().is_ok());
 }

@@ -3,7 +3,7 @@
 use super::{FakeMachine, KEY};
 use crate::config::{Config, ProxySetting};
 
-/// Returns the proxy for the provider's default host, without credentials.
+/// Returns the proxy for the configured host of the provider, without credentials.
 fn upstream_proxy(config: &Config) -> Option<String> {
     let url = &config.upstream.base_url;
     config.proxy_routes().for_upstream(url, &ProxySetting::Inherited).map(|proxy| proxy.to_string())
@@ -39,7 +39,7 @@ fn a_key_and_the_mirror_may_have_their_own_proxies() {
 }
 
 #[test]
-fn two_proxies_for_one_host_and_invalid_ones_are_errors() {
+fn two_values_of_one_proxy_and_invalid_proxies_are_errors() {
     FakeMachine::with_key()
         .file("/etc/proxy", "http://q:2")
         .toml("[upstream]\nproxy = \"http://p:1\"\nproxy_file = \"proxy\"\n")
@@ -97,12 +97,12 @@ fn no_output_contains_the_credentials_of_a_proxy() {
     ] {
         let url = url.replace("USER", "aliceaccount").replace("PA", "hunt").replace("SS", "erpass");
         let quoted_setting = format!("[upstream]\nproxy = \"{url}\"\n");
-        let unquoted = format!("[upstream]\nproxy = {url}\n");
-        let in_key = format!("[[keys]]\nkey = \"{KEY}\"\nproxy = \"{url}\"\n");
+        let unquoted_setting = format!("[upstream]\nproxy = {url}\n");
+        let key_with_proxy = format!("[[keys]]\nkey = \"{KEY}\"\nproxy = \"{url}\"\n");
         for machine in [
             FakeMachine::with_key().toml(&quoted_setting),
-            FakeMachine::with_key().toml(&unquoted),
-            FakeMachine::without_key().toml(&in_key),
+            FakeMachine::with_key().toml(&unquoted_setting),
+            FakeMachine::without_key().toml(&key_with_proxy),
             FakeMachine::with_key().toml("[upstream]\nproxy_file = \"f\"\n").file("/etc/f", &url),
             FakeMachine::with_key().variable("KEYCHOIR_UPSTREAM__PROXY", &url),
             FakeMachine::with_key().variable("KEYCHOIR_SUPABASE__PROXY", &url),
@@ -112,7 +112,7 @@ fn no_output_contains_the_credentials_of_a_proxy() {
             let printed_text = super::canaries::all_output(&machine);
             let is_clean =
                 ["aliceaccount", "hunt", "erpass"].iter().all(|secret| !printed_text.contains(secret));
-            assert!(is_clean, "{url}\n{printed_text}");
+            assert!(is_clean, "no output must contain the credentials of {url}:\n{printed_text}");
         }
     }
 }

@@ -50,7 +50,10 @@ fn two_urls_and_invalid_files_are_errors() {
         .variable("CREDENTIALS_DIRECTORY", "/run/c")
         .file("/run/c/redis_url", "http://hunter2");
     let problems = credential.resolve().unwrap_err().to_string();
-    assert!(problems.contains("/run/c/redis_url") && !problems.contains("hunter2"), "{problems}");
+    assert!(
+        problems.contains("/run/c/redis_url") && !problems.contains("hunter2"),
+        "the credential must be reported without its content: {problems}"
+    );
 }
 
 #[test]
@@ -81,12 +84,12 @@ fn no_output_contains_the_credentials_of_redis() {
     ] {
         let url = url.replace("USER", "alice").replace("PA", "hunt").replace("SS", "er2");
         let quoted_setting = format!("[redis]\nurl = \"{url}\"\n");
-        let unquoted = format!("[redis]\nurl = {url}\n");
-        let misplaced = format!("[redis]\npool = \"{url}\"\nurl_file = \"/f\"\n");
+        let unquoted_setting = format!("[redis]\nurl = {url}\n");
+        let wrong_setting = format!("[redis]\npool = \"{url}\"\nurl_file = \"/f\"\n");
         for machine in [
             FakeMachine::with_key().toml(&quoted_setting),
-            FakeMachine::with_key().toml(&unquoted),
-            FakeMachine::with_key().toml(&misplaced).file("/f", &url),
+            FakeMachine::with_key().toml(&unquoted_setting),
+            FakeMachine::with_key().toml(&wrong_setting).file("/f", &url),
             FakeMachine::with_key().variable("KEYCHOIR_REDIS__URL", &url),
         ] {
             let mut printed_text = super::canaries::all_output(&machine);
@@ -94,7 +97,7 @@ fn no_output_contains_the_credentials_of_redis() {
                 printed_text.push_str(&format!("{:?}", loaded.config.setting_values()));
             }
             let is_clean = ["alice", "hunt", "er2"].iter().all(|secret| !printed_text.contains(secret));
-            assert!(is_clean, "{url}\n{printed_text}");
+            assert!(is_clean, "no output must contain the credentials of {url}:\n{printed_text}");
         }
     }
 }
@@ -108,9 +111,9 @@ fn a_value_with_a_password_is_marked_as_masked() {
         ("redis://a", false),
         ("unix:/r", false),
     ] {
-        let values = FakeMachine::with_key().variable("KEYCHOIR_REDIS__URL", url).config().setting_values();
-        let value = values.iter().find(|value| value.name == "redis.url").unwrap();
-        assert_eq!(value.is_masked, is_masked, "{url}");
+        let settings = FakeMachine::with_key().variable("KEYCHOIR_REDIS__URL", url).config().setting_values();
+        let setting = settings.iter().find(|setting| setting.name == "redis.url").unwrap();
+        assert_eq!(setting.is_masked, is_masked, "whether the value {url} is masked");
     }
 }
 

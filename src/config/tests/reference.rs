@@ -9,7 +9,8 @@ use crate::config::{Config, setting};
 
 const REFERENCE: &str = include_str!("../../../config/keychoir.toml");
 
-/// Uncomments the settings of the reference file: a setting is `#name`, prose is `# text`.
+/// Returns the reference file with uncommented settings. A setting is a line `#name`, and other comments are lines
+/// `# text`.
 fn uncommented_reference() -> String {
     let is_setting = |line: &&str| {
         line.strip_prefix('#')
@@ -30,16 +31,17 @@ fn the_reference_file_is_valid_and_contains_the_defaults() {
     let (mut commented, mut uncommented, mut default) =
         (commented.config, uncommented.config, FakeMachine::with_key().config());
     for setting in setting::SETTINGS {
+        let expected = setting.format_value(&mut default);
         assert_eq!(
             setting.format_value(&mut commented),
-            setting.format_value(&mut default),
-            "{}",
+            expected,
+            "the value of {} with the file as it is",
             setting.path
         );
         assert_eq!(
             setting.format_value(&mut uncommented),
-            setting.format_value(&mut default),
-            "{}",
+            expected,
+            "the value of {} with uncommented settings",
             setting.path
         );
     }
@@ -59,7 +61,8 @@ fn the_reference_file_contains_exactly_the_settings_of_the_table() {
                 .unwrap()
                 .parse_into(RawValue::Toml(value.get_ref()), directories, &mut config)
                 .unwrap();
-            // The reference file writes a value in the same notation as the table of settings.
+            // The reference file contains a value in the same notation as the table of settings. The default of this
+            // path depends on the environment.
             if path != "storage.path" {
                 let written_value = &text[value.span()];
                 assert_eq!(written_value, setting::find(&path).unwrap().format_value(&mut Config::default()));

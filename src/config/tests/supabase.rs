@@ -8,14 +8,19 @@ const SERVICE_ROLE: &str =
     "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl";
 const SB_SECRET: &str = "sb_secret_0123456789abcdef";
 
+/// Checks the URL and the key of the mirror.
 #[track_caller]
-fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str, SupabaseKeyForm)>) {
+fn check_target(machine: &FakeMachine<'_>, expected: Option<(&str, &str)>) {
     let config = machine.config();
     let target = config.supabase.target();
     assert_eq!(
-        target.map(|(url, key)| (url.to_string(), key.expose(), key.form())),
-        expected.map(|(url, key, form)| (url.to_owned(), key, form))
+        target.map(|(url, key)| (url.to_string(), key.expose())),
+        expected.map(|(url, key)| (url.to_owned(), key))
     );
+    if let Some((_, key)) = target {
+        let is_jwt = key.form() == SupabaseKeyForm::LegacyJwt;
+        assert_eq!(is_jwt, key.expose() == SERVICE_ROLE, "only the service role key must be sent as a JWT");
+    }
 }
 
 #[test]
@@ -24,18 +29,18 @@ fn the_mirror_uses_the_variables_of_supabases_tools() {
     check_target(&FakeMachine::with_key(), None);
     let machine = FakeMachine::with_key().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
     let secret = machine.clone().variable("SUPABASE_SECRET_KEY", SB_SECRET);
-    check_target(&secret, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
-    let old_name_machine = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
-    check_target(&old_name_machine, Some((URL, SERVICE_ROLE, SupabaseKeyForm::LegacyJwt)));
-    let quoted_setting = format!("\"{SB_SECRET}\"\n");
-    let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted_setting);
-    check_target(&file, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
+    check_target(&secret, Some((URL, SB_SECRET)));
+    let service_role = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
+    check_target(&service_role, Some((URL, SERVICE_ROLE)));
+    let quoted_key = format!("\"{SB_SECRET}\"\n");
+    let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted_key);
+    check_target(&file, Some((URL, SB_SECRET)));
     let credential =
         machine.clone().variable("CREDENTIALS_DIRECTORY", "/c").file("/c/supabase_secret_key", SB_SECRET);
-    check_target(&credential, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
+    check_target(&credential, Some((URL, SB_SECRET)));
     let toml =
         FakeMachine::with_key().toml("[supabase]\nurl = \"https://p.supabase.co\"\nsecret_key_file = \"s\"");
-    check_target(&toml.file("/etc/s", SB_SECRET), Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
+    check_target(&toml.file("/etc/s", SB_SECRET), Some((URL, SB_SECRET)));
     check_target(&secret.variable("KEYCHOIR_SUPABASE__ENABLED", "false"), None);
 }
 
@@ -44,11 +49,11 @@ fn keychoirs_variable_overrides_supabases_variable_and_the_file() {
     let file = FakeMachine::with_key()
         .variable("SUPABASE_SECRET_KEY", SB_SECRET)
         .toml("supabase.url = \"https://file\"");
-    check_target(&file, Some(("https://file", SB_SECRET, SupabaseKeyForm::SecretKey)));
+    check_target(&file, Some(("https://file", SB_SECRET)));
     let supabase_variable = file.variable("SUPABASE_URL", "https://theirs");
-    check_target(&supabase_variable, Some(("https://theirs", SB_SECRET, SupabaseKeyForm::SecretKey)));
+    check_target(&supabase_variable, Some(("https://theirs", SB_SECRET)));
     let keychoir_variable = supabase_variable.variable("KEYCHOIR_SUPABASE__URL", "https://ours");
-    check_target(&keychoir_variable, Some(("https://ours", SB_SECRET, SupabaseKeyForm::SecretKey)));
+    check_target(&keychoir_variable, Some(("https://ours", SB_SECRET)));
 }
 
 #[test]
@@ -82,7 +87,7 @@ fn an_incomplete_mirror_causes_a_warning() {
 
 #[test]
 fn a_url_of_another_service_is_refused_with_advice() {
-    const FORM: &str = "    = write the project's URL, as in https://abcdefgh.supabase.co";
+    const ADVICE: &str = "    = write the project's URL, as in https://abcdefgh.supabase.co";
     let machine = FakeMachine::with_key().variable("SUPABASE_SECRET_KEY", SB_SECRET);
     for (text, message) in [
         (
@@ -94,6 +99,6 @@ fn a_url_of_another_service_is_refused_with_advice() {
         machine
             .clone()
             .variable("SUPABASE_URL", text)
-            .check_problems(&format!("SUPABASE_URL: {message}\n{FORM}"));
+            .check_problems(&format!("SUPABASE_URL: {message}\n{ADVICE}"));
     }
 }

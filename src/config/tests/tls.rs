@@ -44,20 +44,20 @@ KEYCHOIR_SERVER__TLS: environment variables set both server.tls and its files
 
 #[test]
 fn an_unknown_tls_mode_is_refused() {
-    let form = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";
-    for (toml, column, message, suggestion) in [
+    let advice = "write \"auto\", \"off\", or { cert = \"FILE\", key = \"FILE\" }";
+    for (toml, marks, message, suggestion) in [
         ("true", "^^^^", "this is a boolean, but should be a string or a table", "\"auto\""),
         ("false", "^^^^^", "this is a boolean, but should be a string or a table", "\"off\""),
         ("\"on\"", "^^^^", "`on` is not a TLS mode", "auto"),
         ("\"atuo\"", "^^^^^^", "`atuo` is not a TLS mode", "auto"),
     ] {
         FakeMachine::with_key().toml(&format!("[server]\ntls = {toml}\n")).check_problems(&format!(
-            "/etc/k.toml:2:7: {message}\n  2 | tls = {toml}\n    |       {column}\n    = {form}\n    = did you mean `{suggestion}`?"
+            "/etc/k.toml:2:7: {message}\n  2 | tls = {toml}\n    |       {marks}\n    = {advice}\n    = did you mean `{suggestion}`?"
         ));
     }
     FakeMachine::with_key()
         .variable("KEYCHOIR_SERVER__TLS", "c.pem")
-        .check_problems(&format!("KEYCHOIR_SERVER__TLS: `c.pem` is not a TLS mode\n    = {form}"));
+        .check_problems(&format!("KEYCHOIR_SERVER__TLS: `c.pem` is not a TLS mode\n    = {advice}"));
     FakeMachine::with_key()
         .toml("[server.tls]\ncrt = \"a\"\n[server]\ntls_directory = 3\ncert = \"a\"\n")
         .check_problems(
@@ -83,8 +83,8 @@ fn an_unknown_tls_mode_is_refused() {
 #[test]
 fn an_invalid_tls_file_is_reported() {
     let (cert, key) = certificate_and_key();
-    let (_, other) = certificate_and_key();
-    let check = |cert_file: &str, key_file: &str, expected: &str| {
+    let (_, other_key) = certificate_and_key();
+    let check_files = |cert_file: &str, key_file: &str, expected: &str| {
         FakeMachine::with_key()
             .file("/etc/c.pem", cert_file)
             .file("/etc/k.pem", key_file)
@@ -94,23 +94,23 @@ fn an_invalid_tls_file_is_reported() {
     let at_cert =
         |message: &str| format!("/etc/k.toml:2:8: {message}\n  2 | cert = \"c.pem\"\n    |        ^^^^^^^\n");
     let at_key = |message: &str| format!("/etc/k.toml:3:7: {message}\n  3 | key = ***\n    |       ^^^\n");
-    check(
+    check_files(
         "",
         &key,
         &(at_cert("the file contains no certificate")
             + "    = write the path of a PEM file: -----BEGIN CERTIFICATE-----"),
     );
-    let exchange_advice =
+    let swap_advice =
         "    = `cert` names the file with the certificates, `key` the file with the private key";
-    check(&key, &key, &(at_cert("the file contains a private key, but no certificate") + exchange_advice));
-    check(&cert, &cert, &(at_key("the file contains a certificate, but no private key") + exchange_advice));
-    check(
+    check_files(&key, &key, &(at_cert("the file contains a private key, but no certificate") + swap_advice));
+    check_files(&cert, &cert, &(at_key("the file contains a certificate, but no private key") + swap_advice));
+    check_files(
         &cert,
-        &other,
+        &other_key,
         &(at_key("the private key belongs to another certificate")
             + "    = name the key of the certificate; the server's certificate comes first in its file"),
     );
-    check(
+    check_files(
         &cert,
         "nothing",
         &(at_key("the file contains no private key")
@@ -135,7 +135,7 @@ KEYCHOIR_SERVER__TLS__KEY: `/latin1.toml` cannot be read: it is not UTF-8 text (
     = write the path of a PEM file; openssl x509 -inform der converts a DER file
 ",
     );
-    // A setting with a reported problem is not also reported as missing.
+    // An invalid setting is reported once, and not as missing in addition.
     FakeMachine::with_key()
         .file("/etc/c.pem", &cert)
         .toml("server.tls = { cert = \"c.pem\", key = 3 }")
@@ -181,16 +181,16 @@ fn a_certificate_outside_its_validity_period_causes_a_warning() {
 }
 
 #[test]
-fn the_local_authority_is_in_the_directory_of_the_usage_database() {
+fn the_local_ca_is_in_the_directory_of_the_usage_database() {
     let location = |machine: &FakeMachine<'_>| machine.config().ca_location();
     let directory = |path: &str| CaLocation::Directory(path.into());
-    let fresh = FakeMachine::with_key();
-    assert_eq!(location(&fresh), directory("/home/me/.local/state/keychoir/tls"));
+    let machine = FakeMachine::with_key();
+    assert_eq!(location(&machine), directory("/home/me/.local/state/keychoir/tls"));
     assert_eq!(
-        location(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")),
+        location(&machine.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")),
         directory("/var/tls")
     );
-    let ephemeral = fresh.variable("KEYCHOIR_STORAGE__EPHEMERAL", "true");
+    let ephemeral = machine.variable("KEYCHOIR_STORAGE__EPHEMERAL", "true");
     assert_eq!(location(&ephemeral), CaLocation::Memory);
     assert_eq!(location(&ephemeral.toml("server.tls_directory = \"t\"")), directory("/etc/t"));
 }
