@@ -252,21 +252,28 @@ mod tests {
     fn only_changed_documents_are_events() {
         let mut recorded = RecordedState::default();
         let both_keys = |in_flight| vec![key("a", in_flight, 1), key("b", 0, 1)];
-        assert_eq!(changed(&mut recorded, both_keys(0), overview("1", 2)), ["a", "b", "overview"]);
-        assert!(changed(&mut recorded, both_keys(0), overview("1", 2)).is_empty());
-        assert_eq!(changed(&mut recorded, both_keys(1), overview("1", 2)), ["a"]);
-        assert_eq!(changed(&mut recorded, vec![key("b", 0, 1)], overview("1", 1)), ["-a", "overview"]);
-        assert_eq!(changed(&mut recorded, both_keys(1), overview("1", 2)), ["a", "overview"]);
+        assert_eq!(changed_documents(&mut recorded, both_keys(0), overview("1", 2)), ["a", "b", "overview"]);
+        assert!(changed_documents(&mut recorded, both_keys(0), overview("1", 2)).is_empty());
+        assert_eq!(changed_documents(&mut recorded, both_keys(1), overview("1", 2)), ["a"]);
+        assert_eq!(
+            changed_documents(&mut recorded, vec![key("b", 0, 1)], overview("1", 1)),
+            ["-a", "overview"]
+        );
+        assert_eq!(changed_documents(&mut recorded, both_keys(1), overview("1", 2)), ["a", "overview"]);
     }
 
     #[test]
     fn a_lost_redis_and_an_ended_replica_are_events() {
         let mut recorded = RecordedState::default();
-        changed(&mut recorded, Vec::new(), overview("1", 1));
+        changed_documents(&mut recorded, Vec::new(), overview("1", 1));
         for (path, value) in [("/shared", json!("alone")), ("/replicas/0/is_live", json!(false))] {
             let mut changed_overview = overview("1", 1);
             *changed_overview.pointer_mut(path).unwrap() = value;
-            assert_eq!(changed(&mut recorded, Vec::new(), changed_overview), ["overview"], "{path}");
+            assert_eq!(
+                changed_documents(&mut recorded, Vec::new(), changed_overview),
+                ["overview"],
+                "{path}"
+            );
         }
     }
 
@@ -280,8 +287,8 @@ mod tests {
     #[test]
     fn a_change_with_the_time_alone_is_not_an_event() {
         let mut recorded = RecordedState::default();
-        changed(&mut recorded, vec![key("a", 0, 1)], overview("1", 1));
-        let events = changed(&mut recorded, vec![key("a", 0, 2)], overview("12", 1));
+        changed_documents(&mut recorded, vec![key("a", 0, 1)], overview("1", 1));
+        let events = changed_documents(&mut recorded, vec![key("a", 0, 2)], overview("12", 1));
         assert!(events.is_empty(), "a forecast that moves with the time must not cause an event: {events:?}");
         assert!(
             recorded.overview.unwrap().document.contains("\"12\""),
