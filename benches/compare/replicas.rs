@@ -232,7 +232,8 @@ impl CommandCounts {
     }
 }
 
-/// Returns the kind of a command as MONITOR shows it: `members` for `"EVAL" "…" "6" "{keychoir:default}:1:members" …`.
+/// Returns the kind of a command as MONITOR shows it, such as `members` for
+/// `"EVAL" "…" "6" "{keychoir:default}:1:members" …`.
 fn command_kind(command: &str) -> String {
     let name = command.trim_start_matches('"').split('"').next().unwrap_or_default().to_lowercase();
     let key = command.split_once("}:1:").map_or("", |(_, key)| key);
