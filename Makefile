@@ -1,8 +1,9 @@
-# Checks, tests, benchmarks and fuzzing. `make check test` runs what a pull request must pass.
+# Runs the checks, tests, benchmarks and fuzz targets, and builds the static program, the images and the packages.
+# `make check test` runs what a pull request must pass.
 #
-# The targets install the packages that they need into directories that git ignores: the official SDKs, voice
-# frameworks, the Autobahn cases, schemathesis, PostgREST, and the proxies of the comparison. PostgreSQL, the forward proxies
-# tinyproxy and microsocks, redis-server, redis-sentinel and haproxy must be installed by the system's package manager.
+# The targets install the packages that they need into directories that git ignores: the official SDKs, the voice
+# frameworks, the Autobahn cases, schemathesis, PostgREST, and the proxies of the comparison. The package manager of the
+# system must install PostgreSQL, tinyproxy, microsocks, redis-server, redis-sentinel and haproxy.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
@@ -41,7 +42,7 @@ test-rust: postgrest
 test-model:
 	RUSTFLAGS="--cfg keychoir_model" CARGO_TARGET_DIR=target/model cargo test --locked --lib pool::model
 
-# Counts the instructions of each pure step of the request path with valgrind, and compares them with
+# Counts the instructions of each step of the request path without I/O with valgrind, and compares them with
 # benches/cost/bounds.txt.
 test-cost:
 	@command -v valgrind >/dev/null || { echo "test-cost needs valgrind: apt-get install valgrind"; exit 1; }
@@ -71,48 +72,51 @@ test-frameworks: build $(FRAMEWORKS)/.installed
 test-sockets: build $(SOCKETS)/.installed
 	$(SOCKETS)/bin/python tests/sockets/conformance.py target/debug/keychoir
 
-# Generated requests to the admin API against docs/openapi.json, by schemathesis.
+# Sends requests that schemathesis generates to the admin API, and compares the responses with docs/openapi.json.
 test-api: build $(API)/.installed
 	$(API)/bin/python tests/api/conformance.py target/debug/keychoir
 
-# Operates the dashboard in Chromium, which must be installed by the system's package manager (`chromium`).
+# Tests the dashboard in Chromium. The package manager of the system must install `chromium`.
 test-web: build $(WEB)/node_modules/.installed
 	@command -v chromium >/dev/null || { echo "test-web needs chromium: apt-get install chromium"; exit 1; }
 	cd $(WEB) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test --test-force-exit
 
-# Everything that is shipped: the static program, the images and deploy/ as below, and the packages.
+# Tests everything that is released: the static program, the images and deploy/ as below, and the packages.
 test-ship: test-ship-quick test-packages
 
-# The part of `make test`. Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
-# user root, buildah and busybox-static; without them these tests are skipped, and the last lines name the reasons.
-# TESTS_SKIP_NOTHING=1 makes that a failure. The program is the debug build, linked statically, which takes seconds and
-# is not small. `make test-image` runs the same with the released program.
+# Runs the static program and both images in separate root directories, and validates deploy/, as a part of `make test`.
+# The images and root directories need the user root, buildah and busybox-static. Without them, these tests are skipped,
+# and the last lines of the output contain the reasons. With TESTS_SKIP_NOTHING=1, they fail instead. The program is a
+# debug build, which is linked statically in a few seconds and is not small. `make test-image` runs the same tests with
+# the released program.
 test-ship-quick: $(SHIP)/.installed
 	cargo rustc --locked --bin keychoir -- -C target-feature=+crt-static
 	mkdir -p target/ship
 	cp target/debug/keychoir target/ship/keychoir
 	KEYCHOIR_STATIC_BIN=$(CURDIR)/target/ship/keychoir $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
-# Too slow for `make test`: the program of `make static`, which is a release build of several minutes, and its size.
+# Runs the same tests with the program of `make static`, and checks its size. It is not a part of `make test`, because
+# the release build takes several minutes.
 test-image: static $(SHIP)/.installed
 	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-$(MACHINE)-linux $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
-# Too slow for `make test`: the same for arm64, built by a cross compiler and run by an emulator. It needs what
-# `make static-aarch64` needs, and the package qemu-user-static.
+# Runs the same tests for arm64, with a program that is built by a cross compiler and run by an emulator. It needs the
+# packages of `make static-aarch64` and qemu-user-static. It is not a part of `make test`, because the build is slow.
 test-image-aarch64: static-aarch64 $(SHIP)/.installed
 	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-aarch64-linux \
 		KEYCHOIR_EMULATOR=$$(command -v qemu-aarch64-static) $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
-# Too slow for `make test`: builds `Dockerfile` completely, with the Rust toolchain and the compiler of this machine.
+# Builds the image of `Dockerfile` with the Rust toolchain and the C compiler of this machine. It is not a part of
+# `make test`, because the build is slow.
 test-image-build: $(SHIP)/.installed
 	$(SHIP)/bin/python tests/ship/build_image.py
 
-# The static program for Linux, in dist/: no library, no certificate and no file of the machine is needed to run it.
-# `--target` is needed although it is this machine's: procedural macros cannot be linked statically.
-# Without the second flag, random bytes would be read from /dev/urandom, because a static program does not find the
-# function of glibc by its name (getrandom 0.4).
-# `state` is the empty directory that an image needs for its volume.
-# Packed relocations make it 350 kB smaller. It must be built with glibc 2.36 or newer, which applies them at the start.
+# Builds the static program for Linux in dist/. It needs no library, certificate or other file of the machine.
+# `--target` is needed also for the target of this machine, because procedural macros cannot be linked statically. The
+# second flag makes the program read random bytes by a system call. Without it, they would be read from /dev/urandom,
+# because a static program does not find the function of glibc by its name (getrandom 0.4). The third flag packs the
+# relocations, which makes the program 350 kB smaller. The program must be built with glibc 2.36 or newer, which applies
+# packed relocations at the start. `dist/state` is the empty directory that an image needs for its volume.
 STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom" -C link-arg=-Wl,-z,pack-relative-relocs
 
 static: static-$(MACHINE)
@@ -124,7 +128,8 @@ static-x86_64 static-aarch64: static-%:
 	cp target/static/$*-unknown-linux-gnu/release/keychoir dist/keychoir-$*-linux
 	$(if $(filter $(MACHINE),$*),dist/keychoir-$*-linux --version)
 
-# On another machine than arm64: rustup target add aarch64-unknown-linux-gnu && apt-get install gcc-aarch64-linux-gnu
+# A machine with another processor than arm64 needs a cross compiler:
+# rustup target add aarch64-unknown-linux-gnu && apt-get install gcc-aarch64-linux-gnu
 ifneq ($(MACHINE),aarch64)
 static-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-gcc
 endif
@@ -172,11 +177,11 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 demo:
 	cargo demo
 
-# Clones the repository, builds it with an empty target directory and runs the demo. Prints what takes how long.
+# Clones the repository, builds it with an empty target directory and runs the demo. Prints the duration of each step.
 first-run:
 	$(PYTHON) tests/ship/first_run.py
 
-# The profile of the packages: `release` serves, and `demo` is built faster, for tests.
+# The build profile of the packages: `release` for releases, or `demo`, which is built faster, for tests.
 PACKAGE_PROFILE ?= release
 PACKAGE_PROGRAM = target/$(PACKAGE_PROFILE)/keychoir
 TOOLS := target/tools
@@ -193,11 +198,11 @@ packages: $(TOOLS)/cargo-deb-$(CARGO_DEB) $(TOOLS)/cargo-generate-rpm-$(CARGO_GE
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo generate-rpm --profile $(PACKAGE_PROFILE) --output dist
 	deploy/packages/tarball $(PACKAGE_PROGRAM) $$(rustc --print host-tuple)
 
-# The packages with their checksums.
+# Builds the packages and their checksums.
 dist: packages
 	deploy/packages/checksums
 
-# The tools are unoptimized, because they are built more often than they run long.
+# The tools are built without optimizations, because their build takes longer than their runs.
 $(TOOLS)/cargo-deb-$(CARGO_DEB):
 	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build --no-default-features cargo-deb@$(CARGO_DEB)
 	touch $@
@@ -206,46 +211,54 @@ $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build cargo-generate-rpm@$(CARGO_GENERATE_RPM)
 	touch $@
 
-# Too slow for `make test`, because it installs cargo-deb and cargo-generate-rpm. Installs, upgrades, removes and purges the
-# .deb in a root of its own, which needs root, debootstrap and lintian; checks the .rpm, the tarball, the Homebrew formula
-# and the Nix flake, for which rpm, ruby and nix-bin are needed; and checks versions and workflows. Without one of these,
-# a check is skipped as above.
+# Installs, upgrades, removes and purges the .deb in a separate root directory, which needs the user root, debootstrap
+# and lintian. Checks the .rpm, the tarball, the Homebrew formula and the Nix flake, which needs rpm, ruby and nix-bin.
+# Checks the versions and the workflows. A check whose programs are missing is skipped as above. It is not a part of
+# `make test`, because it builds cargo-deb and cargo-generate-rpm.
 test-packages: $(WORKFLOWS)/.installed
 	$(PYTHON) tests/ship/versions.py
 	$(WORKFLOWS)/bin/python tests/ship/workflows.py
 	$(MAKE) dist PACKAGE_PROFILE=demo
 	$(PYTHON) tests/ship/packages.py dist
 
-# Type-checks the Rust code for macOS and Windows, which needs
-# `rustup target add x86_64-apple-darwin aarch64-apple-darwin x86_64-pc-windows-gnu`. Others are skipped.
+# Type-checks the Rust code for macOS and Windows. Targets that are not installed are skipped:
+# `rustup target add x86_64-apple-darwin aarch64-apple-darwin x86_64-pc-windows-gnu` installs all of them.
 check-platforms:
 	$(PYTHON) tests/ship/platforms.py
 
-# Runs two replicas with redis-server and haproxy, and kills one of them under load: deploy/replicas/README.md.
+# Runs two replicas with redis-server and haproxy, and kills one of them under load (deploy/replicas/README.md).
 demo-replicas:
 	cargo build --locked --release
 	$(PYTHON) deploy/replicas/demo/demo.py target/release/keychoir
 
-# Checks licences, sources and duplicate crates. It needs `cargo install cargo-deny`.
+# Checks the licences, the sources and the duplicates of crates. It needs `cargo install cargo-deny`.
 deny:
 	cargo deny check bans licenses sources
 
-# Number of seeds of the simulation of several replicas, and of the one with 50 replicas and 200 workspaces.
+# Number of seeds of the simulation of several replicas, and of the simulation with 50 replicas and 200 workspaces.
 SIMULATION_SEEDS ?= 200
 SIMULATION_LARGE_SEEDS ?= 1
 
-# Simulates replicas on virtual time: src/shared/simulation.rs. A seed takes up to a minute, and one with 50 replicas much
-# longer.
+# Simulates several replicas with virtual time (src/shared/simulation.rs). A seed takes up to a minute, and a seed with
+# 50 replicas takes much longer.
 simulation:
 	KEYCHOIR_SIMULATION_SEEDS=$(SIMULATION_SEEDS) KEYCHOIR_SIMULATION_LARGE_SEEDS=$(SIMULATION_LARGE_SEEDS) \
 		cargo test --locked --lib shared::simulation
 
-# Runs the fault tests that take too long for `make test`: all Autobahn cases; overload by clients, connections and
-# upstream failures; misbehaving WebSocket sessions; a full, read-only or failing disk (with a tmpfs and `strace`, if
-# available); 100 kills under load; three replicas while Redis or a replica is lost; uploads of up to 1 GB that are refused
-# before, during and after the body. Finally it runs mutations of hostile clients and providers until one fails.
-# FAULTS_ROUNDS=1 stops after one round.
+# Runs the fault tests that take too long for `make test`:
+# - all Autobahn cases
+# - overload by clients and connections, and a failing provider
+# - misbehaving WebSocket sessions
+# - a full, read-only or failing disk, with a tmpfs and `strace` if they are available
+# - 100 kills under load
+# - three replicas while Redis or a replica is lost
+# - simulated replicas
+# - uploads of up to 1 GB that are refused before, during and after the body
+# Finally it runs mutations of hostile clients and providers until one fails. FAULTS_ROUNDS=1 stops after one round.
+
+# Maximum size of an upload in MB.
 FAULTS_LARGEST_MB ?= 1000
+# Number of kills.
 FAULTS_KILLS ?= 100
 # Duration of each phase of the replicas in seconds.
 FAULTS_PHASE_SECONDS ?= 10
@@ -262,11 +275,12 @@ faults: $(SOCKETS)/.installed
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 	$(MAKE) mutations
 
-# Number of rounds of mutations, or empty for no limit, and mutations per round.
+# Number of rounds of mutations, or empty for no limit, and number of mutations per round.
 FAULTS_ROUNDS ?=
 FAULTS_MUTATIONS ?= 1000
 
-# Each round uses a new seed. A failure prints the seed and the command that reproduces it.
+# Runs mutations of hostile clients and providers. Each round uses a new seed. A failed test prints the seed and the
+# command that repeats it.
 mutations:
 	cargo test --locked --no-run --test proxy
 	round=0; while [ "$$round" != "$(FAULTS_ROUNDS)" ]; do \
@@ -274,8 +288,9 @@ mutations:
 		round=$$((round + 1)); \
 	done
 
-# Measures the pure steps of a request, key selection, usage records, log lines, WebSocket sessions, the HTTP/1.1
-# client compared with hyper's, Keychoir compared with other proxies, replicas with and without Redis, and the dashboard.
+# Measures the steps of a request without I/O, the key selection, the usage records, the log lines, the WebSocket
+# sessions, the HTTP/1.1 client compared with hyper's, Keychoir compared with other proxies, replicas with and without
+# Redis, and the dashboard.
 bench: bench-compare bench-replicas bench-dashboard
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
@@ -284,8 +299,8 @@ bench: bench-compare bench-replicas bench-dashboard
 	cargo bench --locked --bench sockets
 	cargo bench --locked --bench client_half
 
-# nginx and HAProxy must be installed by the system's package manager. Proxies that are not installed are skipped, and
-# so is Pingora if it cannot be built.
+# Compares Keychoir with other proxies. The package manager of the system must install nginx and HAProxy. Proxies that
+# are not installed are skipped, and Pingora is skipped if it cannot be built.
 bench-compare: $(PEERS)/.installed
 	-PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" cargo build --locked --release \
 		--manifest-path benches/compare/pingora/Cargo.toml --target-dir target/pingora
@@ -295,8 +310,8 @@ bench-compare: $(PEERS)/.installed
 bench-replicas:
 	cargo bench --locked --bench compare -- replicas
 
-# Compares the latency of requests without and with 20 open tabs of the dashboard, and measures its memory, and its pages with
-# 10 million attempts of 1,000 keys in the database, which needs 4 GB of disk.
+# Compares the latency of requests with and without 20 open tabs of the dashboard, measures the memory of its pages, and
+# measures the pages with 10 million attempts of 1,000 keys in the database, which needs 4 GB of disk space.
 bench-dashboard:
 	cargo build --locked --release --bin keychoir
 	$(PYTHON) benches/dashboard.py target/release/keychoir
@@ -305,7 +320,8 @@ bench-dashboard:
 # Duration of each fuzz target in seconds.
 FUZZ_SECONDS ?= 60
 
-# It needs `cargo install cargo-fuzz`. RUSTC_BOOTSTRAP allows the unstable compiler flag of the sanitizer.
+# Runs each fuzz target. It needs `cargo install cargo-fuzz`. RUSTC_BOOTSTRAP permits the unstable compiler flag of the
+# sanitizer.
 fuzz:
 	for target in head response replay classify blanking frames; do \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \

@@ -1,17 +1,18 @@
-"""Compares the latency of requests without and with 20 open tabs of the dashboard, and measures Keychoir's memory over
-1,000 loads of every page.
+"""Compares the latency of requests with and without 20 open tabs of the dashboard, and measures the memory of Keychoir
+over 1,000 loads of each page.
 
-A tab holds a stream of events as `app.js` does, and a tab of the overview is loaded again every minute, with its assets
-and a new stream. A round measures without tabs, with tabs of the overview, again without tabs, and with tabs of the live
-list; the two measurements without tabs show the noise of the machine. The tabs are in a process of the lowest priority,
-because they would run on another machine. For 30 seconds after the last tab, the program still records requests for it.
+Each tab keeps a stream of events open as `app.js` does. A tab of the overview is loaded again every minute, with its
+assets and a new stream. Each round has four measurements: without tabs, with tabs of the overview, again without tabs,
+and with tabs of the live list. The two measurements without tabs show how much results vary on the machine. The tabs
+are in a process of the lowest priority, because browsers usually run on other machines. Keychoir records events for 30
+seconds after the last tab was closed.
 
-The exit code is 1 if the p99 is more than MAX_RATIO times that without tabs in three of four rounds and in all requests
-together, or if the memory grows by more than MAX_GROWTH after 100 loads of every page. It needs only Python and the built
-program:
+The exit code is 1 if the p99 with tabs is more than MAX_RATIO times the p99 without tabs, both in three of four rounds
+and in all requests together, or if the memory grows by more than MAX_GROWTH_BYTES after 100 loads of each page. The
+script needs only Python and the built program:
 
-    python3 benches/dashboard.py target/release/keychoir [--rounds NUMBER] [--seconds NUMBER] [--tabs NUMBER] [--keys NUMBER]
-        [--only memory|latency]
+    python3 benches/dashboard.py target/release/keychoir [--rounds NUMBER] [--seconds NUMBER] [--tabs NUMBER]
+        [--keys NUMBER] [--only memory|latency]
 """
 
 import argparse
@@ -32,15 +33,17 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests", "fault
 from proxy_process import memory_bytes, processor_seconds, start_proxy
 
 ADMIN_TOKEN = "kca_admin_token_of_the_bench"
-# Far below the limit of one core, so that the latency does not include a queue.
+# The rate is far below the maximum of one core, so that requests are not queued.
 REQUESTS_PER_SECOND = 400
 # The interval at which `app.js` loads the overview again.
 RELOAD_SECONDS = 60
 PAGES = ["", "keys", "live", "usage", "usage?by=key", "clients", "connect", "system"]
 ASSETS = ["app.js", "app.css", "icon.svg", "uplot.js", "uplot.css"]
+# The stream of each page that has one.
 STREAMS = {"": "events?only=state&keys=", "live": "events?only=requests"}
+# The numbers of loads after which the memory is measured.
 LOADS = [100, 300, 1_000]
-MAX_GROWTH = 2 * 2**20
+MAX_GROWTH_BYTES = 2 * 2**20
 MAX_RATIO = 1.05
 SPEECH_BODY = json.dumps({"text": "Hello there", "model_id": "eleven_flash_v2_5"}).encode()
 SPEECH = ("POST", "/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb", SPEECH_BODY)
@@ -56,44 +59,46 @@ def sign_in(port):
     headers = {"origin": f"http://127.0.0.1:{port}", "content-type": "application/x-www-form-urlencoded"}
     connection.request("POST", "/_/login", f"code={code}", headers)
     response = connection.getresponse()
-    assert response.status == 303, response.status
+    assert response.status == 303, f"the code must open a session, not {response.status}"
     return {"cookie": response.headers["set-cookie"].split(";")[0]}
 
 
 class Browser:
-    """Loads pages on one connection, and the assets of a page only if they have changed."""
+    """Loads pages on one connection. Assets are loaded only if they have changed."""
 
     def __init__(self, port, session):
         self.port, self.session = port, session
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
         self.tags = {}
-        # The keys that the last page shows.
+        # The ids of the keys on the last page.
         self.keys = ""
 
     def load(self, name):
+        """Loads a page and its assets."""
         self.connection.request("GET", f"/_/{name}", headers=self.session)
         response = self.connection.getresponse()
         page = response.read()
         assert response.status == 200 and b"Sign out" in page, response.status
         self.keys = ",".join(re.findall(r'data-key="(\w+)"', page.decode()))
         for asset in ASSETS:
-            known = {"if-none-match": self.tags[asset]} if asset in self.tags else {}
-            self.connection.request("GET", f"/_/assets/{asset}", headers={"accept-encoding": "gzip", **known})
+            condition = {"if-none-match": self.tags[asset]} if asset in self.tags else {}
+            self.connection.request("GET", f"/_/assets/{asset}", headers={"accept-encoding": "gzip", **condition})
             response = self.connection.getresponse()
             response.read()
-            assert response.status == (304 if known else 200), response.status
+            assert response.status == (304 if condition else 200), response.status
             self.tags[asset] = response.headers["etag"]
 
     def open_stream(self, name):
+        """Opens the stream of events of a page."""
         stream = socket.create_connection(("127.0.0.1", self.port))
-        lines = "".join(f"{name}: {value}\r\n" for name, value in self.session.items())
+        header_lines = "".join(f"{header}: {content}\r\n" for header, content in self.session.items())
         path = STREAMS[name] + (self.keys if name == "" else "")
-        stream.sendall(f"GET /_/{path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{lines}\r\n".encode())
+        stream.sendall(f"GET /_/{path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{header_lines}\r\n".encode())
         assert stream.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         return stream
 
 
-def look(port, session, tabs, name, ready, stop):
+def run_tabs(port, session, tabs, name, ready, stop):
     """Opens the tabs, reads their streams and loads their pages again until `stop` is set."""
     os.nice(19)
     browser, selector = Browser(port, session), selectors.DefaultSelector()
@@ -129,11 +134,12 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
 
     def measure(self, seconds):
-        """Returns the latencies in ms. A request is sent at its time, unless the previous request has not ended."""
+        """Sends requests for `seconds`. Returns their latencies in ms. A request is sent at its scheduled time, or
+        after the previous request if that took longer."""
         latencies = []
-        start = time.monotonic()
+        started_at = time.monotonic()
         for number in range(int(seconds * REQUESTS_PER_SECOND)):
-            time.sleep(max(0, start + number / REQUESTS_PER_SECOND - time.monotonic()))
+            time.sleep(max(0, started_at + number / REQUESTS_PER_SECOND - time.monotonic()))
             sent_at = time.perf_counter()
             self.connection.request(*SPEECH, SPEECH_HEADERS)
             response = self.connection.getresponse()
@@ -145,31 +151,34 @@ class Client:
 
 @contextlib.contextmanager
 def open_tabs(port, session, tabs, name):
-    """Keeps tabs of a page open; `None` for no tabs."""
+    """Keeps tabs of the page `name` open during the block, or no tabs if it is `None`."""
     if name is None:
         yield
         return
     ready, stop = multiprocessing.Event(), multiprocessing.Event()
-    process = multiprocessing.Process(target=look, args=(port, session, tabs, name, ready, stop))
+    process = multiprocessing.Process(target=run_tabs, args=(port, session, tabs, name, ready, stop))
     process.start()
     assert ready.wait(60), "the tabs must open"
     yield
     stop.set()
     process.join(60)
-    assert process.exitcode == 0, "no tab may fail"
+    assert process.exitcode == 0, "the process of the tabs must not fail"
 
 
 def percentile(values, share):
+    """Returns the value that this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def spread(values):
+def format_quartiles(values):
+    """Returns the median, with the first and the third quartile in parentheses."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
-def compare(keychoir, port, arguments):
-    """Prints the ratios to the latency and processor time without tabs. Returns whether they are small enough."""
+def measure_latency(keychoir, port, arguments):
+    """Prints the latency and the processor time with tabs, as ratios to those without tabs. Returns whether the latency
+    is within its limit."""
     client, session = Client(port), sign_in(port)
     client.measure(2)
     slots = [("no tabs", None), ("overview", ""), ("again no tabs", None), ("live list", "live")]
@@ -180,11 +189,11 @@ def compare(keychoir, port, arguments):
         slots.append(slots.pop(0))
         for name, page in slots:
             with open_tabs(port, session, arguments.tabs, page):
-                before = processor_seconds(keychoir)
+                seconds_before = processor_seconds(keychoir)
                 latencies = client.measure(arguments.seconds)
-                used = (processor_seconds(keychoir) - before) / len(latencies) * 1_000_000
+                processor_micros = (processor_seconds(keychoir) - seconds_before) / len(latencies) * 1_000_000
             all_latencies[name] += latencies
-            figures[name].append((percentile(latencies, 0.5), percentile(latencies, 0.99), used))
+            figures[name].append((percentile(latencies, 0.5), percentile(latencies, 0.99), processor_micros))
     print(
         f"{arguments.tabs} tabs, {arguments.keys} keys, {REQUESTS_PER_SECOND} speech requests per second,"
         f" {arguments.rounds} rounds of {arguments.seconds} s for each; ratios to no tabs in the same round: median (quartiles)"
@@ -193,23 +202,24 @@ def compare(keychoir, port, arguments):
     print("|---|---|---|---|---|")
     baseline = figures["no tabs"]
     medians = [statistics.median(column) for column in zip(*baseline)]
-    without = all_latencies["no tabs"] + all_latencies["again no tabs"]
-    total = percentile(without, 0.99)
-    print(f"| no tabs | {medians[0]:.3f} ms | {medians[1]:.3f} ms | {total:.3f} ms | {medians[2]:.0f} µs |")
+    latencies_without_tabs = all_latencies["no tabs"] + all_latencies["again no tabs"]
+    overall_p99 = percentile(latencies_without_tabs, 0.99)
+    print(f"| no tabs | {medians[0]:.3f} ms | {medians[1]:.3f} ms | {overall_p99:.3f} ms | {medians[2]:.0f} µs |")
     is_ok = True
     for name in ("again no tabs", "overview", "live list"):
-        ratios = [[new / old for new, old in zip(*pair)] for pair in zip(figures[name], reference(figures, name))]
+        ratios = [[new / old for new, old in zip(*pair)] for pair in zip(figures[name], baseline_of(figures, name))]
         columns = list(zip(*ratios))
-        ratio = percentile(all_latencies[name], 0.99) / total
-        p50, p99, processor_time = map(spread, columns)
+        ratio = percentile(all_latencies[name], 0.99) / overall_p99
+        p50, p99, processor_time = map(format_quartiles, columns)
         print(f"| {name} | {p50} | {p99} | {ratio:.3f} | {processor_time} |")
         is_slower = statistics.quantiles(columns[1], n=4)[0] > MAX_RATIO and ratio > MAX_RATIO
         is_ok &= name == "again no tabs" or not is_slower
     return is_ok
 
 
-def reference(figures, name):
-    """Returns the figures without tabs of each round: the mean of both measurements for the tabs."""
+def baseline_of(figures, name):
+    """Returns the figures of each round with which those of `name` are compared. Measurements with tabs are compared
+    with the mean of both measurements without tabs."""
     if name == "again no tabs":
         return figures["no tabs"]
     pairs = zip(figures["no tabs"], figures["again no tabs"])
@@ -217,22 +227,22 @@ def reference(figures, name):
 
 
 def measure_memory(keychoir, port):
-    """Prints the memory after loads of every page. Returns whether it does not grow."""
+    """Prints the memory after numbers of loads of each page. Returns whether its growth is within the limit."""
     browser = Browser(port, sign_in(port))
     seconds = dict.fromkeys(PAGES, 0.0)
     memory = {}
     for count in range(1, LOADS[-1] + 1):
         for name in PAGES:
-            start = time.perf_counter()
+            started_at = time.perf_counter()
             browser.load(name)
-            seconds[name] += time.perf_counter() - start
+            seconds[name] += time.perf_counter() - started_at
             if name in STREAMS:
                 browser.open_stream(name).close()
         if count in LOADS:
             memory[count] = memory_bytes(keychoir)
             print(f"{memory[count] / 2**20:.1f} MiB after {count} loads of each of {len(PAGES)} pages")
     print("; ".join(f"/_/{name} {total / LOADS[-1] * 1_000:.1f} ms" for name, total in seconds.items()), "with assets")
-    return memory[LOADS[-1]] - memory[LOADS[0]] <= MAX_GROWTH
+    return memory[LOADS[-1]] - memory[LOADS[0]] <= MAX_GROWTH_BYTES
 
 
 def main():
@@ -246,12 +256,12 @@ def main():
     arguments = parser.parse_args()
     keys = [f"sk_dashboard_key_number_{number:05d}" for number in range(arguments.keys)]
     gc.disable()
-    measures = {"memory": measure_memory, "latency": lambda keychoir, port: compare(keychoir, port, arguments)}
-    results = []
-    for measure in [measures[arguments.only]] if arguments.only else measures.values():
+    measurements = {"memory": measure_memory, "latency": lambda keychoir, port: measure_latency(keychoir, port, arguments)}
+    outcomes = []
+    for measure in [measurements[arguments.only]] if arguments.only else measurements.values():
         with start_proxy(arguments.binary, keys=keys, KEYCHOIR_ADMIN_TOKEN=ADMIN_TOKEN) as (keychoir, port, _):
-            results.append(measure(keychoir, port))
-    return 0 if all(results) else 1
+            outcomes.append(measure(keychoir, port))
+    return 0 if all(outcomes) else 1
 
 
 if __name__ == "__main__":

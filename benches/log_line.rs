@@ -1,12 +1,12 @@
-//! Measures the cost of the log line of a request, in the thread that logs it and in the writer thread. The lines are
-//! logged in bursts, like the lines of a busy proxy, into a pipe that another thread reads.
+//! Measures the cost of the log line of a request, on the thread that logs it and on the thread that writes it. The
+//! lines are logged in bursts, like the lines of a busy proxy, and written into a pipe that another thread reads.
 //!
 //! ```text
 //! cargo bench --bench log_line
 //! ```
 //!
-//! The variables are `BENCH_RATE` (lines per second), `BENCH_SECONDS` and `BENCH_FORM` (json or terminal).
-//! Linux only.
+//! Environment variables set the parameters: `BENCH_RATE` (lines per second), `BENCH_SECONDS` and `BENCH_FORM` (`json`
+//! or `terminal`). The benchmark runs only on Linux.
 
 #![allow(
     clippy::unwrap_used,
@@ -56,7 +56,7 @@ fn main() {
     });
     telemetry::start(format, "info", LogSink::queued(writer, format).unwrap()).unwrap();
 
-    // The writer thread sets its name before its first write, so the name can be found afterwards.
+    // The writer thread sets its name before its first write, so that the thread can be found by its name afterwards.
     info!(event = "begin", "begin");
     telemetry::flush();
 
@@ -77,14 +77,14 @@ fn main() {
     }
     let writer_nanos = writer_thread_nanos() - nanos_before;
     let lines = f64::from(BURSTS_PER_SECOND * seconds * lines_per_burst);
-    println!("{format:?}, {lines_per_burst} lines at once, {BURSTS_PER_SECOND} times a second:");
+    println!("{format:?}, {BURSTS_PER_SECOND} bursts per second of {lines_per_burst} lines:");
     println!(
-        "the logging thread, ns a line (median of the bursts): {:.0}",
+        "the logging thread, ns per line (median of the bursts): {:.0}",
         median(nanos_per_line.into_iter())
     );
-    println!("the thread `log`, ns a line: {:.0}", writer_nanos / lines);
+    println!("the thread `log`, ns per line: {:.0}", writer_nanos / lines);
     info!(event = "end", "{LAST_MESSAGE}");
-    println!("bytes a line: {:.0}", reader_thread.unwrap().join().unwrap() as f64 / lines);
+    println!("bytes per line: {:.0}", reader_thread.unwrap().join().unwrap() as f64 / lines);
 }
 
 /// Logs the event of a request as the proxy does.
@@ -114,10 +114,10 @@ fn log_request(request_id: &str, total_ms: u64) {
 /// Returns the processor time of the writer thread, in nanoseconds.
 fn writer_thread_nanos() -> f64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-    let text = |task: &Path, file: &str| fs::read_to_string(task.join(file)).unwrap();
+    let read_file = |task: &Path, file: &str| fs::read_to_string(task.join(file)).unwrap();
     let writer_thread = tasks
         .into_iter()
-        .find(|task| text(task, "comm").trim() == "log")
+        .find(|task| read_file(task, "comm").trim() == "log")
         .expect("the log must have a writer thread");
-    text(&writer_thread, "schedstat").split_whitespace().next().unwrap().parse().unwrap()
+    read_file(&writer_thread, "schedstat").split_whitespace().next().unwrap().parse().unwrap()
 }

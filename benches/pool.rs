@@ -1,5 +1,6 @@
-//! Measures the pool's work for a request: reserve, charge and release, by strategy and number of keys, in nanoseconds
-//! on one thread. There is no network, runtime or queue: every request finds a free key or is rejected immediately.
+//! Measures the time that the pool needs for a request, on one thread, by strategy and number of keys: to reserve a
+//! key, to charge the credits, and to release the key. There is no network, runtime or queue: each request finds a free
+//! key or is rejected immediately.
 //!
 //! ```text
 //! cargo bench --bench pool
@@ -35,7 +36,8 @@ use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, RefusedAtte
 use keychoir::secret::ApiKey;
 use pool_settings::{HOUR, pool_settings};
 
-const SIZES: [usize; 4] = [1, 10, 100, 1_000];
+/// The numbers of keys in the measured pools.
+const POOL_SIZES: [usize; 4] = [1, 10, 100, 1_000];
 /// Each result is the median of this number of samples.
 const SAMPLES: usize = 15;
 /// Approximate duration of a sample, which determines its repetitions.
@@ -50,20 +52,20 @@ fn main() {
             move || bench.serve()
         });
     }
-    let first = Strategy::DEFAULT;
+    let fill_first = Strategy::DEFAULT;
     println!("\nfill-first, in other pools, ns");
     print_header();
     print_row("all of one workspace", |count| {
-        let bench = PoolBench::new(count, first, |_| Some("studio".to_owned()));
+        let bench = PoolBench::new(count, fill_first, |_| Some("studio".to_owned()));
         move || bench.serve()
     });
     print_row("only the last has credits", |count| {
-        let bench = PoolBench::with_separate_workspaces(count, first);
+        let bench = PoolBench::with_separate_workspaces(count, fill_first);
         bench.exhaust(count - 1);
         move || bench.serve()
     });
     print_row("all full: refused", |count| {
-        let bench = PoolBench::with_separate_workspaces(count, first);
+        let bench = PoolBench::with_separate_workspaces(count, fill_first);
         let leases = bench.reserve_all_slots();
         move || {
             black_box(&leases);
@@ -71,7 +73,7 @@ fn main() {
         }
     });
     print_row("all exhausted: refused", |count| {
-        let bench = PoolBench::with_separate_workspaces(count, first);
+        let bench = PoolBench::with_separate_workspaces(count, fill_first);
         bench.exhaust(count);
         move || assert!(matches!(bench.reserve(), Err(Unavailable::Exhausted { .. })))
     });
@@ -79,20 +81,21 @@ fn main() {
 
 fn print_header() {
     print!("{:<28}", "keys");
-    SIZES.iter().for_each(|size| print!("{size:>10}"));
+    POOL_SIZES.iter().for_each(|size| print!("{size:>10}"));
     println!();
 }
 
-fn print_row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
+/// Prints the duration of a call for each pool size. `prepare` returns the call for a pool of a given size.
+fn print_row<F: FnMut()>(name: &str, prepare: impl Fn(usize) -> F) {
     print!("{name:<28}");
-    for size in SIZES {
-        print!("{:>10.0}", nanoseconds(make(size)));
+    for size in POOL_SIZES {
+        print!("{:>10.0}", measure_nanoseconds(prepare(size)));
     }
     println!();
 }
 
 /// Returns the median duration of a call, in nanoseconds.
-fn nanoseconds(mut call: impl FnMut()) -> f64 {
+fn measure_nanoseconds(mut call: impl FnMut()) -> f64 {
     let mut measure_repetitions = |repetitions: u32| {
         let started_at = Instant::now();
         (0..repetitions).for_each(|_| call());
@@ -109,6 +112,7 @@ fn nanoseconds(mut call: impl FnMut()) -> f64 {
     samples[SAMPLES / 2]
 }
 
+/// A pool, and a request for a key.
 struct PoolBench {
     pool: Arc<Pool>,
     request: KeyRequest,
@@ -150,7 +154,7 @@ impl PoolBench {
         Self { pool, request }
     }
 
-    /// Runs the pool operations of a served request, from loading the roster to the release.
+    /// Runs the operations of the pool for a served request, from loading the roster to the release of the key.
     fn serve(&self) {
         let roster = self.pool.roster();
         let Reserved { mut lease, transitions } = reserve(&self.pool, &roster, &self.request).unwrap();
@@ -192,7 +196,7 @@ impl PoolBench {
 /// Reserves a key. A free key is reserved without waiting, so the first poll completes.
 fn reserve(pool: &Arc<Pool>, roster: &Arc<Roster>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
     match pin!(pool.reserve(roster, request)).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => result,
+        Poll::Ready(reservation) => reservation,
         Poll::Pending => panic!("the reservation must not wait"),
     }
 }

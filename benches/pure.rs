@@ -1,4 +1,5 @@
-//! Measures the time of each pure step of the request path, on one thread.
+//! Measures the time of each step in `benches/request_steps`, which are the steps of the request path without I/O, on
+//! one thread.
 //!
 //! ```text
 //! cargo bench --bench pure
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use request_steps::STEPS;
 
-/// Inputs are prepared in batches of this size, so that they stay in the caches of the processor, like data that was
-/// just read.
+/// The number of inputs that are prepared together. It is small, so that the inputs stay in the caches of the
+/// processor, like bytes that were just read from a socket.
 const BATCH_SIZE: usize = 16;
 
 fn measure_steps(criterion: &mut Criterion) {

@@ -6,8 +6,9 @@
 //! cargo bench --bench sockets
 //! ```
 //!
-//! The variables are `BENCH_SESSIONS` (idle sessions), `BENCH_BUSY` (busy sessions), `BENCH_RATE` (messages per second
-//! and session), `BENCH_SECONDS` (of a busy round) and `BENCH_ROUNDS`. Linux only.
+//! Environment variables set the parameters: `BENCH_SESSIONS` (idle sessions), `BENCH_BUSY` (busy sessions),
+//! `BENCH_RATE` (messages per second and session), `BENCH_SECONDS` (seconds per busy round) and `BENCH_ROUNDS`. The
+//! benchmark runs only on Linux.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,7 +52,7 @@ const ECHO_PATH: &str = "/v1/something/new";
 const MAX_SESSION_BYTES: f64 = 20.0 * 1024.0;
 /// Maximum latency that the proxy adds at the 99th percentile.
 const MAX_ADDED_MS: f64 = 1.0;
-/// Minimum ratio of the sent to the requested messages. A round below it is reported.
+/// Minimum ratio of the sent messages to the requested ones. The benchmark reports rounds with a lower ratio.
 const MIN_SENT_RATIO: f64 = 0.97;
 
 fn main() {
@@ -118,11 +119,14 @@ impl BenchmarkSetup {
     }
 }
 
-/// Which of the two connections of a session use TLS.
+/// The connections of a session that use TLS.
 #[derive(Clone, Copy)]
 enum TlsMode {
+    /// No connection.
     Ws,
+    /// The connection of the client to the proxy.
     Wss,
+    /// The connection of the proxy to the provider.
     WsToWss,
 }
 
@@ -185,7 +189,7 @@ fn current_thread_runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Prints the memory of an idle session, for each TLS mode and each message before.
+/// Prints the memory of an idle session, for each TLS mode and for each message that the session has sent before.
 async fn measure_idle_sessions(setup: &BenchmarkSetup, sessions: u32, rounds: u32) {
     println!("{sessions} idle sessions, {rounds} alternating rounds, each with a new proxy;");
     println!("memory of the proxy in KiB per session (PSS): median (lowest to highest)");
@@ -244,9 +248,9 @@ async fn memory_per_session(
     // The first sessions allocate the memory that does not depend on the number of sessions.
     drop(open_sessions(20).await);
     wait_until_sessions_are_closed(proxy_program);
-    let memory_before = proxy_program.memory();
+    let memory_before = proxy_program.memory_bytes();
     let idle_sessions = open_sessions(sessions).await;
-    let memory_after = proxy_program.memory();
+    let memory_after = proxy_program.memory_bytes();
     drop(idle_sessions);
     (memory_after - memory_before) / f64::from(sessions)
 }
@@ -258,8 +262,8 @@ fn wait_until_sessions_are_closed(proxy_program: &RunningProgram) {
     }
 }
 
-fn print_verdict(statement: &str, holds: bool) {
-    println!("{statement}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
+fn print_verdict(requirement: &str, is_met: bool) {
+    println!("{requirement}: {}", if is_met { "holds" } else { "DOES NOT HOLD" });
 }
 
 /// The results of a round.
@@ -279,7 +283,7 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
     println!("ms from a message to its echo: median (lowest to highest)");
     println!(
         "{:<10}{:<10}{:>24}{:>24}{:>12}{:>14}",
-        "message", "", "p50", "p99", "driven/s", "proxy µs each"
+        "message", "", "p50", "p99", "messages/s", "proxy µs each"
     );
     let proxy_program = setup.start_proxy(TlsMode::Ws);
     let mut is_within_limit = true;
@@ -393,7 +397,7 @@ fn encode_frame(message: &str) -> Vec<u8> {
     bytes
 }
 
-/// The client's end of a session.
+/// A session of a client.
 struct Session {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     buffer: Vec<u8>,
@@ -421,7 +425,11 @@ impl Session {
             // The server sends nothing before the first message.
             assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "the connection must stay open");
         }
-        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        assert!(
+            head.starts_with(b"HTTP/1.1 101 "),
+            "the session must be accepted: {}",
+            String::from_utf8_lossy(&head)
+        );
         Self { stream, buffer: Vec::new() }
     }
 

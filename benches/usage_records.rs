@@ -45,6 +45,7 @@ use harness::{
     start_simulator,
 };
 
+/// The number of connections, each with a client that sends one request at a time.
 const CONNECTIONS: u32 = 48;
 const KEYS: usize = 3;
 /// The minimum ratio of the measured rate to the requested rate. The benchmark reports rounds with a lower ratio.
@@ -92,17 +93,17 @@ fn main() {
     let proxies = [("file", start_proxy_with(&[])), ("ephemeral", start_proxy_with(&["--ephemeral"]))];
 
     println!(
-        "{rate} requests/s over {CONNECTIONS} connections; {rounds} rounds of {seconds} s per proxy, alternating"
+        "{rate} requests/s over {CONNECTIONS} connections, {rounds} alternating rounds of {seconds} s per proxy"
     );
     println!("processor time of the proxy in µs per request: median (lowest to highest)");
-    let request_path_cost = request_path_micros();
-    println!("cost of a usage record on the request path (permit, record, queue): {request_path_cost:.2}");
+    let request_path_micros = measure_request_path_micros();
+    println!("cost of a usage record on the request path (permit, record, queue): {request_path_micros:.2}");
     println!(
         "{:<8}{:<11}{:>9}{:>24}{:>24}{:>9}{:>9}{:>9}",
         "request", "storage", "req/s", "all threads", "thread `usage-store`", "share", "wakes/s", "p99 ms"
     );
     for (request_name, request) in [("GET", get_request()), ("TTS", speech_request())] {
-        // The first requests of a proxy open connections and files, so the results of the first round are discarded.
+        // The first requests of a proxy open connections and files, so the results of a first round are discarded.
         for (_, proxy) in &proxies {
             let _ = run_round(proxy, &request, rate, 1);
         }
@@ -113,7 +114,7 @@ fn main() {
             }
         }
         for ((storage, _), results) in proxies.iter().zip(&results_by_proxy) {
-            print_results(request_name, storage, results, request_path_cost);
+            print_results(request_name, storage, results, request_path_micros);
         }
         let [file, ephemeral] =
             results_by_proxy.map(|results| median(results.iter().map(|round| round.all_threads_micros)));
@@ -123,7 +124,7 @@ fn main() {
 }
 
 /// Prints one row: the results of all rounds of one proxy with one request.
-fn print_results(request_name: &str, storage: &str, rounds: &[RoundResults], request_path_cost: f64) {
+fn print_results(request_name: &str, storage: &str, rounds: &[RoundResults], request_path_micros: f64) {
     let median_of = |field: &dyn Fn(&RoundResults) -> f64| median(rounds.iter().map(field));
     let range_of = |field: fn(&RoundResults) -> f64| format_median_and_range(rounds.iter().map(field), 1);
     println!(
@@ -131,8 +132,8 @@ fn print_results(request_name: &str, storage: &str, rounds: &[RoundResults], req
         median_of(&|round| round.requests_per_second),
         range_of(|round| round.all_threads_micros),
         range_of(|round| round.writer_thread_micros),
-        median_of(&|round| (round.writer_thread_micros + request_path_cost)
-            / (round.all_threads_micros - round.writer_thread_micros - request_path_cost)
+        median_of(&|round| (round.writer_thread_micros + request_path_micros)
+            / (round.all_threads_micros - round.writer_thread_micros - request_path_micros)
             * 100.0),
         median_of(&|round| round.wakeups_per_second),
         median_of(&|round| round.p99_ms),
@@ -142,9 +143,9 @@ fn print_results(request_name: &str, storage: &str, rounds: &[RoundResults], req
     }
 }
 
-/// Measures the cost of a usage record on the request path, in µs: of acquiring a permit, creating the record and
-/// queueing it.
-fn request_path_micros() -> f64 {
+/// Measures the time of a usage record on the request path, in µs: to acquire a permit, to create the record and to
+/// queue it.
+fn measure_request_path_micros() -> f64 {
     const RECORDS: usize = 100;
     const ROUNDS: usize = 2_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -198,7 +199,7 @@ fn request_path_micros() -> f64 {
     elapsed.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
 }
 
-/// Returns a request that the simulator answers with a body of two bytes.
+/// Returns a GET request, to which the simulator responds with a body of two bytes.
 fn get_request() -> Vec<u8> {
     b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
 }
@@ -304,9 +305,9 @@ async fn send_requests(
 fn is_complete(response: &[u8]) -> bool {
     let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let head = std::str::from_utf8(&response[..end]).unwrap().to_ascii_lowercase();
-    assert!(head.starts_with("http/1.1 200"), "{head}");
+    assert!(head.starts_with("http/1.1 200"), "the request must be served: {head}");
     match head.split("content-length: ").nth(1) {
-        Some(value) => response.len() == end + 4 + value.lines().next().unwrap().parse::<usize>().unwrap(),
+        Some(length) => response.len() == end + 4 + length.lines().next().unwrap().parse::<usize>().unwrap(),
         None => response.ends_with(b"\r\n0\r\n\r\n"),
     }
 }

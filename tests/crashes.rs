@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use support::program::{Program, keychoir_command};
 use support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, bind_loopback, join_all, wait_until};
 
+/// The number of clients that send requests at the same time.
 const CLIENTS: usize = 8;
 
 /// Configures a command that runs the binary in front of the simulator, with its database at `database`.
@@ -83,8 +84,8 @@ async fn send_until_failure(
     }
 }
 
-/// Returns the recorded request IDs. The function reads a copy of the database, because only Keychoir may recover
-/// the original.
+/// Returns the IDs of the recorded requests, after a check of the database. The function reads a copy, because an
+/// opened database would be recovered, which only Keychoir may do with the original.
 fn recorded_ids(database: &Path) -> HashSet<String> {
     let directory = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
@@ -95,7 +96,7 @@ fn recorded_ids(database: &Path) -> HashSet<String> {
     }
     let connection = Connection::open(directory.path().join("copy.db")).unwrap();
     let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(integrity, "ok");
+    assert_eq!(integrity, "ok", "the database must be intact");
     let count_and_sum = |sql: &str| -> (i64, i64) {
         connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     };
@@ -135,7 +136,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
         );
         let killing = async {
             wait_until(|| response_count.load(Ordering::Relaxed) >= kill_after_responses).await;
-            // Runs on another thread, so that the clients continue to read and their times are exact.
+            // `kill` runs on another thread, so that the clients continue to read and their times are exact.
             keychoir::tasks::spawn_blocking(move || {
                 assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
                 clock::instant()
@@ -168,12 +169,12 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     // In short runs, most records may follow the last commit. The first commit after startup is immediate.
     assert!(
         committed_ids.len() > kills / 2,
-        "a request per two kills must be recorded: {} of {total_count}",
+        "at least half as many requests as kills must be recorded, not {} of {total_count}",
         committed_ids.len()
     );
     println!(
-        "{kills} kills: {total_count} requests were served, {lost_count} of them are not recorded; the oldest of these \
-         was served {max_loss_age:?} before its kill"
+        "{kills} kills: {total_count} requests were served, and {lost_count} of them are not recorded. The oldest of \
+         these was served {max_loss_age:?} before its kill."
     );
     simulator.stop().await;
 }
@@ -182,7 +183,7 @@ async fn read_readiness(client: &reqwest::Client, url: &str) -> Value {
     client.get(format!("{url}/readyz")).send().await.unwrap().json().await.unwrap()
 }
 
-/// The test limits the size of files instead of filling the disk of its machine. Each write beyond the limit fails.
+/// Limits the size of files, so that each write beyond the limit fails, instead of filling the disk of the machine.
 /// `make faults` fills a separate file system.
 #[tokio::test]
 async fn a_full_disk_loses_neither_requests_nor_records() {
@@ -217,10 +218,10 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
         (&failing_readiness["status"], &failing_readiness["recordsLost"]),
         (&json!("degraded"), &json!(0))
     );
-    assert!(recorded_ids(&database).len() < sent_count);
+    assert!(recorded_ids(&database).len() < sent_count, "some records must be only in memory");
     program.wait_for_event("usage_store_failing");
 
-    assert!(program.set_limit("--fsize=unlimited"));
+    assert!(program.set_limit("--fsize=unlimited"), "the limit of the program must be removed");
     let recovery = async {
         while read_readiness(&client, &url).await["status"] != "ready" {
             tokio::task::yield_now().await;
@@ -231,7 +232,7 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
         .expect("the usage store must recover without a restart");
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("usage_store_recovered"), "{stderr}");
-    assert_eq!(recorded_ids(&database).len(), sent_count);
+    assert!(stderr.contains("usage_store_recovered"), "the recovery must be logged: {stderr}");
+    assert_eq!(recorded_ids(&database).len(), sent_count, "all requests must be recorded");
     simulator.stop().await;
 }

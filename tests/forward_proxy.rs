@@ -1,11 +1,12 @@
 //! Tests requests, uploads, streams and WebSocket sessions through forward proxies: `tinyproxy` and `microsocks`, with
-//! and without credentials, and a proxy in the test process for responses that these two never send.
+//! and without credentials, and a forward proxy in the test process that sends responses which these two programs never
+//! send.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a failed assumption fails the test"
+    reason = "a test panics if an expectation fails"
 )]
 
 use std::net::SocketAddr;
@@ -44,40 +45,40 @@ async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step must complete within its timeout")
 }
 
-/// A forward proxy in a separate process. It is killed on drop.
-struct ProxyProcess {
+/// A forward proxy in a separate process. Dropping it kills the process.
+struct ForwardProxyProcess {
     child: Child,
     url: String,
     log: PathBuf,
     _directory: TempDir,
 }
 
-impl Drop for ProxyProcess {
+impl Drop for ForwardProxyProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl ProxyProcess {
-    /// Starts `tinyproxy`, a proxy by CONNECT.
+impl ForwardProxyProcess {
+    /// Starts `tinyproxy`, an HTTP proxy that opens tunnels by CONNECT.
     async fn start_tinyproxy(requires_credentials: bool) -> Self {
         Self::start("tinyproxy", "http", requires_credentials, |directory, port| {
             let auth =
                 if requires_credentials { format!("BasicAuth {USER} {PASSWORD}\n") } else { String::new() };
             let (log, config) = (directory.join("log"), directory.join("tinyproxy.conf"));
-            let text = format!(
+            let settings = format!(
                 "Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nMaxClients 100\nLogLevel Info\n\
                  LogFile \"{}\"\n{auth}",
                 log.display()
             );
-            std::fs::write(&config, text).unwrap();
+            std::fs::write(&config, settings).unwrap();
             vec!["-d".to_owned(), "-c".to_owned(), config.display().to_string()]
         })
         .await
     }
 
-    /// Starts `microsocks`, a proxy by SOCKS5.
+    /// Starts `microsocks`, a SOCKS5 proxy.
     async fn start_microsocks(requires_credentials: bool) -> Self {
         Self::start("microsocks", "socks5h", requires_credentials, |_, port| {
             let auth = if requires_credentials { vec!["-u", USER, "-P", PASSWORD] } else { Vec::new() };
@@ -87,6 +88,7 @@ impl ProxyProcess {
         .await
     }
 
+    /// Starts a program on a free port, and waits until it accepts connections.
     async fn start(
         program: &str,
         scheme: &str,
@@ -107,17 +109,17 @@ impl ProxyProcess {
             .unwrap_or_else(|error| {
                 panic!("{program} cannot be started (apt-get install {program}): {error}")
             });
-        let listening = async {
+        let wait_for_port = async {
             while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        within_timeout(listening).await;
+        within_timeout(wait_for_port).await;
         let userinfo = if requires_credentials { format!("{USER}:{PASSWORD}@") } else { String::new() };
         Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _directory: directory }
     }
 
-    /// Returns the URL with another password.
+    /// Returns the URL with a password that the proxy refuses.
     fn url_with_wrong_password(&self) -> String {
         self.url.replace(PASSWORD, "wrong")
     }
@@ -149,8 +151,8 @@ fn start_app(config: Config) -> (RunningApp, String) {
     (app, url)
 }
 
-/// Starts Keychoir with `upstream.proxy = proxy`, and changes its configuration by `change`.
-async fn start_proxy(proxy: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
+/// Starts Keychoir with the setting `upstream.proxy` and the other settings that `change` sets.
+async fn start_keychoir(forward_url: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
     let plan = Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let keys = [FIRST_KEY, SECOND_KEY].map(|key| ApiKey::new(key).unwrap());
@@ -160,7 +162,7 @@ async fn start_proxy(proxy: &str, change: impl FnOnce(&mut Config)) -> TestProxy
     config.retry.min_disk_free_percent = 0;
     config.server.drain_idle_timeout = Duration::ZERO;
     config.quota_polling.enabled = false;
-    config.upstream.proxy = proxy.parse().unwrap();
+    config.upstream.proxy = forward_url.parse().unwrap();
     change(&mut config);
     let (app, url) = start_app(config);
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
@@ -210,7 +212,7 @@ async fn synthesize(address: SocketAddr) -> Vec<Value> {
 }
 
 /// Checks a request, a stream, an upload that is retried with a second key after a refusal, and a WebSocket session.
-async fn check_all_kinds(proxy: TestProxy) {
+async fn check_all_kinds_of_requests(proxy: TestProxy) {
     let speech = proxy.request_speech(SPEECH_PATH).await;
     assert_eq!(speech.status(), 200);
     assert!(!speech.bytes().await.unwrap().is_empty());
@@ -224,61 +226,74 @@ async fn check_all_kinds(proxy: TestProxy) {
     assert_eq!(upload.status(), 200, "{}", upload.text().await.unwrap());
     proxy.simulator.set_fault(FIRST_KEY, None);
     let requests = proxy.simulator.ledger().requests;
-    let [.., refused, served] = requests.as_slice() else { panic!("{requests:?}") };
+    let [.., refused, served] = requests.as_slice() else {
+        panic!("the provider must receive two requests: {requests:?}")
+    };
     assert_eq!([&refused.key, &served.key].map(|key| key.as_deref()), [Some(FIRST_KEY), Some(SECOND_KEY)]);
     assert_eq!(served.body_bytes, body.len() as u64);
 
     let messages = synthesize(proxy.app.address()).await;
-    assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
+    assert!(
+        messages.iter().any(|message| message["audio"].is_string()),
+        "a message must have audio: {messages:?}"
+    );
     assert_eq!(messages.last().unwrap()["isFinal"], true);
     proxy.stop().await;
 }
 
 #[tokio::test]
-async fn everything_passes_through_a_proxy_by_connect() {
+async fn all_kinds_of_requests_pass_through_a_connect_proxy() {
     for requires_credentials in [false, true] {
-        let forward = ProxyProcess::start_tinyproxy(requires_credentials).await;
-        let proxy = start_proxy(&forward.url, |_| {}).await;
+        let forward = ForwardProxyProcess::start_tinyproxy(requires_credentials).await;
+        let proxy = start_keychoir(&forward.url, |_| {}).await;
         let target = proxy.simulator.base_url().replace("http://", "CONNECT ");
-        check_all_kinds(proxy).await;
+        check_all_kinds_of_requests(proxy).await;
         let log = std::fs::read_to_string(&forward.log).unwrap();
-        assert!(log.contains(&target), "{log}");
-        assert!(!log.contains(FIRST_KEY) && !log.contains(SECOND_KEY));
+        assert!(log.contains(&target), "the proxy must open a tunnel to the provider: {log}");
+        assert!(
+            !log.contains(FIRST_KEY) && !log.contains(SECOND_KEY),
+            "the proxy must receive no key: {log}"
+        );
     }
 }
 
 #[tokio::test]
-async fn everything_passes_through_a_proxy_by_socks() {
+async fn all_kinds_of_requests_pass_through_a_socks_proxy() {
     for requires_credentials in [false, true] {
-        let forward = ProxyProcess::start_microsocks(requires_credentials).await;
-        check_all_kinds(start_proxy(&forward.url, |_| {}).await).await;
+        let forward = ForwardProxyProcess::start_microsocks(requires_credentials).await;
+        check_all_kinds_of_requests(start_keychoir(&forward.url, |_| {}).await).await;
     }
 }
 
-/// Checks that a request is refused with 502 and `code`, without a request to the provider and without a
-/// change of a key's state.
-async fn check_refused(url: &str, code: &str) {
-    let proxy = start_proxy(url, |_| {}).await;
+/// Checks that a request through the forward proxy at `forward_url` is refused with 502 and `code`. The provider must
+/// receive no request, and the state of the keys must not change.
+async fn check_refused(forward_url: &str, code: &str) {
+    let proxy = start_keychoir(forward_url, |_| {}).await;
     let response = proxy.request_speech(SPEECH_PATH).await;
-    assert_eq!(response.status(), 502, "{url}");
-    assert_eq!(response.headers()["x-keychoir-error"], code, "{url}");
+    assert_eq!(response.status(), 502, "{forward_url}");
+    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_url}");
     let body = response.text().await.unwrap();
-    assert!(!body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"), "{body}");
+    assert!(
+        !body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"),
+        "the response must contain neither the credentials nor the address of the forward proxy: {body}"
+    );
     assert_eq!(proxy.request_keys(), [""; 0]);
-    assert!(proxy.app.keys().iter().all(|key| key.state == KeyState::Usable));
+    assert!(proxy.app.keys().iter().all(|key| key.state == KeyState::Usable), "all keys must stay usable");
     proxy.stop().await;
 }
 
 #[tokio::test]
-async fn missing_or_wrong_credentials_are_reported_as_such() {
-    for forward in [ProxyProcess::start_tinyproxy(true).await, ProxyProcess::start_microsocks(true).await] {
+async fn missing_and_wrong_credentials_are_reported_as_refused() {
+    for forward in
+        [ForwardProxyProcess::start_tinyproxy(true).await, ForwardProxyProcess::start_microsocks(true).await]
+    {
         check_refused(&forward.url_with_wrong_password(), "proxy_authentication_failed").await;
         check_refused(&forward.url_without_credentials(), "proxy_authentication_failed").await;
     }
 }
 
 #[tokio::test]
-async fn a_proxy_that_cannot_be_reached_is_a_failed_connection() {
+async fn a_proxy_that_cannot_be_reached_makes_the_provider_unreachable() {
     let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for scheme in ["http", "https", "socks5h"] {
         check_refused(&format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"), "upstream_unreachable")
@@ -286,15 +301,19 @@ async fn a_proxy_that_cannot_be_reached_is_a_failed_connection() {
     }
 }
 
-/// A proxy in this process that answers each CONNECT with `response`, and then connects to `target`, whatever
-/// host the request names.
-struct FakeProxy {
+/// A forward proxy in the test process. It sends the same response to each CONNECT, and then relays the connection to
+/// one target, whatever host the CONNECT names.
+struct ScriptedForwardProxy {
     url: String,
     connections: Arc<AtomicUsize>,
     _task: AbortOnDrop,
 }
 
-async fn start_fake_proxy(response: &'static [u8], target: Option<SocketAddr>) -> FakeProxy {
+/// Starts a forward proxy that relays to `target`, or closes the connection after `response` if `target` is `None`.
+async fn start_scripted_forward_proxy(
+    response: &'static [u8],
+    target: Option<SocketAddr>,
+) -> ScriptedForwardProxy {
     let listener = bind_loopback().await;
     let url = format!("http://{USER}:{PASSWORD}@{}", listener.local_addr().unwrap());
     let connections = Arc::new(AtomicUsize::new(0));
@@ -316,7 +335,7 @@ async fn start_fake_proxy(response: &'static [u8], target: Option<SocketAddr>) -
             });
         }
     });
-    FakeProxy { url, connections, _task: task }
+    ScriptedForwardProxy { url, connections, _task: task }
 }
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -325,8 +344,8 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 async fn a_name_that_only_the_proxy_knows_is_reached() {
     let plan = Plan::with_keys([(FIRST_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
-    let forward = start_fake_proxy(ESTABLISHED, Some(simulator.address())).await;
-    let proxy = start_proxy(&forward.url, |config| {
+    let forward = start_scripted_forward_proxy(ESTABLISHED, Some(simulator.address())).await;
+    let proxy = start_keychoir(&forward.url, |config| {
         config.upstream.base_url = "http://provider.invalid".parse().unwrap();
     })
     .await;
@@ -341,8 +360,8 @@ async fn a_name_that_only_the_proxy_knows_is_reached() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_proxy_is_tried_once_and_not_with_every_key() {
-    for (response, code, attempts) in [
+async fn a_failing_proxy_is_not_tried_with_every_key() {
+    for (response, code, expected_connections) in [
         (
             &b"HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm=x\r\n\r\n"[..],
             "proxy_authentication_failed",
@@ -352,9 +371,9 @@ async fn a_refusal_of_the_proxy_is_tried_once_and_not_with_every_key() {
         (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "upstream_unreachable", 2),
         (b"garbage\r\n\r\n", "upstream_unreachable", 2),
     ] {
-        let forward = start_fake_proxy(response, None).await;
+        let forward = start_scripted_forward_proxy(response, None).await;
         check_refused(&forward.url, code).await;
-        assert_eq!(forward.connections.load(Ordering::SeqCst), attempts);
+        assert_eq!(forward.connections.load(Ordering::SeqCst), expected_connections);
     }
 }
 
@@ -362,22 +381,25 @@ async fn a_refusal_of_the_proxy_is_tried_once_and_not_with_every_key() {
 async fn keys_may_have_their_own_proxies() {
     let plan = Plan::with_keys([(FIRST_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
-    let own = start_fake_proxy(ESTABLISHED, Some(simulator.address())).await;
-    let unused = start_fake_proxy(b"HTTP/1.1 502 Bad Gateway\r\n\r\n", None).await;
-    let key = KeyConfig { proxy: own.url.parse().unwrap(), ..ApiKey::new(FIRST_KEY).unwrap().into() };
-    let proxy = start_proxy(&unused.url, |config| config.keys = vec![key]).await;
+    let own_proxy = start_scripted_forward_proxy(ESTABLISHED, Some(simulator.address())).await;
+    let unused_proxy = start_scripted_forward_proxy(b"HTTP/1.1 502 Bad Gateway\r\n\r\n", None).await;
+    let key = KeyConfig { proxy: own_proxy.url.parse().unwrap(), ..ApiKey::new(FIRST_KEY).unwrap().into() };
+    let proxy = start_keychoir(&unused_proxy.url, |config| config.keys = vec![key]).await;
     assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
-    assert_eq!((own.connections.load(Ordering::SeqCst), unused.connections.load(Ordering::SeqCst)), (1, 0));
+    assert_eq!(
+        (own_proxy.connections.load(Ordering::SeqCst), unused_proxy.connections.load(Ordering::SeqCst)),
+        (1, 0)
+    );
     let direct = KeyConfig { proxy: "direct".parse().unwrap(), ..ApiKey::new(FIRST_KEY).unwrap().into() };
-    let proxy = start_proxy(&unused.url, |config| config.keys = vec![direct]).await;
+    let proxy = start_keychoir(&unused_proxy.url, |config| config.keys = vec![direct]).await;
     assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
-    assert_eq!(unused.connections.load(Ordering::SeqCst), 0);
+    assert_eq!(unused_proxy.connections.load(Ordering::SeqCst), 0);
 }
 
-/// Starts Keychoir with `upstream.proxy = default_proxy` and the keys `first` and `second`, and sends requests that
-/// the second key must serve.
-async fn check_served_by_second_key(default_proxy: &str, first: KeyConfig, second: KeyConfig) {
-    let proxy = start_proxy(default_proxy, |config| config.keys = vec![first, second]).await;
+/// Starts Keychoir with the setting `upstream.proxy` and the keys `first` and `second`, and sends requests that the
+/// second key must serve.
+async fn check_served_by_second_key(forward_url: &str, first: KeyConfig, second: KeyConfig) {
+    let proxy = start_keychoir(forward_url, |config| config.keys = vec![first, second]).await;
     for _ in 0..3 {
         let response = proxy.request_speech(SPEECH_PATH).await;
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
@@ -391,20 +413,21 @@ async fn check_served_by_second_key(default_proxy: &str, first: KeyConfig, secon
 
 #[tokio::test]
 async fn a_key_whose_route_fails_is_replaced_by_one_with_another_route() {
-    let forward = ProxyProcess::start_tinyproxy(true).await;
-    let wrong = forward.url_with_wrong_password();
+    let forward = ForwardProxyProcess::start_tinyproxy(true).await;
+    let wrong_password = forward.url_with_wrong_password();
     let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (closed_url, closed_proxy) =
         (format!("http://{closed_address}"), format!("socks5h://{closed_address}"));
-    let key = |key: &str| KeyConfig::from(ApiKey::new(key).unwrap());
-    let through = |name: &str, proxy: &str| KeyConfig { proxy: proxy.parse().unwrap(), ..key(name) };
-    for failing in [&wrong, &closed_proxy] {
-        check_served_by_second_key("", through(FIRST_KEY, failing), key(SECOND_KEY)).await;
-        check_served_by_second_key(failing, key(FIRST_KEY), through(SECOND_KEY, "direct")).await;
-        check_served_by_second_key(failing, key(FIRST_KEY), through(SECOND_KEY, &forward.url)).await;
+    let key_config = |key: &str| KeyConfig::from(ApiKey::new(key).unwrap());
+    let through = |key: &str, proxy: &str| KeyConfig { proxy: proxy.parse().unwrap(), ..key_config(key) };
+    for failing_route in [&wrong_password, &closed_proxy] {
+        check_served_by_second_key("", through(FIRST_KEY, failing_route), key_config(SECOND_KEY)).await;
+        check_served_by_second_key(failing_route, key_config(FIRST_KEY), through(SECOND_KEY, "direct")).await;
+        check_served_by_second_key(failing_route, key_config(FIRST_KEY), through(SECOND_KEY, &forward.url))
+            .await;
     }
-    let elsewhere = KeyConfig { base_url: Some(closed_url.parse().unwrap()), ..key(FIRST_KEY) };
-    check_served_by_second_key("", elsewhere, key(SECOND_KEY)).await;
+    let unreachable = KeyConfig { base_url: Some(closed_url.parse().unwrap()), ..key_config(FIRST_KEY) };
+    check_served_by_second_key("", unreachable, key_config(SECOND_KEY)).await;
 }
 
 #[tokio::test]
@@ -414,27 +437,30 @@ async fn keys_with_the_same_failing_proxy_are_not_tried() {
         // Each of the two hosts might be the cause, and each may fail twice.
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", 4),
     ] {
-        let forward = start_fake_proxy(response, None).await;
+        let forward = start_scripted_forward_proxy(response, None).await;
         let other_host = KeyConfig {
             base_url: Some("http://provider.invalid".parse().unwrap()),
             ..ApiKey::new(SECOND_KEY).unwrap().into()
         };
-        let proxy = start_proxy(&forward.url, |config| {
+        let proxy = start_keychoir(&forward.url, |config| {
             config.keys = vec![ApiKey::new(FIRST_KEY).unwrap().into(), other_host];
         })
         .await;
         assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 502);
         let connections = forward.connections.load(Ordering::SeqCst);
-        assert!((1..=max_connections).contains(&connections), "{connections}");
+        assert!(
+            (1..=max_connections).contains(&connections),
+            "1 to {max_connections} connections must be opened, not {connections}"
+        );
         proxy.stop().await;
     }
 }
 
 #[tokio::test]
 async fn a_check_of_a_key_reports_the_refusal_of_its_proxy() {
-    let forward = ProxyProcess::start_tinyproxy(true).await;
+    let forward = ForwardProxyProcess::start_tinyproxy(true).await;
     let token = "kca_token_of_the_test";
-    let proxy = start_proxy(&forward.url_with_wrong_password(), |config| {
+    let proxy = start_keychoir(&forward.url_with_wrong_password(), |config| {
         config.admin_token = Some(AdminTokenFingerprint::new(token));
     })
     .await;
@@ -444,22 +470,28 @@ async fn a_check_of_a_key_reports_the_refusal_of_its_proxy() {
     let document: Value = response.json().await.unwrap();
     assert_eq!(document["outcome"], "no_response");
     let reason = document["reason"].as_str().unwrap();
-    assert!(reason.contains("refuses the configured user and password"), "{reason}");
-    assert!(!reason.contains(USER) && !reason.contains("wrong"), "{reason}");
+    assert!(
+        reason.contains("refuses the configured user and password"),
+        "the reason must name the refusal: {reason}"
+    );
+    assert!(
+        !reason.contains(USER) && !reason.contains("wrong"),
+        "the reason must contain no credentials: {reason}"
+    );
     proxy.stop().await;
 }
 
 #[tokio::test]
 async fn the_quota_poller_uses_the_proxy() {
-    let forward = ProxyProcess::start_tinyproxy(true).await;
-    let mut proxy = start_proxy(&forward.url, |config| config.quota_polling.enabled = true).await;
+    let forward = ForwardProxyProcess::start_tinyproxy(true).await;
+    let mut proxy = start_keychoir(&forward.url, |config| config.quota_polling.enabled = true).await;
     assert!(proxy.app.wait_for_first_poll(STEP_TIMEOUT).await);
     assert!(std::fs::read_to_string(&forward.log).unwrap().contains("CONNECT 127.0.0.1:"));
     assert!(!proxy.request_keys().is_empty());
     proxy.stop().await;
 }
 
-/// Returns a TLS acceptor for `localhost`, with its certificate in a file.
+/// Returns a TLS acceptor for `localhost`, and the file with its self-signed certificate.
 fn tls_acceptor(directory: &TempDir) -> (TlsAcceptor, PathBuf) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let ca_file = directory.path().join("ca.pem");
@@ -475,8 +507,8 @@ fn tls_acceptor(directory: &TempDir) -> (TlsAcceptor, PathBuf) {
     (TlsAcceptor::from(Arc::new(config)), ca_file)
 }
 
-/// Accepts TLS on a separate port and relays the plain bytes to `target`.
-async fn terminate_tls(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, AbortOnDrop) {
+/// Accepts TLS connections and relays the decrypted bytes to `target`. Returns the port.
+async fn start_tls_terminator(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, AbortOnDrop) {
     let listener = bind_loopback().await;
     let port = listener.local_addr().unwrap().port();
     let task = Tasks::new().spawn_guarded(async move {
@@ -493,19 +525,19 @@ async fn terminate_tls(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, Abort
 }
 
 #[tokio::test]
-async fn tls_with_the_provider_passes_through_http_and_https_proxies() {
+async fn tls_connections_to_the_provider_pass_through_http_and_https_proxies() {
     let directory = tempfile::tempdir().unwrap();
     let (acceptor, ca_file) = tls_acceptor(&directory);
     let simulator =
         Simulator::start(bind_loopback().await, Plan::with_keys([(FIRST_KEY, 100_000)])).await.unwrap();
-    let (provider_port, _provider) = terminate_tls(acceptor.clone(), simulator.address()).await;
-    let forward = ProxyProcess::start_tinyproxy(true).await;
+    let (provider_port, _provider) = start_tls_terminator(acceptor.clone(), simulator.address()).await;
+    let forward = ForwardProxyProcess::start_tinyproxy(true).await;
     let proxy_port: u16 = forward.url.rsplit(':').next().unwrap().parse().unwrap();
     let (tls_proxy_port, _tls_proxy) =
-        terminate_tls(acceptor, SocketAddr::from(([127, 0, 0, 1], proxy_port))).await;
+        start_tls_terminator(acceptor, SocketAddr::from(([127, 0, 0, 1], proxy_port))).await;
     let over_tls = format!("https://{USER}:{PASSWORD}@localhost:{tls_proxy_port}");
     for url in [forward.url.as_str(), &over_tls] {
-        let proxy = start_proxy(url, |config| {
+        let proxy = start_keychoir(url, |config| {
             config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
             config.upstream.ca_file = Some(ca_file.clone());
         })
@@ -513,15 +545,18 @@ async fn tls_with_the_provider_passes_through_http_and_https_proxies() {
         assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
         let messages = synthesize(proxy.app.address()).await;
         assert_eq!(messages.last().unwrap()["isFinal"], true);
-        // The proxy's own certificate is also checked.
-        let untrusted = start_proxy(url, |config| {
+        // Without the CA file, the certificates of the provider and of the proxy are not trusted.
+        let untrusted = start_keychoir(url, |config| {
             config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
         })
         .await;
         assert_eq!(untrusted.request_speech(SPEECH_PATH).await.status(), 502);
     }
     let log = std::fs::read_to_string(&forward.log).unwrap();
-    assert!(log.contains(&format!("CONNECT localhost:{provider_port}")), "{log}");
+    assert!(
+        log.contains(&format!("CONNECT localhost:{provider_port}")),
+        "the proxy must open a tunnel to the provider: {log}"
+    );
 }
 
 #[tokio::test]
@@ -538,15 +573,17 @@ async fn the_client_of_the_mirror_uses_the_proxy() {
             let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
         }
     });
-    for forward in [ProxyProcess::start_tinyproxy(true).await, ProxyProcess::start_microsocks(true).await] {
-        let routes = |url: &str| {
+    for forward in
+        [ForwardProxyProcess::start_tinyproxy(true).await, ForwardProxyProcess::start_microsocks(true).await]
+    {
+        let proxy_route = |url: &str| {
             let mut config = Config::default();
             config.supabase.proxy = url.parse().unwrap();
             let supabase = "https://p.supabase.co".parse().unwrap();
             config.proxy_routes().for_mirror(&supabase, &config.supabase.proxy).unwrap()
         };
         let send = async |url: &str| {
-            let client = keychoir::upstream::http_client_through(Some(&routes(url)), None).unwrap();
+            let client = keychoir::upstream::http_client_through(Some(&proxy_route(url)), None).unwrap();
             let request = client.build().unwrap().get(format!("http://{target}/")).send();
             within_timeout(request).await.map(|response| response.status().as_u16())
         };

@@ -2,8 +2,8 @@
 //! of `systemd/keychoir.service`. Within ten seconds after the attacks, the memory must be at most 20 MiB above its
 //! value before the attack.
 //!
-//! Without the allocator settings, the thresholds of glibc grow when the first large buffers are freed, and the process
-//! retains 20 to 60 MiB. Further attacks do not increase the retained memory.
+//! Without these settings, glibc raises its thresholds when the first large buffers are freed, and the process then
+//! keeps 20 to 60 MiB. Further attacks do not increase this memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +37,7 @@ const MAX_RETAINED_BYTES: u64 = 20 * MIB;
 const CLIENTS_PER_CASE: usize = 4;
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Returns a memory value of Keychoir in bytes, by the name of its field in `/proc/PID/status`.
+/// Returns the bytes in a memory field of `/proc/PID/status` of Keychoir: `VmRSS` or `VmHWM`, its maximum.
 fn memory_bytes(program: &Program, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
@@ -65,15 +65,17 @@ async fn open_connections(address: SocketAddr, count: usize, bytes: &[u8]) -> Ve
     join_all(connecting).await
 }
 
+/// Attacks Keychoir with large and incomplete requests, and with all cases of hostile clients.
 async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
     let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {MIB}\r\n\r\n{}", "a".repeat(1024 * 1024));
     provider
         .set_script(ScriptedResponse { chunks: vec![response.into_bytes()], ..ScriptedResponse::default() });
-    let head = format!("GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx-a: {}", "a".repeat(60_000));
+    let incomplete_head =
+        format!("GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx-a: {}", "a".repeat(60_000));
     let body = "a".repeat(1_000_000);
-    let upload =
+    let incomplete_upload =
         format!("POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2000000\r\n\r\n{body}");
-    let chunks = format!(
+    let chunked_upload = format!(
         "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{}",
         "1;a=b\r\nx\r\n".repeat(20_000)
     );
@@ -82,12 +84,15 @@ async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
         .replace("connection: close\r\n", "")
         .repeat(20);
     let mut connections = Vec::new();
-    for (count, bytes) in [(300, &head), (60, &upload), (60, &chunks), (60, &pipelined_requests)] {
+    for (count, bytes) in
+        [(300, &incomplete_head), (60, &incomplete_upload), (60, &chunked_upload), (60, &pipelined_requests)]
+    {
         connections.extend(open_connections(address, count, bytes.as_bytes()).await);
     }
     drop(connections);
     for case in clients::cases() {
-        // Clients that wait for a timeout of the proxy hold no more memory than other clients, but slow the test.
+        // A client that waits for a timeout of the proxy needs no more memory than other clients, and makes the test
+        // slow.
         let after_sending = if case.after_sending == AfterSending::ReadToEnd {
             AfterSending::HalfClose
         } else {
@@ -97,6 +102,7 @@ async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
     }
 }
 
+/// Responds to requests with all cases of hostile providers.
 async fn attack_as_provider(address: SocketAddr, provider: &Provider) {
     for case in providers::cases(FIRST_KEY) {
         let script = ScriptedResponse {
@@ -141,17 +147,18 @@ async fn memory_is_released_after_attacks() {
     attack_as_clients(address, &provider).await;
     attack_as_provider(address, &provider).await;
     let attacked_bytes = memory_bytes(&program, "VmRSS");
-    let recovered = timeout(RECOVERY_TIMEOUT, async {
+    let recovery = timeout(RECOVERY_TIMEOUT, async {
         while memory_bytes(&program, "VmRSS") > idle_bytes + MAX_RETAINED_BYTES {
             assert_valid_requests_are_served(address).await;
         }
     });
-    let is_recovered = recovered.await.is_ok();
+    let is_recovered = recovery.await.is_ok();
     let (final_bytes, peak_bytes) = (memory_bytes(&program, "VmRSS"), memory_bytes(&program, "VmHWM"));
     let [idle_mib, attacked_mib, final_mib, peak_mib] =
         [idle_bytes, attacked_bytes, final_bytes, peak_bytes].map(|bytes| bytes / MIB);
     println!(
-        "memory: {idle_mib} MiB idle, {peak_mib} MiB at the peak, {attacked_mib} MiB after the attacks, {final_mib} MiB at the end"
+        "memory: {idle_mib} MiB idle, {peak_mib} MiB at the peak, {attacked_mib} MiB after the attacks, {final_mib} MiB at \
+         the end"
     );
     assert!(
         is_recovered,
@@ -171,10 +178,11 @@ fn allocator_settings() -> Vec<(&'static str, &'static str)> {
         .filter(|setting| setting.starts_with("MALLOC_"))
         .map(|setting| setting.split_once('=').unwrap())
         .collect();
-    assert_eq!(settings.len(), 2, "{settings:?}");
+    assert_eq!(settings.len(), 2, "the unit must contain two allocator settings: {settings:?}");
     settings
 }
 
+/// The settings of `[pool]` with the durations for which a refused key is not used.
 const COOLDOWNS: [&str; 8] = [
     "MAX_RETRY_AFTER",
     "RATE_LIMITED_COOLDOWN",

@@ -1,5 +1,5 @@
-//! Tests the connection to Redis and `keychoir check --online`, against real servers: every kind of URL, every reason
-//! to refuse a connection, and the permissions that suffice.
+//! Tests connections to Redis and `keychoir check --online` with real Redis servers: each kind of URL, each reason for
+//! which a server can be refused, and the printed permissions.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,10 +24,10 @@ use support::program::{keychoir_command, run, stderr};
 use support::redis::{PASSWORD, RedisAuth, RedisCluster, RedisOptions, RedisServer, Sentinels, USER};
 use tokio::net::TcpListener;
 
-/// A machine under load may need more time than a user would accept.
+/// The timeouts of Redis in these tests, which a busy machine does not exceed.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Returns the settings of Keychoir for `url`.
+/// Returns the settings with which Keychoir connects to `url`.
 fn settings(url: &str) -> LinkSettings {
     let mut config = Config::default();
     config.redis.url = url.parse().unwrap();
@@ -36,6 +36,7 @@ fn settings(url: &str) -> LinkSettings {
     AppConfig::from_config(config).unwrap().redis.unwrap()
 }
 
+/// Returns the settings for a server whose certificate was issued by the authority in `ca_file`.
 fn settings_trusting(url: &str, ca_file: PathBuf) -> LinkSettings {
     LinkSettings { ca_file: Some(ca_file), ..settings(url) }
 }
@@ -44,29 +45,33 @@ async fn start_with(auth: RedisAuth) -> RedisServer {
     RedisServer::start_with(RedisOptions { auth, ..RedisOptions::default() }).await
 }
 
+/// Opens a connection to `url` and closes it.
 async fn open(url: &str) -> Result<(), RedisConnectError> {
     RedisEndpoint::new(&settings(url)).unwrap().open(&Tasks::new()).await.map(drop)
 }
 
-/// Checks that the server can be used in full.
+/// Returns the successful result of a probe: a replica can use the server.
 #[track_caller]
-fn check_usable(result: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
-    let probe = result.unwrap_or_else(|error| panic!("a replica must be able to use the server: {error}"));
+fn check_usable(outcome: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
+    let probe = outcome.unwrap_or_else(|error| panic!("a replica must be able to use the server: {error}"));
     assert!(!probe.server.version.is_empty(), "the version must be known: {probe:?}");
     probe
 }
 
-/// Checks that the server refuses for the reason `expected`, and that the message contains no password.
+/// Checks that a probe failed because of the refusal `expected`, and that the error contains no password.
 #[track_caller]
-fn check_refused(result: Result<RedisProbe, RedisProbeError>, expected: RedisRefusal) {
-    let error = result.expect_err("the server must refuse");
-    let text = format!("{error} {error:?}");
-    assert!(!text.contains(PASSWORD) && !text.contains("wrong-canary"), "{text}");
-    assert_eq!(error.refusal(), Some(&expected), "{text}");
+fn check_refused(outcome: Result<RedisProbe, RedisProbeError>, expected: RedisRefusal) {
+    let error = outcome.expect_err("the server must refuse the probe");
+    let error_texts = format!("{error} {error:?}");
+    assert!(
+        !error_texts.contains(PASSWORD) && !error_texts.contains("wrong-canary"),
+        "the error must contain no password: {error_texts}"
+    );
+    assert_eq!(error.refusal(), Some(&expected), "{error_texts}");
 }
 
 #[tokio::test]
-async fn a_server_is_used_by_tcp_and_by_its_unix_socket() {
+async fn a_server_is_reached_by_tcp_and_by_its_unix_socket() {
     let server = RedisServer::start().await;
     check_usable(probe(&settings(&server.url())).await);
     check_usable(probe(&settings(&server.unix_url())).await);
@@ -76,20 +81,23 @@ async fn a_server_is_used_by_tcp_and_by_its_unix_socket() {
     assert_eq!(redis_probe.server.product, "redis");
     let keys: Vec<String> = server.command(&["KEYS", "*"]);
     for key in keys {
-        assert!(key.starts_with("{keychoir:default}:1:"), "{key}");
+        assert!(key.starts_with("{keychoir:default}:1:"), "{key} must belong to the pool");
         assert!(server.command::<i64>(&["PTTL", &key]) > 0, "{key} must expire");
     }
 }
 
 #[tokio::test]
-async fn a_database_is_selected() {
+async fn the_database_of_the_url_is_selected() {
     let server = RedisServer::start().await;
     for url in [format!("{}/3", server.url()), format!("{}?db=3", server.unix_url())] {
         let endpoint = RedisEndpoint::new(&settings(&url)).unwrap();
         let mut connection = endpoint.open(&Tasks::new()).await.unwrap();
         redis::cmd("SET").arg("a").arg(1).exec_async(&mut connection.commands).await.unwrap();
         let keyspace: String = server.command(&["INFO", "keyspace"]);
-        assert!(keyspace.contains("db3:keys=1") && !keyspace.contains("db0"), "{keyspace}");
+        assert!(
+            keyspace.contains("db3:keys=1") && !keyspace.contains("db0"),
+            "only database 3 must have keys: {keyspace}"
+        );
     }
     check_refused(probe(&settings(&format!("{}/99", server.url()))).await, RedisRefusal::Database);
 }
@@ -107,10 +115,10 @@ async fn a_password_is_required_and_checked() {
     check_refused(probe(&settings(&wrong)).await, RedisRefusal::WrongPassword);
 }
 
-/// Returns the rules of the printed line, for a user of the server with [`PASSWORD`].
+/// Returns the permissions in the command that Keychoir prints for `settings`.
 fn printed_rules(settings: &LinkSettings) -> String {
-    let line = acl_setuser_command(settings);
-    line.strip_prefix("ACL SETUSER keychoir on >PASSWORD ").unwrap().to_owned()
+    let command = acl_setuser_command(settings);
+    command.strip_prefix("ACL SETUSER keychoir on >PASSWORD ").unwrap().to_owned()
 }
 
 #[tokio::test]
@@ -119,13 +127,13 @@ async fn the_printed_permissions_suffice_and_none_is_superfluous() {
     let settings = settings(&format!("{}/1", server.url()));
     let rules = printed_rules(&settings);
     let set_rules = |rules: &str| {
-        let line = format!("ACL SETUSER {USER} reset on >{PASSWORD} {rules}");
-        server.command::<()>(&line.split(' ').collect::<Vec<_>>());
+        let command = format!("ACL SETUSER {USER} reset on >{PASSWORD} {rules}");
+        server.command::<()>(&command.split(' ').collect::<Vec<_>>());
     };
     set_rules(&rules);
     check_usable(probe(&settings).await);
     let permissions: Vec<&str> = rules.split(' ').filter(|rule| rule.starts_with(['+', '~', '&'])).collect();
-    assert_eq!(permissions.len(), 20, "keys, channels and commands must be in the line: {rules}");
+    assert_eq!(permissions.len(), 20, "the command must permit keys, channels and commands: {rules}");
     for permission in permissions {
         set_rules(&rules.replacen(&format!(" {permission}"), "", 1));
         check_refused(probe(&settings).await, RedisRefusal::PermissionDenied);
@@ -136,7 +144,7 @@ async fn the_printed_permissions_suffice_and_none_is_superfluous() {
 }
 
 #[tokio::test]
-async fn tls_requires_the_configured_authority() {
+async fn tls_requires_the_configured_certificate_authority() {
     let auth = RedisAuth::Password;
     let server =
         RedisServer::start_with(RedisOptions { auth, requires_tls: true, ..RedisOptions::default() }).await;
@@ -153,22 +161,22 @@ async fn tls_requires_the_configured_authority() {
         let error = probe(&settings).await.expect_err("the certificate must be refused");
         assert!(matches!(error, RedisProbeError::Connect(RedisConnectError::Tls { .. })), "{error}");
     }
-    // TLS on one side only.
+    // The client uses TLS and the server does not, or the other way round.
     let plain = url.replace("rediss://", "redis://");
     let error = probe(&settings_trusting(&plain, server.ca_file())).await.unwrap_err();
     assert!(error.to_string().contains("write rediss://"), "{error}");
     let plain_server = RedisServer::start().await;
     let tls = plain_server.url().replace("redis://", "rediss://");
-    // A server without TLS waits for the end of a line.
-    let without_answer = LinkSettings { connect_timeout: Duration::from_millis(50), ..settings(&tls) };
-    let error = probe(&without_answer).await.unwrap_err();
+    // A server without TLS does not respond to the start of TLS, because it waits for the end of a command.
+    let unanswered = LinkSettings { connect_timeout: Duration::from_millis(50), ..settings(&tls) };
+    let error = probe(&unanswered).await.unwrap_err();
     assert!(error.to_string().contains("rediss:// for TLS only"), "{error}");
     let error = probe(&settings_trusting(&url, directory.path().join("none"))).await.unwrap_err();
     assert!(matches!(error, RedisProbeError::Tls(_)), "{error}");
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_reached_is_named() {
+async fn an_error_names_the_server_that_cannot_be_reached() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let silent = LinkSettings {
@@ -177,8 +185,8 @@ async fn a_server_that_cannot_be_reached_is_named() {
     };
     let error = probe(&silent).await.unwrap_err().to_string();
     assert!(error.contains(&format!("redis://{address} does not respond within 50 ms")), "{error}");
-    assert!(!error.contains("canary"), "{error}");
-    // No program of the tests listens on a privileged port.
+    assert!(!error.contains("canary"), "the error must not contain the password: {error}");
+    // No program listens on this privileged port.
     let error = open("redis://127.0.0.1:1").await.unwrap_err();
     assert!(matches!(error, RedisConnectError::Unreachable { .. }), "{error}");
     let error = open("unix:/nonexistent/redis.sock").await.unwrap_err();
@@ -188,13 +196,13 @@ async fn a_server_that_cannot_be_reached_is_named() {
 }
 
 #[tokio::test]
-async fn a_message_of_another_connection_is_pushed_until_the_server_ends() {
+async fn published_messages_are_received_until_the_server_ends() {
     let mut server = RedisServer::start().await;
     let endpoint = RedisEndpoint::new(&settings(&server.url())).unwrap();
     let tasks = Tasks::new();
     let mut connection = endpoint.open(&tasks).await.unwrap();
     connection.commands.subscribe("changes").await.unwrap();
-    // Commands and pushes use the same connection.
+    // Responses to commands and published messages use the same connection.
     server.command::<i64>(&["PUBLISH", "changes", "first"]);
     let pong: String = redis::cmd("PING").query_async(&mut connection.commands).await.unwrap();
     assert_eq!(pong, "PONG");
@@ -217,12 +225,15 @@ async fn a_dropped_connection_is_closed_with_its_clones() {
     let mut clone = connection.commands.clone();
     drop(connection);
     let tasks_ended = tokio::time::timeout(TEST_TIMEOUT, tasks.wait_until_ended()).await;
-    assert!(tasks_ended.is_ok(), "the driver must end");
-    assert!(redis::cmd("PING").exec_async(&mut clone).await.is_err(), "a clone must not keep the connection");
+    assert!(tasks_ended.is_ok(), "the task of the connection must end");
+    assert!(
+        redis::cmd("PING").exec_async(&mut clone).await.is_err(),
+        "a clone must not keep the connection open"
+    );
 }
 
 #[tokio::test]
-async fn a_server_that_stops_responding_fails_a_command_in_time() {
+async fn a_command_fails_after_its_timeout_if_the_server_does_not_respond() {
     let server = RedisServer::start().await;
     let settings = LinkSettings { response_timeout: Duration::from_millis(30), ..settings(&server.url()) };
     let mut connection = RedisEndpoint::new(&settings).unwrap().open(&Tasks::new()).await.unwrap();
@@ -231,15 +242,15 @@ async fn a_server_that_stops_responding_fails_a_command_in_time() {
     let response = tokio::time::timeout(TEST_TIMEOUT, ping.exec_async(&mut connection.commands)).await;
     server.resume();
     let error = response.expect("the configured timeout must apply").unwrap_err();
-    assert!(error.is_timeout(), "{error}");
+    assert!(error.is_timeout(), "the error must be a timeout: {error}");
 }
 
 #[tokio::test]
-async fn sentinels_name_the_master_also_after_a_failover() {
+async fn sentinels_name_the_master_before_and_after_a_failover() {
     let mut sentinels = Sentinels::start().await;
     let mut addresses = sentinels.addresses();
     let master = addresses[0].clone();
-    // A sentinel that is down does not delay the other sentinels.
+    // The first of the addresses belongs to a sentinel that is down.
     addresses.insert(0, "127.0.0.1:1".to_owned());
     let url = format!("redis+sentinel://{}/keychoir", addresses.join(","));
     let redis_probe = check_usable(probe(&settings(&url)).await);
@@ -272,7 +283,7 @@ async fn sentinels_name_the_master_also_after_a_failover() {
 }
 
 #[tokio::test]
-async fn every_node_of_a_cluster_leads_to_the_node_of_the_pool() {
+async fn every_node_of_a_cluster_redirects_to_the_node_of_the_pool() {
     let cluster = RedisCluster::start(3).await;
     let owner = &cluster.nodes[cluster.owner_of("{keychoir:default}:1:check")];
     for node in &cluster.nodes {
@@ -282,8 +293,8 @@ async fn every_node_of_a_cluster_leads_to_the_node_of_the_pool() {
     check_refused(probe(&settings(&format!("{}/1", owner.url()))).await, RedisRefusal::Database);
 }
 
-/// Runs `check --online` with the Redis URL `url`. The provider does not exist.
-fn check_online(home: &Path, url: &str) -> std::process::Output {
+/// Runs `keychoir check --online` with the Redis URL `url` and a provider that cannot be reached.
+fn run_online_check(home: &Path, url: &str) -> std::process::Output {
     let mut command = keychoir_command(&["check", "--online"]);
     command
         .env("HOME", home)
@@ -299,29 +310,39 @@ fn check_online(home: &Path, url: &str) -> std::process::Output {
 async fn an_online_check_tries_redis_and_prints_the_permissions() {
     let home = tempfile::tempdir().unwrap();
     let server = start_with(RedisAuth::AclUser("~* &* +@all -hset".to_owned())).await;
-    let text = |url: &str| {
-        let output = check_online(home.path(), url);
-        let text = String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output);
-        assert!(!text.contains(PASSWORD) && !text.contains("wrong-canary"), "{text}");
-        text.lines()
+    let redis_findings = |url: &str| {
+        let output = run_online_check(home.path(), url);
+        let printed = String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output);
+        assert!(
+            !printed.contains(PASSWORD) && !printed.contains("wrong-canary"),
+            "the output must contain no password: {printed}"
+        );
+        printed
+            .lines()
             .filter(|line| line.contains("  redis     "))
             .map(|line| line.to_owned() + "\n")
             .collect::<String>()
     };
-    let denied_output = text(&server.url());
+    let denied_output = redis_findings(&server.url());
     assert!(
         denied_output.starts_with("problem") && denied_output.contains("ACL SETUSER keychoir on >PASSWORD"),
         "{denied_output}"
     );
     server.command::<()>(&["ACL", "SETUSER", USER, "+hset"]);
-    let allowed_output = text(&server.url());
+    let allowed_output = redis_findings(&server.url());
     assert!(allowed_output.contains("accepts the pool default"), "{allowed_output}");
     assert!(
         allowed_output.contains("ok       redis     a user with these permissions suffices: ACL SETUSER"),
         "{allowed_output}"
     );
-    let wrong = text(&format!("redis://:wrong-canary@127.0.0.1:{}", server.port()));
-    assert!(wrong.starts_with("problem") && wrong.contains("refuses the user or the password"), "{wrong}");
-    let absent = text("");
-    assert!(absent.starts_with("ok") && absent.contains("no Redis is configured"), "{absent}");
+    let wrong_output = redis_findings(&format!("redis://:wrong-canary@127.0.0.1:{}", server.port()));
+    assert!(
+        wrong_output.starts_with("problem") && wrong_output.contains("refuses the user or the password"),
+        "{wrong_output}"
+    );
+    let absent_output = redis_findings("");
+    assert!(
+        absent_output.starts_with("ok") && absent_output.contains("no Redis is configured"),
+        "{absent_output}"
+    );
 }

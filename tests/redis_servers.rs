@@ -1,5 +1,6 @@
-//! Tests the helpers that other tests use to run replicas: real Redis servers, clusters and sentinels, a forwarder with
-//! a latency, and several programs whose usage records are compared with the provider's ledger.
+//! Tests the helpers in `tests/support` with which other tests run replicas: real Redis servers, clusters and
+//! sentinels, a forwarder that delays bytes, and several programs whose usage records are compared with the provider's
+//! ledger.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +21,7 @@ use support::replicas::TestReplicas;
 use support::slow_forwarder::SlowForwarder;
 use support::{FIRST_KEY, SECOND_KEY};
 
-/// Opens a connection as a program under test does.
+/// Opens a connection to Redis. A paused server accepts it and does not respond, so opening has a timeout.
 fn connect(url: &str) -> redis::RedisResult<redis::Connection> {
     redis::Client::open(url).unwrap().get_connection_with_timeout(Duration::from_secs(10))
 }
@@ -45,14 +46,14 @@ async fn a_restarted_server_has_the_same_port_and_no_data() {
 }
 
 #[tokio::test]
-async fn a_paused_server_accepts_connections_and_answers_after_it_continues() {
+async fn a_paused_server_responds_after_it_is_resumed() {
     let server = RedisServer::start().await;
     server.pause();
     let client = redis::Client::open(server.url()).unwrap();
     let timeout = Duration::from_millis(50);
-    assert!(client.get_connection_with_timeout(timeout).is_err(), "a paused server must not answer");
+    assert!(client.get_connection_with_timeout(timeout).is_err(), "a paused server must not respond");
     server.resume();
-    assert_eq!(get(&server.url(), "a").unwrap(), None, "a resumed server must answer");
+    assert_eq!(get(&server.url(), "a").unwrap(), None, "a resumed server must respond");
 }
 
 #[tokio::test]
@@ -93,7 +94,10 @@ async fn the_monitor_receives_the_commands_of_clients_and_scripts() {
     let script = "return redis.call('SET', KEYS[1], ARGV[1])";
     server.command::<()>(&["EVAL", script, "1", "a-key", "a-value"]);
     let commands = monitor.read_commands();
-    assert!(commands.contains("a-value") && commands.contains("lua] \"SET\" \"a-key\""), "{commands}");
+    assert!(
+        commands.contains("a-value") && commands.contains("lua] \"SET\" \"a-key\""),
+        "the monitor must receive both commands: {commands}"
+    );
     assert!(!monitor.read_commands().contains("a-value"), "each command must be returned once");
     assert!(server.commands_processed() > commands_before, "the commands must be counted");
     assert_eq!((server.calls("eval"), server.calls("hset")), (1, 0));
@@ -106,9 +110,15 @@ async fn a_cluster_redirects_to_the_owner_of_a_key() {
     let owner = cluster.owner_of(key);
     for (index, node) in cluster.nodes.iter().enumerate() {
         match get(&node.url(), key) {
-            Ok(value) => assert_eq!((index, value), (owner, None)),
+            Ok(content) => {
+                assert_eq!((index, content), (owner, None), "only the owner may accept the command")
+            }
             Err(error) => {
-                assert!(index != owner && error.kind() == redis::ServerErrorKind::Moved.into(), "{error}");
+                let is_redirection = error.kind() == redis::ServerErrorKind::Moved.into();
+                assert!(
+                    index != owner && is_redirection,
+                    "the other nodes must redirect the command: {error}"
+                );
             }
         }
     }
@@ -145,7 +155,7 @@ async fn the_forwarder_delays_both_directions() {
 }
 
 #[tokio::test]
-async fn the_books_of_all_replicas_together_have_the_credits_of_the_ledger() {
+async fn the_usage_records_of_all_replicas_have_the_credits_of_the_ledger() {
     let plan = Plan::with_keys([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
     let mut replicas = TestReplicas::start(2, plan, None).await;
     for _ in 0..4 {

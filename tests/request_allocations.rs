@@ -32,10 +32,10 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP_REQUESTS: usize = 2_000;
 const COUNTED_REQUESTS: usize = 2_000;
 
-/// Reads a response of `bytes` bytes.
-fn read_response(stream: &mut TcpStream, bytes: usize) {
+/// Reads a response that has `length` bytes with its head.
+fn read_response(stream: &mut TcpStream, length: usize) {
     let mut buffer = [0; 32 * 1024];
-    stream.read_exact(&mut buffer[..bytes]).unwrap();
+    stream.read_exact(&mut buffer[..length]).unwrap();
 }
 
 /// Starts a provider that sends a constant response when a request ends with `request_end`.
@@ -43,7 +43,7 @@ fn start_provider(request_end: &'static [u8], response: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     tasks::spawn_thread("provider", move || {
-        // A client that sends requests in sequence uses one connection here.
+        // Keychoir opens one connection, because the client sends its requests one after the other.
         for stream in listener.incoming() {
             let (mut stream, mut buffer, mut filled) = (stream.unwrap(), [0; 8 * 1024], 0);
             stream.set_nodelay(true).unwrap();
@@ -60,7 +60,7 @@ fn start_provider(request_end: &'static [u8], response: Vec<u8>) -> SocketAddr {
     address
 }
 
-/// Reads the first response. Returns its total length.
+/// Reads the first response, whose length is not known before. Returns its length with the head.
 fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
     let (mut buffer, mut filled) = ([0; 32 * 1024], 0);
     loop {
@@ -70,7 +70,7 @@ fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
         {
             assert!(
                 buffer.starts_with(b"HTTP/1.1 200 OK\r\n"),
-                "{}",
+                "the response must be served: {}",
                 String::from_utf8_lossy(&buffer[..head_end])
             );
             return filled;
@@ -78,8 +78,9 @@ fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
     }
 }
 
-/// Checks that a request with the given response has at most `max_allocations` allocations.
-async fn check(
+/// Checks that a request causes at most `max_allocations` allocations. The provider sends `head` and `body_bytes` bytes
+/// when a request ends with `request_end`.
+async fn check_allocations(
     request: String,
     request_end: &'static [u8],
     head: &str,
@@ -103,26 +104,26 @@ async fn check(
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let bytes = read_first_response(&mut stream, body_bytes);
+        let response_length = read_first_response(&mut stream, body_bytes);
         let mut send_requests = |count: usize| {
             for _ in 0..count {
                 stream.write_all(request.as_bytes()).unwrap();
-                read_response(&mut stream, bytes);
+                read_response(&mut stream, response_length);
             }
         };
         send_requests(WARM_UP_REQUESTS);
         let region = Region::new(ALLOCATOR);
         send_requests(COUNTED_REQUESTS);
-        let change = region.change();
-        (change.allocations + change.reallocations).div_ceil(COUNTED_REQUESTS)
+        let counted = region.change();
+        (counted.allocations + counted.reallocations).div_ceil(COUNTED_REQUESTS)
     });
     let allocations = client_task.await.unwrap();
     println!("{allocations} allocations per request");
     assert!(
         allocations <= max_allocations,
-        "a request must have at most {max_allocations} allocations: {allocations}"
+        "a request must cause at most {max_allocations} allocations, not {allocations}"
     );
-    // The usage records are not checked, because this provider has no ledger.
+    // `close` would compare the usage records with the ledger of the simulator, which received no request.
     drop(proxy);
 }
 
@@ -133,7 +134,7 @@ async fn a_request_does_not_exceed_its_maximum_number_of_allocations() {
     let request = format!(
         "GET /v1/voices/{VOICE_ID}/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\naccept: */*\r\n\r\n"
     );
-    check(request, b"\r\n\r\n", "content-type: application/json\r\n", 200, 19).await;
+    check_allocations(request, b"\r\n\r\n", "content-type: application/json\r\n", 200, 19).await;
     let text = format!(r#"{{"text":"{}","model_id":"eleven_multilingual_v2"}}"#, "hello ".repeat(25));
     let request = format!(
         "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\ncontent-type: application/json\r\n\
@@ -141,5 +142,5 @@ async fn a_request_does_not_exceed_its_maximum_number_of_allocations() {
         text.len()
     );
     let head = "content-type: audio/mpeg\r\ncharacter-cost: 1\r\n";
-    check(request, b"\"}", head, 16 * 1024, 30).await;
+    check_allocations(request, b"\"}", head, 16 * 1024, 30).await;
 }

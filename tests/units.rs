@@ -1,4 +1,4 @@
-//! Checks the systemd units in systemd/ with systemd-analyze, and checks settings that it does not cover. The
+//! Checks the units in `systemd/` with `systemd-analyze`, and checks a setting that this program does not cover. The
 //! units are not started.
 
 #![allow(
@@ -18,6 +18,7 @@ const MAX_EXPOSURE: f64 = 1.5;
 /// The first systemd version with `Type=notify-reload`.
 const NOTIFY_RELOAD_VERSION: u32 = 253;
 
+/// Runs `systemd-analyze` and returns its output.
 fn run_systemd_analyze(arguments: &[&str]) -> Output {
     Command::new("systemd-analyze")
         .args(arguments)
@@ -48,30 +49,30 @@ fn systemd_verifies_the_units_without_warnings() {
     let output =
         run_systemd_analyze(&["verify", "--man=no", &path("keychoir.service"), &path("keychoir.socket")]);
     let version = to_text(&run_systemd_analyze(&["--version"]).stdout);
-    let version: u32 = version.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let version_number: u32 = version.split_whitespace().nth(1).unwrap().parse().unwrap();
     let is_expected = |line: &str| {
-        version < NOTIFY_RELOAD_VERSION
+        version_number < NOTIFY_RELOAD_VERSION
             && line.ends_with("Failed to parse service type, ignoring: notify-reload")
     };
-    // The tool also reports on the dependencies of the units, which do not belong to the project.
+    // `systemd-analyze` also reports problems of other units on which these units depend.
     let report = to_text(&output.stderr);
     let unexpected_lines: Vec<&str> =
         report.lines().filter(|line| line.contains("keychoir")).filter(|line| !is_expected(line)).collect();
-    assert!(unexpected_lines.is_empty(), "{unexpected_lines:#?}");
-    assert!(output.status.success(), "{report}");
+    assert!(unexpected_lines.is_empty(), "the units must have no warnings: {unexpected_lines:#?}");
+    assert!(output.status.success(), "the units must be valid: {report}");
 }
 
 #[test]
 fn the_service_has_a_low_exposure_level() {
-    let unit_path = unit_path("keychoir.service");
+    let service_path = unit_path("keychoir.service");
     let output =
-        run_systemd_analyze(&["security", "--offline=true", "--no-pager", unit_path.to_str().unwrap()]);
+        run_systemd_analyze(&["security", "--offline=true", "--no-pager", service_path.to_str().unwrap()]);
     let report = to_text(&output.stdout);
     let (_, level) = report
         .split_once("Overall exposure level for keychoir.service: ")
         .expect("the report must contain the exposure level");
     let level: f64 = level.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(level <= MAX_EXPOSURE, "{report}");
+    assert!(level <= MAX_EXPOSURE, "the exposure level must be at most {MAX_EXPOSURE}: {report}");
 }
 
 #[test]

@@ -43,6 +43,7 @@ struct Provider {
     _directory: TempDir,
 }
 
+/// Starts a provider whose responses end with the connection.
 async fn start_provider(connection_end: ConnectionEnd) -> Provider {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -83,11 +84,12 @@ async fn start_provider(connection_end: ConnectionEnd) -> Provider {
     Provider { url, ca_file, heads, _server: server, _directory: directory }
 }
 
-async fn start_proxy(provider: &Provider, trusts_certificate: bool) -> (RunningApp, String) {
+/// Returns Keychoir in front of the provider, and the URL of a path of the provider. `ca_file` is `upstream.ca_file`.
+async fn start_proxy(provider: &Provider, ca_file: Option<PathBuf>) -> (RunningApp, String) {
     let key = ApiKey::new("sk_key_of_the_tls_tests_0000000000001").unwrap();
     let mut config = Config::with_defaults(vec![key], provider.url.parse().unwrap());
     config.quota_polling.enabled = false;
-    config.upstream.ca_file = trusts_certificate.then(|| provider.ca_file.clone());
+    config.upstream.ca_file = ca_file;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let app = app::start(AppConfig::from_config(config).unwrap(), vec![listener.into()]).unwrap();
     let url = format!("http://{}/v1/voices", app.address());
@@ -101,7 +103,7 @@ async fn get(url: String) -> reqwest::Response {
 #[tokio::test]
 async fn a_provider_is_trusted_if_its_ca_is_configured() {
     let mut provider = start_provider(ConnectionEnd::CloseNotify).await;
-    let (app, url) = start_proxy(&provider, true).await;
+    let (app, url) = start_proxy(&provider, Some(provider.ca_file.clone())).await;
     let response = get(url).await;
     assert_eq!((response.status().as_u16(), response.text().await.unwrap().as_str()), (200, "until the end"));
     assert!(provider.heads.recv().await.unwrap().contains("xi-api-key: sk_key_of_the_tls_tests"));
@@ -111,7 +113,7 @@ async fn a_provider_is_trusted_if_its_ca_is_configured() {
 #[tokio::test]
 async fn a_provider_with_an_untrusted_certificate_receives_no_request() {
     let mut provider = start_provider(ConnectionEnd::CloseNotify).await;
-    let (app, url) = start_proxy(&provider, false).await;
+    let (app, url) = start_proxy(&provider, None).await;
     let response = get(url).await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()["x-keychoir-error"]),
@@ -125,7 +127,7 @@ async fn a_provider_with_an_untrusted_certificate_receives_no_request() {
 #[tokio::test]
 async fn a_response_without_a_close_notify_is_truncated() {
     let provider = start_provider(ConnectionEnd::Fin).await;
-    let (app, url) = start_proxy(&provider, true).await;
+    let (app, url) = start_proxy(&provider, Some(provider.ca_file.clone())).await;
     let response = get(url).await;
     assert_eq!(response.status(), 200);
     assert!(
@@ -136,11 +138,13 @@ async fn a_response_without_a_close_notify_is_truncated() {
 }
 
 #[tokio::test]
-async fn a_file_without_a_ca_certificate_is_reported() {
+async fn an_invalid_ca_file_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ca.pem");
     let connector_error = |content: Option<&str>| {
-        let _ = content.map(|content| std::fs::write(&file, content).unwrap());
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
         keychoir::upstream::TcpTlsConnector::new(Some(&file)).unwrap_err().to_string()
     };
     assert!(connector_error(None).contains("ca.pem cannot be read"));

@@ -1,5 +1,5 @@
-//! Tests a server with several worker threads: the distribution of connections, the drain, and the isolation of a
-//! request that panics.
+//! Tests a server with several worker threads: the distribution of connections to workers, the drain, and the isolation
+//! of a request that panics.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,10 +43,13 @@ const CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
     idle_after: IDLE_AFTER,
 };
 
-/// Responds with the name of its thread. A request to `/hold` waits until the test releases it.
+/// Responds with the name of its thread. A request to `/hold` waits until the test releases it, and a request to
+/// `/panic` panics.
 #[derive(Clone, Debug)]
 struct ThreadNameService {
+    /// Has a permit for each held request that the test has not yet waited for.
     held_requests: Arc<Semaphore>,
+    /// The test adds a permit for each request that it releases.
     release: Arc<Semaphore>,
 }
 
@@ -67,6 +70,7 @@ impl Service for ThreadNameService {
     }
 }
 
+/// A server whose requests the test can hold and release.
 struct TestServer {
     server: Arc<Server<ThreadNameService>>,
     workers: WorkerThreads,
@@ -115,7 +119,7 @@ impl TestServer {
     }
 }
 
-/// A connection of a client.
+/// A client with one connection, which reads the number of the worker that serves it.
 struct WorkerClient<S>(S);
 
 async fn connect(address: SocketAddr) -> WorkerClient<TcpStream> {
@@ -146,7 +150,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WorkerClient<S> {
         }
     }
 
-    async fn get(&mut self) -> u8 {
+    /// Sends a request, and returns the number of the worker that served it.
+    async fn serving_worker(&mut self) -> u8 {
         self.send("/").await;
         self.responding_worker().await
     }
@@ -158,6 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WorkerClient<S> {
 }
 
 trait ReadAvailable: AsyncRead + Unpin {
+    /// Reads the bytes that have arrived, and waits if there are none. Returns their number, which is 0 at the end.
     async fn read_available(&mut self, text: &mut String) -> usize {
         let mut bytes = [0; 1024];
         let count = self.read(&mut bytes).await.unwrap();
@@ -169,7 +175,7 @@ trait ReadAvailable: AsyncRead + Unpin {
 impl<S: AsyncRead + Unpin> ReadAvailable for S {}
 
 #[tokio::test]
-async fn connections_are_spread_evenly() {
+async fn connections_are_distributed_evenly() {
     let test = TestServer::start(4);
     let address = test.listen_on_port();
     let mut clients = Vec::new();
@@ -178,24 +184,31 @@ async fn connections_are_spread_evenly() {
     }
     let mut workers = BTreeSet::new();
     for client in &mut clients {
-        workers.insert(client.get().await);
+        workers.insert(client.serving_worker().await);
     }
     assert_eq!(workers, BTreeSet::from([0, 1, 2, 3]));
     for client in &mut clients {
-        let worker = client.get().await;
-        assert_eq!(client.get().await, worker, "a connection must stay on a worker without other requests");
+        let worker = client.serving_worker().await;
+        assert_eq!(
+            client.serving_worker().await,
+            worker,
+            "a connection must stay on a worker without other requests"
+        );
     }
 }
 
 #[tokio::test]
-async fn connections_of_a_unix_socket_are_spread_evenly() {
+async fn connections_of_a_unix_socket_are_distributed_evenly() {
     let test = TestServer::start(2);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("k.sock");
     test.listen_on_unix_socket(&path);
     let mut first = WorkerClient(UnixStream::connect(&path).await.unwrap());
     let mut second = WorkerClient(UnixStream::connect(&path).await.unwrap());
-    assert_eq!(BTreeSet::from([first.get().await, second.get().await]), BTreeSet::from([0, 1]));
+    assert_eq!(
+        BTreeSet::from([first.serving_worker().await, second.serving_worker().await]),
+        BTreeSet::from([0, 1])
+    );
     test.server.drain.stop_accepting.cancel();
     test.server.accept_tasks.wait_until_ended().await;
     assert!(!path.exists(), "the socket file must be removed when its acceptor stops");
@@ -213,7 +226,7 @@ async fn connections_in_the_accept_queue_are_served_during_the_drain() {
     }
     test.server.drain.stop_accepting.cancel();
     for client in &mut clients {
-        client.get().await;
+        client.serving_worker().await;
     }
     test.server.accept_tasks.wait_until_ended().await;
     assert!(TcpStream::connect(address).await.is_err(), "the port must be closed");
@@ -226,14 +239,14 @@ async fn two_listeners_share_the_connection_limit() {
     for _ in 0..3 {
         for address in [first, second] {
             // Each connection is closed before the next is opened, so only one holds a permit.
-            connect(address).await.get().await;
+            connect(address).await.serving_worker().await;
         }
     }
     // A second connection waits until the open connection is closed.
     let open = connect(first).await;
     let mut waiting = connect(second).await;
     drop(open);
-    waiting.get().await;
+    waiting.serving_worker().await;
 }
 
 #[tokio::test]
@@ -241,19 +254,27 @@ async fn new_connections_go_to_the_worker_without_requests() {
     let test = TestServer::start(2);
     let address = test.listen_on_port();
     let mut busy = connect(address).await;
-    let worker = busy.get().await;
+    let worker = busy.serving_worker().await;
     busy.send("/hold").await;
     test.wait_for_held_requests(1).await;
     let mut new_clients = Vec::new();
     for _ in 0..3 {
         let mut second = connect(address).await;
-        assert_ne!(second.get().await, worker, "the connection must go to the worker without a request");
+        assert_ne!(
+            second.serving_worker().await,
+            worker,
+            "the connection must go to the worker without a request"
+        );
         new_clients.push(second);
     }
     test.release.add_permits(1);
     assert_eq!(busy.responding_worker().await, worker);
     let mut new_client = connect(address).await;
-    assert_eq!(new_client.get().await, worker, "the connection must go to the worker with fewer connections");
+    assert_eq!(
+        new_client.serving_worker().await,
+        worker,
+        "the connection must go to the worker with fewer connections"
+    );
 }
 
 #[tokio::test]
@@ -261,7 +282,7 @@ async fn a_connection_without_a_request_counts_as_an_expected_request() {
     let test = TestServer::start(2);
     let address = test.listen_on_port();
     let mut first = connect(address).await;
-    let worker = first.get().await;
+    let worker = first.serving_worker().await;
     // Four connections are opened before any of them sends a request.
     let mut new_clients = Vec::new();
     for _ in 0..4 {
@@ -269,7 +290,7 @@ async fn a_connection_without_a_request_counts_as_an_expected_request() {
     }
     let mut count_on_first_worker = 0;
     for client in &mut new_clients {
-        count_on_first_worker += usize::from(client.get().await == worker);
+        count_on_first_worker += usize::from(client.serving_worker().await == worker);
     }
     assert_eq!(count_on_first_worker, 2);
 }
@@ -281,17 +302,17 @@ async fn an_idle_connection_moves_to_the_worker_with_fewer_requests() {
     let address = test.listen_on_port();
     let (mut first, mut second, mut third) =
         (connect(address).await, connect(address).await, connect(address).await);
-    let numbers = [first.get().await, second.get().await, third.get().await];
+    let numbers = [first.serving_worker().await, second.serving_worker().await, third.serving_worker().await];
     // Two of the three connections have the same worker. One of these two sends a request that is held.
-    let (busy, second, worker) = match numbers {
-        [a, b, _] if a == b => (&mut first, &mut second, a),
-        [a, _, b] if a == b => (&mut first, &mut third, a),
-        [_, a, _] => (&mut second, &mut third, a),
+    let (busy, idle, worker) = match numbers {
+        [shared, other, _] if shared == other => (&mut first, &mut second, shared),
+        [shared, _, other] if shared == other => (&mut first, &mut third, shared),
+        [_, shared, _] => (&mut second, &mut third, shared),
     };
     busy.send("/hold").await;
     test.wait_for_held_requests(1).await;
-    // The time until the connection moves is not specified.
-    let wait_for_move = async { while second.get().await == worker {} };
+    // The connection may move only after several requests.
+    let wait_for_move = async { while idle.serving_worker().await == worker {} };
     tokio::time::timeout(Duration::from_secs(30), wait_for_move)
         .await
         .expect("the connection must move to the other worker");
@@ -299,15 +320,15 @@ async fn an_idle_connection_moves_to_the_worker_with_fewer_requests() {
     test.release.add_permits(1);
     busy.responding_worker().await;
     // The requests of the moved connection count for its new worker.
-    second.send("/hold").await;
+    idle.send("/hold").await;
     test.wait_for_held_requests(1).await;
     assert_eq!(
-        connect(address).await.get().await,
+        connect(address).await.serving_worker().await,
         worker,
         "the connection must go to the worker without a request"
     );
     test.release.add_permits(1);
-    second.responding_worker().await;
+    idle.responding_worker().await;
 }
 
 #[tokio::test]
@@ -316,7 +337,7 @@ async fn one_worker_serves_all_connections() {
     assert_eq!(test.workers.count(), 1);
     let address = test.listen_on_port();
     for _ in 0..3 {
-        assert_eq!(connect(address).await.get().await, 0);
+        assert_eq!(connect(address).await.serving_worker().await, 0);
     }
 }
 
@@ -326,9 +347,9 @@ async fn a_drain_waits_for_the_requests_of_all_workers() {
     let address = test.listen_on_port();
     let (mut first, mut second, mut idle) =
         (connect(address).await, connect(address).await, connect(address).await);
-    idle.get().await;
+    idle.serving_worker().await;
     for client in [&mut first, &mut second] {
-        client.get().await;
+        client.serving_worker().await;
         client.send("/hold").await;
     }
     test.wait_for_held_requests(2).await;
@@ -377,12 +398,12 @@ async fn a_panic_closes_only_its_connection() {
     let test = TestServer::start(1);
     let address = test.listen_on_port();
     let (mut steady, mut broken) = (connect(address).await, connect(address).await);
-    steady.get().await;
-    broken.get().await;
+    steady.serving_worker().await;
+    broken.serving_worker().await;
     broken.send("/panic").await;
     broken.assert_closed().await;
-    assert_eq!(steady.get().await, 0);
-    assert_eq!(connect(address).await.get().await, 0);
+    assert_eq!(steady.serving_worker().await, 0);
+    assert_eq!(connect(address).await.serving_worker().await, 0);
     assert_eq!(
         test.server.connection_limiter.open(),
         2,
@@ -395,7 +416,7 @@ async fn dropped_workers_close_their_connections() {
     let test = TestServer::start(2);
     let address = test.listen_on_port();
     let mut client = connect(address).await;
-    client.get().await;
+    client.serving_worker().await;
     drop(test);
     client.assert_closed().await;
 }

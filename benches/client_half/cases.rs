@@ -1,4 +1,4 @@
-//! The measured cases: requests with the framing and the size of their bodies and responses.
+//! Defines the measured cases: requests, with the sizes and the framing of their bodies and of the responses.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -37,6 +37,7 @@ const SMALL_GET: RequestCase = RequestCase {
     counted_requests: 200,
 };
 
+/// All cases, in the order of the tables.
 pub const CASES: [RequestCase; 7] = [
     SMALL_GET,
     RequestCase {
@@ -153,7 +154,8 @@ impl RequestCase {
         block_bytes * blocks
     }
 
-    /// Returns the request head as the proxy sends it. The path is the index of the case, which selects the response.
+    /// Returns the request head as the proxy sends it. The path contains the index of the case in [`CASES`], by which
+    /// the provider selects the response.
     pub fn request_head(&self, index: usize) -> UpstreamRequestHead {
         let mut headers = HeaderMap::new();
         for (name, value) in [

@@ -30,6 +30,7 @@ use crate::UploadBody;
 /// Maximum number of bytes per read, as in `keychoir::upstream`.
 const MAX_READ_BYTES: usize = 128 * 1024;
 
+/// The client that is compared with `keychoir::upstream`.
 pub struct HyperClient<C: Connect> {
     authority: Authority,
     connector: C,
@@ -42,6 +43,7 @@ pub struct HyperClient<C: Connect> {
 /// Connections without a request, with the times at which they became idle.
 type IdlePool<S> = Vec<(Box<Connection<S>>, Instant)>;
 
+/// A connection, with the driver that must be polled for all its progress.
 struct Connection<S: AsyncRead + AsyncWrite + Unpin> {
     sender: SendRequest<AttemptBody<UploadBody>>,
     driver: http1::Connection<TokioIo<WriteDetector<S>>, AttemptBody<UploadBody>>,
@@ -58,32 +60,33 @@ impl<C: Connect> HyperClient<C> {
         Arc::new(Self { authority, connector, settings, key, hop_id, idle_pool: Mutex::default() })
     }
 
+    /// Sends a request on an idle or a new connection, and returns the response when its head has arrived.
     pub async fn send(
         self: &Arc<Self>,
         request_head: &UpstreamRequestHead,
         body: AttemptBody<UploadBody>,
     ) -> Response<HyperBody<C>> {
         let upload = body.upload();
-        let request = self.request(request_head, body);
+        let request = self.build_request(request_head, body);
         let mut connection = match self.take_idle() {
             Some(connection) => connection,
-            None => self.open().await,
+            None => self.open_connection().await,
         };
         let mut response_future = pin!(connection.sender.send_request(request));
         let response = poll_fn(|cx| {
-            let driven = connection.drive(cx);
+            let driver_poll = connection.drive(cx);
             if connection.has_written.load(Ordering::Relaxed) && !upload.has_started() {
                 upload.mark_started();
             }
             // Only the driver completes the response, so its waker is never needed.
-            if let Poll::Ready(result) =
+            if let Poll::Ready(response) =
                 response_future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
             {
-                return Poll::Ready(result);
+                return Poll::Ready(response);
             }
-            assert!(driven.is_pending(), "the connection must stay open");
+            assert!(driver_poll.is_pending(), "the connection must stay open");
             let deadline = self.deadline(&upload);
-            connection.poll_until(deadline, cx).map(|()| panic!("no response in time"))
+            connection.poll_until(deadline, cx).map(|()| panic!("the response must arrive in time"))
         })
         .await
         .unwrap();
@@ -105,7 +108,7 @@ impl<C: Connect> HyperClient<C> {
         })
     }
 
-    fn request(
+    fn build_request(
         &self,
         request_head: &UpstreamRequestHead,
         body: AttemptBody<UploadBody>,
@@ -143,7 +146,7 @@ impl<C: Connect> HyperClient<C> {
         None
     }
 
-    async fn open(&self) -> Box<Connection<C::Io>> {
+    async fn open_connection(&self) -> Box<Connection<C::Io>> {
         let stream = self.connector.connect(&self.authority).await.unwrap();
         let has_written = Arc::new(AtomicBool::new(false));
         let stream = WriteDetector { stream, has_written: Arc::clone(&has_written) };
@@ -153,6 +156,7 @@ impl<C: Connect> HyperClient<C> {
         Box::new(Connection { sender, driver, has_written, opened_at: clock::instant(), timer: None })
     }
 
+    /// Returns the time at which the request fails if its upload makes no progress and no response head arrives.
     fn deadline(&self, upload: &UploadProgress<UploadBody>) -> Instant {
         let timeout = match upload.waits_for() {
             UploadWait::ForResponse => self.settings.response_timeout,
@@ -160,18 +164,21 @@ impl<C: Connect> HyperClient<C> {
                 self.settings.request_body_timeout
             }
         };
-        let idle_at = upload.last_polled_at() + timeout;
+        let idle_deadline = upload.last_polled_at() + timeout;
         upload
             .min_rate_deadline(self.settings.min_request_body_rate)
-            .map_or(idle_at, |slow_at| slow_at.min(idle_at))
+            .map_or(idle_deadline, |rate_deadline| rate_deadline.min(idle_deadline))
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
+    /// Polls the driver, which reads and writes the bytes of the connection.
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         self.driver.poll_without_shutdown(cx)
     }
 
+    /// Completes at the deadline. The timer is reset only if the deadline has moved to an earlier time, or when it
+    /// expires.
     fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
         if timer.deadline() > deadline.into() {
@@ -187,12 +194,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 }
 
+/// The body of a response. It drives the connection, and returns it to the idle pool at its end.
 pub struct HyperBody<C: Connect> {
     incoming: Incoming,
     connection: Option<Box<Connection<C::Io>>>,
     client: Arc<HyperClient<C>>,
     idle_timeout: Duration,
     last_frame_at: Instant,
+    /// Whether a frame was received since `last_frame_at`.
     has_received: bool,
     /// Whether the body has not been polled. The connection may have read the first chunk together with the head.
     is_first_poll: bool,
@@ -221,8 +230,8 @@ impl<C: Connect> Body for HyperBody<C> {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = &mut *self;
         let Some(connection) = &mut this.connection else { return Poll::Ready(None) };
-        let mut is_driven = !mem::take(&mut this.is_first_poll);
-        if is_driven {
+        let mut was_driven = !mem::take(&mut this.is_first_poll);
+        if was_driven {
             let _ = connection.drive(cx);
         }
         loop {
@@ -244,15 +253,15 @@ impl<C: Connect> Body for HyperBody<C> {
                     this.finish();
                     return Poll::Ready(None);
                 }
-                Poll::Pending if is_driven => break,
-                Poll::Pending => is_driven = connection.drive(cx).is_pending(),
+                Poll::Pending if was_driven => break,
+                Poll::Pending => was_driven = connection.drive(cx).is_pending(),
             }
         }
         if mem::take(&mut this.has_received) {
             this.last_frame_at = clock::instant();
         }
         let deadline = this.last_frame_at + this.idle_timeout;
-        connection.poll_until(deadline, cx).map(|()| panic!("the response stalled"))
+        connection.poll_until(deadline, cx).map(|()| panic!("the response must not stall"))
     }
 }
 
@@ -263,7 +272,7 @@ struct WriteDetector<S> {
 }
 
 impl<S> WriteDetector<S> {
-    fn mark_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn record_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.has_written.store(true, Ordering::Relaxed);
         }
@@ -284,7 +293,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteDetector<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDetector<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let write_result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.mark_written(write_result)
+        self.record_write(write_result)
     }
 
     fn poll_write_vectored(
@@ -293,7 +302,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDetector<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write_result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.mark_written(write_result)
+        self.record_write(write_result)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -9,8 +9,8 @@
 //! deterministic stream in memory, and the difference divided by N is the cost of a request.
 //!
 //! The second table compares times over TCP on this machine, with the provider on separate threads: the processor time
-//! of the client's thread, and the elapsed time. Both clients take turns in each round. The values are medians, and the
-//! ratios also have quartiles. In the third table hyper's server relays the responses to a client on the same thread,
+//! of the client's thread, and the elapsed time. Both clients take turns in each round. The figures are medians, and
+//! the ratios also have quartiles. In the third table, hyper's server relays the responses on the thread of the client,
 //! which adds a cost per body frame.
 //!
 //! `BENCH_ROUNDS` is the number of rounds. Linux only.
@@ -69,8 +69,8 @@ const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 /// A frame of a request body, with the size of a server's reads.
 const UPLOAD_CHUNK: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 
-/// Disables `rep movsb` in glibc. Valgrind counts each byte of it as an instruction, whereas a loop copies 32 bytes per
-/// instruction.
+/// Makes glibc copy memory by a loop instead of the instruction `rep movsb`. Valgrind counts `rep movsb` once per byte,
+/// and the loop copies 32 bytes per instruction.
 const GLIBC_COPY_SETTING: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824";
 
 const SETTINGS: Settings = Settings {
@@ -109,9 +109,12 @@ fn main() {
     );
 }
 
+/// The client that sends the requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ClientKind {
+    /// `keychoir::upstream`.
     Ours,
+    /// The client on top of hyper.
     Hyper,
 }
 
@@ -122,7 +125,7 @@ struct Clients<C: Connect> {
     ours: Upstream<C>,
     hyper: Arc<HyperClient<C>>,
     key: ApiKey,
-    no_buffers: BufferBudget,
+    empty_budget: BufferBudget,
 }
 
 impl<C: Connect + Clone> Clients<C> {
@@ -132,7 +135,7 @@ impl<C: Connect + Clone> Clients<C> {
             hyper: HyperClient::new(authority, connector, SETTINGS, KEY),
             key: ApiKey::new(KEY).unwrap(),
             // The client under test does not include the replay buffer.
-            no_buffers: BufferBudget::empty(),
+            empty_budget: BufferBudget::empty(),
         }
     }
 
@@ -148,7 +151,7 @@ impl<C: Connect + Clone> Clients<C> {
         let head = case.request_head(index);
         let mut frames = 0;
         for _ in 0..requests {
-            let body = Replay::new(UploadBody(case.body_bytes), &self.no_buffers).start_attempt();
+            let body = Replay::new(UploadBody(case.body_bytes), &self.empty_budget).start_attempt();
             let body = match client {
                 ClientKind::Ours => {
                     let response = self.ours.send(None, &self.key, &head, body).await;
@@ -156,7 +159,12 @@ impl<C: Connect + Clone> Clients<C> {
                 }
                 ClientKind::Hyper => read_body(self.hyper.send(&head, body).await.into_body()).await,
             };
-            assert_eq!(body.bytes, case.response_bytes(blocks), "{}", case.name);
+            assert_eq!(
+                body.bytes,
+                case.response_bytes(blocks),
+                "the response must be complete: {}",
+                case.name
+            );
             frames += body.frames;
         }
         frames
@@ -174,7 +182,7 @@ impl Clients<TcpTlsConnector> {
         stream.set_nodelay(true).unwrap();
         let head = case.request_head(index);
         let service = service_fn(|_| async {
-            let body = Replay::new(UploadBody(case.body_bytes), &self.no_buffers).start_attempt();
+            let body = Replay::new(UploadBody(case.body_bytes), &self.empty_budget).start_attempt();
             Ok::<_, Infallible>(match client {
                 ClientKind::Ours => {
                     self.ours.send(None, &self.key, &head, body).await.unwrap().map(Either::Left)
@@ -186,6 +194,7 @@ impl Clients<TcpTlsConnector> {
     }
 }
 
+/// The size of a received response body.
 #[derive(Default)]
 struct ReceivedBody {
     bytes: usize,
@@ -230,26 +239,27 @@ impl Body for UploadBody {
     }
 }
 
-fn runtime() -> Runtime {
+fn current_thread_runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Runs in a child process under valgrind. Prints the number of frames per response.
+/// Sends the counted requests in a child process under valgrind. Prints the number of frames per response.
 fn run_counted(case: &'static RequestCase, index: usize, client: ClientKind, requests: usize) {
     let authority = Authority::new(Scheme::Http, "api.example", 80, "").unwrap();
     let clients = Clients::new(authority, MemoryConnector::new(case));
-    let frames = runtime().block_on(clients.send(client, case, index, case.counted_blocks, requests));
+    let frames =
+        current_thread_runtime().block_on(clients.send(client, case, index, case.counted_blocks, requests));
     println!("{}", frames / requests);
 }
 
 /// Prints the number of instructions per request, and the number of frames per response.
 fn print_instructions(index: usize, case: &RequestCase) {
-    let count_for = |client: usize| {
-        let (single, frames) = count_with_valgrind(index, client, case.counted_requests);
-        let (double, _) = count_with_valgrind(index, client, 2 * case.counted_requests);
-        ((double - single) / case.counted_requests as u64, frames)
+    let count_per_request = |client: usize| {
+        let (single_count, frames) = count_with_valgrind(index, client, case.counted_requests);
+        let (double_count, _) = count_with_valgrind(index, client, 2 * case.counted_requests);
+        ((double_count - single_count) / case.counted_requests as u64, frames)
     };
-    let ((ours, our_frames), (hyper, hyper_frames)) = (count_for(0), count_for(1));
+    let ((ours, our_frames), (hyper, hyper_frames)) = (count_per_request(0), count_per_request(1));
     let ratio = hyper as f64 / ours as f64;
     println!("| {} | {ours} | {hyper} | {ratio:.2} | {our_frames} | {hyper_frames} |", case.name);
 }
@@ -265,7 +275,7 @@ fn count_with_valgrind(case: usize, client: usize, requests: usize) -> (u64, Str
         .output()
         .expect("valgrind must be installed: apt-get install valgrind");
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{report}");
+    assert!(output.status.success(), "valgrind must succeed: {report}");
     let (_, sum) = report
         .lines()
         .find_map(|line| line.split_once("Collected : "))
@@ -282,7 +292,7 @@ fn print_times(address: SocketAddr, is_relayed: bool) {
     println!("|---|---|---|---|---|---|---|");
     let rounds = env_number("BENCH_ROUNDS", ROUNDS);
     let authority = Authority::new(Scheme::Http, "127.0.0.1", address.port(), "").unwrap();
-    let (runtime, connector) = (runtime(), TcpTlsConnector::new(None).unwrap());
+    let (runtime, connector) = (current_thread_runtime(), TcpTlsConnector::new(None).unwrap());
     let cases = CASES.iter().enumerate().filter(|(_, case)| !is_relayed || case.is_chunked());
     for (index, case) in cases {
         let turns: Vec<_> = (0..rounds)
@@ -293,8 +303,8 @@ fn print_times(address: SocketAddr, is_relayed: bool) {
                 for client in CLIENTS {
                     runtime.block_on(clients.send(client, &CASES[0], 0, 1, 1));
                 }
-                let turn = |client: ClientKind| {
-                    let (started_at, before) = (Instant::now(), processor_time());
+                let take_turn = |client: ClientKind| {
+                    let (started_at, processor_time_before) = (Instant::now(), processor_time());
                     runtime.block_on(async {
                         if is_relayed {
                             clients.relay(client, case, index).await;
@@ -304,13 +314,16 @@ fn print_times(address: SocketAddr, is_relayed: bool) {
                     });
                     let micros_per_request =
                         |duration: Duration| duration.as_secs_f64() * 1e6 / case.requests as f64;
-                    (micros_per_request(processor_time() - before), micros_per_request(started_at.elapsed()))
+                    (
+                        micros_per_request(processor_time() - processor_time_before),
+                        micros_per_request(started_at.elapsed()),
+                    )
                 };
-                // The clients alternate in taking the first turn.
+                // Each client takes the first turn in every second round.
                 if round % 2 == 0 {
-                    CLIENTS.map(turn)
+                    CLIENTS.map(take_turn)
                 } else {
-                    let (hyper, ours) = (turn(ClientKind::Hyper), turn(ClientKind::Ours));
+                    let (hyper, ours) = (take_turn(ClientKind::Hyper), take_turn(ClientKind::Ours));
                     [ours, hyper]
                 }
             })

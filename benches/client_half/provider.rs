@@ -1,5 +1,6 @@
-//! The provider at the other end of the connections: a thread per TCP connection when time is measured, and a
-//! deterministic stream in memory when instructions are counted.
+//! Provides the other ends of the connections. When time is measured, a simulated provider serves each TCP connection
+//! on a thread. When instructions are counted, a deterministic stream in memory replaces the connection. A simulated
+//! client reads the responses that hyper's server relays.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,7 +20,7 @@ use crate::cases::{CASES, RequestCase};
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// Starts a provider on a free port. Returns its address and the counter of its connections.
+/// Starts a provider on a free port. Returns its address, and the number of connections that it has accepted.
 pub fn start() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -28,15 +29,16 @@ pub fn start() -> (SocketAddr, Arc<AtomicUsize>) {
     keychoir::tasks::spawn_thread("provider", move || {
         for connection in listener.incoming() {
             counter.fetch_add(1, Ordering::Relaxed);
-            keychoir::tasks::spawn_thread("connection", move || serve(connection.unwrap())).unwrap();
+            keychoir::tasks::spawn_thread("connection", move || serve_connection(connection.unwrap()))
+                .unwrap();
         }
     })
     .unwrap();
     (address, opened_connections)
 }
 
-/// Serves the requests of a connection. The path of a request is the index of its case.
-fn serve(mut connection: TcpStream) {
+/// Serves the requests of a connection. The path of a request contains the index of its case.
+fn serve_connection(mut connection: TcpStream) {
     connection.set_nodelay(true).unwrap();
     let (mut request_bytes, mut buffer) = (Vec::new(), vec![0; 256 * 1024]);
     loop {
@@ -79,16 +81,17 @@ pub fn send_requests(address: SocketAddr, requests: usize) {
     let mut buffer = vec![0; 256 * 1024];
     for _ in 0..requests {
         connection.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-        let mut end = Vec::new();
-        while !end.ends_with(LAST_CHUNK) {
+        let mut last_bytes = Vec::new();
+        while !last_bytes.ends_with(LAST_CHUNK) {
             let bytes = connection.read(&mut buffer).unwrap();
             assert_ne!(bytes, 0, "the response must be complete");
-            end.extend_from_slice(&buffer[bytes.saturating_sub(LAST_CHUNK.len())..bytes]);
-            end.drain(..end.len().saturating_sub(LAST_CHUNK.len()));
+            last_bytes.extend_from_slice(&buffer[bytes.saturating_sub(LAST_CHUNK.len())..bytes]);
+            last_bytes.drain(..last_bytes.len().saturating_sub(LAST_CHUNK.len()));
         }
     }
 }
 
+/// Returns the length of the head at the start of `bytes`, or `None` if the head is incomplete.
 fn find_head_end(bytes: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, END_OF_HEAD).map(|index| index + END_OF_HEAD.len())
 }
@@ -131,7 +134,7 @@ impl Connect for MemoryConnector {
     }
 }
 
-/// A stream in memory that sends the response once it has received the complete request.
+/// A stream in memory that sends the response after it has received the complete request.
 pub struct MemoryStream {
     body_bytes: usize,
     /// Number of response bytes that become readable at once.
@@ -147,12 +150,12 @@ pub struct MemoryStream {
 }
 
 impl MemoryStream {
-    fn receive(&mut self, bytes: &[u8]) {
-        let body = match self.remaining_request {
+    fn receive_request(&mut self, bytes: &[u8]) {
+        let body_bytes = match self.remaining_request {
             None => bytes.len() - find_head_end(bytes).expect("the head must be written at once"),
             Some(_) => bytes.len(),
         };
-        let remaining = self.remaining_request.unwrap_or(self.body_bytes) - body;
+        let remaining = self.remaining_request.unwrap_or(self.body_bytes) - body_bytes;
         self.remaining_request = (remaining > 0).then_some(remaining);
         if remaining == 0 {
             (self.remaining_response, self.readable_bytes) = (self.response.clone(), 0);
@@ -188,7 +191,7 @@ impl AsyncRead for MemoryStream {
 
 impl AsyncWrite for MemoryStream {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.receive(bytes);
+        self.receive_request(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -198,7 +201,7 @@ impl AsyncWrite for MemoryStream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let filled_slices = slices.iter().filter(|slice| !slice.is_empty());
-        Poll::Ready(Ok(filled_slices.map(|slice| (self.receive(slice), slice.len()).1).sum()))
+        Poll::Ready(Ok(filled_slices.map(|slice| (self.receive_request(slice), slice.len()).1).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,4 +1,5 @@
-//! Measures how the cost of a request changes with the number of keys, clients, connections and processors.
+//! Measures how the cost of a request changes with the numbers of keys, clients, connections and processors (`growth`
+//! on the command line).
 
 use crate::machine;
 use crate::peers::{Peer, PeerSetup};
@@ -6,20 +7,21 @@ use crate::rounds::{self, ComparedPeer, RoundPlan};
 use crate::table::{self, Reference};
 use crate::workload::Workload;
 
-/// The number of requests per second, low enough that a single connection can serve it sequentially.
+/// The number of requests per second. It is so low that one connection can serve all requests one after the other.
 const RATE: u32 = 1_000;
 const LOAD_CLIENTS: u32 = 48;
 
+/// Measures the growth for Keychoir, and for nginx the growth with the number of connections.
 pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     let plan = RoundPlan { measures_max_rate: false, ..plan.clone() };
     for peer in peers {
         let growth = Growth { plan: &plan, peer, setup };
-        let is_ours = matches!(peer, Peer::Keychoir(..));
+        let is_keychoir = matches!(peer, Peer::Keychoir(..));
         // nginx shows how much of the growth is caused by the kernel and the CPU caches.
-        if is_ours || *peer == Peer::Nginx {
+        if is_keychoir || *peer == Peer::Nginx {
             growth.measure_connections();
         }
-        if is_ours {
+        if is_keychoir {
             growth.measure_keys();
             growth.measure_clients();
             growth.measure_processors();
@@ -27,6 +29,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     }
 }
 
+/// The measurements of one proxy.
 struct Growth<'a> {
     plan: &'a RoundPlan,
     peer: &'a Peer,
@@ -50,7 +53,7 @@ impl Growth<'_> {
     }
 
     fn measure_keys(&self) {
-        let keys = |keys: u32, strategy: &'static str| {
+        let with_keys = |keys: u32, strategy: &'static str| {
             self.compared_peer(
                 &format!("{keys} {strategy}"),
                 PeerSetup { keys, strategy, ..self.setup.clone() },
@@ -59,41 +62,44 @@ impl Growth<'_> {
         self.print_table(
             "number of keys and selection strategy",
             &[
-                keys(1, "fill-first"),
-                keys(100, "fill-first"),
-                keys(1_000, "fill-first"),
-                keys(100, "most-remaining"),
-                keys(1_000, "most-remaining"),
+                with_keys(1, "fill-first"),
+                with_keys(100, "fill-first"),
+                with_keys(1_000, "fill-first"),
+                with_keys(100, "most-remaining"),
+                with_keys(1_000, "most-remaining"),
             ],
         );
     }
 
     fn measure_clients(&self) {
-        let clients = |clients: u32| {
+        let with_clients = |clients: u32| {
             self.compared_peer(&clients.to_string(), PeerSetup { clients, ..self.setup.clone() })
         };
-        self.print_table("number of clients", &[clients(1), clients(100), clients(10_000)]);
+        self.print_table("number of clients", &[with_clients(1), with_clients(100), with_clients(10_000)]);
     }
 
     fn measure_connections(&self) {
-        let connections = |load_clients: u32, connections_per_client: u32| ComparedPeer {
+        let with_connections = |load_clients: u32, connections_per_client: u32| ComparedPeer {
             load_clients,
             connections_per_client,
             ..self.compared_peer(&(load_clients * connections_per_client).to_string(), self.setup.clone())
         };
-        let mut compared_peers =
-            vec![connections(1, 1), connections(LOAD_CLIENTS, 1), connections(LOAD_CLIENTS, 20)];
+        let mut compared_peers = vec![
+            with_connections(1, 1),
+            with_connections(LOAD_CLIENTS, 1),
+            with_connections(LOAD_CLIENTS, 20),
+        ];
         if machine::raise_open_files_limit() > 10_500 {
-            compared_peers.push(connections(LOAD_CLIENTS, 208));
+            compared_peers.push(with_connections(LOAD_CLIENTS, 208));
         }
         self.print_table("number of connections, used in rotation", &compared_peers);
     }
 
     fn measure_processors(&self) {
-        let two = PeerSetup { processors: "0,1", threads: 2, ..self.setup.clone() };
+        let two_processors = PeerSetup { processors: "0,1", threads: 2, ..self.setup.clone() };
         self.print_table(
             "processors",
-            &[self.compared_peer("one", self.setup.clone()), self.compared_peer("two", two)],
+            &[self.compared_peer("one", self.setup.clone()), self.compared_peer("two", two_processors)],
         );
     }
 }

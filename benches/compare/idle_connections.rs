@@ -1,7 +1,7 @@
-//! Measures uneven load on idle connections (`idle-connections` on the command line). Clients open connections that
-//! are spread evenly over two workers. Then either the connections of one worker or random connections become busy.
-//! This build of Keychoir and the builds in `BENCH_KEYCHOIR` take turns in each round. The proxy shares two processors
-//! with its clients and its provider.
+//! Measures the load of idle connections that become busy (`idle-connections` on the command line). Clients open
+//! connections, of which each of two workers has half. Then either the connections of one worker or random connections
+//! become busy. This build of Keychoir and the builds in `BENCH_KEYCHOIR` take turns in each round. The proxy shares
+//! two processors with its clients and its provider.
 
 use std::time::Duration;
 
@@ -113,10 +113,11 @@ struct TurnResults {
     p99: f64,
     /// Processor time of the proxy in µs per request or MiB.
     cost: f64,
-    /// The less busy worker's share of the workers' processor time.
+    /// The share of the less busy worker in the processor time of both workers, from 0 to 0.5.
     lesser_share: f64,
 }
 
+/// Measures all cases, and prints a table for each case.
 pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     let plan = &RoundPlan {
         seconds: plan.seconds / f64::from(ROUND_DIVISOR),
@@ -171,15 +172,15 @@ fn print_case(case: &IdleLoadCase, peers: &[&Peer], turns: &[Vec<TurnResults>]) 
         case.name, "per s", "p50, µs", "p99, µs", "CPU, µs", "lesser"
     );
     for (peer, peer_turns) in peers.iter().zip(turns) {
-        let result = |field: fn(&TurnResults) -> f64| median(peer_turns.iter().map(field));
+        let median_of = |field: fn(&TurnResults) -> f64| median(peer_turns.iter().map(field));
         println!(
             "  {:<26}{:>12.0}{:>10.0}{:>10.0}{:>10.1}{:>7.0}%",
             peer.name(),
-            result(|turn| turn.throughput),
-            result(|turn| turn.p50),
-            result(|turn| turn.p99),
-            result(|turn| turn.cost),
-            result(|turn| turn.lesser_share * 1e2)
+            median_of(|turn| turn.throughput),
+            median_of(|turn| turn.p50),
+            median_of(|turn| turn.p99),
+            median_of(|turn| turn.cost),
+            median_of(|turn| turn.lesser_share * 1e2)
         );
     }
     for (peer, peer_turns) in peers.iter().zip(turns).skip(1) {
@@ -207,6 +208,7 @@ struct PreparedLoad {
 }
 
 impl PreparedLoad {
+    /// Opens the connections of a case, and chooses those that become busy.
     async fn open(target: &Target, started_peer: &StartedPeer, case: &IdleLoadCase, round: usize) -> Self {
         let busy_count = case.connections + case.streams.1;
         let (mut idle_connections, workers) =
@@ -220,6 +222,7 @@ impl PreparedLoad {
         }
     }
 
+    /// Sends the requests and the streams of a case. Returns their results.
     async fn take_turn(
         self,
         plan: &RoundPlan,
@@ -253,7 +256,7 @@ impl PreparedLoad {
                 RequestRate::PerSecond(rate) => load.send_at_rate(&request_spec, rate, plan.seconds).await,
             }
         };
-        let process = &started_peer.running;
+        let process = &started_peer.process;
         let (time_before, worker_times_before) = (process.processor_time(), process.worker_times());
         let (stream_results, mut results) = tokio::join!(stream_load, request_load);
         let processor_seconds = process.processor_time().since(&time_before);
@@ -279,7 +282,7 @@ fn differences(after: &[f64], before: &[f64]) -> Vec<f64> {
     after.iter().zip(before).map(|(after, before)| after - before).collect()
 }
 
-/// Opens connections. Returns them with the index of the worker of each.
+/// Opens connections. Returns them, and the index of the worker of each connection.
 async fn open_connections(
     target: &Target,
     started_peer: &StartedPeer,
@@ -293,13 +296,13 @@ async fn open_connections(
         client.send_alternating(&request_spec, 1, |_| {}).await;
         load.append(client);
     }
-    let (mut workers, mut before) = (Vec::new(), started_peer.running.worker_times());
+    let (mut workers, mut times_before) = (Vec::new(), started_peer.process.worker_times());
     load.send_alternating(&request_spec, PROBE_REQUESTS, |_| {
-        let times_after = started_peer.running.worker_times();
-        let times = differences(&times_after, &before);
+        let times_after = started_peer.process.worker_times();
+        let times = differences(&times_after, &times_before);
         workers
             .push((0..times.len()).max_by(|first, second| times[*first].total_cmp(&times[*second])).unwrap());
-        before = times_after;
+        times_before = times_after;
     })
     .await;
     (load, workers)
@@ -312,20 +315,20 @@ fn choose_connections(
     count: usize,
     round: usize,
 ) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..workers.len()).collect();
-    // A Lehmer generator gives the same order in each run and for each build.
-    let mut state = round as u64 * 7_919 + 1;
-    for index in (1..order.len()).rev() {
-        state = state * 48_271 % 2_147_483_647;
-        order.swap(index, (state % (index as u64 + 1)) as usize);
+    let mut indices: Vec<usize> = (0..workers.len()).collect();
+    // A Lehmer generator gives the same order of the connections in each run and for each build.
+    let mut generator = round as u64 * 7_919 + 1;
+    for index in (1..indices.len()).rev() {
+        generator = generator * 48_271 % 2_147_483_647;
+        indices.swap(index, (generator % (index as u64 + 1)) as usize);
     }
-    order.retain(|index| busy_connections == BusyConnections::Random || workers[*index] == round % 2);
+    indices.retain(|index| busy_connections == BusyConnections::Random || workers[*index] == round % 2);
     assert!(
-        order.len() >= count,
+        indices.len() >= count,
         "the worker must have {count} connections: it has {} of {}",
-        order.len(),
+        indices.len(),
         workers.len()
     );
-    order.truncate(count);
-    order
+    indices.truncate(count);
+    indices
 }

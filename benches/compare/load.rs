@@ -1,6 +1,6 @@
-//! The load generator. It sends requests at a fixed rate, or each request after the previous response. At a fixed rate,
-//! latencies are measured from the scheduled time of a request, so that a stalled proxy does not hide delays. It panics
-//! unless each response is complete and has status 200.
+//! Generates load: clients send requests at a fixed rate, or each request after the previous response. At a fixed rate,
+//! the time of a request starts at its scheduled time, so that delays of a stalled proxy are measured. The load
+//! generator panics unless each response is complete and has status 200.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -162,13 +162,13 @@ impl LoadGenerator {
         }
     }
 
-    /// Sends the next request of each client after each response, for `seconds`.
+    /// Sends requests for `seconds`. Each client sends its next request when it has received the previous response.
     pub async fn send_saturating(&mut self, request_spec: &RequestSpec, seconds: f64) -> LoadResults {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         self.run(|_, load_client| load_client.send_until(request_spec.clone(), end)).await
     }
 
-    /// Runs `start` for each client in a separate task.
+    /// Runs the future that `start` returns for each client in a separate task. Returns the results of all clients.
     async fn run<F>(&mut self, mut start: impl FnMut(u32, LoadClient) -> F) -> LoadResults
     where
         F: Future<Output = (LoadClient, LoadResults)> + Send + 'static,
@@ -250,16 +250,17 @@ impl LoadClient {
         }
     }
 
+    /// Waits with the resolution of the system timer.
     async fn wait_until(&self, scheduled_at: Instant) {
         let delay = scheduled_at.saturating_duration_since(Instant::now());
         if delay.is_zero() {
             return;
         }
-        let once = Itimerspec {
+        let expiration = Itimerspec {
             it_interval: Timespec::default(),
             it_value: Timespec { tv_sec: delay.as_secs() as i64, tv_nsec: i64::from(delay.subsec_nanos()) },
         };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).unwrap();
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &expiration).unwrap();
         loop {
             let mut ready = self.timer.readable().await.unwrap();
             let timer_result = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0_u8; 8])?));
@@ -290,7 +291,11 @@ impl LoadClient {
             }
         };
         let (head, first_bytes) = buffer.split_at(end);
-        assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
+        assert!(
+            head.starts_with(b"HTTP/1.1 200 "),
+            "the request must be served: {}",
+            String::from_utf8_lossy(head)
+        );
         let mut body = http1::parse_body_framing(head);
         let mut payload =
             PayloadCounter { bytes: 0, timestamp: request_spec.has_timestamps.then(Vec::new), results };

@@ -1,4 +1,5 @@
-//! Measures the processor time and the memory of programs, and pins them to processors.
+//! Measures the processor time and the memory of programs, measures the load by other programs, pins programs to
+//! processors, and describes the machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -65,10 +66,12 @@ fn processor_names() -> Vec<String> {
     names.map(|(_, name)| name.to_owned()).collect()
 }
 
-/// The processor times since their start, in seconds.
+/// Processor times in seconds.
 struct ProcessorSeconds {
+    /// The time of all programs since the start of the machine.
     all_programs: f64,
-    process_id: f64,
+    /// The time of this program since its start.
+    this_program: f64,
 }
 
 fn processor_seconds() -> ProcessorSeconds {
@@ -76,9 +79,9 @@ fn processor_seconds() -> ProcessorSeconds {
     let fields: Vec<f64> =
         text.lines().next().unwrap().split_whitespace().skip(1).map(|field| field.parse().unwrap()).collect();
     // The fourth and fifth fields are idle time. The times from the ninth field on are included in other fields.
-    let busy: f64 = fields[..8].iter().sum::<f64>() - fields[3] - fields[4];
-    let process_id = parse_stat_seconds(&fs::read_to_string("/proc/self/stat").unwrap());
-    ProcessorSeconds { all_programs: busy * TICK_SECONDS, process_id }
+    let busy_ticks: f64 = fields[..8].iter().sum::<f64>() - fields[3] - fields[4];
+    let this_program = parse_stat_seconds(&fs::read_to_string("/proc/self/stat").unwrap());
+    ProcessorSeconds { all_programs: busy_ticks * TICK_SECONDS, this_program }
 }
 
 /// Parses the processor time in the file `stat` of a process, in seconds.
@@ -104,13 +107,13 @@ impl OtherLoad {
         let now = processor_seconds();
         let others = now.all_programs
             - self.before.all_programs
-            - (now.process_id - self.before.process_id)
+            - (now.this_program - self.before.this_program)
             - proxy_seconds;
         (others / self.started_at.elapsed().as_secs_f64() / processor_names().len() as f64).max(0.0)
     }
 }
 
-/// A running program with its child processes. It is stopped on drop.
+/// A running program with its child processes. Dropping it stops the program.
 #[derive(Debug)]
 pub struct PeerProcess {
     child: Child,
@@ -128,12 +131,12 @@ impl PeerProcess {
     /// Returns the IDs of the process and its descendants.
     fn process_ids(&self) -> Vec<u32> {
         let mut processes = vec![self.child.id()];
-        let mut next_process = 0;
-        while let Some(process) = processes.get(next_process) {
+        let mut index = 0;
+        while let Some(process) = processes.get(index) {
             let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
             let children = children.unwrap_or_default();
             processes.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
-            next_process += 1;
+            index += 1;
         }
         processes
     }
@@ -175,8 +178,8 @@ impl PeerProcess {
         workers.into_values().collect()
     }
 
-    /// Returns the proportional set size in MiB.
-    pub fn memory(&self) -> f64 {
+    /// Returns the memory of all processes in MiB, in which shared memory counts in proportion.
+    pub fn memory_mib(&self) -> f64 {
         let process_memory = |process: u32| {
             let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
             let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
@@ -188,8 +191,8 @@ impl PeerProcess {
 
 impl Drop for PeerProcess {
     fn drop(&mut self) {
-        // SIGTERM, because the workers of a killed nginx would continue to run. SIGKILL after the timeout, because
-        // Keychoir would drain its streams for longer.
+        // `kill` sends SIGTERM, because the workers of an nginx that was stopped by SIGKILL would continue to run.
+        // SIGKILL follows after the timeout, because Keychoir drains its streams for a longer time.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let started_at = Instant::now();
         while self.is_running() {
@@ -214,11 +217,11 @@ impl ProcessorTime {
     pub fn since(&self, before: &Self) -> f64 {
         let added =
             |(thread, seconds): (&PathBuf, &f64)| seconds - before.thread_seconds.get(thread).unwrap_or(&0.0);
-        let fine: f64 = self.thread_seconds.iter().map(added).sum();
-        let coarse = self.tick_seconds - before.tick_seconds;
+        let thread_seconds: f64 = self.thread_seconds.iter().map(added).sum();
+        let tick_seconds = self.tick_seconds - before.tick_seconds;
         // The sum of the threads lacks threads that have ended. The ticks of a process are the sum of two counters, and
         // both counters are rounded in both snapshots.
         let rounding = 4.0 * TICK_SECONDS;
-        if coarse > fine + rounding { coarse } else { fine }
+        if tick_seconds > thread_seconds + rounding { tick_seconds } else { thread_seconds }
     }
 }

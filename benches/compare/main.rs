@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cargo bench --bench compare                        all workloads
-//! cargo bench --bench compare -- get tts             these workloads
+//! cargo bench --bench compare -- get tts             the workloads `get` and `tts`
 //! cargo bench --bench compare -- tls-upstream        all workloads, with TLS to the provider
 //! cargo bench --bench compare -- tls-both            all workloads, with TLS on both sides
 //! cargo bench --bench compare -- memory              the memory of idle proxies and of idle clients
@@ -152,7 +152,7 @@ fn compare(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup, workload: Worklo
         TlsMode::TlsToProvider => "TLS to the provider, ",
         TlsMode::TlsOnBothSides => "TLS on both sides, ",
     };
-    let title = format!("{title_prefix}{}", table::describe(plan, workload));
+    let title = format!("{title_prefix}{}", table::title(plan, workload));
     let index = compared_peers.iter().position(|compared_peer| compared_peer.peer == Peer::Nginx);
     let max_ratio = Some(workload.max_cost_ratio());
     table::print(&title, &compared_peers, &peer_results, &Reference { name: "nginx", index, max_ratio });

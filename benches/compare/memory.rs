@@ -1,5 +1,5 @@
-//! Measures the memory of an idle proxy and of each connected idle client, and the time from the start of the proxy to
-//! its first response.
+//! Measures the memory of an idle proxy and the memory that each connected idle client adds, and the time from the
+//! start of the proxy to its first response (`memory` on the command line).
 
 use crate::harness::{format_median_and_range, median};
 use crate::load::{LoadGenerator, RequestSpec};
@@ -8,6 +8,7 @@ use crate::peers::{Peer, PeerSetup};
 use crate::rounds::{RoundPlan, current_thread_runtime};
 use crate::workload::Workload;
 
+/// The numbers of connected clients.
 const CLIENTS: [u32; 2] = [1_000, 10_000];
 /// The number of open files that are not connections.
 const OTHER_FILES: u64 = 500;
@@ -21,6 +22,7 @@ struct TurnResults {
     kib_per_client: Vec<f64>,
 }
 
+/// Measures all proxies, and prints a table.
 pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     let files = machine::raise_open_files_limit();
     let peers: Vec<&Peer> = peers.iter().filter(|peer| **peer != Peer::Direct).collect();
@@ -33,7 +35,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
             turns[index].push(take_turn(plan, peers[index], setup, &clients));
         }
     }
-    println!("\nmemory: {} alternating rounds, fresh proxies; idle clients after one request", plan.rounds);
+    println!("\nmemory: {} alternating rounds with new proxies, idle clients after one request", plan.rounds);
     let client_headings: String =
         clients.iter().map(|clients| format!("{:>24}", format!("KiB, {clients}"))).collect();
     println!(
@@ -63,13 +65,13 @@ fn take_turn(plan: &RoundPlan, peer: &Peer, setup: &PeerSetup, clients: &[u32]) 
     let start_ms = || peer.start(setup, directory.path()).unwrap().start_duration.as_secs_f64() * 1e3;
     let (first_start_ms, restarts) = (start_ms(), [start_ms(), start_ms(), start_ms()]);
     let started_peer = peer.start(setup, directory.path()).unwrap();
-    let (idle_mib, target) = (started_peer.running.memory(), setup.target(Some(&started_peer)));
+    let (idle_mib, target) = (started_peer.process.memory_mib(), setup.target(Some(&started_peer)));
     let request_spec = RequestSpec::new(Workload::Get, target.key, 0.0);
     let kib_per_client = clients.iter().map(|clients| {
         current_thread_runtime().block_on(async {
             let mut load = LoadGenerator::open(&target, 10, clients / 10).await;
             load.send_once_per_connection(&request_spec).await;
-            (started_peer.running.memory() - idle_mib) * 1024.0 / f64::from(*clients)
+            (started_peer.process.memory_mib() - idle_mib) * 1024.0 / f64::from(*clients)
         })
     });
     TurnResults {

@@ -1,6 +1,7 @@
-//! Measures the cost of a shared pool: the commands that Redis executes for one to three replicas at different request
-//! rates, and the request latency while Redis responds, is killed, is stopped or is slow, as a ratio to the latency
-//! without `[redis]`. The simulator is the provider. All processes share two processors.
+//! Measures the cost of a shared pool (`replicas` on the command line): the commands that Redis executes for one to
+//! three replicas at different request rates, and the request latency while Redis responds, is killed, is stopped or is
+//! slow, as a ratio to the latency without `[redis]`. The simulator is the provider. All processes share two
+//! processors.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ const SLOW_DELAY: Duration = Duration::from_millis(150);
 /// The time after the start of the replicas until their poll intervals and pool shares no longer change.
 const SETTLING_TIME: Duration = Duration::from_secs(3);
 
-/// A kind of request. Speech with a quota has a separate client; the other kinds share one.
+/// A kind of request. One client sends speech with a quota, and another one sends the other kinds.
 #[derive(Clone, Copy)]
 enum SharedWorkload {
     /// The list of voices, which costs no credits.
@@ -110,7 +111,7 @@ impl ReplicaGroup {
             group.wait_until_shared().await;
         }
         for workload in SharedWorkload::ALL {
-            let request_spec = group.request_spec(workload).await;
+            let request_spec = group.measure_request_spec(workload).await;
             group.request_specs.push(request_spec);
         }
         sleep(SETTLING_TIME).await;
@@ -130,8 +131,8 @@ impl ReplicaGroup {
         }
     }
 
-    /// Sends one request of a workload to learn the length of its response. Returns the request and this length.
-    async fn request_spec(&self, workload: SharedWorkload) -> RequestSpec {
+    /// Sends one request of a workload to measure the length of its response. Returns the request and this length.
+    async fn measure_request_spec(&self, workload: SharedWorkload) -> RequestSpec {
         let client = &self.replicas.client;
         let request = match workload {
             SharedWorkload::List => client.get(format!("{}/v1/voices", self.replicas.url(0))),
@@ -194,6 +195,7 @@ fn provider_plan() -> ProviderPlan {
     })
 }
 
+/// Measures the commands and the latency, and prints a table for each.
 pub fn measure(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     machine::pin_to_processor("0,1");
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -230,7 +232,8 @@ impl CommandCounts {
     }
 }
 
-/// Returns the kind of a command as MONITOR shows it: `members` for `"EVAL" "…" "6" "{keychoir:default}:1:members" …`.
+/// Returns the kind of a command as MONITOR shows it, such as `members` for
+/// `"EVAL" "…" "6" "{keychoir:default}:1:members" …`.
 fn command_kind(command: &str) -> String {
     let name = command.trim_start_matches('"').split('"').next().unwrap_or_default().to_lowercase();
     let key = command.split_once("}:1:").map_or("", |(_, key)| key);
@@ -299,7 +302,7 @@ fn processor_seconds(redis: &RedisServer) -> f64 {
 enum RedisState {
     Responding,
     Killed,
-    /// The process is stopped (SIGSTOP). Its connections stay open, but it sends no responses.
+    /// SIGSTOP has stopped the process. Its connections stay open, and it sends no responses.
     Stopped,
     Slow,
 }
@@ -316,6 +319,7 @@ impl RedisState {
         }
     }
 
+    /// Brings Redis into this state.
     fn start(self, redis: &mut RedisServer, forwarder: &SlowForwarder) {
         match self {
             Self::Responding => {}
@@ -325,6 +329,7 @@ impl RedisState {
         }
     }
 
+    /// Makes Redis respond again.
     async fn end(self, redis: &mut RedisServer, forwarder: &SlowForwarder) {
         match self {
             Self::Responding => {}

@@ -1,5 +1,5 @@
-//! Runs the rounds of a comparison. In each round every proxy has one turn, and each round starts with a different
-//! proxy, so that other load on the machine affects all proxies equally.
+//! Runs the rounds of a comparison. In each round, each proxy has one turn. Each round starts with a different proxy,
+//! so that other load on the machine affects all proxies equally.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,7 +120,7 @@ pub fn measure(plan: &RoundPlan, compared_peers: &[ComparedPeer], workload: Work
     );
     for (index, started_peer) in started_peers.iter().enumerate() {
         if let Some(started_peer) = started_peer {
-            peer_results[index].memory_mib = started_peer.running.memory();
+            peer_results[index].memory_mib = started_peer.process.memory_mib();
             started_peer.assert_requests_are_logged(&compared_peers[index].name, request_counts[index]);
         }
     }
@@ -193,7 +193,7 @@ async fn measure_processor_time(
     started_peer: Option<&StartedPeer>,
     run: impl Future<Output = LoadResults>,
 ) -> (LoadResults, f64) {
-    let processor_time = || started_peer.map(|started_peer| started_peer.running.processor_time());
+    let processor_time = || started_peer.map(|started_peer| started_peer.process.processor_time());
     let processor_time_before = processor_time();
     let results = run.await;
     let processor_seconds =

@@ -1,6 +1,6 @@
-//! Measures the effect of slow clients on regular clients. Three clients trickle their requests, and three do not read
-//! their responses. Each round measures the regular clients with and without the slow clients, and the result is the
-//! ratio.
+//! Measures the effect of slow clients on regular clients (`slow` on the command line). Three clients send their
+//! requests byte by byte, and three clients do not read their responses. Each round measures the regular clients with
+//! and without the slow clients, and the table contains the ratios.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ const RATE: u32 = 500;
 const LOAD_CLIENTS: u32 = 16;
 /// The number of slow clients of each kind.
 const SLOW_CLIENTS_PER_KIND: u32 = 3;
-/// The interval between the bytes of a trickled request.
-const TRICKLE_INTERVAL: Duration = Duration::from_millis(50);
+/// The interval between the bytes of a slow request.
+const BYTE_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum ratio of the 99th percentile with slow clients to the 99th percentile without them.
 const MAX_P99_RATIO: f64 = 1.2;
 
@@ -37,10 +37,11 @@ impl TurnResults {
     }
 }
 
+/// Measures all proxies, and prints a table.
 pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     println!(
-        "\nslow: tts, {RATE} requests/s over {LOAD_CLIENTS} connections, beside {SLOW_CLIENTS_PER_KIND} clients that trickle and {SLOW_CLIENTS_PER_KIND} \
-         that do not read and without them; {} rounds of 2 x {} s in turns",
+        "\nslow: tts, {RATE} requests/s over {LOAD_CLIENTS} connections, with and without \
+         {SLOW_CLIENTS_PER_KIND} clients that send slowly and {SLOW_CLIENTS_PER_KIND} that do not read; {} rounds of 2 x {} s in turns",
         plan.rounds, plan.seconds
     );
     println!(
@@ -100,7 +101,7 @@ async fn start_slow_clients(target: &Target) -> Vec<AbortOnDrop> {
         stream.write_all(&request[..head_length]).await.unwrap();
         slow_clients.push(tasks.spawn_guarded(async move {
             for byte in &request[head_length..] {
-                tokio::time::sleep(TRICKLE_INTERVAL).await;
+                tokio::time::sleep(BYTE_INTERVAL).await;
                 if stream.write_all(&[*byte]).await.is_err() {
                     break;
                 }

@@ -1,4 +1,4 @@
-//! Prints the results of a comparison as a table.
+//! Prints the results of a comparison as a table with one row per proxy, and with the ratios to a reference row.
 
 use crate::harness::{format_median_and_range, median};
 use crate::peers::Peer;
@@ -14,8 +14,8 @@ pub struct Reference {
     pub max_ratio: Option<f64>,
 }
 
-/// Returns the heading: workload, rate, connections and rounds.
-pub fn describe(plan: &RoundPlan, workload: Workload) -> String {
+/// Returns the title of a table: the workload, its rate and connections, and the rounds.
+pub fn title(plan: &RoundPlan, workload: Workload) -> String {
     let (rate, connections) = (workload.rate(), workload.connections());
     let load = match workload {
         Workload::Paced => {
@@ -30,6 +30,7 @@ pub fn describe(plan: &RoundPlan, workload: Workload) -> String {
     format!("{}: {load}; {} rounds of {} s, alternating", workload.name(), plan.rounds, plan.seconds)
 }
 
+/// Prints a table. Also prints a line if the cost of Keychoir exceeds its maximum ratio.
 pub fn print(
     title: &str,
     compared_peers: &[ComparedPeer],
@@ -92,11 +93,12 @@ fn print_row(
     max_rate_ratio: Option<f64>,
 ) {
     let (turns, is_direct) = (&peer_results.turns, compared_peer.peer == Peer::Direct);
-    let blank = String::new;
+    let empty_cell = String::new;
     let costs = turns.iter().map(|turn| turn.cost);
     let decimals = if median(costs.clone()) < 200.0 { 1 } else { 0 };
-    let cost = if is_direct { blank() } else { format_median_and_range(costs, decimals) };
-    let ratio = if ratios.is_empty() { blank() } else { format_median_and_range(ratios.iter().copied(), 2) };
+    let cost = if is_direct { empty_cell() } else { format_median_and_range(costs, decimals) };
+    let ratio =
+        if ratios.is_empty() { empty_cell() } else { format_median_and_range(ratios.iter().copied(), 2) };
     // Times are relative to the direct connection. The times of the direct connection itself are absolute.
     let added_time = |field: fn(&TurnResults) -> f64| match direct_turns {
         Some(direct_turns) if !is_direct => {
@@ -106,8 +108,8 @@ fn print_row(
     };
     let [p50, p99, first] =
         [added_time(|turn| turn.p50), added_time(|turn| turn.p99), added_time(|turn| turn.first_byte_p50)];
-    let max_rate_ratio = max_rate_ratio.map_or_else(blank, |ratio| format!("{ratio:.2}"));
-    let (mut rate, mut rate_cost, mut utilization) = (blank(), blank(), blank());
+    let max_rate_ratio = max_rate_ratio.map_or_else(empty_cell, |ratio| format!("{ratio:.2}"));
+    let (mut rate, mut rate_cost, mut utilization) = (empty_cell(), empty_cell(), empty_cell());
     let max_rates = || turns.iter().filter_map(|turn| turn.max_rate.as_ref());
     if max_rates().next().is_some() {
         rate = format!("{:.0}", median(max_rates().map(|max_rate| max_rate.requests_per_second)));
@@ -116,7 +118,7 @@ fn print_row(
             utilization = format!("{:.0}%", median(max_rates().map(|max_rate| max_rate.utilization)) * 100.0);
         }
     }
-    let memory = if is_direct { blank() } else { format!("{:.1}", peer_results.memory_mib) };
+    let memory = if is_direct { empty_cell() } else { format!("{:.1}", peer_results.memory_mib) };
     println!(
         "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{rate_cost:>8}{max_rate_ratio:>7}{utilization:>6}{memory:>7}",
         compared_peer.name

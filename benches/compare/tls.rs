@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// The paths of the certificates.
+/// The paths of the files with the certificates and the key.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     pub ca_certificate: PathBuf,
@@ -26,7 +26,7 @@ impl Certificates {
     /// Creates the files in `directory`.
     pub fn create(directory: &Path) -> Self {
         let mut params = CertificateParams::default();
-        // If both had the same name, the server certificate would look self-signed.
+        // If both certificates had the same name, the server certificate would seem self-signed.
         params.distinguished_name.push(DnType::CommonName, "Keychoir benchmark CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca_key = KeyPair::generate().unwrap();
@@ -35,16 +35,16 @@ impl Certificates {
         let key = KeyPair::generate().unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        let write = |name: &str, text: String| {
+        let write_file = |name: &str, pem: String| {
             let path = directory.join(name);
-            fs::write(&path, text).unwrap();
+            fs::write(&path, pem).unwrap();
             path
         };
         Self {
-            ca_certificate: write("ca.pem", ca_certificate.pem()),
-            certificate: write("certificate.pem", certificate.pem()),
-            key: write("key.pem", key.serialize_pem()),
-            pair: write("pair.pem", certificate.pem() + &key.serialize_pem()),
+            ca_certificate: write_file("ca.pem", ca_certificate.pem()),
+            certificate: write_file("certificate.pem", certificate.pem()),
+            key: write_file("key.pem", key.serialize_pem()),
+            pair: write_file("pair.pem", certificate.pem() + &key.serialize_pem()),
         }
     }
 
@@ -77,6 +77,7 @@ impl Certificates {
     }
 }
 
+/// Returns a cryptography provider with a single cipher suite.
 fn single_suite_provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     // OpenSSL and rustls both prefer this suite, and ElevenLabs supports it.

@@ -1,5 +1,5 @@
-//! Measures the latency of small requests while long streams run on other connections. The proxy shares two processors
-//! with its clients and its provider.
+//! Measures the latency of small requests while long streams run on other connections (`uneven` on the command line).
+//! The proxy shares two processors with its clients and its provider.
 
 use std::time::Duration;
 
@@ -44,6 +44,7 @@ struct TurnResults {
     stream_throughput: f64,
 }
 
+/// Measures all proxies with each background load, and prints a table.
 pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     let setup = PeerSetup { processors: "0,1", threads: 2, ..setup.clone() };
     println!(
@@ -83,6 +84,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     }
 }
 
+/// Sends small requests during the background load. Returns their results.
 async fn take_turn(
     plan: &RoundPlan,
     setup: &PeerSetup,

@@ -1,5 +1,6 @@
-//! A simulated provider that uses much less processor time than any proxy. It sends prepared responses with new
-//! identifiers in their heads, and checks that each request contains the key of the pool and no client credential.
+//! Simulates the provider with much less processor time than any proxy needs. The provider sends prepared responses
+//! with new identifiers in their heads, and checks that each request contains the key of the pool and no client
+//! credential.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -39,6 +40,7 @@ pub struct Upstream {
     counters: Arc<Counters>,
 }
 
+/// The counters of all connections.
 #[derive(Debug, Default)]
 struct Counters {
     requests: AtomicU64,
@@ -130,6 +132,7 @@ impl PreparedResponse {
         Self { start, placeholders, rest: rest.into() }
     }
 
+    /// Writes the response with `number` in its identifiers. Returns `None` at the end of the connection.
     async fn write(&mut self, stream: &mut (impl AsyncWrite + Unpin), number: u64) -> Option<()> {
         for index in &self.placeholders {
             self.start[*index..*index + PLACEHOLDER.len()]
@@ -287,12 +290,14 @@ fn has_only_the_pool_key(head: &[u8]) -> bool {
     key_count == 1
 }
 
+/// A request as its head identifies it.
 #[derive(Clone, Copy)]
 enum ReceivedRequest {
     Get,
     Tts,
     Stream,
     Upload,
+    /// A paced stream with this number of chunks.
     Paced(u32),
 }
 

@@ -1,5 +1,5 @@
-//! The workloads: five requests typical of client applications, with their rates, connection counts and cost limits
-//! relative to nginx.
+//! Defines the workloads: five requests that are typical of client applications, with their rates, their numbers of
+//! connections, and the maximum costs relative to nginx.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Workload {
         }
     }
 
-    /// Returns the number of connections over which the requests are sent at this rate.
+    /// Returns the number of connections over which the requests of [`Self::rate`] are distributed.
     pub fn connections(self) -> u32 {
         match self {
             Self::Get | Self::Tts => 48,

@@ -1,17 +1,18 @@
 //! Counts the instructions of each pure step of the request path, and compares the counts with the limits in
 //! `bounds.txt`.
 //!
-//! Times vary on a shared machine, but instruction counts do not. Valgrind counts the instructions of N calls and of
-//! 2 N calls. The difference divided by N is the cost of a call without setup and cleanup. The result is the median of
-//! several differences, because the allocator sometimes consolidates its memory.
+//! Times vary on a shared machine, and numbers of instructions do not. Valgrind counts the instructions of N calls and
+//! of 2 N calls. The difference divided by N is the cost of a call without setup and cleanup. The recorded cost is the
+//! median of several such differences, because the allocator sometimes consolidates its memory.
 //!
 //! ```text
 //! make test-cost      # compares
 //! make record-cost    # records the measured values as the new bounds
 //! ```
 //!
-//! Valgrind's virtual processor has no SHA-256 instructions, so steps that hash (`authenticate`, `identifiers`) take
-//! several thousand instructions here, but only a hundred nanoseconds on a real processor.
+//! Valgrind's virtual processor has no SHA-256 instructions. The steps that compute a hash, `authenticate` and
+//! `identifiers`, therefore take several thousand instructions here, and only a hundred nanoseconds on a real
+//! processor.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,30 +34,31 @@ use std::{env, fs};
 
 use request_steps::{GET_OF_REPLICA, GET_WITH_QUOTA, STEPS, TTS_OF_REPLICA, TTS_WITH_QUOTA};
 
-/// N. It is small enough to be quick, and large enough to average rare events.
+/// The number N of calls. It is large enough to average rare events.
 const CALLS: usize = 64;
-/// Number of differences. The result is their median.
+/// Number of differences, of which the median is the cost.
 const SAMPLES: usize = 3;
-/// Makes glibc keep freed memory for the next allocation of the same size. Otherwise it merges and splits chunks
-/// depending on their layout, and runs differ by a tenth.
+/// Makes glibc keep freed memory for the next allocation of the same size. Without this setting, it merges and splits
+/// chunks depending on their layout, and the counts differ by a tenth.
 const GLIBC_CACHE_SETTING: &str = "glibc.malloc.tcache_count=60000";
-/// Tolerance above the recorded cost, in percent and in instructions, because compilers and libraries differ slightly.
-const SLACK_PERCENT: u64 = 10;
-const SLACK_INSTRUCTIONS: u64 = 30;
+/// The part by which a cost may exceed the recorded cost, in percent, because compilers and libraries differ slightly.
+const TOLERANCE_PERCENT: u64 = 10;
+/// The number of instructions by which a cost may exceed the recorded cost in addition.
+const TOLERANCE_INSTRUCTIONS: u64 = 30;
 
-/// The steps of a replica, and the same steps without other replicas.
+/// Each step of a replica, with the same step without other replicas.
 const REPLICA_STEPS: [(&str, &str); 2] = [(GET_OF_REPLICA, GET_WITH_QUOTA), (TTS_OF_REPLICA, TTS_WITH_QUOTA)];
-/// Tolerance of a step of a replica above the same step without other replicas, in percent.
+/// The part by which a step of a replica may cost more than the same step without other replicas, in percent.
 const MAX_REPLICA_PERCENT: u64 = 3;
 
 fn main() -> ExitCode {
-    let has = |word: &str| env::args().any(|argument| argument == word);
-    if has("--counted") {
-        run_all();
+    let has_flag = |flag: &str| env::args().any(|argument| argument == flag);
+    if has_flag("--counted") {
+        run_all_steps();
         return ExitCode::SUCCESS;
     }
-    let Some(measured) = measure() else { return ExitCode::FAILURE };
-    if has("--record") {
+    let Some(measured) = measure_steps() else { return ExitCode::FAILURE };
+    if has_flag("--record") {
         fs::write(bounds_path(), format_table(&measured)).unwrap();
         println!("recorded in {}", bounds_path().display());
         return ExitCode::SUCCESS;
@@ -64,8 +66,8 @@ fn main() -> ExitCode {
     if compare(&measured, &read_bounds()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs in a child process under valgrind: each step N times, then 2 N times, with the same initial state.
-fn run_all() {
+/// Runs each step N times and then 2 N times with the same initial state, in a child process under valgrind.
+fn run_all_steps() {
     for step in STEPS {
         for _ in 0..SAMPLES {
             let prepare = (step.set_up)();
@@ -84,14 +86,14 @@ fn run_counted(calls: Box<dyn FnOnce()>) {
     calls();
 }
 
-/// Makes valgrind write a dump, which it does before this function runs.
+/// Makes valgrind write a dump of its counts, because `--dump-before` names this function.
 #[inline(never)]
 fn dump_counts(count: usize) {
     black_box(count);
 }
 
 /// Returns the number of instructions per call of each step. Prints an error and returns `None` if valgrind fails.
-fn measure() -> Option<Vec<(&'static str, u64)>> {
+fn measure_steps() -> Option<Vec<(&'static str, u64)>> {
     let directory = tempfile::tempdir().unwrap();
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--collect-atstart=no"])
@@ -141,11 +143,11 @@ const HEADER: &str = "\
 ";
 
 fn format_table(measured: &[(&str, u64)]) -> String {
-    let mut text = HEADER.to_owned();
+    let mut table = HEADER.to_owned();
     for (name, cost) in measured {
-        writeln!(text, "{name:<48}{cost:>8}").unwrap();
+        writeln!(table, "{name:<48}{cost:>8}").unwrap();
     }
-    text
+    table
 }
 
 fn read_bounds() -> BTreeMap<String, u64> {
@@ -160,19 +162,19 @@ fn read_bounds() -> BTreeMap<String, u64> {
 
 /// Prints the comparison of each step. Returns whether all steps are within their limits.
 fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
-    println!("{:<48}{:>10}{:>10}{:>10}", "instructions a call", "recorded", "bound", "measured");
+    println!("{:<48}{:>10}{:>10}{:>10}", "instructions per call", "recorded", "bound", "measured");
     let mut violations = String::new();
     for (name, cost) in measured {
-        let Some(before) = recorded.get(*name) else {
+        let Some(recorded_cost) = recorded.get(*name) else {
             writeln!(violations, "`{name}` has no bound: `make record-cost`").unwrap();
             continue;
         };
-        let bound = before + before * SLACK_PERCENT / 100 + SLACK_INSTRUCTIONS;
-        println!("{name:<48}{before:>10}{bound:>10}{cost:>10}");
+        let bound = recorded_cost + recorded_cost * TOLERANCE_PERCENT / 100 + TOLERANCE_INSTRUCTIONS;
+        println!("{name:<48}{recorded_cost:>10}{bound:>10}{cost:>10}");
         if *cost > bound {
             writeln!(
                 violations,
-                "`{name}` takes {cost} instructions, more than its bound of {bound} ({before} were recorded)"
+                "`{name}` takes {cost} instructions, more than its bound of {bound} ({recorded_cost} were recorded)"
             )
             .unwrap();
         }
@@ -180,14 +182,14 @@ fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
     for name in
         recorded.keys().filter(|name| measured.iter().all(|(measured_name, _)| measured_name != *name))
     {
-        writeln!(violations, "`{name}` has a bound, but is no longer measured: `make record-cost`").unwrap();
+        writeln!(violations, "`{name}` has a bound and is not measured: `make record-cost`").unwrap();
     }
     check_replica_steps(measured, &mut violations);
     if violations.is_empty() {
         return true;
     }
     println!(
-        "\n{violations}If the change is intended: run `make record-cost`, and state the reason in the commit."
+        "\n{violations}If the change is intended, run `make record-cost`, and explain the reason in the commit."
     );
     false
 }
@@ -195,12 +197,16 @@ fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
 /// Adds the steps of a replica that cost more than permitted to `violations`.
 fn check_replica_steps(measured: &[(&str, u64)], violations: &mut String) {
     let cost = |step: &str| measured.iter().find(|(name, _)| *name == step).unwrap().1;
-    for (shared, alone) in REPLICA_STEPS {
-        let (cost, bound) = (cost(shared), cost(alone) + cost(alone) * MAX_REPLICA_PERCENT / 100);
-        println!("{shared:<48}{:>10}{bound:>10}{cost:>10}", "");
+    for (replica_step, single_step) in REPLICA_STEPS {
+        let (cost, bound) =
+            (cost(replica_step), cost(single_step) + cost(single_step) * MAX_REPLICA_PERCENT / 100);
+        println!("{replica_step:<48}{:>10}{bound:>10}{cost:>10}", "");
         if cost > bound {
-            writeln!(violations, "`{shared}` takes {cost} instructions, more than its bound of {bound}")
-                .unwrap();
+            writeln!(
+                violations,
+                "`{replica_step}` takes {cost} instructions, more than its bound of {bound}"
+            )
+            .unwrap();
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Starts Keychoir and the simulator for a benchmark, reads their processor time and memory, and formats results.
+//! Starts Keychoir and the simulator for a benchmark, reads their processor time and memory, and reduces the measured
+//! numbers to medians and ranges.
 
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part of this module")]
 
@@ -8,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The unit of processor time in /proc.
+/// The number of units of processor time per second in `/proc`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Returns the number in an environment variable, or `default`.
@@ -16,6 +17,7 @@ pub fn env_number(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().expect("the value must be a whole number"))
 }
 
+/// Returns the median, which is the higher one of the two middle values if their number is even.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -29,7 +31,7 @@ pub fn format_median_and_range(values: impl Iterator<Item = f64> + Clone, decima
     format!("{:.decimals$} ({minimum:.decimals$} to {maximum:.decimals$})", median(values))
 }
 
-/// Returns a command that runs Keychoir on a free port, with an empty environment.
+/// Returns a command that runs the given `command` of Keychoir on a free port, with an empty environment.
 pub fn keychoir_command(command: &str) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_keychoir"));
     program.args([command, "--listen", "127.0.0.1:0"]).env_clear().stdin(Stdio::null());
@@ -46,7 +48,7 @@ pub fn start_simulator(keys: &[String]) -> RunningProgram {
     RunningProgram::start(simulator.stdout(Stdio::piped()), |child| child.stdout.take().map(box_reader))
 }
 
-/// Starts a proxy that logs only its address.
+/// Starts Keychoir with the settings of `command`. It logs only its address and errors.
 pub fn start_proxy(command: &mut Command) -> RunningProgram {
     // Requests are not logged, because the cost of logging would hide the measured cost.
     command
@@ -60,7 +62,7 @@ fn box_reader(stream: impl Read + Send + 'static) -> Box<dyn Read + Send> {
     Box::new(stream)
 }
 
-/// A program that listens on a port. It is killed on drop.
+/// A program that listens on a port. Dropping it kills the program.
 pub struct RunningProgram {
     child: Child,
     pub address: SocketAddr,
@@ -77,12 +79,12 @@ impl RunningProgram {
                 address.split_whitespace().next()?.trim_end_matches('/').parse().ok()
             })
             .expect("Keychoir must log its address");
-        // The rest of the log is read, so that Keychoir does not block on a full pipe.
+        // A thread reads the rest of the log, so that Keychoir does not block on a full pipe.
         keychoir::tasks::spawn_thread("log reader", move || lines.for_each(drop)).unwrap();
         Self { child, address }
     }
 
-    /// Waits until its metrics contain this line.
+    /// Waits until the metrics of the program contain this line.
     pub fn wait_for_metric(&self, line: &str) {
         let has_line = || {
             let mut stream = TcpStream::connect(self.address).unwrap();
@@ -121,8 +123,8 @@ impl RunningProgram {
         (ticks(11) + ticks(12)) / TICKS_PER_SECOND
     }
 
-    /// Returns the proportional set size of the process in bytes.
-    pub fn memory(&self) -> f64 {
+    /// Returns the memory of the process in bytes, in which shared memory counts in proportion.
+    pub fn memory_bytes(&self) -> f64 {
         let rollup = self.read_proc_file("smaps_rollup");
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0

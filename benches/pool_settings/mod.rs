@@ -1,5 +1,5 @@
-//! The pool settings that `benches/pool.rs` and `benches/request_steps` share. They prevent queues and the end of a
-//! cooldown from affecting a measurement.
+//! Provides the pool settings of `benches/pool.rs` and `benches/request_steps`. With them, no request is queued and no
+//! cooldown ends during a measurement.
 
 use std::time::Duration;
 

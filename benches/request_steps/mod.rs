@@ -1,5 +1,5 @@
-//! The pure steps of the request path, each as a repeatable operation. Their costs are measured in nanoseconds
-//! (`benches/pure.rs`), in instructions (`benches/cost`) and in allocations (`tests/allocations.rs`).
+//! Defines the steps of the request path that do no I/O, each as a repeatable operation. Their costs are measured in
+//! nanoseconds (`benches/pure.rs`), in instructions (`benches/cost`) and in allocations (`tests/allocations.rs`).
 
 #![allow(
     dead_code,
@@ -67,7 +67,7 @@ pub struct Step {
     pub set_up: fn() -> PrepareCalls,
 }
 
-/// Prepares the inputs of a number of calls. Returns a closure that executes the calls.
+/// Prepares the inputs of a given number of calls, and returns a closure that makes these calls.
 pub type PrepareCalls = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 
 /// All steps, in the order of the request path.
@@ -183,7 +183,7 @@ pub const TTS_OF_REPLICA: &str = "request path, TTS, quota, replica";
 pub enum RequestKind {
     /// The list of voices.
     Voices,
-    /// A speech request with one sentence.
+    /// A request for speech with one sentence.
     Speech,
     /// A request whose path contains escapes and is not in the provider's documentation.
     UnknownPath,
@@ -207,11 +207,13 @@ pub enum ClientLimits {
     Shared,
 }
 
-const TEXT: &[u8] = br#"{"text":"The first move is what sets everything in motion, and what follows is the rest of a sentence that is long enough to be one.","model_id":"eleven_multilingual_v2"}"#;
+/// The body of a speech request.
+const SPEECH_BODY: &[u8] = br#"{"text":"The first move is what sets everything in motion, and what follows is the rest of a sentence that is long enough to be one.","model_id":"eleven_multilingual_v2"}"#;
+/// The body of a response that refuses a request, because the credits do not suffice.
 const REFUSAL: &[u8] = br#"{"detail":{"status":"quota_exceeded","message":"This request exceeds your quota of 10000. You have 12 credits remaining, while 134 credits are required for this request."}}"#;
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// Returns a [`PrepareCalls`] that runs `operation` once per prepared item.
+/// Returns a [`PrepareCalls`] that runs `operation` once for each of the `items` that it prepares.
 fn prepare<T: 'static>(
     items: impl Fn(usize) -> Vec<T> + 'static,
     operation: impl Fn(T) + 'static,
@@ -249,7 +251,8 @@ fn request_head(kind: RequestKind) -> Parts {
         .header("x-fern-sdk-version", "2.78.0")
         .header("xi-api-key", "keychoir-token-number-3");
     if kind == RequestKind::Speech {
-        request = request.header("content-type", "application/json").header("content-length", TEXT.len());
+        request =
+            request.header("content-type", "application/json").header("content-length", SPEECH_BODY.len());
     }
     request.body(()).unwrap().into_parts().0
 }
@@ -279,7 +282,8 @@ fn response_heads(count: usize) -> Vec<HeaderMap> {
     vec![response_headers; count]
 }
 
-fn pool_clients(count: usize, rules: &Rules) -> Clients {
+/// Creates clients with tokens. The request heads contain the token of the fourth one.
+fn create_clients(count: usize, rules: &Rules) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = TokenFingerprint::new(&format!("keychoir-token-number-{number}"));
@@ -295,7 +299,7 @@ fn check_request_origin(head: &Parts) {
 }
 
 fn prepare_authentication(count: usize) -> PrepareCalls {
-    let clients = pool_clients(count, &Rules::default());
+    let clients = create_clients(count, &Rules::default());
     prepare(
         move |count| request_heads(count, RequestKind::Voices),
         move |head| {
@@ -340,12 +344,12 @@ fn identify_request(head: &Parts, route: &Route) -> RequestIdentifiers {
 fn prepare_client_quota() -> PrepareCalls {
     let tallies = Cell::new([Tally::default(); 6]);
     prepare(no_items, move |()| {
-        let (mut counted, now) = (tallies.get(), black_box(UnixMs(1_796_000_000_000)));
-        for (tally, period) in counted.iter_mut().zip(Period::ALL.into_iter().cycle()) {
+        let (mut period_tallies, now) = (tallies.get(), black_box(UnixMs(1_796_000_000_000)));
+        for (tally, period) in period_tallies.iter_mut().zip(Period::ALL.into_iter().cycle()) {
             *tally = tally.add(1, period, now);
             black_box(tally.used(period, now));
         }
-        tallies.set(counted);
+        tallies.set(period_tallies);
     })
 }
 
@@ -361,11 +365,11 @@ fn prepare_request_sanitizing(kind: RequestKind) -> PrepareCalls {
 fn prepare_estimate() -> PrepareCalls {
     let models = Models::default();
     prepare(no_items, move |()| {
-        let features = RequestBodyFeatures::parse(black_box(TEXT), true);
+        let features = RequestBodyFeatures::parse(black_box(SPEECH_BODY), true);
         black_box(estimate_credits(
             black_box(Operation::Speech),
             &features,
-            Some(TEXT.len() as u64),
+            Some(SPEECH_BODY.len() as u64),
             &models,
         ));
     })
@@ -383,7 +387,7 @@ fn classify_refused() {
 }
 
 fn redactor() -> Arc<Redactor> {
-    let keys: Vec<ApiKey> = (0..10).map(key).collect();
+    let keys: Vec<ApiKey> = (0..10).map(pool_key).collect();
     Arc::new(Redactor::new(keys.iter()))
 }
 
@@ -422,7 +426,7 @@ where
 fn body_chunk(is_text: bool) -> Bytes {
     let text = b"what is said in a document, \"and\" how: ";
     (0..CHUNK_BYTES)
-        .map(|at| if is_text { text[at % text.len()] } else { (at * 7) as u8 })
+        .map(|index| if is_text { text[index % text.len()] } else { (index * 7) as u8 })
         .collect::<Vec<u8>>()
         .into()
 }
@@ -437,12 +441,14 @@ fn prepare_upload() -> PrepareCalls {
     })
 }
 
+/// An inspector that ignores the body.
 struct NoInspector;
 
 impl BodyInspector for NoInspector {
     fn inspect(self, _: &[u8]) {}
 }
 
+/// A body that repeats the same chunk without end.
 struct EndlessBody(Bytes);
 
 impl Body for EndlessBody {
@@ -458,16 +464,16 @@ impl Body for EndlessBody {
 }
 
 fn prepare_relay(redactor: Option<Arc<Redactor>>) -> PrepareCalls {
-    let inspected: InspectedBody<EndlessBody, NoInspector> = InspectedBody::new(
+    let inspected_body: InspectedBody<EndlessBody, NoInspector> = InspectedBody::new(
         EndlessBody(body_chunk(redactor.is_some())),
         None,
         0,
         BufferReservation::default(),
     );
-    let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
+    let relayed_body = RefCell::new(RedactedBody::new(inspected_body, redactor));
     prepare(no_items, move |()| {
         // The redactor holds back a few bytes until it has seen the following bytes.
-        assert!(black_box(next_frame(&mut *relayed.borrow_mut())).len() > CHUNK_BYTES / 2);
+        assert!(black_box(next_frame(&mut *relayed_body.borrow_mut())).len() > CHUNK_BYTES / 2);
     })
 }
 
@@ -477,7 +483,7 @@ fn provider_key(number: u128) -> ApiKey {
         .unwrap()
 }
 
-fn key(number: usize) -> ApiKey {
+fn pool_key(number: usize) -> ApiKey {
     ApiKey::new(&format!("sk_bench_key_number_{number:06}_of_the_pool_of_keys")).unwrap()
 }
 
@@ -491,7 +497,7 @@ impl PoolWithCredits {
     pub fn new(count: usize, strategy: &'static Strategy, spread: Spread) -> Self {
         let entries = (0..count).map(|number| KeyEntry {
             workspace: (spread == Spread::OneWorkspace).then(|| "studio".to_owned()),
-            ..KeyEntry::from(key(number))
+            ..KeyEntry::from(pool_key(number))
         });
         let pool = Arc::new(Pool::new(entries.collect(), pool_settings(strategy)));
         let roster = pool.roster();
@@ -551,7 +557,7 @@ impl PoolWithCredits {
     }
 }
 
-/// Resolves the account of the identifiers in a request.
+/// Looks up the account that owns the identifiers in a request.
 fn prepare_owner_lookup(keys: usize) -> PrepareCalls {
     let roster = PoolWithCredits::new(keys, Strategy::DEFAULT, Spread::WorkspacePerKey).pool.roster();
     let owner = roster.keys()[keys - 1].workspace().identity().clone();
@@ -562,6 +568,6 @@ fn prepare_owner_lookup(keys: usize) -> PrepareCalls {
 }
 
 fn prepare_key_selection(keys: usize, strategy: &'static Strategy, spread: Spread) -> PrepareCalls {
-    let keys = PoolWithCredits::new(keys, strategy, spread);
-    prepare(no_items, move |()| keys.serve())
+    let pool_with_credits = PoolWithCredits::new(keys, strategy, spread);
+    prepare(no_items, move |()| pool_with_credits.serve())
 }

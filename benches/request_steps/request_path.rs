@@ -1,4 +1,5 @@
-//! A request from its parsed head to the head for the provider, and the processing of the response head, as one step.
+//! Defines all steps of the request path together as one step: from the parsed request head to the head for the
+//! provider, and the processing of the response head.
 
 use std::future::Future;
 use std::hint::black_box;
@@ -34,16 +35,17 @@ use tokio::sync::mpsc;
 
 use super::pool_settings::HOUR;
 use super::{
-    ClientLimits, PoolWithCredits, PrepareCalls, RequestKind, Spread, TEXT, check_request_origin,
-    pool_clients, prepare, redactor, request_heads, response_heads,
+    ClientLimits, PoolWithCredits, PrepareCalls, RequestKind, SPEECH_BODY, Spread, check_request_origin,
+    create_clients, prepare, redactor, request_heads, response_heads,
 };
 
-/// A link to replicas that grants any amount. No call needs an answer of it, because the grant suffices.
+/// A link to other replicas that grants half of each limit. The measured calls never wait for it, because the first
+/// grant suffices for all of them.
 #[derive(Debug)]
 struct GrantingLink;
 
 impl GrantingLink {
-    fn answer(statement: &QuotaStatement) -> QuotaReply {
+    fn reply(statement: &QuotaStatement) -> QuotaReply {
         let grant = QuotaGrant {
             granted: statement.limit / 2,
             used_by_others: 0,
@@ -73,7 +75,7 @@ impl ReplicaLink for GrantingLink {
     fn record_list_account(&self, _: &ClientName, _: &OwnerId) {}
 
     fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply> {
-        Box::pin(async { Self::answer(statement) })
+        Box::pin(async { Self::reply(statement) })
     }
 }
 
@@ -84,7 +86,7 @@ struct RequestPath {
     client_limits: ClientLimits,
     client_usage: ClientUsage,
     keys: PoolWithCredits,
-    /// Receives the changes for the other replicas.
+    /// Receives the changes for the other replicas. The pool sends changes only while it exists.
     _changes: Option<mpsc::Receiver<PoolChange>>,
     models: Models,
     redactor: Arc<Redactor>,
@@ -95,14 +97,14 @@ impl RequestPath {
         let keys = PoolWithCredits::new(10, Strategy::DEFAULT, Spread::WorkspacePerKey);
         let quota = ClientQuota { amount: 1 << 40, unit: QuotaUnit::Credits, period: Period::Month };
         let quota = (client_limits != ClientLimits::None).then_some(quota);
-        let clients = pool_clients(10, &Rules { quota, ..Rules::default() });
+        let clients = create_clients(10, &Rules { quota, ..Rules::default() });
         let now = clock::now();
         let mut client_usage = ClientUsage::new(&clients, &[], Arc::new(NoStoredUsage), now);
         let mut changes = None;
         if client_limits == ClientLimits::Shared {
             client_usage = client_usage.with_link(Arc::new(GrantingLink), &clients, now);
             for statement in client_usage.quota_statements(StatementScope::All, now) {
-                client_usage.apply_grant(&statement, GrantingLink::answer(&statement));
+                client_usage.apply_grant(&statement, GrantingLink::reply(&statement));
             }
             changes = Some(keys.divide());
         }
@@ -110,7 +112,8 @@ impl RequestPath {
         Self { clients, client_limits, client_usage, keys, _changes: changes, models, redactor }
     }
 
-    /// Admits a request by the limits of its client, and reserves its credits.
+    /// Admits a request by the limits of its client, and reserves its credits. Returns `None` for a client without
+    /// limits.
     fn admit(&self, client: &Client, credits: Option<u64>) -> Option<ClientPermit> {
         let (usage, now) = (&self.client_usage, clock::now());
         let billing = if credits == Some(0) { Billing::Free } else { Billing::Metered };
@@ -136,7 +139,7 @@ impl RequestPath {
         black_box(affinity::is_speech(&endpoint.route));
         let upstream_head = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap();
         let features = if endpoint.operation.has_text() {
-            RequestBodyFeatures::parse(TEXT, true)
+            RequestBodyFeatures::parse(SPEECH_BODY, true)
         } else {
             RequestBodyFeatures::default()
         };
@@ -168,10 +171,11 @@ impl RequestPath {
 fn poll_ready<T>(future: Pin<&mut impl Future<Output = T>>) -> T {
     match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => panic!("the grant must suffice"),
+        Poll::Pending => panic!("the future must be ready, because the grant suffices"),
     }
 }
 
+/// Returns the calls of the whole step, for requests of this kind and clients with these limits.
 pub fn prepare_request_path(kind: RequestKind, client_limits: ClientLimits) -> PrepareCalls {
     let request_path = RequestPath::new(client_limits);
     let requests =

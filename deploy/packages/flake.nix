@@ -2,8 +2,8 @@
 #
 #     nix run 'git+file:.?dir=deploy/packages' -- demo
 #
-# Untested with Nix: only the syntax is checked, and there is no flake.lock yet, so the first run writes one.
-# nixpkgs must have at least the Rust version that Cargo.toml names.
+# The flake was not tested with Nix: the tests check only its syntax. The first run writes a flake.lock, which the
+# repository does not contain. nixpkgs must have at least the Rust version in Cargo.toml.
 {
   description = "Transparent reverse proxy with one base URL for all your ElevenLabs API keys";
 
@@ -22,7 +22,7 @@
           version = manifest.version;
           src = ../..;
           cargoLock.lockFile = ../../Cargo.lock;
-          # The tests need PostgreSQL, Redis and other programs: `make test`.
+          # The tests need PostgreSQL, Redis and other programs. `make test` runs them.
           doCheck = false;
           nativeBuildInputs = [ pkgs.installShellFiles ];
           postInstall = ''

@@ -1,5 +1,6 @@
-//! Blanks the credentials in an arbitrary WebSocket message that is split at arbitrary positions. The output must have
-//! the same length and lack only the credentials. The character count must not depend on the split.
+//! Fuzzes the replacement of credentials in WebSocket messages by spaces, and the count of their characters. An
+//! arbitrary message is split at arbitrary positions. The output must have the same length and lack only the
+//! credentials, and neither the output nor the count may depend on the split.
 
 #![no_main]
 
@@ -8,10 +9,12 @@ use keychoir::elevenlabs::socket::{ContentCounter, CredentialBlanker, Dialect, c
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 
-const NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
-/// The value of credentials. Other values do not contain it.
+/// The names of the members that contain credentials.
+const CREDENTIAL_NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
+/// The text of all credentials. No other text contains it.
 const MARKER: &str = "sk_marker_5d41402abc4b2a76b9719d911017c592";
 
+/// A message, and its split into chunks.
 #[derive(Arbitrary, Debug)]
 struct BlankingCase {
     message: Message,
@@ -37,8 +40,11 @@ struct Member {
 
 #[derive(Arbitrary, Debug)]
 enum Name {
-    /// One of `NAMES`. Each set bit of `uppercase` makes a letter uppercase.
-    Credential { index: u8, uppercase: u16 },
+    /// One of `CREDENTIAL_NAMES`. Each set bit of `uppercase` makes a letter uppercase.
+    Credential {
+        index: u8,
+        uppercase: u16,
+    },
     Text,
     Other(String),
 }
@@ -60,13 +66,16 @@ enum Json {
 }
 
 impl Name {
+    /// Returns the name without escapes.
     fn unescaped(&self) -> String {
         match self {
             Self::Credential { index, uppercase } => {
-                let name = NAMES[usize::from(*index) % NAMES.len()];
+                let name = CREDENTIAL_NAMES[usize::from(*index) % CREDENTIAL_NAMES.len()];
                 let letters = name.chars().enumerate();
                 letters
-                    .map(|(at, c)| if uppercase >> (at % 16) & 1 == 1 { c.to_ascii_uppercase() } else { c })
+                    .map(|(index, letter)| {
+                        if uppercase >> (index % 16) & 1 == 1 { letter.to_ascii_uppercase() } else { letter }
+                    })
                     .collect()
             }
             Self::Text => "text".to_owned(),
@@ -74,16 +83,17 @@ impl Name {
         }
     }
 
+    /// Returns the name as a JSON string, with escapes for some characters.
     fn to_json(&self, escapes: u16) -> String {
         if matches!(self, Self::Other(_)) {
             return Value::from(self.unescaped()).to_string();
         }
         let mut text = String::from('"');
-        for (at, c) in self.unescaped().chars().enumerate() {
-            text += &if escapes >> (at % 16) & 1 == 1 {
-                format!("\\u{:04x}", u32::from(c))
+        for (index, character) in self.unescaped().chars().enumerate() {
+            text += &if escapes >> (index % 16) & 1 == 1 {
+                format!("\\u{:04x}", u32::from(character))
             } else {
-                c.to_string()
+                character.to_string()
             };
         }
         text + "\""
@@ -119,20 +129,23 @@ impl Json {
     }
 }
 
-/// Removes the marker from a generated string, because the fuzzer may discover the marker.
+/// Removes the marker from a generated string, because the fuzzer may find the marker itself.
 fn without_marker(text: &str) -> String {
     text.replace("marker", "-")
 }
 
+/// Returns whether a member of this name contains a credential.
 fn is_credential(name: &str) -> bool {
-    NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+    CREDENTIAL_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
+/// Returns a JSON object with the members in their notation.
 fn object_to_json(members: &[Member]) -> String {
     let mut text = String::from("{");
-    for (at, Member { name, escapes, whitespace, value }) in members.iter().enumerate() {
-        let [before_name, after_name, before_value, after_value] = whitespace.each_ref().map(Whitespace::to_json);
-        let comma = if at > 0 { "," } else { "" };
+    for (index, Member { name, escapes, whitespace, value }) in members.iter().enumerate() {
+        let [before_name, after_name, before_value, after_value] =
+            whitespace.each_ref().map(Whitespace::to_json);
+        let comma = if index > 0 { "," } else { "" };
         let value = value.to_json(is_credential(&name.unescaped()));
         text += &format!(
             "{comma}{before_name}{}{after_name}:{before_value}{value}{after_value}",
@@ -142,12 +155,16 @@ fn object_to_json(members: &[Member]) -> String {
     text + "}"
 }
 
+/// Replaces the credentials in a message that arrives in chunks of these lengths and a last chunk.
 fn blank_credentials(message: &[u8], chunk_lengths: &[u8]) -> Vec<u8> {
     let (mut blanker, mut output, mut rest) = (CredentialBlanker::default(), Vec::new(), message);
     for length in chunk_lengths {
         let (chunk, following) = rest.split_at(usize::from(*length).min(rest.len()));
         blanker.blank_chunk(chunk, &mut output);
-        assert!(output.len() <= message.len() - following.len(), "the output must not be longer than the input");
+        assert!(
+            output.len() <= message.len() - following.len(),
+            "the output must not be longer than the input"
+        );
         rest = following;
     }
     blanker.blank_chunk(rest, &mut output);
@@ -155,6 +172,7 @@ fn blank_credentials(message: &[u8], chunk_lengths: &[u8]) -> Vec<u8> {
     output
 }
 
+/// Counts the characters of a message that arrives in chunks of these lengths and a last chunk.
 fn count_characters(message: &[u8], chunk_lengths: &[u8]) -> u64 {
     let (mut counter, mut rest) = (ContentCounter::default(), message);
     for length in chunk_lengths {
@@ -169,7 +187,7 @@ fn count_characters(message: &[u8], chunk_lengths: &[u8]) -> u64 {
 /// Returns the number of characters in the member `text`. Generated objects do not have `inputs`.
 fn expected_characters(members: &Map<String, Value>) -> u64 {
     let text = members.get("text").and_then(Value::as_str).unwrap_or_default();
-    let is_blank = text.chars().all(|c| c.is_ascii_whitespace());
+    let is_blank = text.chars().all(|character| character.is_ascii_whitespace());
     if is_blank { 0 } else { text.chars().count() as u64 }
 }
 
@@ -179,18 +197,19 @@ fuzz_target!(|case: BlankingCase| {
         Message::Object(members) => (object_to_json(members).into_bytes(), true),
     };
     let output = blank_credentials(&message, &case.chunk_lengths);
-    assert_eq!(output.len(), message.len());
+    assert_eq!(output.len(), message.len(), "the output must have the length of the message");
     assert_eq!(output, blank_credentials(&message, &[]), "the output must not depend on the split");
     let characters = count_characters(&message, &case.chunk_lengths);
     assert_eq!(characters, count_characters(&message, &[]), "the count must not depend on the split");
     // A generated object fails to parse only if it is nested too deeply.
     let Ok(mut expected) = serde_json::from_slice::<Map<String, Value>>(&message) else { return };
     if is_generated_object && !expected.contains_key("inputs") {
-        assert_eq!(characters, expected_characters(&expected));
+        assert_eq!(characters, expected_characters(&expected), "the text must be counted");
     }
     expected.retain(|name, _| !is_credential(name));
-    let blanked: Map<String, Value> = serde_json::from_slice(&output).expect("the output must be a JSON object");
-    assert_eq!(blanked, expected);
+    let blanked: Map<String, Value> =
+        serde_json::from_slice(&output).expect("the output must be a JSON object");
+    assert_eq!(blanked, expected, "only the credentials may be missing");
     assert_eq!(credential_in_message(&output), None, "the output must not contain a credential");
     if is_generated_object {
         assert!(

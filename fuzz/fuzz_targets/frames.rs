@@ -1,5 +1,5 @@
-//! Parses, encodes, masks and validates arbitrary WebSocket frames. Parsing an encoded header must return the header.
-//! Masking and validation must not depend on how the bytes are split.
+//! Fuzzes the parser, the encoder, the mask and the validator of WebSocket frames. A parsed header must be equal to the
+//! header that was encoded. Masking and validation must not depend on how the bytes are split.
 
 #![no_main]
 
@@ -10,6 +10,7 @@ use keychoir::policy::websocket_frame::{
 };
 use libfuzzer_sys::fuzz_target;
 
+/// The bytes of a stream, and the parts of frames.
 #[derive(Arbitrary, Debug)]
 struct FrameCase {
     bytes: Vec<u8>,
@@ -28,12 +29,16 @@ struct FrameCase {
 fn validate_in_chunks(sender: Sender, stream: &[u8], chunk_lengths: &[u8]) -> ValidationResult {
     let (mut validator, mut total, mut rest) =
         (FrameValidator::new(sender), ValidationResult { valid_length: 0, end: None }, stream);
-    let mut lengths = chunk_lengths.iter().map(|length| usize::from(*length)).chain(std::iter::repeat(usize::MAX));
+    let mut lengths =
+        chunk_lengths.iter().map(|length| usize::from(*length)).chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
         let (chunk, following) = rest.split_at(lengths.next().unwrap_or(1).clamp(1, rest.len()));
-        let result = validator.validate(chunk);
-        assert!(result.valid_length <= chunk.len());
-        total = ValidationResult { valid_length: total.valid_length + result.valid_length, end: result.end };
+        let validation = validator.validate(chunk);
+        assert!(validation.valid_length <= chunk.len(), "at most the chunk may be valid");
+        total = ValidationResult {
+            valid_length: total.valid_length + validation.valid_length,
+            end: validation.end,
+        };
         rest = following;
     }
     total
@@ -46,12 +51,15 @@ fuzz_target!(|case: FrameCase| {
             (validate_in_chunks(sender, &bytes, &[]), validate_in_chunks(sender, &bytes, &chunk_lengths));
         assert_eq!(whole.end, chunks.end, "the result must not depend on the split");
         if let Some(StreamEnd::Closed { .. }) = whole.end {
-            assert_eq!(whole.valid_length, chunks.valid_length);
+            assert_eq!(whole.valid_length, chunks.valid_length, "the length must not depend on the split");
         }
     }
     match parse_header(&bytes) {
         Some((header, length)) => {
-            assert!(length <= MAX_HEADER_BYTES.min(bytes.len()));
+            assert!(
+                length <= MAX_HEADER_BYTES.min(bytes.len()),
+                "a header must have at most its maximum length"
+            );
             for end in 0..length {
                 assert_eq!(parse_header(&bytes[..end]), None, "an incomplete header must not be parsed");
             }
@@ -69,7 +77,7 @@ fuzz_target!(|case: FrameCase| {
             masked_header.encode(&mut encoded_header);
             assert_eq!(parse_header(&encoded_header), Some((masked_header, encoded_header.len())));
         }
-        None => assert!(bytes.len() < MAX_HEADER_BYTES),
+        None => assert!(bytes.len() < MAX_HEADER_BYTES, "a complete header must be parsed"),
     }
 
     let mut chunks = bytes.clone();
@@ -78,8 +86,8 @@ fuzz_target!(|case: FrameCase| {
     apply_mask(start, mask, offset);
     apply_mask(end, mask, end_offset);
     let expected =
-        bytes.iter().enumerate().map(|(at, byte)| byte ^ mask[(offset as usize).wrapping_add(at) % 4]);
-    assert!(chunks.iter().copied().eq(expected));
+        bytes.iter().enumerate().map(|(index, byte)| byte ^ mask[(offset as usize).wrapping_add(index) % 4]);
+    assert!(chunks.iter().copied().eq(expected), "masking must not depend on the split");
     apply_mask(&mut chunks, mask, offset);
     assert_eq!(chunks, bytes, "masking twice must restore the bytes");
 
@@ -89,5 +97,8 @@ fuzz_target!(|case: FrameCase| {
     let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
     assert_eq!(validate_close(&payload).ok(), is_allowed.then_some(code));
     let (parsed_code, parsed_reason) = parse_close(&payload);
-    assert!(parsed_code == code && reason.starts_with(&parsed_reason));
+    assert!(
+        parsed_code == code && reason.starts_with(&parsed_reason),
+        "the parsed code and reason must be those of the payload"
+    );
 });

@@ -1,5 +1,5 @@
-//! Strips an arbitrary request head. Credentials must be removed from the headers and the query, and `content-length`
-//! must be kept.
+//! Fuzzes the removal of credentials from request heads. No credential may remain in the headers and the query,
+//! `content-length` must stay unchanged, and the labels for metrics and logs must be short and printable.
 
 #![no_main]
 
@@ -11,15 +11,16 @@ use keychoir::policy::headers::{
 };
 use libfuzzer_sys::fuzz_target;
 
+/// An unparsed request head.
 #[derive(Arbitrary, Debug)]
-struct Head {
+struct RequestHead {
     method: String,
     path: String,
     query: String,
     headers: Vec<(String, Vec<u8>)>,
 }
 
-fuzz_target!(|head: Head| {
+fuzz_target!(|head: RequestHead| {
     let method = Method::from_bytes(head.method.as_bytes()).unwrap_or(Method::POST);
     if let Ok(endpoint) = lookup(&method, &head.path) {
         assert!(endpoint.route.to_string().len() < 1_000, "the route label must be short");
@@ -30,18 +31,24 @@ fuzz_target!(|head: Head| {
             presented_credentials(&HeaderMap::new(), Some(&stripped)).next().is_none(),
             "no credential must remain"
         );
-        assert!(strip_query(&stripped).is_some_and(|again| again == stripped), "stripping must be idempotent");
+        assert!(
+            strip_query(&stripped).is_some_and(|again| again == stripped),
+            "stripping must be idempotent"
+        );
     }
-    assert!(!parameter_names(&head.query).chars().any(char::is_control));
+    assert!(
+        !parameter_names(&head.query).chars().any(char::is_control),
+        "the names of parameters must contain no control characters"
+    );
 
-    let mut map = HeaderMap::new();
+    let mut headers = HeaderMap::new();
     for (name, value) in &head.headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_bytes(value)) {
-            map.append(name, value);
+            headers.append(name, value);
         }
     }
-    let length = map.get("content-length").cloned();
-    strip_request(&mut map, &ForwardedHeaders::default());
+    let content_length = headers.get("content-length").cloned();
+    strip_request(&mut headers, &ForwardedHeaders::default());
     for name in [
         "xi-api-key",
         "xi_api_key",
@@ -52,7 +59,11 @@ fuzz_target!(|head: Head| {
         "connection",
         "host",
     ] {
-        assert!(!map.contains_key(name));
+        assert!(!headers.contains_key(name), "the header {name} must be removed");
     }
-    assert_eq!(map.get("content-length"), length.as_ref(), "the framing of the body must not change");
+    assert_eq!(
+        headers.get("content-length"),
+        content_length.as_ref(),
+        "the framing of the body must not change"
+    );
 });

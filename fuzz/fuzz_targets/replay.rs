@@ -1,5 +1,6 @@
-//! Replays an arbitrarily chunked request body with arbitrary buffer limits, after arbitrary incomplete attempts. If
-//! the body is replayable, the last attempt must send the bytes of the client.
+//! Fuzzes the replay of request bodies. A body of arbitrary frames is sent in several attempts, with arbitrary limits
+//! of its buffers. If the body is replayable after the incomplete attempts, the last attempt must send all bytes of the
+//! client, and all buffers must be released at the end.
 
 #![no_main]
 
@@ -17,16 +18,18 @@ use keychoir::body::replay::Replay;
 use keychoir::policy::replay::ReplayableBody;
 use libfuzzer_sys::fuzz_target;
 
+/// A request body, its attempts and the limits of its buffers.
 #[derive(Arbitrary, Debug)]
 struct ReplayCase {
     /// The frames of the body. `None` makes the body pending once.
     frames: Vec<Option<Vec<u8>>>,
     /// The number of frames that each incomplete attempt reads.
-    attempts: Vec<u8>,
+    frames_per_attempt: Vec<u8>,
     max_memory: u16,
     max_disk: u16,
 }
 
+/// The body of the client. `None` makes it pending once.
 struct ClientBody(VecDeque<Option<Vec<u8>>>);
 
 impl Body for ClientBody {
@@ -61,9 +64,9 @@ fuzz_target!(|case: ReplayCase| {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("the runtime must start");
     runtime.block_on(async {
         let replay = Replay::new(ClientBody(case.frames.into()), &budget);
-        for count in case.attempts.into_iter().take(8) {
+        for frame_count in case.frames_per_attempt.into_iter().take(8) {
             let mut attempt = replay.start_attempt();
-            for _ in 0..count {
+            for _ in 0..frame_count {
                 if attempt.frame().await.is_none_or(|frame| frame.is_err()) {
                     break;
                 }
@@ -73,8 +76,8 @@ fuzz_target!(|case: ReplayCase| {
             }
         }
         let replayed = replay.start_attempt().collect().await.expect("the body must be complete").to_bytes();
-        assert_eq!(replayed, sent);
+        assert_eq!(replayed, sent, "the last attempt must send all bytes");
         drop(replay);
-        assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
+        assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0), "all buffers must be released");
     });
 });

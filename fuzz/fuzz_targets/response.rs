@@ -1,4 +1,5 @@
-//! Decodes an arbitrary response of the provider. The result must not depend on how the bytes are split into reads.
+//! Fuzzes the decoder of provider responses. The decoded response must not depend on how the bytes are split into
+//! reads.
 
 #![no_main]
 
@@ -8,6 +9,7 @@ use keychoir::upstream::chunk_decoder::{ChunkDecoder, DecodedPart};
 use keychoir::upstream::head::{self, ResponseFraming};
 use libfuzzer_sys::fuzz_target;
 
+/// The decoded parts of a response.
 #[derive(Debug, PartialEq)]
 struct DecodedResponse {
     status: u16,
@@ -45,5 +47,9 @@ fn decode(bytes: &[u8], read_length: usize) -> Option<DecodedResponse> {
 fuzz_target!(|input: (&[u8], u8)| {
     let (bytes, read_length) = input;
     let expected = decode(bytes, bytes.len().max(1));
-    assert_eq!(decode(bytes, usize::from(read_length).max(1)), expected);
+    assert_eq!(
+        decode(bytes, usize::from(read_length).max(1)),
+        expected,
+        "the response must not depend on the lengths of the reads"
+    );
 });

@@ -1,8 +1,8 @@
 //! Defines the changes that operators make at runtime, and the channel to the task that makes them.
 //!
-//! The admin API and the command line send the same changes. One task makes them one after the other, so that
-//! two operators cannot overwrite each other's change: it writes the overlay, applies the new configuration to
-//! the running server, and records the change in the usage database.
+//! The admin API, the dashboard and the command line make the same changes. In a running server, the task of
+//! `control::Controller` makes them one after the other, so that two operators cannot overwrite each other's change. It
+//! writes the overlay, applies the new configuration to the server, and records the change in the usage database.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -49,13 +49,13 @@ pub enum Change {
         /// The time at which its token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
     },
-    /// Replaces the rules of a client that `rules` sets.
+    /// Replaces those rules of a client that are `Some` in `rules`.
     SetClient {
         /// The name of the client.
         name: String,
-        /// The rules to replace.
+        /// The new rules. `None` leaves a rule as it is.
         rules: ClientRules,
-        /// The new end of its current token, or `None` to keep the end.
+        /// The new expiry of its current token, or `None` to keep the expiry.
         expiry: Option<TokenExpiry>,
     },
     /// Gives a client a new token.
@@ -67,7 +67,7 @@ pub enum Change {
         /// The time at which the new token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
     },
-    /// Invalidates a client token.
+    /// Removes a client, which invalidates its tokens.
     RevokeClient {
         /// The name of the client.
         name: String,
@@ -94,12 +94,12 @@ pub fn is_valid_reason(reason: &str) -> bool {
     reason.chars().count() <= MAX_REASON_CHARS && !reason.chars().any(char::is_control)
 }
 
-/// A key to be added.
+/// A key that an operator adds to the pool.
 #[derive(Debug)]
 pub struct NewKey {
     /// The key name, which is unique in the pool.
     pub name: String,
-    /// The key.
+    /// The secret that is sent to the provider.
     pub key: ApiKey,
     /// The workspace name, if the key shares a workspace with other keys.
     pub workspace: Option<String>,
@@ -121,15 +121,15 @@ pub struct ClientRules {
     pub rate_limit: Option<String>,
     /// The concurrency limit of the client. 0 removes the limit.
     pub max_concurrent: Option<u32>,
-    /// Prefixes of the paths that it may use.
+    /// Prefixes of the paths that the client may use.
     pub paths: Option<Vec<String>>,
-    /// Names of the keys that serve it.
+    /// Names of the keys that may serve the client.
     pub keys: Option<Vec<String>>,
-    /// Names of the workspaces that serve it.
+    /// Names of the workspaces whose keys may serve the client.
     pub workspaces: Option<Vec<String>>,
-    /// Whether it may bring its own key.
+    /// Whether the client may send its own key.
     pub bring_your_own_key: Option<bool>,
-    /// Whether it may request tokens of the provider although it has a quota.
+    /// Whether the client may request tokens of the provider although it has a quota.
     pub provider_tokens: Option<bool>,
 }
 
@@ -145,27 +145,27 @@ impl ClientRules {
     }
 }
 
-/// The credential and the address from which a change was made, for the record of changes.
+/// The actor and the address of a change, for the record of changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeOrigin {
-    /// The credential or program.
+    /// The credential or program that made the change.
     pub actor: Actor,
     /// The address of the client of the admin API, or `None` for a Unix socket or the command line.
     pub address: Option<IpAddr>,
 }
 
-/// The credential or program of a change.
+/// The credential or program that made a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
     /// A request with the admin token.
     AdminToken,
-    /// A form of the dashboard.
+    /// A form of the dashboard, in a session of an operator.
     Dashboard,
     /// A command without a running server.
     CommandLine,
     /// A change of the configuration files, or a signal to reload them.
     Reload,
-    /// Changes that were made at another replica.
+    /// Another replica, from which this replica takes over the overlay.
     Replica,
 }
 
@@ -183,10 +183,10 @@ impl Actor {
     }
 }
 
-/// The result of a change.
+/// The effects of a change that was made.
 #[derive(Debug)]
 pub struct ChangeReceipt {
-    /// The generation after the change.
+    /// The generation after the change. The generation is a number that increases with each change.
     pub generation: u64,
     /// The id of the key that was changed.
     pub key_id: Option<String>,
@@ -196,7 +196,7 @@ pub struct ChangeReceipt {
     pub warnings: Vec<String>,
 }
 
-/// A new token of a client. It cannot be printed by mistake.
+/// A new token of a client. Its `Debug` output does not contain it.
 pub struct ClientToken(String);
 
 impl ClientToken {
@@ -241,7 +241,8 @@ pub enum ControlError {
          with `keychoir clients rotate`, or add another client first"
     )]
     LastClient,
-    /// A second rotation would end the grace period that the first one has promised.
+    /// The token before the last rotation is still valid. Another rotation would invalidate it before the end of its
+    /// grace period.
     #[error(
         "the grace period of the last rotation has not ended: wait, or rotate without a grace period, which makes both \
          earlier tokens invalid"
@@ -259,15 +260,15 @@ pub enum ControlError {
     /// The system provides no random numbers for a token.
     #[error("the system provides no random numbers")]
     NoRandomNumbers,
-    /// The overlay cannot be read.
+    /// The overlay file cannot be read.
     #[error("{path} cannot be read: {reason}")]
     UnreadableOverlay {
-        /// The file.
+        /// The path of the file.
         path: String,
         /// The error of the file system, or the mistake in the file.
         reason: String,
     },
-    /// The overlay cannot be written.
+    /// The overlay file cannot be written.
     #[error("the change cannot be saved in {directory}: {reason}")]
     Unwritable {
         /// The state directory.
@@ -288,11 +289,12 @@ pub enum ControlError {
 pub struct ControlRequest {
     /// The change.
     pub change: Change,
-    /// The generation that the caller has read. The change is refused if a different one is current.
+    /// The generation that the caller has read, or `None` to make the change in any case. The change is refused if a
+    /// different generation is current.
     pub expected_generation: Option<u64>,
-    /// The origin of the change.
+    /// The actor and the address of the change, which are recorded.
     pub origin: ChangeOrigin,
-    /// Receives the result.
+    /// Receives the receipt or the error after the change.
     pub respond: oneshot::Sender<Result<ChangeReceipt, ControlError>>,
 }
 
@@ -303,10 +305,10 @@ pub struct ControlSender {
     generation: Arc<AtomicU64>,
 }
 
-/// Maximum number of changes that wait for the task.
+/// Maximum number of changes that are queued for the task.
 const MAX_QUEUED_CHANGES: usize = 16;
 
-/// Maximum time for a change, which writes a few small files.
+/// Maximum time until a change is made, including its time in the queue. A change writes a few small files.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl ControlSender {
@@ -347,7 +349,7 @@ impl ControlSender {
             receipt.await.ok()
         };
         match tokio::time::timeout(CHANGE_TIMEOUT, exchange).await {
-            Ok(Some(result)) => result,
+            Ok(Some(outcome)) => outcome,
             Ok(None) | Err(_) => Err(ControlError::Unavailable),
         }
     }

@@ -1,5 +1,6 @@
-//! Renders the document of `GET /api/keychoir-keys`: details of the keys. It is separate from the status document,
-//! which apps rely on and which therefore gets no new fields.
+//! Renders the document of `GET /api/keychoir-keys`: the state of each key, the evidence for it, and the forecast of
+//! its credits. The document is separate from the status document, whose fields are fixed because apps rely on them.
+//! The functions for the displayed state and the advice are shared with the documents of the admin API.
 
 use serde::Serialize;
 
@@ -9,10 +10,10 @@ use crate::policy::key_state::{CooldownReason, KeyState};
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Pool, Restriction};
 
-/// The document. Its keys are in pool order.
+/// The document of `GET /api/keychoir-keys`, with the keys in the order of the pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct KeyDetails {
+pub struct KeyDetailsDocument {
     /// The number of requests that are queued for a key.
     waiting: usize,
     /// The time at which all credits will be exhausted at the current rate, if that is before the next reset.
@@ -29,7 +30,7 @@ struct KeyDetail {
     workspace: Option<String>,
     /// The provider's name of the plan.
     plan: Option<String>,
-    /// The status of the status document, extended by `near_limit` and `paused`.
+    /// A status of the status document, or `near_limit` or `paused`.
     state: &'static str,
     /// Whether an operator has paused the key.
     paused: bool,
@@ -48,11 +49,11 @@ struct KeyDetail {
     evidence: Vec<EvidenceDetail>,
     /// Operations that the provider refused for the key or its plan. Requests for them use other keys first.
     cannot: Vec<RestrictionDetail>,
-    /// Credits by which the provider's usage of this period exceeded the recorded usage after Keychoir
-    /// started.
+    /// Credits of this period that the provider has counted and Keychoir has not recorded, since Keychoir was started.
+    /// Negative if the provider has counted fewer credits.
     drift: i64,
     in_flight: u32,
-    /// Credits of its workspace reserved by concurrent requests.
+    /// Credits of its workspace that are reserved for requests in flight.
     reserved: u64,
     /// Credits that its workspace uses per day at the rate of the last hours.
     spent_per_day: u64,
@@ -87,7 +88,7 @@ struct RestrictionDetail {
     until: String,
 }
 
-impl KeyDetails {
+impl KeyDetailsDocument {
     /// Creates the document for the keys of `pool` at `now`.
     #[must_use]
     pub fn new(pool: &Pool, now: UnixMs) -> Self {
@@ -190,7 +191,7 @@ impl RestrictionDetail {
     }
 }
 
-/// Returns advice for the operator about a key that needs attention.
+/// Returns advice for the operator about a key whose cooldown does not end by itself.
 pub(super) fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
         CooldownReason::Exhausted | CooldownReason::RateLimited => None,
@@ -228,7 +229,7 @@ pub(super) fn exhaustion_time(forecast: Forecast) -> Option<String> {
     }
 }
 
-/// Rounds credits to a whole number.
+/// Rounds credits to a whole number. Negative numbers become 0.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
 pub(super) fn round_credits(credits: f64) -> u64 {
     credits.round() as u64

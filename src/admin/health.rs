@@ -1,5 +1,5 @@
-//! Determines the readiness of the process, by which a load balancer decides whether to send requests to it, from the
-//! states of the keys, the store, the mirror, the upstream and the shutdown.
+//! Computes the readiness of the process from the states of the keys, the usage store, the mirror, the upstream, the
+//! replicas and the shutdown. A load balancer reads it at `/readyz` to decide whether to send requests to the process.
 
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -10,7 +10,7 @@ use crate::shared::{LinkState, PoolView};
 use crate::store;
 use crate::upstream::Reachability;
 
-/// Whether the shutdown has started; the flag is shared by all clones.
+/// A flag that is set when the shutdown starts. All clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct DrainFlag(CancellationToken);
 
@@ -20,7 +20,7 @@ impl DrainFlag {
         self.0.cancel();
     }
 
-    /// Whether the shutdown has started.
+    /// Returns whether the shutdown has started.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.is_cancelled()
@@ -32,8 +32,8 @@ impl DrainFlag {
     }
 }
 
-/// The document of `/readyz`: `ready`, `degraded` (requests are served, but an operator is needed),
-/// or `unready`.
+/// The document of `/readyz`. Its status is `ready`, `degraded` (requests are served, but an operator is needed) or
+/// `unready`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
@@ -46,22 +46,22 @@ pub struct Readiness {
     upstream: &'static str,
     /// `yes` or `no`.
     draining: &'static str,
-    /// Usage records not yet written to the disk.
+    /// Number of usage records that are not yet written to the disk.
     records_waiting: u64,
-    /// Usage records that could be neither written nor kept.
+    /// Number of usage records that could be neither written nor kept in memory.
     records_lost: u64,
     /// `off`, `ok`, `failing` (retried automatically) or `paused` (an operator is needed).
     mirror: &'static str,
-    /// Rows that Supabase refuses because of their content.
+    /// Number of rows that Supabase refuses because of their content.
     mirror_rows_refused: u64,
-    /// `off` without other replicas, `connecting`, `connected`, or `alone` while Redis does not respond.
+    /// `off` without `[redis]`, `connecting`, `connected`, or `alone` while Redis does not respond.
     shared: &'static str,
     /// Number of replicas that share the pool, including this replica.
     replicas: usize,
 }
 
 impl Readiness {
-    /// Computes the readiness from the states of the parts.
+    /// Computes the readiness. `shared` is `None` without `[redis]`, and `mirror` without a mirror.
     #[must_use]
     pub fn new(
         keys: &[KeySnapshot],
@@ -117,7 +117,7 @@ impl Readiness {
         self.store
     }
 
-    /// Whether the provider can be reached, as in the document.
+    /// Returns whether the provider can be reached, as in the document.
     pub(super) fn upstream(&self) -> &'static str {
         self.upstream
     }
@@ -127,8 +127,8 @@ impl Readiness {
         self.mirror
     }
 
-    /// Whether requests should be sent to this process. This is also the case when degraded, because requests are still
-    /// served.
+    /// Returns whether a load balancer should send requests to this process. A degraded process is also ready, because
+    /// it still serves requests.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.status != "unready"

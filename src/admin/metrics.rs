@@ -1,6 +1,6 @@
-//! Renders the metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
-//! the usage store, the mirror, the replicas and the connections. The metrics of requests are updated by each request
-//! and are in `telemetry`.
+//! Collects the metrics whose values are read when `GET /metrics` is requested: those of the process, the keys, the
+//! workspaces, the usage store, the mirror, the replicas, the buffers and the connections. Each request updates the
+//! metrics of requests, which are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -30,15 +30,17 @@ const STATUSES: [&str; 5] = [
 
 const PAUSED: &str = "paused";
 
+/// Returns the status of a key, which is one of [`STATUSES`].
 fn key_status(snapshot: &KeySnapshot) -> &'static str {
     if snapshot.state.is_paused() { PAUSED } else { snapshot.state.status().as_str() }
 }
 
-/// Digits of a key's fingerprint in labels, enough to distinguish keys with equal short forms.
-const HASH_DIGITS: usize = 12;
+/// Number of digits of a key's fingerprint in labels, which distinguish keys with equal short forms.
+const FINGERPRINT_LABEL_DIGITS: usize = 12;
 
-/// Reads the metrics into a registry. Labels are constants, names from the configuration, short forms of keys
-/// and parts of their fingerprints. The number of keys bounds their number, and they contain no client input.
+/// Returns a registry with the values at `now`. The values of labels are constants, names from the configuration, short
+/// forms of keys and parts of their fingerprints. They contain no input of clients, and the number of keys bounds the
+/// number of samples.
 pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     let Admin { pool, store_health, connections, .. } = admin;
     let (keys, mirror) = (pool.snapshot(now), admin.mirror.as_ref());
@@ -110,7 +112,8 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
         ("failing", Some(MirrorState::Failing)),
         ("paused", Some(MirrorState::Paused)),
     ];
-    let states = states.map(|(name, other)| ([("state", name.to_owned())], u64::from(other == state)));
+    let states =
+        states.map(|(name, named_state)| ([("state", name.to_owned())], u64::from(named_state == state)));
     registry.register(
         "mirror_state",
         "1 for the state of the mirror, 0 for its other states",
@@ -146,6 +149,7 @@ fn register_replica_metrics(registry: &mut Registry, shared: &SharedPoolView) {
     shared.counts().register(registry);
 }
 
+/// Registers the metrics of each key and of each workspace.
 fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     let snapshots: Vec<&KeySnapshot> = keys.iter().collect();
     let labels = unique_labels(&snapshots, |snapshot| key_label(&snapshot.key).to_owned());
@@ -157,8 +161,8 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     registry.register("keys", "Keys of the pool, by status", GaugeSamples(status_counts.into()));
     let statuses = labelled_keys().flat_map(|(key, snapshot)| {
         STATUSES.map(|status| {
-            let has = key_status(snapshot) == status;
-            ([key.clone(), ("status", status.to_owned())], u64::from(has))
+            let has_status = key_status(snapshot) == status;
+            ([key.clone(), ("status", status.to_owned())], u64::from(has_status))
         })
     });
     let help = "1 for the status that a key has, 0 for the other statuses";
@@ -170,9 +174,9 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
         GaugeSamples(requests.collect()),
     );
 
-    let workspaces = workspaces(keys);
+    let workspaces = labelled_first_keys(keys);
     let key_labels = labelled_keys().map(|(key, snapshot)| {
-        let workspace = workspaces.iter().find(|(first_key, _)| is_same_workspace(first_key, snapshot));
+        let workspace = workspaces.iter().find(|(first_key, _)| have_same_workspace(first_key, snapshot));
         let workspace = workspace.map(|(_, label)| label.clone()).unwrap_or_default();
         let short_key = snapshot.key.api_key().short().to_string();
         (
@@ -185,7 +189,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
         "Always 1; the labels describe the key",
         GaugeSamples(key_labels.collect()),
     );
-    // A value that the provider has not reported has no sample.
+    // Credits that the provider has not reported have no sample.
     type Credits = fn(&KeySnapshot) -> Option<u64>;
     let metrics: [(&str, &str, Credits); 3] = [
         ("used", "Credits of a workspace that were used in this period", |snapshot| {
@@ -215,10 +219,12 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
 
 /// Returns the first key of each workspace, and the workspace's label: its configured name, or the label of
 /// that key.
-fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
-    let mut workspaces = HashSet::new();
-    let first_keys: Vec<&KeySnapshot> =
-        keys.iter().filter(|snapshot| workspaces.insert(ptr::from_ref(snapshot.key.workspace()))).collect();
+fn labelled_first_keys(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
+    let mut seen_workspaces = HashSet::new();
+    let first_keys: Vec<&KeySnapshot> = keys
+        .iter()
+        .filter(|snapshot| seen_workspaces.insert(ptr::from_ref(snapshot.key.workspace())))
+        .collect();
     let labels = unique_labels(&first_keys, |snapshot| {
         let membership = snapshot.key.workspace().membership();
         membership.name().unwrap_or(key_label(&snapshot.key)).to_owned()
@@ -226,34 +232,34 @@ fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
     first_keys.into_iter().zip(labels).collect()
 }
 
-/// Returns a label for each key. Equal labels are extended by digits of the fingerprint, because two samples
-/// with the same labels make a page invalid.
+/// Returns a label for each key. Equal labels are extended by digits of the fingerprint, because Prometheus rejects a
+/// page with two samples that have the same labels.
 fn unique_labels(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
     let mut labels: Vec<String> = snapshots.iter().map(|snapshot| label(snapshot)).collect();
-    let mut name_counts: HashMap<String, usize> = HashMap::new();
-    labels.iter().for_each(|label| *name_counts.entry(label.clone()).or_default() += 1);
+    let mut label_counts: HashMap<String, usize> = HashMap::new();
+    labels.iter().for_each(|label| *label_counts.entry(label.clone()).or_default() += 1);
     for (label, snapshot) in labels.iter_mut().zip(snapshots) {
-        if name_counts.get(label).is_some_and(|count| *count > 1) {
+        if label_counts.get(label).is_some_and(|count| *count > 1) {
             *label = format!("{label}#{}", fingerprint_digits(snapshot));
         }
     }
     labels
 }
 
-fn is_same_workspace(left: &KeySnapshot, right: &KeySnapshot) -> bool {
+fn have_same_workspace(left: &KeySnapshot, right: &KeySnapshot) -> bool {
     ptr::eq(left.key.workspace(), right.key.workspace())
 }
 
 fn fingerprint_digits(snapshot: &KeySnapshot) -> String {
-    snapshot.key.api_key().fingerprint().to_string().chars().take(HASH_DIGITS).collect()
+    snapshot.key.api_key().fingerprint().to_string().chars().take(FINGERPRINT_LABEL_DIGITS).collect()
 }
 
 fn unix_seconds(time: UnixMs) -> f64 {
     Duration::from_millis(time.0).as_secs_f64()
 }
 
-/// Registers the standard process metrics of Prometheus client libraries. Values that the system does not
-/// report are omitted.
+/// Registers the process metrics that Prometheus client libraries define. An error of the system ends the registration,
+/// so that the remaining metrics are absent from the page.
 #[cfg(target_os = "linux")]
 fn register_process_metrics(registry: &mut Registry) -> procfs::ProcResult<()> {
     use procfs::WithCurrentSystemInfo;

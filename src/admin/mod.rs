@@ -1,5 +1,6 @@
-//! Serves Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
-//! read snapshots and never block a proxied request.
+//! Serves Keychoir's own endpoints: the pages for programs and browsers (the state of the keys, the usage of a client,
+//! the health checks, the metrics and a front page), and the admin API in `api`. `app::router` gives each request to
+//! one of these before it considers the proxy. The pages read snapshots and never block a proxied request.
 
 pub mod control;
 
@@ -45,13 +46,13 @@ pub(crate) use api::{
     contains_tag, read_body, run_blocking,
 };
 pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
-pub use details::KeyDetails;
+pub use details::KeyDetailsDocument;
 pub use health::{DrainFlag, Readiness};
-pub use sessions::{SessionToken, Sessions};
+pub use sessions::{DashboardSecret, Sessions};
 pub use status::StatusDocument;
-pub use usage::ClientUsageReport;
+pub use usage::ClientUsageDocument;
 
-/// The state that the endpoints read.
+/// The parts of the running server that the endpoints read. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Admin {
     /// The clients and access rules.
@@ -62,17 +63,17 @@ pub struct Admin {
     pub store_health: store::Health,
     /// The state of the mirror, if there is one.
     pub mirror: Option<mirror::MirrorHealth>,
-    /// The pool as this replica sees it; `None` without other replicas.
+    /// The replicas and the connection to Redis, or `None` without `[redis]`.
     pub shared: Option<SharedPoolView>,
     /// Whether the shutdown has started.
     pub draining: DrainFlag,
     /// The metrics of requests.
     pub metrics: RequestMetrics,
-    /// The requests of the last 24 hours.
+    /// The counts of the requests of the last 24 hours, for the charts of the dashboard.
     pub timeline: TimelineHandle,
     /// The number of client connections and its limit.
     pub connections: ConnectionLimiter,
-    /// Whether the provider can be reached.
+    /// The result of the last attempt to connect to the provider.
     pub reachability: ReachabilityCell,
     /// The time at which Keychoir was started.
     pub started_at: UnixMs,
@@ -88,9 +89,9 @@ pub struct Admin {
     pub key_checker: KeyChecker<TcpTlsConnector>,
     /// The settings in force. A reload replaces them.
     pub settings: SharedSettings,
-    /// Wrong admin tokens, by address.
+    /// The number of wrong admin tokens from each address.
     pub auth_failures: AuthFailureTable,
-    /// The events for listeners.
+    /// The events that `GET events` and the dashboard send to browsers and programs.
     pub events: EventSource,
     /// The sessions of the dashboard.
     pub sessions: Sessions,
@@ -118,25 +119,25 @@ const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'no
 
 const ROBOTS_TXT: &str = "User-agent: *\nDisallow: /\n";
 
-/// The status of the keys.
+/// The path of the status document.
 const STATUS_PATH: &str = "/api/elevenlabs-status";
 
-/// The details of the keys.
+/// The path of the document with the details of the keys.
 const KEYS_PATH: &str = "/api/keychoir-keys";
 
-/// The metrics.
+/// The path of the metrics.
 const METRICS_PATH: &str = "/metrics";
 
 /// The path at which every client may read its own usage, even if its allowed paths do not include it.
 const USAGE_PATH: &str = "/api/keychoir-usage";
 
 impl Admin {
-    /// Returns the pool as this replica sees it; `None` without other replicas.
+    /// Returns the state of the replicas and of the connection to Redis, or `None` without `[redis]`.
     fn pool_view(&self) -> Option<Arc<PoolView>> {
         self.shared.as_ref().map(SharedPoolView::get)
     }
 
-    /// Returns the response if the path is one of Keychoir's; requests for other paths are proxied.
+    /// Returns the response if a page has the path of `uri`, and `None` otherwise. The admin API is not a page.
     #[must_use]
     pub fn response(
         &self,
@@ -146,23 +147,25 @@ impl Admin {
         peer: Option<IpAddr>,
         now: UnixMs,
     ) -> Option<Response<Bytes>> {
-        let page: fn(&Self, &HeaderMap, UnixMs) -> Response<Bytes> = match uri.path() {
+        let render: fn(&Self, &HeaderMap, UnixMs) -> Response<Bytes> = match uri.path() {
             STATUS_PATH => {
                 |admin, _, now| json_response(StatusCode::OK, &StatusDocument::new(&admin.pool.snapshot(now)))
             }
-            KEYS_PATH => |admin, _, now| json_response(StatusCode::OK, &KeyDetails::new(&admin.pool, now)),
-            METRICS_PATH => Self::metrics,
-            USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
+            KEYS_PATH => {
+                |admin, _, now| json_response(StatusCode::OK, &KeyDetailsDocument::new(&admin.pool, now))
+            }
+            METRICS_PATH => Self::metrics_response,
+            USAGE_PATH => return Some(self.usage_response(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| liveness_response(),
-            "/readyz" => |admin, _, now| admin.ready(now),
+            "/readyz" => |admin, _, now| admin.readiness_response(now),
             // Browsers request these paths from every origin. If Keychoir did not answer them, they would be
             // sent to the provider with a key.
-            "/" => |_, _, _| front_page(),
-            "/favicon.ico" => |_, _, _| no_content(),
+            "/" => |_, _, _| front_page_response(),
+            "/favicon.ico" => |_, _, _| no_content_response(),
             "/robots.txt" => |_, _, _| page_response(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS_TXT),
             _ => return None,
         };
-        if let Some(refusal) = method_not_allowed(method) {
+        if let Some(refusal) = method_refusal(method) {
             return Some(refusal);
         }
         let is_public = match uri.path() {
@@ -179,7 +182,7 @@ impl Admin {
         if refusal.is_some() {
             return refusal;
         }
-        Some(page(self, headers, now))
+        Some(render(self, headers, now))
     }
 
     /// Returns the response that refuses a page for clients, or `None` if the request presents the admin token or a
@@ -209,14 +212,15 @@ impl Admin {
         }
     }
 
-    /// Whether a path is for operators. If `admin.listen` is set, only the listener at that address serves such a path.
+    /// Returns whether a path is for operators. If `admin.listen` is set, only the listener at that address serves such
+    /// a path.
     #[must_use]
     pub fn is_operator_path(path: &str) -> bool {
         [STATUS_PATH, KEYS_PATH, METRICS_PATH, "/"].contains(&path)
             || (Self::is_api_path(path) && !Self::is_client_api_path(path))
     }
 
-    /// Authenticates the client, which must be a configured one.
+    /// Returns the configured client whose token the request contains.
     fn authenticate_client(
         &self,
         uri: &Uri,
@@ -228,21 +232,28 @@ impl Admin {
         if clients.is_authenticated(&caller) { Ok(caller.client) } else { Err(Unauthenticated::UnknownToken) }
     }
 
-    /// Returns the usage of the client that sent the request.
-    fn usage(&self, method: &Method, uri: &Uri, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
-        if let Some(refusal) = method_not_allowed(method) {
+    /// Returns the document with the usage of the client that sent the request, or the refusal of the request.
+    fn usage_response(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        now: UnixMs,
+    ) -> Response<Bytes> {
+        if let Some(refusal) = method_refusal(method) {
             return refusal;
         }
         match self.authenticate_client(uri, headers, now) {
             Ok(client) => {
                 let totals = self.config.load().client_usage.totals(&client.name, now);
-                json_response(StatusCode::OK, &ClientUsageReport::new(&client, &totals, now))
+                json_response(StatusCode::OK, &ClientUsageDocument::new(&client, &totals, now))
             }
             Err(refusal) => ProxyError::Unauthenticated(refusal).response("", now),
         }
     }
 
-    fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
+    /// Returns all metrics, in the text format that the request prefers.
+    fn metrics_response(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         let format = ExpositionFormat::negotiate(headers);
         let text = format.write_page(&[self.metrics.registry(), &metrics::registry(self, now)]);
         let mut response = page_response(StatusCode::OK, format.content_type(), text);
@@ -250,7 +261,8 @@ impl Admin {
         response
     }
 
-    fn ready(&self, now: UnixMs) -> Response<Bytes> {
+    /// Returns the readiness of the process, with the status 503 if it is not ready.
+    fn readiness_response(&self, now: UnixMs) -> Response<Bytes> {
         let keys = self.pool.snapshot(now);
         let (mirror, reachability) = (self.mirror.as_ref(), self.reachability.get());
         let readiness = Readiness::new(
@@ -270,26 +282,26 @@ impl Admin {
     }
 }
 
-/// Returns the response of a live process, regardless of the state of its parts.
+/// Returns the constant response of `/livez`: a process that responds is live, whatever the state of its parts.
 fn liveness_response() -> Response<Bytes> {
     json_response(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
 
-/// Returns the front page, with a link to the status.
-fn front_page() -> Response<Bytes> {
+/// Returns the page at `/`, which has links to the dashboard, the status of the keys and the readiness.
+fn front_page_response() -> Response<Bytes> {
     let mut response = page_response(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));
     response
 }
 
-fn no_content() -> Response<Bytes> {
+fn no_content_response() -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
-/// Returns a 405 response if the method is neither GET nor HEAD.
-fn method_not_allowed(method: &Method) -> Option<Response<Bytes>> {
+/// Returns a 405 response if the method is neither GET nor HEAD, and `None` otherwise.
+fn method_refusal(method: &Method) -> Option<Response<Bytes>> {
     if method == Method::GET || method == Method::HEAD {
         return None;
     }

@@ -1,5 +1,5 @@
-//! Keeps the sessions of the dashboard, and stores them in a file, so that they survive a restart. The file contains
-//! fingerprints, from which a session token cannot be computed.
+//! Owns the sessions of the dashboard, and writes them to a file, so that they survive a restart. The file contains
+//! fingerprints, from which a session token cannot be computed. `policy::sessions` decides when a session ends.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,10 +18,10 @@ use crate::{clock, private_file, tasks};
 const CODE_PREFIX: &str = "kcd_";
 /// The prefix of the tokens in cookies.
 const TOKEN_PREFIX: &str = "kcs_";
-/// Minimum time between two writes of the last use of a session. After a crash, a session may end earlier by this
-/// time.
-const USE_INTERVAL: Duration = Duration::from_secs(300);
-/// Maximum size of the file. 64 sessions have about 8 kilobytes.
+/// Length of the intervals of which each causes at most one write of the last use of a session. After a crash, a
+/// session may end earlier by this time.
+const SAVE_INTERVAL: Duration = Duration::from_secs(300);
+/// Maximum size of the file that is read. The file of the maximum of 64 sessions has about 8 kilobytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// The sessions of the dashboard. Clones share them.
@@ -39,10 +39,11 @@ struct Inner {
     write_lock: Mutex<()>,
 }
 
-/// A secret of the dashboard: a code, or the token of a session. It cannot be printed by mistake.
-pub struct SessionToken(String);
+/// A secret of the dashboard: a one-time code that starts a session, or the token of a session. Its `Debug` output does
+/// not contain it.
+pub struct DashboardSecret(String);
 
-impl SessionToken {
+impl DashboardSecret {
     /// Returns the secret, for the response that contains it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -50,13 +51,13 @@ impl SessionToken {
     }
 }
 
-impl std::fmt::Debug for SessionToken {
+impl std::fmt::Debug for DashboardSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SessionToken(…)")
+        f.write_str("DashboardSecret(…)")
     }
 }
 
-/// A session as it is stored.
+/// A session in the notation of the file.
 #[derive(Serialize, Deserialize)]
 struct StoredSession {
     fingerprint: String,
@@ -75,15 +76,16 @@ impl Sessions {
 
     /// Creates a code that starts a session within [`CODE_LIFETIME`], and returns the code with its expiry. Returns
     /// `None` if there is no admin token, or if the system has no random numbers.
-    pub(super) fn create_code(&self, now: UnixMs) -> Option<(SessionToken, UnixMs)> {
+    pub(super) fn create_code(&self, now: UnixMs) -> Option<(DashboardSecret, UnixMs)> {
         let code = generate_token(CODE_PREFIX)?;
         self.lock().add_code(self.fingerprint(&code)?, now);
-        Some((SessionToken(code), now.plus(CODE_LIFETIME)))
+        Some((DashboardSecret(code), now.plus(CODE_LIFETIME)))
     }
 
-    /// Starts a session with a code. Returns `None` if the code is not valid.
+    /// Starts a session with a code, and returns the token of the session. Returns `None` if the code is not valid, if
+    /// there is no admin token, or if the system has no random numbers.
     #[must_use]
-    pub fn start(&self, code: &str, now: UnixMs) -> Option<SessionToken> {
+    pub fn start(&self, code: &str, now: UnixMs) -> Option<DashboardSecret> {
         let code = self.fingerprint(code)?;
         let token = generate_token(TOKEN_PREFIX)?;
         let is_started = self.lock().start(&code, self.fingerprint(&token)?, self.0.limits, now);
@@ -91,25 +93,26 @@ impl Sessions {
             return None;
         }
         self.save();
-        Some(SessionToken(token))
+        Some(DashboardSecret(token))
     }
 
-    /// Extends the session with the given `token`. Returns `false` if there is no such session.
+    /// Records a use of the session with the given `token`, which extends it. Returns `false` if there is no such
+    /// session.
     #[must_use]
     pub fn record_use(&self, token: &str, now: UnixMs) -> bool {
         let Some(fingerprint) = self.fingerprint(token) else { return false };
         let Some(previous) = self.lock().record_use(&fingerprint, self.0.limits, now) else { return false };
-        let interval_number = |time: UnixMs| u128::from(time.0) / USE_INTERVAL.as_millis();
+        let interval_number = |time: UnixMs| u128::from(time.0) / SAVE_INTERVAL.as_millis();
         if interval_number(previous.used_at) != interval_number(now) {
             self.save();
         }
         true
     }
 
-    /// Returns a function that returns whether the session with the given `token` still exists. A call does not extend
-    /// the session, so that an open page does not extend its session.
-    pub(super) fn watch(&self, token: &str) -> impl Fn() -> bool + Send + use<> {
-        let (sessions, token) = (self.clone(), SessionToken(token.to_owned()));
+    /// Returns a function that reports whether the session with the given `token` still exists. A call of the function
+    /// does not extend the session, so that a page that is only open does not extend it.
+    pub(super) fn existence_check(&self, token: &str) -> impl Fn() -> bool + Send + use<> {
+        let (sessions, token) = (self.clone(), DashboardSecret(token.to_owned()));
         move || {
             let fingerprint = sessions.fingerprint(token.expose());
             let limits = sessions.0.limits;
@@ -133,6 +136,7 @@ impl Sessions {
         self.0.limits.max_duration
     }
 
+    /// Returns the fingerprint of a code or token, or `None` if there is no admin token.
     fn fingerprint(&self, token: &str) -> Option<SessionTokenFingerprint> {
         let admin_token = self.0.admin_token.load();
         admin_token.as_deref().map(|admin_token| SessionTokenFingerprint::new(token, admin_token))
@@ -152,7 +156,7 @@ impl Sessions {
         let Some(file) = file else { return };
         let _guard = write_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let stored: Vec<StoredSession> = self.lock().sessions().iter().map(StoredSession::new).collect();
-        // Serializing text and numbers cannot fail.
+        // Serializing these sessions cannot fail, because they consist of strings and numbers.
         let content = serde_json::to_vec(&stored).unwrap_or_default();
         if let Err(error) = private_file::replace(file, &content) {
             tracing::warn!(
@@ -233,21 +237,24 @@ mod tests {
         let file = directory.path().join("sessions.json");
         let sessions = open(&file, "admin");
         let (code, _) = sessions.create_code(NOW).unwrap();
-        // Without a runtime, the test writes the file itself.
-        let token = {
-            let fingerprints = [code.expose(), "token"].map(|text| sessions.fingerprint(text).unwrap());
-            assert!(sessions.lock().start(&fingerprints[0], fingerprints[1], sessions.0.limits, NOW));
-            sessions.write_file();
-            "token"
-        };
+        // `Sessions::start` needs a runtime for its blocking thread, so the test writes the file itself.
+        let token = "token";
+        let [code_fingerprint, token_fingerprint] =
+            [code.expose(), token].map(|secret| sessions.fingerprint(secret).unwrap());
+        let is_started = sessions.lock().start(&code_fingerprint, token_fingerprint, sessions.0.limits, NOW);
+        assert!(is_started, "the code must start a session");
+        sessions.write_file();
         let content = fs::read_to_string(&file).unwrap();
-        assert!(!content.contains(code.expose()) && !content.contains("\"token\""), "{content}");
+        assert!(
+            !content.contains(code.expose()) && !content.contains("\"token\""),
+            "the file must contain neither the code nor the token: {content}"
+        );
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let is_valid = |sessions: &Sessions| {
             let fingerprint = sessions.fingerprint(token).unwrap();
             sessions.lock().record_use(&fingerprint, sessions.0.limits, NOW).is_some()
         };
-        assert!(is_valid(&open(&file, "admin")));
+        assert!(is_valid(&open(&file, "admin")), "the session must survive a restart");
         assert!(!is_valid(&open(&file, "another")), "another admin token must end the session");
     }
 
@@ -257,7 +264,8 @@ mod tests {
         let file = directory.path().join("sessions.json");
         for content in ["", "{}", "[{\"fingerprint\":\"zz\",\"started_at_ms\":1,\"used_at_ms\":1}]"] {
             fs::write(&file, content).unwrap();
-            assert!(open(&file, "admin").lock().sessions().is_empty(), "{content}");
+            let sessions = open(&file, "admin");
+            assert!(sessions.lock().sessions().is_empty(), "a broken file must have no sessions: {content}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Renders the document of `GET /api/elevenlabs-status`, in the fixed format that apps rely on.
+//! Renders the document of `GET /api/elevenlabs-status`: the status and the credits of each key, and their sums. Apps
+//! rely on its format, which is therefore fixed.
 
 use std::collections::HashSet;
 use std::ptr;
@@ -18,22 +19,22 @@ pub struct StatusDocument {
     /// the pause.
     active_keys: usize,
     exhausted_keys: usize,
-    /// Number of keys that are near the limit and not yet over it.
+    /// Number of keys whose credits are almost used up. A key without credits is not counted.
     near_limit_keys: usize,
-    /// The sum over all workspaces with a key that is active or rate limited, and not paused.
+    /// The remaining credits of all workspaces with a key that is active or rate limited, and not paused.
     total_remaining_characters: u64,
-    keys: Vec<KeyStatusEntry>,
+    keys: Vec<KeyStatusDocument>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct KeyStatusEntry {
+struct KeyStatusDocument {
     short_key: String,
     status: &'static str,
     character_count: u64,
     character_limit: u64,
     remaining_characters: u64,
-    /// Percent, rounded down, so that 100 means that no credits are left.
+    /// The used part of the limit in percent, rounded down, so that 100 means that no credits are left.
     usage_percentage: u64,
     is_over_limit: bool,
     is_near_limit: bool,
@@ -41,7 +42,7 @@ struct KeyStatusEntry {
 }
 
 impl StatusDocument {
-    /// Creates the document for `keys`, in their order.
+    /// Creates the document for `keys`, whose order it keeps.
     #[must_use]
     pub fn new(keys: &[KeySnapshot]) -> Self {
         let count_with_status = |status| keys.iter().filter(|key| key.state.status() == status).count();
@@ -56,11 +57,12 @@ impl StatusDocument {
                 .filter(|key| key.is_near_limit && !key.quota.is_over_limit())
                 .count(),
             total_remaining_characters: total_remaining(keys),
-            keys: keys.iter().map(KeyStatusEntry::new).collect(),
+            keys: keys.iter().map(KeyStatusDocument::new).collect(),
         }
     }
 }
 
+/// Counts each workspace once, because its keys share their credits.
 fn total_remaining(keys: &[KeySnapshot]) -> u64 {
     let mut counted_workspaces = HashSet::new();
     keys.iter()
@@ -70,7 +72,7 @@ fn total_remaining(keys: &[KeySnapshot]) -> u64 {
         .fold(0, |total: u64, key| total.saturating_add(key.quota.remaining()))
 }
 
-impl KeyStatusEntry {
+impl KeyStatusDocument {
     fn new(snapshot: &KeySnapshot) -> Self {
         let KeySnapshot { key, state, quota, is_near_limit, .. } = snapshot;
         Self {

@@ -8,24 +8,24 @@ use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::proxy::UsageTotals;
 
-/// The document.
+/// The document of `GET /api/keychoir-usage`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ClientUsageReport {
+pub struct ClientUsageDocument {
     client: String,
     /// `null` for a client without a quota.
-    quota: Option<QuotaReport>,
+    quota: Option<QuotaUsage>,
     requests: PeriodTotals,
     credits: PeriodTotals,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct QuotaReport {
+struct QuotaUsage {
     /// The quota in the notation of the configuration, for example `10,000 credits per month`.
     limit: String,
     amount: u64,
-    /// Includes the reservations of concurrent requests.
+    /// The used amount, including the reservations of requests in flight.
     used: u64,
     remaining: u64,
     /// The end of the period; `null` if it never ends.
@@ -40,20 +40,20 @@ struct PeriodTotals {
     total: u64,
 }
 
-impl ClientUsageReport {
+impl ClientUsageDocument {
     /// Creates the document of a client from its usage.
     #[must_use]
     pub fn new(client: &Client, totals: &UsageTotals, now: UnixMs) -> Self {
         Self {
             client: client.name.as_str().to_owned(),
-            quota: client.rules.quota.map(|quota| QuotaReport::new(quota, totals, now)),
+            quota: client.rules.quota.map(|quota| QuotaUsage::new(quota, totals, now)),
             requests: PeriodTotals::new(totals.requests),
             credits: PeriodTotals::new(totals.credits),
         }
     }
 }
 
-impl QuotaReport {
+impl QuotaUsage {
     fn new(quota: ClientQuota, totals: &UsageTotals, now: UnixMs) -> Self {
         let [day, month, total] = match quota.unit {
             QuotaUnit::Requests => totals.requests,
@@ -90,10 +90,10 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_796_000_000_000);
 
     #[track_caller]
-    fn check(quota: Option<ClientQuota>, expected_quota: &serde_json::Value) {
+    fn check_document(quota: Option<ClientQuota>, expected_quota: &serde_json::Value) {
         let client = Client { name: ClientName::new("app"), rules: Rules { quota, ..Rules::default() } };
         let totals = UsageTotals { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
-        let document = serde_json::to_value(ClientUsageReport::new(&client, &totals, NOW)).unwrap();
+        let document = serde_json::to_value(ClientUsageDocument::new(&client, &totals, NOW)).unwrap();
         let expected = json!({
             "client": "app",
             "quota": expected_quota,
@@ -105,16 +105,16 @@ mod tests {
 
     #[test]
     fn a_client_sees_its_own_usage() {
-        check(None, &json!(null));
+        check_document(None, &json!(null));
         let quota = |amount, unit, period| Some(ClientQuota { amount, unit, period });
-        check(
+        check_document(
             quota(45, QuotaUnit::Credits, Period::Month),
             &json!({
                 "limit": "45 credits per month", "amount": 45, "used": 50, "remaining": 0,
                 "resetsAt": "2026-12-01T00:00:00Z",
             }),
         );
-        check(
+        check_document(
             quota(5, QuotaUnit::Requests, Period::Total),
             &json!({"limit": "5 requests", "amount": 5, "used": 3, "remaining": 2, "resetsAt": null}),
         );

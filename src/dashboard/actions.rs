@@ -28,7 +28,7 @@ pub(super) async fn perform(
         return text(StatusCode::BAD_REQUEST, "The name is not valid.\n");
     }
     let call = |method: Method, path: String, members| async move {
-        request.admin.perform(&method, &path, members, peer, request.now).await
+        request.admin.make_dashboard_change(&method, &path, members, peer, request.now).await
     };
     let (post, none) = (Method::POST, Map::new());
     let result = match (path, action) {

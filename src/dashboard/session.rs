@@ -10,7 +10,7 @@ use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SET
 use http::{Response, StatusCode};
 
 use super::response::found_elsewhere;
-use crate::admin::{ApiBody, SessionToken};
+use crate::admin::{ApiBody, DashboardSecret};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -47,7 +47,7 @@ pub(super) fn is_https(headers: &HeaderMap) -> bool {
 }
 
 /// Sets the cookie of a new session, and shows the overview.
-pub(super) fn sign_in(headers: &HeaderMap, token: &SessionToken, max_age: Duration) -> Response<ApiBody> {
+pub(super) fn sign_in(headers: &HeaderMap, token: &DashboardSecret, max_age: Duration) -> Response<ApiBody> {
     set_cookie(headers, token.expose(), max_age)
 }
 

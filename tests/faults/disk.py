@@ -1,8 +1,8 @@
 """Tests the usage database on a disk that is full, read-only or failing. No request and no record may be lost.
 
-Each case prints its measurements. The exit code is 1 if a case fails. The script fills and remounts a tmpfs
-if it may mount one, and injects errors into system calls if `strace` is installed. Otherwise it skips the
-case and prints the reason. It needs only Python and the built `keychoir` binary:
+The script prints the measurements of each case. The exit code is 1 if a case fails. Two cases fill or remount a tmpfs
+and are skipped if it cannot be mounted. The other cases inject errors into system calls and are skipped if `strace` is
+not installed. The script needs only Python and the built `keychoir` binary:
 
     python3 tests/faults/disk.py target/release/keychoir
 """
@@ -22,36 +22,37 @@ import time
 from proxy_process import start_proxy
 
 BODY = json.dumps({"text": "a" * 7, "model_id": "eleven_v3"}).encode()
-SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
+SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
 RECOVERY_TIMEOUT_SECONDS = 30
 
-failures = 0
+failed_case_count = 0
 
 
 def report(case, is_ok, measured):
-    global failures
-    failures += not is_ok
+    """Prints the measurements of a case, and counts the case if it failed."""
+    global failed_case_count
+    failed_case_count += not is_ok
     print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
 def request_speech(port, count):
-    """Sends this number of requests on four connections. Returns the number of responses with status 200."""
+    """Sends `count` requests on four connections. Returns the number of responses with status 200."""
 
-    def send_share(share):
+    def send_requests(request_count):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         served = 0
-        for _ in range(share):
-            connection.request("POST", SPEECH, BODY, {"content-type": "application/json"})
+        for _ in range(request_count):
+            connection.request("POST", SPEECH_PATH, BODY, {"content-type": "application/json"})
             response = connection.getresponse()
             response.read()
             served += response.status == 200
         return served
 
     with concurrent.futures.ThreadPoolExecutor(4) as clients:
-        return sum(clients.map(send_share, [count // 4] * 4))
+        return sum(clients.map(send_requests, [count // 4] * 4))
 
 
-def readiness(port):
+def read_readiness(port):
     """Returns the document of `/readyz`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/readyz")
@@ -62,7 +63,7 @@ def wait_for_store_state(port, state):
     """Waits until `/readyz` reports this state of the store. Returns False after the timeout."""
     deadline = time.monotonic() + RECOVERY_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
-        if readiness(port)["store"] == state:
+        if read_readiness(port)["store"] == state:
             return True
         time.sleep(0.05)
     return False
@@ -79,12 +80,14 @@ def read_database(path):
 
 
 def check_records(case, path, served, sent, was_failing, has_recovered, lost):
-    """Reports whether each sent request was served and recorded, and whether the store failed and recovered."""
+    """Reports a case, which passes if each sent request was served and recorded, and if the store failed and recovered.
+    """
     integrity, attempts, summed = read_database(path)
     quarantined = [name for name in os.listdir(os.path.dirname(path)) if ".broken-" in name]
     is_ok = (integrity, attempts, summed, served, lost, quarantined) == ("ok", sent, sent, sent, 0, [])
     summary = f"{served} of {sent} served, {attempts} written, {lost} lost, integrity {integrity}"
-    report(case, is_ok and was_failing and has_recovered, f"{summary}, failing {was_failing}, recovered {has_recovered}")
+    summary += f", failing {was_failing}, recovered {has_recovered}"
+    report(case, is_ok and was_failing and has_recovered, summary)
 
 
 @contextlib.contextmanager
@@ -102,6 +105,7 @@ def tmpfs(size):
 
 
 def test_full_disk(binary):
+    """Fills the disk under load, and then enlarges it."""
     with tmpfs("1m") as directory:
         if directory is None:
             print("     -  a full disk: skipped, because a tmpfs cannot be mounted")
@@ -120,11 +124,12 @@ def test_full_disk(binary):
             subprocess.run(["mount", "-o", "remount,size=64m", directory], check=True)
             has_recovered = wait_for_store_state(port, "ok")
             served += request_speech(port, 40)
-            lost = readiness(port)["recordsLost"]
+            lost = read_readiness(port)["recordsLost"]
         check_records("a full disk", path, served, 2_080, was_failing, has_recovered, lost)
 
 
 def test_read_only_disk(binary):
+    """Starts Keychoir on a read-only disk, and then makes the disk writable."""
     with tmpfs("64m") as directory:
         if directory is None:
             print("     -  a read-only disk: skipped, because a tmpfs cannot be mounted")
@@ -137,12 +142,12 @@ def test_read_only_disk(binary):
             subprocess.run(["mount", "-o", "remount,rw", directory], check=True)
             has_recovered = wait_for_store_state(port, "ok")
             served += request_speech(port, 40)
-            lost = readiness(port)["recordsLost"]
+            lost = read_readiness(port)["recordsLost"]
         check_records("a read-only disk at the start", path, served, 240, was_failing, has_recovered, lost)
 
 
 def test_failing_calls(binary, case, call, error, when):
-    """Injects an error into a range `when` of calls of a system call."""
+    """Injects an error into the calls of the system calls `call` whose numbers are in the range `when`."""
     if not shutil.which("strace"):
         print(f"     -  {case}: skipped, because strace is not installed")
         return
@@ -156,21 +161,22 @@ def test_failing_calls(binary, case, call, error, when):
             # Requests are sent until the injected errors have occurred.
             while not was_failing and sent < 4_000:
                 served, sent = served + request_speech(port, 40), sent + 40
-                was_failing = readiness(port)["store"] == "failing"
+                was_failing = read_readiness(port)["store"] == "failing"
             has_recovered = wait_for_store_state(port, "ok")
             served, sent = served + request_speech(port, 40), sent + 40
-            lost = readiness(port)["recordsLost"]
+            lost = read_readiness(port)["recordsLost"]
         check_records(case, path, served, sent, was_failing, has_recovered, lost)
 
 
 def main(binary):
     test_full_disk(binary)
     test_read_only_disk(binary)
-    # strace counts the calls per thread. The ranges begin after the calls of the start and include retries.
+    # strace counts the calls of each thread. The ranges begin after the calls at the start of Keychoir, and include its
+    # retries.
     test_failing_calls(binary, "a disk that does not flush", "fsync,fdatasync", "EIO", "30..33")
     test_failing_calls(binary, "a disk that does not write", "pwrite64", "EIO", "120..126")
     test_failing_calls(binary, "a disk that is full for a while", "pwrite64", "ENOSPC", "120..126")
-    sys.exit(failures > 0)
+    sys.exit(failed_case_count > 0)
 
 
 if __name__ == "__main__":

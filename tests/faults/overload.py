@@ -1,7 +1,8 @@
-"""Tests overload by slow clients, connections, open files and upstream failures.
+"""Tests that Keychoir serves requests while it is overloaded by slow clients, by many connections, by the limit of open
+files, and by a provider that fails.
 
-Each case prints its measurements. The exit code is 1 if a case fails. The script needs only
-Python and the built `keychoir` binary:
+The script prints the measurements of each case. The exit code is 1 if a case fails. It needs only Python and the built
+`keychoir` binary:
 
     python3 tests/faults/overload.py target/release/keychoir
 """
@@ -12,17 +13,18 @@ import socket
 import sys
 import time
 
-from proxy_process import KEYS, set_faults, start_proxy, memory_bytes, processor_seconds, request_count
+from proxy_process import KEYS, memory_bytes, processor_seconds, request_count, set_faults, start_proxy
 
 GET = b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 POST = b"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
 
-failures = 0
+failed_case_count = 0
 
 
 def report(case, is_ok, measured):
-    global failures
-    failures += not is_ok
+    """Prints the measurements of a case, and counts the case if it failed."""
+    global failed_case_count
+    failed_case_count += not is_ok
     print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
@@ -46,6 +48,7 @@ async def send_at_rate(port, rate, seconds, request=GET):
 
 
 def p99(responses):
+    """Returns the duration in seconds that 99 percent of the responses do not exceed."""
     durations = sorted(duration for _, duration in responses)
     return durations[len(durations) * 99 // 100]
 
@@ -57,7 +60,7 @@ async def test_slow_heads(binary):
         idle_bytes = memory_bytes(keychoir)
         writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(1_000)]
 
-        async def trickle():
+        async def send_bytes_slowly():
             while True:
                 for writer in writers:
                     writer.write(b"a")
@@ -65,22 +68,30 @@ async def test_slow_heads(binary):
 
         for writer in writers:
             writer.write(b"GET /v1/voices HTTP/1.1\r\nx-slow: ")
-        trickle_task = asyncio.create_task(trickle())
+        slow_task = asyncio.create_task(send_bytes_slowly())
         responses_under_load = await send_at_rate(port, 50, 10)
-        trickle_task.cancel()
+        slow_task.cancel()
         bytes_per_connection = (memory_bytes(keychoir) - idle_bytes) // len(writers)
         for writer in writers:
             writer.close()
-    # On an idle machine a response takes a millisecond, so twice the baseline would be within the noise.
+    # On an idle machine, a response takes a millisecond, and twice this time would be within the accuracy of the
+    # measurement.
     max_p99 = max(2 * p99(baseline), 0.010)
     is_ok = all(status == 200 for status, _ in responses_under_load) and p99(responses_under_load) <= max_p99
-    report("1,000 slow heads", is_ok, f"p99 {p99(baseline) * 1e3:.1f} ms alone, {p99(responses_under_load) * 1e3:.1f} ms under load, {bytes_per_connection} bytes per connection")
+    report(
+        "1,000 slow heads",
+        is_ok,
+        f"p99 {p99(baseline) * 1e3:.1f} ms alone, {p99(responses_under_load) * 1e3:.1f} ms under load, "
+        f"{bytes_per_connection} bytes per connection",
+    )
 
 
 async def test_many_connections(binary):
-    """Tests 10,000 clients that connect without sending a request, and another client that sends a request."""
+    """Tests 10,000 clients that connect without sending a request. The request of another client must wait for a
+    connection without using the processor, and must be served after the clients have disconnected."""
     count = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
-    with start_proxy(binary, KEYCHOIR_SERVER__MAX_CONNECTIONS=str(count), KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="10m") as (keychoir, port, _):
+    settings = {"KEYCHOIR_SERVER__MAX_CONNECTIONS": str(count), "KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT": "10m"}
+    with start_proxy(binary, **settings) as (keychoir, port, _):
         idle_bytes = memory_bytes(keychoir)
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
         request_task = asyncio.create_task(send_request(port))
@@ -95,11 +106,16 @@ async def test_many_connections(binary):
         status, _ = await request_task
         recovery_seconds = time.perf_counter() - disconnected_at
     is_ok = was_waiting and processor_time < 0.5 and status == 200 and recovery_seconds < 5
-    report(f"{count:,} connections", is_ok, f"{bytes_per_connection} bytes per connection, {processor_time:.2f} s of processor time in 2 s, served {recovery_seconds:.2f} s after they disconnected")
+    report(
+        f"{count:,} connections",
+        is_ok,
+        f"{bytes_per_connection} bytes per connection, {processor_time:.2f} s of processor time in 2 s, "
+        f"served {recovery_seconds:.2f} s after they disconnected",
+    )
 
 
 async def test_open_files_limit(binary):
-    """Tests more connections than the limit of open files allows."""
+    """Tests more connections than the limit of open files permits."""
     with start_proxy(binary, max_files=256) as (keychoir, port, _):
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(1_000)]
         seconds_before = processor_seconds(keychoir)
@@ -115,7 +131,11 @@ async def test_open_files_limit(binary):
                 pass
         recovery_seconds = time.perf_counter() - disconnected_at
     is_ok = keychoir.returncode == 0 and processor_time < 0.5 and status == 200
-    report("256 files", is_ok, f"{processor_time:.2f} s of processor time in 2 s, served {recovery_seconds:.2f} s after they disconnected")
+    report(
+        "256 files",
+        is_ok,
+        f"{processor_time:.2f} s of processor time in 2 s, served {recovery_seconds:.2f} s after they disconnected",
+    )
 
 
 async def test_failing_upstream(binary):
@@ -124,6 +144,7 @@ async def test_failing_upstream(binary):
     with start_proxy(binary) as (_, port, upstream):
         for key in KEYS:
             set_faults(upstream, key, always="server_error")
+        # The retry budget permits retries of 20 percent of the requests, and 10 retries per second.
         for name, request, max_sent in (("GET", GET, 1.2 * 2_000 + 10 * 11), ("POST", POST, 2_000)):
             count_before = request_count(upstream)
             responses = await send_at_rate(port, 200, 10, request)
@@ -137,8 +158,8 @@ async def main(binary):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard > 0 else soft, hard))
     for case in (test_slow_heads, test_many_connections, test_open_files_limit, test_failing_upstream):
         await case(binary)
-    print(f"{failures} cases failed")
-    return min(failures, 1)
+    print(f"{failed_case_count} cases failed")
+    return min(failed_case_count, 1)
 
 
 if __name__ == "__main__":

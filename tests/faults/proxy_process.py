@@ -1,4 +1,5 @@
-"""Starts Keychoir in front of the simulator, for the fault scripts in this directory."""
+"""Starts Keychoir in front of the simulator, and reads their memory, processor time and requests, for the fault scripts
+in this directory."""
 
 import contextlib
 import json
@@ -14,8 +15,8 @@ KEYS = [f"sk_faults_key_number_{number}" for number in range(3)]
 
 
 def start_program(arguments, stream, pattern, max_files=None, **environment):
-    """Starts a program and waits for the line of `stream` that matches `pattern`. Returns the process and the group of
-    the match."""
+    """Starts a program and waits for a line of `stream` that matches `pattern`. Returns the process and the first group
+    of the match."""
     set_limit = max_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files)))
     child = subprocess.Popen(
         arguments,
@@ -33,11 +34,12 @@ def start_program(arguments, stream, pattern, max_files=None, **environment):
 
 @contextlib.contextmanager
 def start_proxy(binary, max_files=None, before=(), keys=KEYS, **settings):
-    """Starts the simulator, and Keychoir with these keys and the command prefix `before`. Yields the process and the port of Keychoir
-    and the URL of the simulator."""
+    """Starts the simulator and Keychoir with these keys. `before` contains a command that starts Keychoir. Yields the
+    process and the port of Keychoir, and the URL of the simulator."""
     key_arguments = [argument for key in keys for argument in ("--key", f"{key}=1000000000")]
     with tempfile.TemporaryDirectory() as directory:
-        simulator, upstream = start_program([binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments], "stdout", r"(http://\S+)")
+        simulate = [binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments]
+        simulator, upstream = start_program(simulate, "stdout", r"(http://\S+)")
         keychoir, port = start_program(
             [*before, binary, "serve", "--listen", "127.0.0.1:0"],
             "stderr",

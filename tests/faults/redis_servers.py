@@ -1,4 +1,4 @@
-"""Starts Redis servers and sentinels for `replicas.py`."""
+"""Starts the Redis servers and sentinels of `replicas.py`, and makes them fail."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ MASTER_NAME = "keychoir"
 SENTINEL_COUNT = 3
 
 
-def execute(port, command):
+def execute_command(port, command):
     """Sends a command to the Redis server on `port`. Returns the beginning of the reply."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(f"{command}\r\n".encode())
@@ -18,19 +18,21 @@ def execute(port, command):
 
 
 def is_ready(_, port):
+    """Returns whether the server on `port` responds. The first argument is its process, which is not needed."""
     return redis_answers(socket.AF_INET, ("127.0.0.1", port))
 
 
 class RedisServer:
-    """A `redis-server` that saves nothing to disk."""
+    """A `redis-server` that writes no data to the disk."""
 
     def __init__(self, processes, *options):
         self._processes, self._options = processes, options
         self.process, self.port = processes.start_on_free_port(self._start, is_ready)
 
     def _start(self, port):
-        arguments = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", self._processes.directory]
-        return self._processes.start("redis", [*arguments, "--repl-diskless-sync-delay", "0", *self._options])
+        arguments = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+        arguments += ["--dir", self._processes.directory, "--repl-diskless-sync-delay", "0"]
+        return self._processes.start("redis", [*arguments, *self._options])
 
     def kill(self):
         self.process.kill()
@@ -41,14 +43,14 @@ class RedisServer:
         wait_until("a response of the Redis server", lambda: is_ready(self.process, self.port))
 
     def stop(self):
-        """Stops the process (SIGSTOP). Its connections stay open, but it sends no responses."""
+        """Stops the process with SIGSTOP. Its connections stay open, and it sends no responses."""
         self.process.child.send_signal(signal.SIGSTOP)
 
     def resume(self):
         self.process.child.send_signal(signal.SIGCONT)
 
     def flush(self):
-        execute(self.port, "FLUSHALL")
+        execute_command(self.port, "FLUSHALL")
 
 
 class Sentinels:
@@ -57,7 +59,7 @@ class Sentinels:
     def __init__(self, processes):
         self.master = RedisServer(processes)
         self.replica = RedisServer(processes, "--replicaof", f"127.0.0.1 {self.master.port}")
-        is_connected = lambda: "master_link_status:up" in execute(self.replica.port, "INFO replication")
+        is_connected = lambda: "master_link_status:up" in execute_command(self.replica.port, "INFO replication")
         wait_until("the Redis replica to connect", is_connected)
         self._ports = [self._start_sentinel(processes, number) for number in range(SENTINEL_COUNT)]
         addresses = ",".join(f"127.0.0.1:{port}" for port in self._ports)
@@ -65,18 +67,19 @@ class Sentinels:
         other_sentinels = f"num-other-sentinels\r\n$1\r\n{SENTINEL_COUNT - 1}"
 
         def is_complete(port):
-            fields = execute(port, f"SENTINEL MASTER {MASTER_NAME}")
+            fields = execute_command(port, f"SENTINEL MASTER {MASTER_NAME}")
             return other_sentinels in fields and "num-slaves\r\n$1\r\n1" in fields
 
         wait_until("the sentinels to find all servers", lambda: all(map(is_complete, self._ports)))
 
     def _start_sentinel(self, processes, number):
-        folder = processes.path(f"sentinel-{number}")
-        os.mkdir(folder)
-        config = os.path.join(folder, "sentinel.conf")
-        # A master that has not responded for 300 ms counts as lost if two of the three sentinels agree.
+        """Starts a sentinel and returns its port."""
+        directory = processes.path(f"sentinel-{number}")
+        os.mkdir(directory)
+        config = os.path.join(directory, "sentinel.conf")
+        # A master counts as lost if two of the three sentinels have received no response for 300 ms.
         with open(config, "w") as file:
-            file.write(f"bind 127.0.0.1\ndir {folder}\n")
+            file.write(f"bind 127.0.0.1\ndir {directory}\n")
             file.write(f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self.master.port} 2\n")
             file.write(f"sentinel down-after-milliseconds {MASTER_NAME} 300\n")
             file.write(f"sentinel failover-timeout {MASTER_NAME} 1000\n")
@@ -86,5 +89,6 @@ class Sentinels:
     def fail_over(self):
         """Kills the master and waits until all sentinels report the replica as the new master."""
         self.master.kill()
-        reports_replica = lambda port: str(self.replica.port) in execute(port, f"SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER_NAME}")
+        command = f"SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER_NAME}"
+        reports_replica = lambda port: str(self.replica.port) in execute_command(port, command)
         wait_until("the sentinels to report the new master", lambda: all(map(reports_replica, self._ports)))

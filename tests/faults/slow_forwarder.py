@@ -1,4 +1,5 @@
-"""Forwards TCP connections of this machine and delays the bytes of each direction, like a network with a high latency."""
+"""Forwards TCP connections on this machine, and delays the bytes of each direction as a network with a high latency
+does."""
 
 import queue
 import socket
@@ -7,10 +8,11 @@ import time
 
 
 class SlowForwarder:
-    """Forwards each connection to the port `target`. `delay` is the delay of each direction in seconds."""
+    """Forwards each connection to the port `target_port`. `delay` is the delay of each direction in seconds, and may be
+    changed at any time."""
 
-    def __init__(self, target):
-        self.target, self.delay = target, 0.0
+    def __init__(self, target_port):
+        self.target_port, self.delay = target_port, 0.0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         start_thread(self._accept)
@@ -19,7 +21,7 @@ class SlowForwarder:
         while True:
             client, _ = self._listener.accept()
             try:
-                server = socket.create_connection(("127.0.0.1", self.target))
+                server = socket.create_connection(("127.0.0.1", self.target_port))
             except OSError:
                 client.close()
                 continue
@@ -29,9 +31,11 @@ class SlowForwarder:
             self._forward(server, client)
 
     def _forward(self, source, target):
+        """Forwards the bytes of one direction. One thread receives them, and another one sends them when they are due.
+        """
         chunks = queue.SimpleQueue()
 
-        def read():
+        def receive_chunks():
             try:
                 while chunk := source.recv(65_536):
                     chunks.put((time.monotonic() + self.delay, chunk))
@@ -39,11 +43,11 @@ class SlowForwarder:
                 pass
             chunks.put((time.monotonic() + self.delay, b""))
 
-        def write():
+        def send_chunks():
             try:
                 while True:
-                    due, chunk = chunks.get()
-                    time.sleep(max(0.0, due - time.monotonic()))
+                    due_at, chunk = chunks.get()
+                    time.sleep(max(0.0, due_at - time.monotonic()))
                     if not chunk:
                         break
                     target.sendall(chunk)
@@ -51,9 +55,10 @@ class SlowForwarder:
             except OSError:
                 pass
 
-        start_thread(read)
-        start_thread(write)
+        start_thread(receive_chunks)
+        start_thread(send_chunks)
 
 
 def start_thread(function):
+    """Runs a function on a thread that ends with the program."""
     threading.Thread(target=function, daemon=True).start()

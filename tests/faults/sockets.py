@@ -2,7 +2,8 @@
 
 Some clients are silent, some never read, some disconnect within a frame, some send invalid frames, and some are
 killed. Keychoir must release the resources of all these sessions. The script prints its measurements and limits. The
-exit code is 1 if a case fails. It needs only Python and the built `keychoir` binary, and takes less than a minute:
+exit code is 1 if a case fails. The script needs only Python and the built `keychoir` binary, and takes less than a
+minute:
 
     python3 tests/faults/sockets.py target/release/keychoir
 """
@@ -20,12 +21,12 @@ import sys
 import time
 import urllib.request
 
-from proxy_process import start_proxy, memory_bytes
+from proxy_process import memory_bytes, start_proxy
 
-ECHO = "/v1/something/new"
-SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input"
-CONTEXTS = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input"
-SCRIBE = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000"
+ECHO_PATH = "/v1/something/new"
+SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input"
+CONTEXTS_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input"
+TRANSCRIPTION_PATH = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000"
 ROUNDS = 3
 IDLE_SECONDS = 8
 # The maximum memory of a session: `websocket.max_buffered_message_size` in each direction.
@@ -35,14 +36,16 @@ MAX_RETAINED_BYTES = 48 * 1024 * 1024
 MAX_GROWTH_PER_ROUND = 5 * 1024 * 1024
 KIB, MIB = 1024, 1024 * 1024
 
-TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
+# The opcodes of frames.
+CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9
 
-failures = 0
+failed_case_count = 0
 
 
 def report(case, is_ok, measured):
-    global failures
-    failures += not is_ok
+    """Prints the measurements of a case, and counts the case if it failed."""
+    global failed_case_count
+    failed_case_count += not is_ok
     print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
@@ -60,11 +63,13 @@ def frame_header(opcode, length, is_final=True, is_masked=True, reserved=0):
 
 
 def frame(opcode, payload, **options):
+    """Encodes a frame with its payload."""
     return frame_header(opcode, len(payload), **options) + payload
 
 
 def text_frame(length):
-    """Encodes a text message. The proxy buffers it until it is complete, because it may contain credentials."""
+    """Encodes a text message of `length` bytes. Keychoir buffers it until it is complete, because it may contain
+    credentials."""
     return frame(TEXT, b'{"text":"' + b"a" * (length - 11) + b'"}')
 
 
@@ -79,6 +84,7 @@ class Client:
         self.buffer = b""
 
     async def connect(self, path, only_half_handshake=False):
+        """Opens a session, or only sends a handshake without its last line. Returns the client."""
         await self.loop.sock_connect(self.socket, ("127.0.0.1", self.port))
         request = (
             f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
@@ -115,8 +121,8 @@ class Client:
                     return received[0] & 15, received[header_length:]
             await self.receive()
 
-    async def is_echoed(self):
-        """Sends a message and a close frame. Returns whether both are answered correctly."""
+    async def echoes_and_closes(self):
+        """Sends a message and a close frame. Returns whether the message is echoed and the close frame is answered."""
         sent = b'{"text":"%d"}' % random.randrange(10**9)
         await self.send(frame(TEXT, sent))
         received = await asyncio.wait_for(self.receive_frame(), 20)
@@ -124,7 +130,8 @@ class Client:
         return received == (TEXT, sent) and (await asyncio.wait_for(self.receive_frame(), 20))[0] == CLOSE
 
     async def receive_close(self, timeout):
-        """Receives until the session ends. Returns the close code, or None without a close frame, or "timeout"."""
+        """Receives frames until the connection ends. Returns the code of the close frame, None if there was no close
+        frame, or "timeout"."""
         code = None
 
         async def receive_frames():
@@ -148,7 +155,7 @@ class Client:
 
 async def open_clients(port, count, *paths, only_half_handshake=False):
     """Opens `count` clients, on `paths` in rotation. At most a hundred clients connect concurrently."""
-    slots, paths = asyncio.Semaphore(100), paths or [ECHO]
+    slots, paths = asyncio.Semaphore(100), paths or [ECHO_PATH]
 
     async def open_client(number):
         async with slots:
@@ -158,10 +165,12 @@ async def open_clients(port, count, *paths, only_half_handshake=False):
 
 
 async def run_for_each(clients, operation):
-    """Runs `operation` for all clients. Returns the results without an error. Connection errors are expected."""
+    """Runs `operation` for all clients at the same time. Returns its results, without those of clients whose
+    connections failed, which is expected."""
     results = await asyncio.gather(*(operation(client) for client in clients), return_exceptions=True)
-    unexpected = [error for error in results if isinstance(error, Exception) and not isinstance(error, (OSError, EOFError))]
-    assert not unexpected, unexpected[0]
+    errors = [result for result in results if isinstance(result, Exception)]
+    unexpected_errors = [error for error in errors if not isinstance(error, (OSError, EOFError))]
+    assert not unexpected_errors, unexpected_errors[0]
     return [result for result in results if not isinstance(result, Exception)]
 
 
@@ -173,10 +182,10 @@ def metric_sum(port, name):
     return sum(map(float, values))
 
 
-async def wait_until(is_ok, seconds):
-    """Waits for a condition. Returns the duration, or None after the timeout."""
+async def wait_until(condition, seconds):
+    """Waits at most `seconds` for a condition. Returns the duration, or None if the condition did not hold in time."""
     started_at = time.perf_counter()
-    while not is_ok():
+    while not condition():
         if time.perf_counter() - started_at > seconds:
             return None
         await asyncio.sleep(0.1)
@@ -188,14 +197,16 @@ async def send_without_reading(keychoir, clients):
     that the program itself buffers little."""
     bytes_before = memory_bytes(keychoir)
     # Text messages are buffered until they are complete, and binary messages are forwarded immediately.
-    messages = [text_frame(200 * KIB), frame(BINARY, b"s" * MIB), text_frame(16 * KIB), text_frame(600 * KIB), text_frame(500)]
+    binary_message = frame(BINARY, b"s" * MIB)
+    messages = [text_frame(200 * KIB), binary_message, text_frame(16 * KIB), text_frame(600 * KIB), text_frame(500)]
     sent_bytes = [0] * len(clients)
 
     async def flood(number, client):
         # The last clients request speech, whose responses are larger than the requests.
-        data = messages[min(number // 20, 4)]
+        message = messages[min(number // 20, 4)]
         while True:
-            sent_bytes[number] += await client.loop.sock_sendall(client.socket, data) or len(data)
+            await client.loop.sock_sendall(client.socket, message)
+            sent_bytes[number] += len(message)
 
     flood_tasks = [asyncio.create_task(flood(number, client)) for number, client in enumerate(clients)]
     peak_bytes, last_sum, unchanged_count = 0, -1, 0
@@ -210,7 +221,8 @@ async def send_without_reading(keychoir, clients):
     report(
         f"{len(clients)} clients that never read",
         bytes_per_session <= MAX_SESSION_BYTES,
-        f"{bytes_per_session // KIB} KiB per session at the peak, limit {MAX_SESSION_BYTES // KIB}; they sent {sum(sent_bytes) // MIB} MiB",
+        f"{bytes_per_session // KIB} KiB per session at the peak, at most {MAX_SESSION_BYTES // KIB} allowed, "
+        f"{sum(sent_bytes) // MIB} MiB sent",
     )
 
 
@@ -222,7 +234,7 @@ async def disconnect_within_a_frame(clients):
         frame_header(BINARY, 2**40) + bytes(5_000),
         frame_header(TEXT, 2**40) + b'{"text":"' + b"a" * 400_000,
         frame_header(PING, 50) + b"half",
-        frame(TEXT, b'{"text":', is_final=False) + frame_header(0, 100) + b'"half',
+        frame(TEXT, b'{"text":', is_final=False) + frame_header(CONTINUATION, 100) + b'"half',
         frame_header(CLOSE, 2) + b"\x03",
     ]
 
@@ -247,7 +259,7 @@ async def send_invalid_frames(clients):
         frame_header(BINARY, 2**64 - 1) + bytes(1_000),
         frame_header(PING, 126) + bytes(200),
         frame_header(PING, 5, is_final=False) + bytes(5),
-        frame(0, b"of nothing"),
+        frame(CONTINUATION, b"without a start"),
         frame(TEXT, b"\xff\xfe{}"),
         frame(TEXT, b"{" * 5_000),
         frame(CLOSE, b"\0"),
@@ -260,7 +272,7 @@ async def send_invalid_frames(clients):
         index = random.randrange(len(invalid_frames) + 5)
         await client.send(invalid_frames[index] if index < len(invalid_frames) else random.randbytes(3_000))
         if random.random() < 0.5:
-            # The proxy may wait for the remaining bytes of a frame, so some clients disconnect.
+            # Keychoir may wait for the remaining bytes of a frame, so these clients disconnect.
             await asyncio.sleep(0.5)
             return client.socket.close()
         await client.receive_close(IDLE_SECONDS + 5)
@@ -270,11 +282,12 @@ async def send_invalid_frames(clients):
 
 
 async def start_clients_to_kill(port, count):
-    """Starts a process with `count` open sessions."""
+    """Starts a process that opens `count` sessions, and returns it when they are open."""
     child = subprocess.Popen(
         [sys.executable, __file__, "--clients", str(port), str(count)], stdout=subprocess.PIPE, text=True
     )
-    assert await asyncio.to_thread(child.stdout.readline) == "open\n"
+    first_line = await asyncio.to_thread(child.stdout.readline)
+    assert first_line == "open\n", f"the process must open its sessions: {first_line}"
     return child
 
 
@@ -290,46 +303,55 @@ async def run_round(keychoir, port):
     """Runs all cases once. Returns the memory of Keychoir afterwards."""
     bytes_before = memory_bytes(keychoir)
     killed_process = await start_clients_to_kill(port, 300)
-    silent, half_handshakes = await open_clients(port, 300, ECHO, SPEECH, SCRIBE), await open_clients(port, 100, only_half_handshake=True)
-    half_closed, never_reading = await open_clients(port, 100), await open_clients(port, 80) + await open_clients(port, 20, SPEECH)
-    disconnecting, invalid = [await open_clients(port, 400, ECHO, SPEECH, CONTEXTS, SCRIBE) for _ in range(2)]
+    silent = await open_clients(port, 300, ECHO_PATH, SPEECH_PATH, TRANSCRIPTION_PATH)
+    half_handshakes = await open_clients(port, 100, only_half_handshake=True)
+    half_closed = await open_clients(port, 100)
+    never_reading = await open_clients(port, 80) + await open_clients(port, 20, SPEECH_PATH)
+    all_paths = (ECHO_PATH, SPEECH_PATH, CONTEXTS_PATH, TRANSCRIPTION_PATH)
+    disconnecting, invalid = await open_clients(port, 400, *all_paths), await open_clients(port, 400, *all_paths)
     regular = await open_clients(port, 300)
-    measured = f"{metric_sum(port, 'websocket_sessions'):.0f} are open, {(memory_bytes(keychoir) - bytes_before) / MIB:.1f} MiB"
-    report("2,000 sessions", metric_sum(port, "websocket_sessions") == 1_900, measured)
+    open_sessions, added_bytes = metric_sum(port, "websocket_sessions"), memory_bytes(keychoir) - bytes_before
+    # The half handshakes are no sessions.
+    report("2,000 sessions", open_sessions == 1_900, f"{open_sessions:.0f} are open, {added_bytes / MIB:.1f} MiB")
     for client in half_closed:
         client.socket.shutdown(socket.SHUT_WR)
-    silent_closes = asyncio.gather(*(client.receive_close(IDLE_SECONDS + 10) for client in silent), return_exceptions=True)
+    receive_closes = (client.receive_close(IDLE_SECONDS + 10) for client in silent)
+    silent_closes = asyncio.gather(*receive_closes, return_exceptions=True)
     invalid_task = asyncio.create_task(send_invalid_frames(invalid))
     await disconnect_within_a_frame(disconnecting)
-    served = await run_for_each(regular, Client.is_echoed)
+    served = await run_for_each(regular, Client.echoes_and_closes)
     report("300 regular clients", sum(served) == 300, f"{sum(served)} of 300 were served")
     never_reading_task = asyncio.create_task(send_without_reading(keychoir, never_reading))
     await asyncio.sleep(1)
     killed_process.send_signal(signal.SIGKILL)
     killed_process.wait()
     await never_reading_task
-    going_away = sum(code == 1001 for code in await silent_closes)
-    invalid_ended = len(await invalid_task)
-    report("300 silent clients", going_away == 300, f"{going_away} received 1001 after {IDLE_SECONDS} s")
-    report("400 clients with invalid frames", invalid_ended == 400, f"{invalid_ended} sessions ended")
+    going_away_count = sum(code == 1001 for code in await silent_closes)
+    ended_invalid_count = len(await invalid_task)
+    report("300 silent clients", going_away_count == 300, f"{going_away_count} received 1001 after {IDLE_SECONDS} s")
+    report("400 clients with invalid frames", ended_invalid_count == 400, f"{ended_invalid_count} sessions ended")
     for client in half_handshakes + half_closed + never_reading + regular:
         client.socket.close()
-    elapsed = await wait_until(lambda: metric_sum(port, "websocket_sessions") == 0 and metric_sum(port, "requests_in_flight") == 0, 15)
-    remaining = f"{metric_sum(port, 'websocket_sessions'):.0f} are open, {metric_sum(port, 'requests_in_flight'):.0f} active requests"
-    report("after all clients disconnected", elapsed is not None, remaining)
-    served = await run_for_each(await open_clients(port, 50), Client.is_echoed)
+    count_open = lambda: (metric_sum(port, "websocket_sessions"), metric_sum(port, "requests_in_flight"))
+    elapsed = await wait_until(lambda: count_open() == (0, 0), 15)
+    open_sessions, active_requests = count_open()
+    measured = f"{open_sessions:.0f} are open, {active_requests:.0f} active requests"
+    report("after all clients disconnected", elapsed is not None, measured)
+    served = await run_for_each(await open_clients(port, 50), Client.echoes_and_closes)
     report("50 new clients", sum(served) == 50, f"{sum(served)} of 50 were served")
     return memory_bytes(keychoir)
 
 
 async def run_rounds(binary):
+    """Runs all rounds with one Keychoir, and reports the memory that it retains and its exit code."""
     with start_proxy(binary, KEYCHOIR_WEBSOCKET__IDLE_TIMEOUT=f"{IDLE_SECONDS}s") as (keychoir, port, _):
         # The first sessions allocate memory that does not depend on the number of later sessions.
-        assert all(await run_for_each(await open_clients(port, 300), Client.is_echoed))
+        assert all(await run_for_each(await open_clients(port, 300), Client.echoes_and_closes))
         baseline = memory_bytes(keychoir)
         retained = [await run_round(keychoir, port) - baseline for _ in range(ROUNDS)]
         growth = (retained[-1] - retained[0]) / (ROUNDS - 1)
-        measured = f"{' then '.join(f'{bytes / MIB:.1f}' for bytes in retained)} MiB more than {baseline / MIB:.0f} before"
+        retained_mib = " then ".join(f"{retained_bytes / MIB:.1f}" for retained_bytes in retained)
+        measured = f"{retained_mib} MiB more than {baseline / MIB:.0f} before"
         report("memory", max(retained) < MAX_RETAINED_BYTES and growth < MAX_GROWTH_PER_ROUND, measured)
     report("exit", keychoir.returncode == 0, f"exit code {keychoir.returncode}")
 
@@ -340,8 +362,8 @@ async def main(binary):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard > 0 else soft, hard))
     await run_rounds(binary)
-    print(f"{failures} cases failed, {time.perf_counter() - started_at:.0f} s")
-    return min(failures, 1)
+    print(f"{failed_case_count} cases failed, {time.perf_counter() - started_at:.0f} s")
+    return min(failed_case_count, 1)
 
 
 if __name__ == "__main__":

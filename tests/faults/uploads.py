@@ -1,8 +1,8 @@
 """Tests refusals before, during and after uploads of 10 KB to 1 GB, with a content length and chunked.
 
-Two keys refuse each upload, and the third key must serve the complete body with status 200. The memory of
-Keychoir must stay below its idle value plus 64 MiB. The script prints a table. The exit code is 1 if a row
-fails. It needs only Python and the built `keychoir` binary:
+The provider refuses each upload with two keys, and must receive the complete body with the third key. Keychoir must
+never need more than 64 MiB of memory above its idle memory. The script prints a table. The exit code is 1 if a row
+fails. The script needs only Python and the built `keychoir` binary:
 
     python3 tests/faults/uploads.py target/release/keychoir [LARGEST_MB]
 """
@@ -13,8 +13,9 @@ import re
 import socket
 import sys
 
-from proxy_process import KEYS, set_faults, start_proxy, memory_bytes, request_count
+from proxy_process import KEYS, memory_bytes, request_count, set_faults, start_proxy
 
+# The statuses of the refusals, and the faults of the simulator that cause them.
 REFUSALS = {"401": "quota", "402": "insufficient_credits", "403": "quota_403", "429": "rate_limit"}
 SIZES = [10_000, 200_000, 2_000_000, 32_000_000, 1_000_000_000]
 CHUNK = bytes(range(251)) * 1_000
@@ -29,7 +30,8 @@ def chunks(size):
 
 
 def upload(port, size, is_chunked):
-    """Sends a body as fast as possible. Returns the status and the echo of the provider."""
+    """Sends a body as fast as possible. Returns the status, and the JSON document in which the simulator describes the
+    body."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         length = "transfer-encoding: chunked" if is_chunked else f"content-length: {size}"
         head = f"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{length}\r\n\r\n"
@@ -51,14 +53,14 @@ def main(binary, max_size):
         "KEYCHOIR_POOL__UNPROVEN_COOLDOWN": "1ms",
     }
     with start_proxy(binary, **settings) as (keychoir, port, upstream):
-        failures = run_uploads(keychoir, port, upstream, [size for size in SIZES if size <= max_size])
-    print(f"{failures} rows failed")
-    return min(failures, 1)
+        failed_row_count = run_uploads(keychoir, port, upstream, [size for size in SIZES if size <= max_size])
+    print(f"{failed_row_count} rows failed")
+    return min(failed_row_count, 1)
 
 
 def run_uploads(keychoir, port, upstream, sizes):
     """Runs the uploads and prints the table. Returns the number of failed rows."""
-    idle_bytes, failures = memory_bytes(keychoir), 0
+    idle_bytes, failed_row_count = memory_bytes(keychoir), 0
     print(f"idle memory {idle_bytes // 1024} KiB\n{'status':>6} {'moment':>6} {'framing':>8} {'bytes':>13}  result")
     for size in sizes:
         sha256 = hashlib.sha256()
@@ -73,11 +75,12 @@ def run_uploads(keychoir, port, upstream, sizes):
                     received_status, echo = upload(port, size, framing == "chunked")
                     added_bytes = memory_bytes(keychoir, "VmHWM") - idle_bytes
                     is_complete = (received_status, echo.get("body_sha256")) == (200, sha256.hexdigest())
-                    is_ok = is_complete and request_count(upstream) - count_before == 3 and added_bytes <= MAX_ADDED_BYTES
-                    failures += not is_ok
-                    result = f"{received_status} {'ok' if is_ok else 'FAILED'}, {added_bytes // 1024} KiB above idle"
-                    print(f"{status:>6} {moment:>6} {framing:>8} {size:>13,}  {result}", flush=True)
-    return failures
+                    used_all_keys = request_count(upstream) - count_before == 3
+                    is_ok = is_complete and used_all_keys and added_bytes <= MAX_ADDED_BYTES
+                    failed_row_count += not is_ok
+                    outcome = f"{received_status} {'ok' if is_ok else 'FAILED'}, {added_bytes // 1024} KiB above idle"
+                    print(f"{status:>6} {moment:>6} {framing:>8} {size:>13,}  {outcome}", flush=True)
+    return failed_row_count
 
 
 if __name__ == "__main__":

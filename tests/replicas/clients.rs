@@ -1,5 +1,6 @@
-//! Tests clients of several replicas: a client that is added at one replica exists at all of them, and its quota is
-//! exact over all of them.
+//! Tests changes of operators at several replicas. A client that is added at one replica exists at all replicas, and
+//! all replicas together serve exactly its quota. A key that is paused at one replica serves no requests at all
+//! replicas.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::{ADMIN, ADMIN_TOKEN, FIRST_KEY, SECOND_KEY, plan, start_with, wait_un
 use crate::support::replicas::TestReplicas;
 use crate::support::{SPEECH_PATH, join_all};
 
-/// Calls the admin API of a replica.
+/// Calls the admin API of a replica, and returns the document of the response, which must be successful.
 async fn call_admin_api(
     replicas: &TestReplicas,
     replica: usize,
@@ -41,7 +42,7 @@ async fn add_client(replicas: &TestReplicas, client: Value) -> String {
     token
 }
 
-/// Sends a request for speech of 10 characters to the next replica, and returns its status.
+/// Sends a request for speech of 10 characters to the next replica, and returns the status of the response.
 async fn speech_status(replicas: &TestReplicas, token: &str, user: Option<&str>) -> StatusCode {
     let body = json!({"text": "a".repeat(10), "model_id": "eleven_multilingual_v2"});
     let request = replicas.request(Method::POST, SPEECH_PATH).header("xi-api-key", token).json(&body);
@@ -61,13 +62,16 @@ async fn quotas_of_clients_and_users_are_exact_over_three_replicas() {
     for _ in 0..12 {
         served_count += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
     }
-    assert_eq!(served_count, 3, "a quota of 3 requests");
+    assert_eq!(served_count, 3, "all replicas together must serve the quota of 3 requests");
 
     let token = add_client(&replicas, json!({"name": "app", "user_quota": "3 requests"})).await;
     for user in ["anna", "ben"] {
         let statuses = join_all((0..12).map(|_| speech_status(&replicas, &token, Some(user)))).await;
         let served_count = statuses.iter().filter(|status| **status == StatusCode::OK).count();
-        assert_eq!(served_count, 3, "concurrent requests of the user {user}");
+        assert_eq!(
+            served_count, 3,
+            "all replicas together must serve 3 of the concurrent requests of {user}"
+        );
     }
 
     let token = add_client(&replicas, json!({"name": "thousand", "quota": "1000 requests"})).await;
@@ -79,14 +83,14 @@ async fn quotas_of_clients_and_users_are_exact_over_three_replicas() {
         served_count
     };
     let served_count: u32 = join_all((0..24).map(|_| send_in_turn())).await.into_iter().sum();
-    assert_eq!(served_count, 1_000, "a quota of 1,000 requests");
+    assert_eq!(served_count, 1_000, "all replicas together must serve the quota of 1,000 requests");
 
     let token = add_client(&replicas, json!({"name": "credits", "quota": "95 credits"})).await;
     let mut served_count = 0;
     for _ in 0..24 {
         served_count += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
     }
-    assert_eq!(served_count, 9, "a quota of 95 credits for requests of 10 credits");
+    assert_eq!(served_count, 9, "a quota of 95 credits must permit 9 requests of 10 credits");
     replicas.close().await;
 }
 
@@ -107,7 +111,10 @@ async fn changes_of_an_operator_are_in_force_at_all_replicas() {
         .await;
     }
     let elapsed = clock::elapsed_since(changed_at);
-    assert!(elapsed < Duration::from_secs(10), "the change must not wait for a restatement: {elapsed:?}");
+    assert!(
+        elapsed < Duration::from_secs(10),
+        "the change must be published at once, and not with the next periodic statement: {elapsed:?}"
+    );
     for _ in 0..6 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
     }
@@ -121,6 +128,6 @@ async fn changes_of_an_operator_are_in_force_at_all_replicas() {
         .await;
     }
     let overlay: String = redis.command(&["HGET", "{keychoir:default}:1:overlay", "overlay"]);
-    assert!(!overlay.contains("a test"), "the overlay must be encrypted");
+    assert!(!overlay.contains("a test"), "the overlay in Redis must be encrypted");
     replicas.close().await;
 }

@@ -1,4 +1,5 @@
-//! Tests that several replicas together spend the credits of an account without exceeding them.
+//! Tests the credits that replicas share: together they spend all credits of an account and not more, and an emptied
+//! Redis gets the used credits from the replicas again.
 
 use super::{FIRST_KEY, SECOND_KEY, plan, refused_attempts, request_speech, start, wait_until_async};
 
@@ -15,12 +16,12 @@ async fn three_replicas_spend_all_credits_without_a_refusal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flushed_redis_gets_the_credits_that_others_have_used_again() {
+async fn replicas_restore_the_used_credits_of_an_account_in_a_flushed_redis() {
     let mut plan = plan(&[(FIRST_KEY, 1_000)], None);
     plan.workspaces[0].used = 500;
     let (redis, replicas) = start(2, plan).await;
     assert_eq!(request_speech(&replicas, 10, 2, 10).await, (10, 0));
-    let is_counted = async || {
+    let all_replicas_count_600 = async || {
         for replica in 0..2 {
             let status = replicas.document(replica, "/api/elevenlabs-status").await;
             if status["keys"][0]["characterCount"] != 600 {
@@ -29,14 +30,14 @@ async fn a_flushed_redis_gets_the_credits_that_others_have_used_again() {
         }
         true
     };
-    wait_until_async(is_counted).await;
+    wait_until_async(all_replicas_count_600).await;
     let has_base = async || {
         let keys: Vec<String> = redis.command(&["KEYS", "*:credits:*"]);
         keys.len() == 1 && redis.command::<Option<String>>(&["HGET", &keys[0], "base"]).is_some()
     };
-    assert!(has_base().await);
+    assert!(has_base().await, "Redis must have the used credits of the account");
     redis.flush();
     wait_until_async(has_base).await;
-    wait_until_async(is_counted).await;
+    wait_until_async(all_replicas_count_600).await;
     replicas.close().await;
 }

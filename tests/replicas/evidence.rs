@@ -1,4 +1,5 @@
-//! Tests that a refusal at one replica restricts the key at all replicas.
+//! Tests that a refusal at one replica restricts the key at all replicas, for the same time even if their clocks
+//! differ.
 
 use std::path::Path;
 
@@ -23,23 +24,22 @@ async fn a_refusal_at_one_replica_is_known_at_all() {
     }
     for _ in 0..9 {
         let response = replicas.request_speech(10).await;
-        let status = response.status();
-        assert_eq!(status, 200, "{}", response.text().await.unwrap());
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
     }
     let results = replicas.close().await;
     assert_eq!(
-        limited_attempts(&results),
+        rate_limited_attempts(&results),
         1,
-        "one replica must have sent a request with the limited account"
+        "only one replica may send a request with the rate limited account"
     );
 }
 
 /// Returns the number of attempts that were refused because of a rate limit, in the usage records of all replicas.
-fn limited_attempts(results: &ReplicaResults) -> usize {
+fn rate_limited_attempts(results: &ReplicaResults) -> usize {
     results.records.iter().flatten().filter(|record| record.verdict == "rate_limited").count()
 }
 
-/// Returns the library that changes the clock of a program, as Debian's package `faketime` installs it.
+/// Returns the path of the library that changes the clock of a program. Debian's package `faketime` installs it.
 fn faketime_library() -> String {
     let libraries = ["x86_64-linux-gnu", "aarch64-linux-gnu"];
     let path = |library| format!("/usr/lib/{library}/faketime/libfaketimeMT.so.1");
@@ -47,8 +47,8 @@ fn faketime_library() -> String {
     library.expect("this test needs faketime: apt-get install faketime")
 }
 
-/// Returns the state of the first key at a replica, and the rest of its cooldown in seconds on the clock of the
-/// replica.
+/// Returns the state of the first key at a replica, and the remaining time of its cooldown in seconds, by the clock of
+/// the replica.
 async fn cooldown_of_first_key(replicas: &TestReplicas, replica: usize) -> (String, f64) {
     let get = async |path: &str| -> Value {
         let url = format!("{}/api/keychoir/v1/{path}", replicas.url(replica));
@@ -73,28 +73,32 @@ async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
         replicas.add(&[
             ("LD_PRELOAD", library.as_str()),
             ("FAKETIME", offset),
-            // Only the date is wrong, as on a machine whose clock was set by hand.
+            // Only the wall clock is wrong. The monotonic clock stays right, as on a machine whose date was set by
+            // hand.
             ("DONT_FAKE_MONOTONIC", "1"),
         ]);
     }
     wait_until_shared(&replicas, 3).await;
     replicas.simulator.set_fault(FIRST_KEY, Some("rate_limit=200".parse().unwrap()));
     assert_eq!(replicas.request_speech(10).await.status(), 200);
-    let mut rests = Vec::new();
+    let mut remaining_cooldowns = Vec::new();
     for replica in 0..3 {
         wait_until_async(async || cooldown_of_first_key(&replicas, replica).await.0 == "rate_limited").await;
-        rests.push(cooldown_of_first_key(&replicas, replica).await.1);
+        remaining_cooldowns.push(cooldown_of_first_key(&replicas, replica).await.1);
     }
-    for rest in &rests {
-        assert!((100.0..=201.0).contains(rest), "the cooldown must last 200 s on every clock: {rests:?}");
+    for remaining in &remaining_cooldowns {
+        assert!(
+            (100.0..=201.0).contains(remaining),
+            "the cooldown must last 200 s by every clock: {remaining_cooldowns:?}"
+        );
     }
     for _ in 0..6 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
     }
     let results = replicas.close().await;
     assert_eq!(
-        limited_attempts(&results),
+        rate_limited_attempts(&results),
         1,
-        "one replica must have sent a request with the limited account"
+        "only one replica may send a request with the rate limited account"
     );
 }

@@ -1,4 +1,5 @@
-//! Tests that the slots, credits and leadership of a killed or stopped replica return to the other replicas.
+//! Tests that the other replicas take over the concurrent requests, the credits and the leadership of a killed or
+//! stopped replica, and that replicas with copies of one database get different ids.
 
 use std::time::Duration;
 
@@ -8,13 +9,13 @@ use serde_json::Value;
 use super::{ADMIN, ADMIN_TOKEN, FIRST_KEY, plan, request_speech, start, start_with, wait_until_async};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_slots_the_credits_and_the_leadership_of_a_killed_replica_return() {
+async fn the_credits_and_the_concurrent_requests_of_a_killed_replica_return() {
     let (_redis, mut replicas) = start(2, plan(&[(FIRST_KEY, 1_000)], Some(4))).await;
     replicas.simulator.set_fault(FIRST_KEY, Some("slow_body=20".parse().unwrap()));
     assert_eq!(request_speech(&replicas, 40, 4, 10).await, (40, 0));
     let killed_at = clock::instant();
     replicas.kill(0);
-    // The rest of the credits, of which the killed replica held a part, and all slots.
+    // The killed replica held a part of the remaining credits and of the 4 concurrent requests.
     assert_eq!(request_speech(&replicas, 60, 4, 10).await, (60, 0), "all credits must be usable");
     let elapsed = clock::elapsed_since(killed_at);
     assert!(elapsed < Duration::from_secs(30), "the leases of the killed replica must end: {elapsed:?}");
@@ -28,12 +29,12 @@ async fn the_slots_the_credits_and_the_leadership_of_a_killed_replica_return() {
     assert_eq!(
         results.ledger.workspaces[0].peak_running.max(4),
         4,
-        "no more requests may be served than the plan allows"
+        "no more requests may run at the same time than the plan permits"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_stops_gives_everything_back_at_once() {
+async fn a_stopping_replica_returns_its_membership_and_credits_at_once() {
     let (redis, mut replicas) = start(2, plan(&[(FIRST_KEY, 1_000)], Some(4))).await;
     assert_eq!(request_speech(&replicas, 20, 4, 10).await, (20, 0));
     replicas.stop(0);
@@ -62,8 +63,8 @@ async fn replicas_with_copies_of_one_database_have_different_ids() {
             let mut listed_replicas = overview["replicas"].as_array().unwrap().iter();
             ids.push(
                 listed_replicas
-                    .find(|listed_replicas| listed_replicas["is_self"] == true)
-                    .map(|listed_replicas| listed_replicas["id"].clone()),
+                    .find(|listed_replica| listed_replica["is_self"] == true)
+                    .map(|listed_replica| listed_replica["id"].clone()),
             );
         }
         ids.iter().all(Option::is_some) && ids[0] != ids[1]

@@ -1,4 +1,4 @@
-//! Tests that replicas serve requests while Redis is killed, stopped, flushed or slow.
+//! Tests that no request fails while Redis is killed, stopped, flushed or slow, or before Redis is started.
 
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use crate::support::redis::RedisServer;
 use crate::support::replicas::TestReplicas;
 use crate::support::slow_forwarder::SlowForwarder;
 
-/// Waits until a replica reports this state of its link.
+/// Waits until a replica reports this state of its connection to Redis.
 async fn wait_for_link(replicas: &TestReplicas, replica: usize, state: &str) {
     wait_until_async(async || replicas.document(replica, "/readyz").await["shared"] == state).await;
 }
 
+/// Sends 60 requests, which must all be served. `phase` completes the message of a failure.
 async fn assert_all_served(replicas: &TestReplicas, phase: &str) {
     assert_eq!(request_speech(replicas, 60, 6, 10).await, (60, 0), "no request must fail {phase}");
 }
@@ -45,15 +46,14 @@ async fn no_request_fails_while_redis_is_killed_stopped_or_flushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_redis_delays_no_request() {
+async fn a_slow_redis_fails_no_request() {
     let redis = RedisServer::start().await;
     let forwarder = SlowForwarder::start(redis.port(), Duration::from_millis(150)).await;
-    let settings = super::POLLING;
     let replicas = TestReplicas::start_with(
         2,
         plan(&[(FIRST_KEY, 100_000)], Some(9)),
         Some(&format!("redis://{}", forwarder.address())),
-        &settings,
+        &super::POLLING,
     )
     .await;
     wait_until_shared(&replicas, 2).await;

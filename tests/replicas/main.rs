@@ -34,11 +34,11 @@ const SECOND_KEY: &str = "sk_second_key_of_the_replicas_000";
 
 const ADMIN_TOKEN: &str = "an-admin-token-of-the-replicas-0123456789";
 
-/// The settings with which all replicas have the same admin token.
+/// The setting with which all replicas have the same admin token.
 const ADMIN: [(&str, &str); 1] = [("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)];
 
-/// The settings with which quotas are polled, which other tests do not need. Requests wait for Redis as long as it
-/// takes on a busy machine, because a test of exact amounts must not depend on its speed.
+/// The settings of all replicas. They poll quotas, which are off in other tests. Requests wait for Redis up to a
+/// second, because a test of exact amounts must not depend on the speed of the machine.
 const POLLING: [(&str, &str); 2] =
     [("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"), ("KEYCHOIR_REDIS__WAIT_TIMEOUT", "1s")];
 
@@ -47,6 +47,7 @@ async fn start(count: usize, plan: Plan) -> (RedisServer, TestReplicas) {
     start_with(count, plan, &[]).await
 }
 
+/// Starts replicas like [`start`], with additional environment variables.
 async fn start_with(count: usize, plan: Plan, settings: &[(&str, &str)]) -> (RedisServer, TestReplicas) {
     let redis = RedisServer::start().await;
     let settings: Vec<(&str, &str)> = POLLING.iter().chain(settings).copied().collect();
@@ -55,7 +56,7 @@ async fn start_with(count: usize, plan: Plan, settings: &[(&str, &str)]) -> (Red
     (redis, replicas)
 }
 
-/// Waits until every replica reports this number of live replicas, and the quota of every key.
+/// Waits until each of the first `count` replicas reports `count` live replicas and the quota of every key.
 async fn wait_until_shared(replicas: &TestReplicas, count: usize) {
     for replica in 0..count {
         let is_ready = async || {
@@ -76,8 +77,9 @@ async fn wait_until_async(condition: impl AsyncFn() -> bool) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    let result = tokio::time::timeout(std::time::Duration::from_secs(30), polling).await;
-    result.expect("the condition must hold within the timeout");
+    tokio::time::timeout(std::time::Duration::from_secs(30), polling)
+        .await
+        .expect("the condition must hold within the timeout");
 }
 
 /// Returns a plan of one workspace per key, with the given credits and concurrency limit.
@@ -90,8 +92,8 @@ fn plan(keys: &[(&str, u64)], max_concurrent: Option<u32>) -> Plan {
     })
 }
 
-/// Requests speech of the given number of characters `count` times, `concurrent` at a time. Returns the numbers of
-/// served requests and of other requests.
+/// Sends `count` requests for speech of the given number of characters, at most `concurrent` at the same time. Returns
+/// the number of served requests and the number of failed ones.
 async fn request_speech(
     replicas: &TestReplicas,
     count: usize,

@@ -1,4 +1,5 @@
-//! Tests the documents about replicas: the overview, the readiness, the metrics, the events and `keychoir status`.
+//! Tests what operators read about replicas: the overview, the readiness, the status document, the metrics, the events
+//! and the output of `keychoir status`.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -15,6 +16,7 @@ use crate::support::redis::RedisServer;
 use crate::support::replicas::TestReplicas;
 
 const OVERVIEW_PATH: &str = "/api/keychoir/v1/overview";
+/// The documentation, which lists all metrics.
 const DOCUMENTATION: &str = include_str!("../../docs/operations.md");
 
 async fn start_replicas(count: usize) -> (RedisServer, TestReplicas) {
@@ -43,24 +45,24 @@ fn replica_ids(overview: &Value, member: &str) -> Vec<String> {
 
 /// Asserts that an overview matches its schema in `docs/openapi.json`.
 #[track_caller]
-fn check_schema(overview: &Value) {
+fn assert_matches_schema(overview: &Value) {
     let document: Value = serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap();
     let schema = json!({"$ref": "#/components/schemas/Overview", "components": document["components"]});
     let validator = jsonschema::validator_for(&schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(overview).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{errors:?}\n{overview:#}");
+    assert!(errors.is_empty(), "the overview must match its schema: {errors:?}\n{overview:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_replica_lists_all_and_a_killed_leader_is_replaced() {
+async fn every_replica_lists_all_replicas_and_a_killed_leader_is_replaced() {
     let (_redis, mut replicas) = start_replicas(3).await;
     let first = read_overview(&replicas, 0).await;
     let (all, leader) = (replica_ids(&first, "is_live"), replica_ids(&first, "is_leader"));
-    assert_eq!((all.len(), leader.len()), (3, 1), "{first:#}");
+    assert_eq!((all.len(), leader.len()), (3, 1), "there must be 3 replicas and one leader: {first:#}");
     let mut own_ids = Vec::new();
     for replica in 0..3 {
         let overview = read_overview(&replicas, replica).await;
-        check_schema(&overview);
+        assert_matches_schema(&overview);
         assert_eq!(overview["shared"], "connected");
         assert_eq!(
             (replica_ids(&overview, "is_live"), replica_ids(&overview, "is_leader")),
@@ -69,7 +71,11 @@ async fn every_replica_lists_all_and_a_killed_leader_is_replaced() {
         own_ids.extend(replica_ids(&overview, "is_self"));
     }
     let leading = own_ids.iter().position(|id| *id == leader[0]).unwrap();
-    assert_eq!(own_ids.iter().collect::<BTreeSet<_>>().len(), 3, "each replica must be itself: {own_ids:?}");
+    assert_eq!(
+        own_ids.iter().collect::<BTreeSet<_>>().len(),
+        3,
+        "each replica must mark a different replica as itself: {own_ids:?}"
+    );
 
     replicas.kill(leading);
     let remaining: Vec<usize> = (0..3).filter(|replica| *replica != leading).collect();
@@ -87,7 +93,7 @@ async fn every_replica_lists_all_and_a_killed_leader_is_replaced() {
     })
     .await;
     let overview = read_overview(&replicas, remaining[0]).await;
-    check_schema(&overview);
+    assert_matches_schema(&overview);
     assert_eq!(overview["replicas"].as_array().unwrap().len(), 3, "an ended replica must stay listed");
     replicas.close_unchecked().await;
 }
@@ -115,7 +121,7 @@ struct Metric {
     sum: f64,
 }
 
-/// Returns the metrics of the replicas and of Redis.
+/// Returns the metrics of the replicas and of Redis on the page of a replica.
 async fn read_metrics(replicas: &TestReplicas, replica: usize) -> Vec<Metric> {
     let page = get(replicas, replica, "/metrics").await.text().await.unwrap();
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
@@ -137,17 +143,19 @@ async fn read_metrics(replicas: &TestReplicas, replica: usize) -> Vec<Metric> {
         .collect()
 }
 
+/// Returns whether a metric is about the replicas or Redis.
 fn is_about_replicas(name: &str) -> bool {
     name.starts_with("keychoir_redis_") || name.starts_with("keychoir_replica")
 }
 
+/// Returns the sum of the samples of the metric `name`, which must exist.
 fn sum_of(metrics: &[Metric], name: &str) -> f64 {
-    let is_named = |metric: &&Metric| metric.description.split([' ', '{']).next() == Some(name);
-    metrics.iter().find(is_named).unwrap_or_else(|| panic!("{name} must exist: {metrics:?}")).sum
+    let has_name = |metric: &&Metric| metric.description.split([' ', '{']).next() == Some(name);
+    metrics.iter().find(has_name).unwrap_or_else(|| panic!("{name} must exist: {metrics:?}")).sum
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_lists_every_metric_of_replicas_and_no_other() {
+async fn the_documentation_lists_exactly_the_metrics_of_replicas() {
     let (_redis, replicas) = start_replicas(2).await;
     let documented = DOCUMENTATION.lines().filter_map(|line| {
         let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
@@ -158,8 +166,9 @@ async fn the_document_lists_every_metric_of_replicas_and_no_other() {
     let descriptions: BTreeSet<String> =
         exported_metrics.iter().map(|metric| metric.description.clone()).collect();
     assert_eq!(descriptions, documented.collect());
-    assert!(sum_of(&exported_metrics, "keychoir_redis_round_trip_seconds") > 0.0, "{exported_metrics:?}");
-    assert!(sum_of(&exported_metrics, "keychoir_redis_commands_total") > 0.0, "{exported_metrics:?}");
+    for name in ["keychoir_redis_round_trip_seconds", "keychoir_redis_commands_total"] {
+        assert!(sum_of(&exported_metrics, name) > 0.0, "{name} must be counted: {exported_metrics:?}");
+    }
     let mut leaders = 0.0;
     for replica in 0..2 {
         let metrics = read_metrics(&replicas, replica).await;
@@ -176,6 +185,7 @@ fn run_status(replicas: &TestReplicas, replica: usize, arguments: &[&str]) -> Ou
     run(&mut keychoir_command(&[&["status", "--url", replicas.url(replica)], arguments].concat()))
 }
 
+/// Returns the standard output of a program that has exited with `exit_code`.
 #[track_caller]
 fn stdout(output: &Output, exit_code: i32) -> String {
     assert_eq!(output.status.code(), Some(exit_code), "{}", stderr(output));
@@ -185,8 +195,11 @@ fn stdout(output: &Output, exit_code: i32) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
     let (mut redis, replicas) = start_replicas(2).await;
-    let text = stdout(&run_status(&replicas, 0, &[]), 0);
-    assert!(text.ends_with("\n2 replicas share the pool.\n"), "{text}");
+    let connected_table = stdout(&run_status(&replicas, 0, &[]), 0);
+    assert!(
+        connected_table.ends_with("\n2 replicas share the pool.\n"),
+        "the last line must be about the replicas: {connected_table}"
+    );
     let mut events = EventReader::new(get(&replicas, 0, "/api/keychoir/v1/events").await);
 
     redis.kill();
@@ -199,15 +212,24 @@ async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
         let metrics = read_metrics(&replicas, replica).await;
         assert_eq!(sum_of(&metrics, "keychoir_redis_up"), 0.0);
         assert_eq!(sum_of(&metrics, "keychoir_replica_is_leader"), 0.0);
-        assert!(sum_of(&metrics, "keychoir_redis_errors_total") > 0.0, "{metrics:?}");
+        assert!(
+            sum_of(&metrics, "keychoir_redis_errors_total") > 0.0,
+            "failed commands must be counted: {metrics:?}"
+        );
     }
     events.wait_for("overview", |overview| overview["shared"] == "alone").await;
     assert_eq!(request_speech(&replicas, 10, 2, 10).await, (10, 0), "no request may fail without Redis");
-    let line = "Alone: Redis does not respond, and this replica uses its part of the pool.";
-    let text = stdout(&run_status(&replicas, 0, &[]), 0);
-    assert!(text.contains(&format!("\n{line}\n")), "{text}");
-    let colored = stdout(&run_status(&replicas, 0, &["--color", "always"]), 0);
-    assert!(colored.contains(&format!("\n\u{1b}[33m{line}\u{1b}[0m\n")), "{colored}");
+    let alone_line = "Alone: Redis does not respond, and this replica uses its part of the pool.";
+    let alone_table = stdout(&run_status(&replicas, 0, &[]), 0);
+    assert!(
+        alone_table.contains(&format!("\n{alone_line}\n")),
+        "the table must warn about Redis: {alone_table}"
+    );
+    let colored_table = stdout(&run_status(&replicas, 0, &["--color", "always"]), 0);
+    assert!(
+        colored_table.contains(&format!("\n\u{1b}[33m{alone_line}\u{1b}[0m\n")),
+        "the warning must be yellow: {colored_table}"
+    );
     stdout(&run_status(&replicas, 0, &["--check"]), 1);
     let document: Value = serde_json::from_str(&stdout(&run_status(&replicas, 0, &["--json"]), 0)).unwrap();
     assert_eq!((&document["shared"], &document["replicas"]), (&json!("alone"), &json!(2)));

@@ -1,4 +1,5 @@
-//! Tests that no command to Redis contains a secret or a plain identifier.
+//! Tests that the commands to Redis contain no secret and no readable name or identifier of a key, client, user or
+//! voice.
 
 use reqwest::Method;
 use serde_json::json;
@@ -28,14 +29,13 @@ async fn no_command_contains_a_key_a_token_or_an_identifier() {
         let request = replicas.request(method, path).header("xi-api-key", token).json(&body);
         request.header("x-keychoir-user", "canary-user").send().await.unwrap().bytes().await.unwrap();
     }
-    // A stop drains what is not stated yet.
     let commands = monitor.read_commands();
     assert!(
         commands.contains("EVAL") && commands.contains("evidence"),
-        "the replicas must have stated: {commands}"
+        "the replicas must have published evidence: {commands}"
     );
     for secret in [FIRST_KEY, SECOND_KEY, RUNTIME_KEY, ADMIN_TOKEN, token, "canary", "elevenlabs-canary"] {
-        assert!(!commands.contains(secret), "Redis must not get {secret}");
+        assert!(!commands.contains(secret), "Redis must not receive {secret}");
     }
     replicas.close_unchecked().await;
 }

@@ -1,7 +1,8 @@
-"""Builds `Dockerfile` completely and without a network, and runs the program of the image.
+"""Builds the image of `Dockerfile` without a network, and runs the program in it.
 
-The base image is made here and has the name of the real one. It is empty: the Rust toolchain, the compiler and the
-downloaded crates of this machine are mounted into it, because no registry is used. It needs the user root and buildah.
+The script makes the base image itself, with the name of the real one. The base image is almost empty, because no
+registry is used: the Rust toolchain, the C compiler and the downloaded crates of this machine are mounted into it. The
+script needs the user root and buildah.
 """
 
 import os
@@ -16,7 +17,8 @@ from test_images import MAX_IMAGE_SIZE, Buildah
 BUILD_TIMEOUT_SECONDS = 3600
 
 
-def make_base(buildah, folder, base_name):
+def make_base_image(buildah, folder, base_name):
+    """Makes an image with folders and links, into which the tools of this machine are mounted."""
     for name in ["usr", "etc/alternatives", "tmp", "rust", "cargo/registry"]:
         (folder / name).mkdir(parents=True)
     for name in ["bin", "lib", "lib64", "sbin"]:
@@ -42,11 +44,11 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="keychoir-image-"))
     try:
         buildah = Buildah(folder, timeout=BUILD_TIMEOUT_SECONDS)
-        make_base(buildah, folder / "base", base_name)
+        make_base_image(buildah, folder / "base", base_name)
         volumes = [word for source, target in mounts.items() for word in ("--volume", f"{source}:{target}:ro")]
         image = buildah.build(ROOT, "Dockerfile", "keychoir-built", None, *volumes)
         size = image.archive(folder / "image.tar").stat().st_size
-        assert size <= MAX_IMAGE_SIZE, f"the image must have at most {MAX_IMAGE_SIZE} bytes: {size}"
+        assert size <= MAX_IMAGE_SIZE, f"the image must have at most {MAX_IMAGE_SIZE} bytes, not {size}"
         root = image.copy_root(folder / "root")
         version = run("chroot", root, "/keychoir", "--version").stdout.strip()
         print(f"{version} in an image of {size / 1e6:.1f} MB")

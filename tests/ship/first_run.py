@@ -1,11 +1,10 @@
-"""Measures what a newcomer waits for: a clean clone of the repository, an empty target directory, and
-`cargo demo` until the first response and until its end.
+"""Measures how long the first run of the demo takes: the clone of the repository, and `cargo demo` with an empty target
+directory until the build, the first response and the end.
 
     python first_run.py [PROFILE]
 
-`PROFILE` is `demo`, that of `cargo demo`, unless another one is given.
-The crates are downloaded before, by `cargo fetch`, whose time is a line of its own: it depends on the network, and is
-short when cargo has the crates in its cache.
+`PROFILE` is the profile of the build, `demo` by default, which `cargo demo` uses. `cargo fetch` downloads the crates
+before the build. Its time is printed separately, because it depends on the network and on the cache of cargo.
 """
 
 import os
@@ -18,39 +17,42 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The line of the first response. It is preceded by the address of the demo.
+# Matches the line of the first response in the output of the demo. An earlier line contains the address of the demo.
 FIRST_RESPONSE = re.compile(r"request +1/\d+ +200")
 TIMEOUT_SECONDS = 1800
 
 
-def timed(*command, **options):
-    started = time.monotonic()
+def run_timed(*command, **options):
+    """Runs a command. Returns its duration in seconds."""
+    started_at = time.monotonic()
     subprocess.run(command, check=True, timeout=TIMEOUT_SECONDS, **options)
-    return time.monotonic() - started
+    return time.monotonic() - started_at
 
 
 def run_demo(clone, profile):
-    """Returns the times from the start of cargo to the end of the build, to the first response, and to the end."""
-    started = time.monotonic()
+    """Runs the demo. Returns the times in seconds from the start of cargo to the end of the build, which is the first
+    line of the demo, to the first response, and to the end of the demo."""
+    started_at = time.monotonic()
     command = ["cargo", "run", "--locked", "--profile", profile, "--", "demo"]
-    demo = subprocess.Popen(command, cwd=clone, env=environment(clone), stdout=subprocess.PIPE, text=True)
+    demo = subprocess.Popen(command, cwd=clone, env=build_environment(), stdout=subprocess.PIPE, text=True)
     first_line = first_response = None
     for line in demo.stdout:
-        first_line = first_line or time.monotonic() - started
+        first_line = first_line or time.monotonic() - started_at
         if first_response is None and FIRST_RESPONSE.search(line):
-            first_response = time.monotonic() - started
+            first_response = time.monotonic() - started_at
     if demo.wait(timeout=TIMEOUT_SECONDS) != 0 or first_response is None:
         sys.exit("the demo failed")
-    return first_line, first_response, time.monotonic() - started
+    return first_line, first_response, time.monotonic() - started_at
 
 
 def processor_seconds():
-    """The processor time of all programs that have ended."""
+    """Returns the processor time of all programs that this script has run and that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def environment(clone):
+def build_environment():
+    """Returns the environment without a shared target directory, and with English messages."""
     return {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"} | {"LC_ALL": "C"}
 
 
@@ -58,20 +60,20 @@ def main():
     profile = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with tempfile.TemporaryDirectory() as folder:
         clone = pathlib.Path(folder, "keychoir")
-        cloned = timed("git", "clone", "--quiet", ROOT, clone)
-        fetched = timed("cargo", "fetch", "--locked", "--quiet", cwd=clone, env=environment(clone))
-        before = processor_seconds()
-        built, answered, ended = run_demo(clone, profile)
-        used = processor_seconds() - before
+        clone_seconds = run_timed("git", "clone", "--quiet", ROOT, clone)
+        fetch_seconds = run_timed("cargo", "fetch", "--locked", "--quiet", cwd=clone, env=build_environment())
+        processor_before = processor_seconds()
+        build_seconds, response_seconds, demo_seconds = run_demo(clone, profile)
+        processor_used = processor_seconds() - processor_before
         size = sum(file.stat().st_size for file in clone.glob("target/*/keychoir")) / 1e6
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     print(f"profile {profile}, {cores} cores, load {load:.1f} at the end, program of {size:.1f} MB")
-    for name, seconds in (("clone", cloned), ("download of the crates", fetched), ("build", built)):
+    for name, seconds in (("clone", clone_seconds), ("download of the crates", fetch_seconds), ("build", build_seconds)):
         print(f"{seconds:7.1f} s  {name}")
-    print(f"{answered:7.1f} s  from the start of cargo to the first response")
-    print(f"{ended:7.1f} s  from the start of cargo to the end of the demo")
-    print(f"{used:7.1f} s  of processor time, of all cores")
+    print(f"{response_seconds:7.1f} s  from the start of cargo to the first response")
+    print(f"{demo_seconds:7.1f} s  from the start of cargo to the end of the demo")
+    print(f"{processor_used:7.1f} s  of processor time on all cores")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Tests the packages in a directory: what is in them, and that the Debian package serves.
+"""Tests the packages in the directory DIST: their contents, and the life of an installed Debian package.
 
     python packages.py DIST
 
-The Debian package is installed into a root of its own (debootstrap, chroot), which needs root. systemd does not run
-there, so the service is started as its unit says: with its command, user, directories and credential. It serves a
-request from the simulator, is upgraded with a database that an earlier version has left, is removed and purged.
-The RPM package is read and not installed. Checks whose programs are missing are skipped (report.py). The Homebrew formula and the Nix flake are only parsed.
+The Debian package is installed into a root directory that debootstrap creates, which needs the user root. systemd does
+not run there, so the script starts the service with the command, user, directories and credential of its unit. The
+service serves a request through the simulator. Then the package is upgraded, with the database of an earlier version,
+removed and purged. The RPM package is read and not installed. The Homebrew formula and the Nix flake are only parsed.
+Checks whose programs are missing are skipped (`report.py`).
 """
 
 import contextlib
@@ -27,7 +28,7 @@ import report
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIST = pathlib.Path(sys.argv[1]).resolve()
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
-# The database of 0.1.0, with the schema before the current one.
+# The database of version 0.1.0, with an earlier schema.
 EARLIER_DATABASE = ROOT / "tests/ship/packages.schema-14.sql"
 EARLIER_SCHEMA = 14
 KEY = "sk_packages_key_number_0"
@@ -37,16 +38,17 @@ COMMAND_TIMEOUT_SECONDS = 600
 
 
 def run(*command, **options):
-    """Runs a command and returns its output. Fails with the output of both streams."""
+    """Runs a command, which must succeed. Returns its output."""
     options.setdefault("timeout", COMMAND_TIMEOUT_SECONDS)
-    ended = subprocess.run(
+    completed = subprocess.run(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
-    assert ended.returncode == 0, f"{command} must succeed, and ends with {ended.returncode}:\n{ended.stdout}"
-    return ended.stdout
+    assert completed.returncode == 0, f"{command} must succeed, and ends with {completed.returncode}:\n{completed.stdout}"
+    return completed.stdout
 
 
-def only(pattern):
+def find_only(pattern):
+    """Returns the only file in DIST that matches the pattern."""
     found = sorted(DIST.glob(pattern))
     assert len(found) == 1, f"{DIST} must have one {pattern}, and has {found}"
     return found[0]
@@ -57,8 +59,9 @@ class DebianRoot:
 
     def __init__(self, directory):
         self.path = pathlib.Path(directory)
-        suite = dict(line.split("=", 1) for line in open("/etc/os-release").read().splitlines() if "=" in line)
-        run("debootstrap", "--variant=minbase", "--include=systemd,init-system-helpers", suite["VERSION_CODENAME"], self.path)
+        os_release = dict(line.split("=", 1) for line in open("/etc/os-release").read().splitlines() if "=" in line)
+        options = ["--variant=minbase", "--include=systemd,init-system-helpers"]
+        run("debootstrap", *options, os_release["VERSION_CODENAME"], self.path)
 
     def run(self, *command):
         return run("chroot", self.path, *command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"})
@@ -70,23 +73,24 @@ class DebianRoot:
     def owner_and_mode(self, path):
         return self.run("stat", "--format=%U %a", path).strip()
 
-    def unit(self):
-        """The settings of the installed service, where the last one of a name counts, and its environment."""
+    def read_unit(self):
+        """Returns the settings of the installed service and its environment. The last setting of a name counts."""
         settings, environment = {}, {}
         for line in (self.path / "usr/lib/systemd/system/keychoir.service").read_text().splitlines():
-            name, separator, value = line.partition("=")
+            name, separator, setting = line.partition("=")
             if name == "Environment":
-                environment |= dict(pair.split("=", 1) for pair in value.split())
+                environment |= dict(pair.split("=", 1) for pair in setting.split())
             elif separator:
-                settings[name] = value
+                settings[name] = setting
         return settings, environment
 
     @contextlib.contextmanager
-    def service(self, upstream):
-        """Runs the service as systemd would, until the block ends."""
-        settings, environment = self.unit()
+    def run_service(self, upstream):
+        """Runs the service with the settings of its unit, until the block ends."""
+        settings, environment = self.read_unit()
         state = pathlib.Path("/var/lib", settings["StateDirectory"])
-        self.run("install", "-d", "-o", settings["User"], "-g", settings["Group"], "-m", settings["StateDirectoryMode"], state)
+        owner = ["-o", settings["User"], "-g", settings["Group"]]
+        self.run("install", "-d", *owner, "-m", settings["StateDirectoryMode"], state)
         name, source = settings["LoadCredential"].split(":")
         credentials = pathlib.Path("/run/credentials/keychoir.service")
         self.run("install", "-d", "-o", settings["User"], "-m", "500", credentials)
@@ -102,13 +106,14 @@ class DebianRoot:
         }
         user = f"--userspec={settings['User']}:{settings['Group']}"
         command = ["chroot", user, str(self.path), *settings["ExecStart"].split()]
-        with start(command, "stderr", r"Server started at", environment):
+        with start_program(command, "stderr", r"Server started at", environment):
             yield
 
 
 @contextlib.contextmanager
-def start(command, stream, pattern, environment):
-    """Starts a program, waits for the line of `stream` that matches, and yields the match. Stops it with SIGTERM."""
+def start_program(command, stream, pattern, environment):
+    """Starts a program, waits for a line of `stream` that matches `pattern`, and yields the match. Ends the program
+    with SIGTERM."""
     log = tempfile.NamedTemporaryFile("w+")
     child = subprocess.Popen(command, env=environment, text=True, **{stream: subprocess.PIPE})
     try:
@@ -120,7 +125,7 @@ def start(command, stream, pattern, environment):
                 break
         else:
             raise AssertionError(f"{command} must start, and ends with {child.wait()}:\n{''.join(lines)}")
-        # What it prints from now on needs a reader.
+        # The further output must be read, so that the program never blocks on a full pipe.
         reader = subprocess.Popen(["cat"], stdin=getattr(child, stream), stdout=log)
         yield match
     finally:
@@ -131,6 +136,7 @@ def start(command, stream, pattern, environment):
 
 
 def request_speech():
+    """Requests speech from the service. Returns the status, and the number of bytes of the body."""
     request = urllib.request.Request(
         f"http://{ADDRESS}/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM",
         data=json.dumps({"text": "Packed.", "model_id": "eleven_multilingual_v2"}).encode(),
@@ -140,38 +146,39 @@ def request_speech():
         return response.status, len(response.read())
 
 
-def earlier_package(package, directory):
-    """Repacks the package with a lower version."""
+def build_earlier_package(package, directory):
+    """Repacks the package with a lower version. Returns the path of the new package."""
     tree = pathlib.Path(directory, "tree")
     run("dpkg-deb", "--raw-extract", package, tree)
     control = tree / "DEBIAN/control"
     control.write_text(re.sub(r"(?m)^Version: .*$", "Version: 0.1.0-1", control.read_text()))
-    earlier = pathlib.Path(directory, "keychoir_0.1.0-1.deb")
-    run("dpkg-deb", "--build", "--root-owner-group", tree, earlier)
-    return earlier
+    earlier_package = pathlib.Path(directory, "keychoir_0.1.0-1.deb")
+    run("dpkg-deb", "--build", "--root-owner-group", tree, earlier_package)
+    return earlier_package
 
 
-def needs_programs(*names):
+def need_programs(*names):
+    """Skips the check if a program is missing."""
     for name in names:
         report.need(shutil.which(name), f"the program {name}")
 
 
 def lintian_finds_nothing_in_the_debian_package():
-    needs_programs("lintian")
-    run("lintian", "--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0", only("*.deb"))
+    need_programs("lintian")
+    run("lintian", "--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0", find_only("*.deb"))
 
 
 def the_debian_package_serves_is_upgraded_removed_and_purged():
-    needs_programs("debootstrap")
+    need_programs("debootstrap")
     report.need(os.geteuid() == 0, "the user root")
-    package = only("*.deb")
+    package = find_only("*.deb")
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         root = DebianRoot(pathlib.Path(directory, "root"))
 
-        # Installed.
-        output = root.install(earlier_package(package, directory))
-        assert "systemctl enable --now keychoir.socket" in output, f"the installation must name the next step:\n{output}"
+        # The package is installed.
+        output = root.install(build_earlier_package(package, directory))
+        assert "systemctl enable --now keychoir.socket" in output, f"the installation must print the next step:\n{output}"
         assert root.run("keychoir", "--version").strip() == f"keychoir {VERSION}"
         assert root.owner_and_mode("/etc/keychoir/elevenlabs_api_keys") == "root 600"
         assert root.run("getent", "passwd", "keychoir").split(":")[5] == "/var/lib/keychoir"
@@ -181,17 +188,19 @@ def the_debian_package_serves_is_upgraded_removed_and_purged():
         unexpected = [line for line in units.splitlines() if "keychoir" in line and "notify-reload" not in line]
         assert not unexpected, f"systemd must accept the units: {unexpected}"
 
-        # Serving.
+        # The service serves a request.
         simulator = [root.path / "usr/bin/keychoir", "simulate", "--listen", "127.0.0.1:0", "--key", f"{KEY}=100000"]
-        upstream = stack.enter_context(start([str(part) for part in simulator], "stdout", r"http://\S+", dict(os.environ))).group(0)
+        command = [str(part) for part in simulator]
+        upstream = stack.enter_context(start_program(command, "stdout", r"http://\S+", dict(os.environ))).group(0)
         keys = root.path / "etc/keychoir/elevenlabs_api_keys"
         keys.write_text(f"{KEY}\n")
-        with root.service(upstream):
+        with root.run_service(upstream):
             status, size = request_speech()
             assert status == 200 and size > 1000, "the service must return speech"
         assert root.owner_and_mode("/var/lib/keychoir/keychoir.db") == "keychoir 600"
 
-        # Upgraded, with the database of an earlier version and a configuration file that the operator has changed.
+        # The package is upgraded, with the database of an earlier version and a configuration file that the operator
+        # has changed.
         database = root.path / "var/lib/keychoir/keychoir.db"
         for file in database.parent.glob("keychoir.db*"):
             file.unlink()
@@ -205,30 +214,30 @@ def the_debian_package_serves_is_upgraded_removed_and_purged():
         root.install(package)
         assert settings.read_text().endswith("# Changed by the operator.\n"), "an upgrade must keep the settings"
         assert keys.read_text() == f"{KEY}\n", "an upgrade must keep the keys"
-        with root.service(upstream):
-            assert request_speech()[0] == 200
+        with root.run_service(upstream):
+            assert request_speech()[0] == 200, "the upgraded service must return speech"
         with contextlib.closing(sqlite3.connect(database)) as connection:
             schema = connection.execute("PRAGMA user_version").fetchone()[0]
             assert schema > EARLIER_SCHEMA, f"the database must be upgraded, and has schema {schema}"
-            counted = connection.execute("SELECT count(*) FROM attempts").fetchone()[0]
-            assert counted == attempts + 1, f"{attempts} earlier attempts and a new one must be there, not {counted}"
+            new_count = connection.execute("SELECT count(*) FROM attempts").fetchone()[0]
+            assert new_count == attempts + 1, f"{attempts} earlier attempts and a new one must be kept, not {new_count}"
         assert database.with_name(f"keychoir.db.before-{EARLIER_SCHEMA}").exists(), "the upgrade must leave a copy"
 
-        # Removed, and purged.
+        # The package is removed and purged.
         root.run("dpkg", "--remove", "keychoir")
-        assert not (root.path / "usr/bin/keychoir").exists()
+        assert not (root.path / "usr/bin/keychoir").exists(), "a removal must remove the program"
         assert database.exists() and keys.exists(), "a removal must keep the state and the keys"
         root.run("dpkg", "--purge", "keychoir")
         for path in ("var/lib/keychoir", "etc/keychoir", "usr/share/doc/keychoir"):
             assert not (root.path / path).exists(), f"a purge must remove /{path}"
-        left = root.run("find", "/etc", "/usr", "/var/lib", "-xdev", "-path", "*keychoir*").split()
-        left = [path for path in left if not path.startswith("/var/lib/dpkg/")]
-        assert not left, f"a purge must remove {left}"
+        remaining = root.run("find", "/etc", "/usr", "/var/lib", "-xdev", "-path", "*keychoir*").split()
+        remaining = [path for path in remaining if not path.startswith("/var/lib/dpkg/")]
+        assert not remaining, f"a purge must remove {remaining}"
 
 
-def the_rpm_package_has_the_files_and_their_kinds():
-    needs_programs("rpm")
-    package = only("*.rpm")
+def the_rpm_package_contains_its_files_and_scripts():
+    need_programs("rpm")
+    package = find_only("*.rpm")
 
     def query(*options):
         return run("rpm", "-qp", "--nosignature", *options, package)
@@ -258,7 +267,7 @@ def the_checksums_are_those_of_the_files():
     assert files <= named, f"SHA256SUMS must name {files - named}"
 
 
-def the_tarball_has_the_program_and_its_files():
+def the_tarball_contains_the_program_and_its_files():
     with tempfile.TemporaryDirectory() as directory:
         for tarball in DIST.glob("*.tar.gz"):
             with tarfile.open(tarball) as archive:
@@ -271,29 +280,29 @@ def the_tarball_has_the_program_and_its_files():
                 assert run(folder / "keychoir", "--version").strip() == f"keychoir {VERSION}"
 
 
-def the_homebrew_formula_is_ruby_with_the_version_and_checksums():
+def the_homebrew_formula_contains_the_version_and_checksums():
     run(ROOT / "deploy/packages/formula", "owner/keychoir")
     formula = ROOT / "dist/keychoir.rb"
     text = formula.read_text()
     assert f'version "{VERSION}"' in text and "@" not in re.sub(r"#.*", "", text), "every placeholder must be replaced"
-    needs_programs("ruby")
+    need_programs("ruby")
     run("ruby", "-c", formula)
 
 
-def the_nix_flake_is_an_expression():
-    needs_programs("nix-instantiate")
+def the_nix_flake_can_be_parsed():
+    need_programs("nix-instantiate")
     run("nix-instantiate", "--parse", ROOT / "deploy/packages/flake.nix")
 
 
 CHECKS = [
     the_checksums_are_those_of_the_files,
-    the_tarball_has_the_program_and_its_files,
-    the_rpm_package_has_the_files_and_their_kinds,
-    the_homebrew_formula_is_ruby_with_the_version_and_checksums,
-    the_nix_flake_is_an_expression,
+    the_tarball_contains_the_program_and_its_files,
+    the_rpm_package_contains_its_files_and_scripts,
+    the_homebrew_formula_contains_the_version_and_checksums,
+    the_nix_flake_can_be_parsed,
     lintian_finds_nothing_in_the_debian_package,
     the_debian_package_serves_is_upgraded_removed_and_purged,
 ]
 
 if __name__ == "__main__":
-    report.run(CHECKS)
+    report.run_checks(CHECKS)

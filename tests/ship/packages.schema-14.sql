@@ -1,5 +1,5 @@
--- The database of an earlier version, whose schema has number 14, with four attempts: written by the program, and dumped
--- by SQLite. A released schema never changes, so this file never changes.
+-- A database of version 0.1.0, whose schema has the number 14, with four attempts. Keychoir has written it, and SQLite has
+-- dumped it. Because a released schema never changes, this file never changes.
 PRAGMA application_id = 1264806002;
 PRAGMA user_version = 14;
 BEGIN TRANSACTION;

@@ -2,11 +2,10 @@
 
     python platforms.py [TARGET]…
 
-Without arguments, the targets are those in `TARGETS`. One that rustup has not installed is skipped, and a failure with
-TESTS_SKIP_NOTHING=1. `cargo check` generates no code for the program, so nothing is
-linked. The C and assembly code of ring and SQLite is not compiled: a stand-in for the C compiler writes empty object
-files. What this shows is that the Rust code has all functions, types and constants that it uses on the platform. It
-runs nothing.
+Without arguments, the script checks all `TARGETS`. A target that rustup has not installed is skipped, or fails with
+TESTS_SKIP_NOTHING=1. `cargo check` links no program, so no linker is needed. The C and assembly code of ring and SQLite
+is not compiled: a script that replaces the C compiler writes empty object files. The check shows that all functions,
+types and constants that the Rust code uses exist on the platform. The program is not run.
 """
 
 import os
@@ -20,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGETS = ["x86_64-apple-darwin", "aarch64-apple-darwin", "x86_64-pc-windows-gnu"]
 CHECK_TIMEOUT_SECONDS = 1800
 
-# Creates the file after `-o`, or for an archiver the first argument that names an archive.
-STAND_IN = """#!/bin/sh
+# Replaces the C compiler and the archiver. It creates the file after `-o` and each archive in its arguments, empty.
+COMPILER_STUB = """#!/bin/sh
 while [ $# -gt 0 ]; do
     case "$1" in
         -o) : >"$2"; shift ;;
@@ -33,19 +32,20 @@ done
 
 
 def installed_targets():
+    """Returns the targets that rustup has installed for the toolchain of the repository."""
     listing = subprocess.run(
         ["rustup", "target", "list", "--installed"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return set(listing.stdout.split())
 
 
-def check(target, stand_in):
-    """Returns whether the program type-checks for the target. Cargo's messages go to the terminal."""
+def type_checks(target, compiler_stub):
+    """Returns whether the program type-checks for the target. The messages of cargo appear in the terminal."""
     suffix = target.replace("-", "_")
     environment = os.environ | {
-        f"CC_{suffix}": str(stand_in),
-        f"AR_{suffix}": str(stand_in),
-        # Otherwise the crate `cc` asks Xcode for the SDK.
+        f"CC_{suffix}": str(compiler_stub),
+        f"AR_{suffix}": str(compiler_stub),
+        # Without this variable, the crate `cc` runs a program of Xcode to find the SDK.
         "SDKROOT": "/",
     }
     command = ["cargo", "check", "--locked", "--quiet", "--lib", "--bins", "--target", target]
@@ -58,14 +58,14 @@ def main():
     installed = installed_targets()
     passed = failed = skipped = 0
     with tempfile.TemporaryDirectory() as folder:
-        stand_in = pathlib.Path(folder, "cc")
-        stand_in.write_text(STAND_IN)
-        stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
+        compiler_stub = pathlib.Path(folder, "cc")
+        compiler_stub.write_text(COMPILER_STUB)
+        compiler_stub.chmod(compiler_stub.stat().st_mode | stat.S_IXUSR)
         for target in targets:
             if target not in installed:
                 print(f"{target}: skipped, it needs `rustup target add {target}`")
                 skipped += 1
-            elif check(target, stand_in):
+            elif type_checks(target, compiler_stub):
                 print(f"{target}: type-checks")
                 passed += 1
             else:

@@ -11,17 +11,18 @@ SKIP_NOTHING = os.environ.get("TESTS_SKIP_NOTHING") == "1"
 
 
 class Skipped(Exception):
-    """A check that this machine cannot run."""
+    """This machine cannot run a check. The message contains the reason."""
 
 
 def need(condition, what):
-    """Skips the check if `condition` is false. `what` is what it needs."""
+    """Skips the running check if `condition` is false. `what` names the missing program or permission."""
     if not condition:
         raise Skipped(f"needs {what}")
 
 
-def run(checks):
-    """Calls each check, whose name is a sentence. Prints one line for each and a summary, and exits with 1 if one failed."""
+def run_checks(checks):
+    """Calls each check, whose name is a sentence. Prints a line for each check and a summary. Exits with 1 if a check
+    failed."""
     failed = skipped = 0
     for check in checks:
         name = check.__name__.replace("_", " ")

@@ -1,7 +1,8 @@
-"""Builds the images with buildah, which needs no daemon, and runs them like a container runtime.
+"""Builds the images with buildah, which needs no daemon, and runs their programs as container runtimes do.
 
-No registry is used. The stage of `Dockerfile` that compiles gets a base that is made here and has the name of the real
-one, with a stand-in for cargo, which checks how it is called and returns the program. `make test-image-build` compiles.
+No registry is used. The tests make the base image of `Dockerfile` themselves, with the name of the real one. In it, a
+script replaces cargo: it checks how it is called, and returns the finished program instead of compiling it. `make
+test-image-build` builds the image with the real cargo.
 """
 
 import json
@@ -19,17 +20,17 @@ from conftest import (
     IS_RELEASE,
     PROVIDER,
     ROOT,
-    SPEECH,
+    SPEECH_PATH,
     USER,
     Container,
     copy_program,
+    create_owned_folder,
     free_port,
     needs,
     needs_curl,
     needs_root,
-    owned_folder,
+    request_speech,
     run,
-    speak,
 )
 
 MAX_IMAGE_SIZE = 20 * 1000 * 1000
@@ -44,10 +45,17 @@ BUILDER_ENVIRONMENT = {
     "KEYCHOIR_ADMIN_TOKEN": CANARY,
     "KEYCHOIR_CLIENT_TOKEN_FILE": f"/run/secrets/{CANARY}",
 }
-CANARY_FILES = [".env", ".cargo/credentials.toml", "keychoir.db", "keychoir.toml", "deploy/secrets/elevenlabs_api_keys", "target/debug/key"]
+CANARY_FILES = [
+    ".env",
+    ".cargo/credentials.toml",
+    "keychoir.db",
+    "keychoir.toml",
+    "deploy/secrets/elevenlabs_api_keys",
+    "target/debug/key",
+]
 
-# Stands for cargo. The first call must come before the sources are copied, so that dependencies are a layer of their own.
-CARGO = """#!/bin/sh
+# Replaces cargo. The first call must come before the sources are copied, so that the dependencies are a separate layer.
+CARGO_STUB = """#!/bin/sh
 set -eu
 test "$*" = "build --locked --release --target x86_64-unknown-linux-gnu"
 test "$RUSTFLAGS" = '@FLAGS@'
@@ -65,7 +73,8 @@ else
     echo dependencies > /calls
 fi
 """
-RUSTC = """#!/bin/sh
+# Replaces rustc, which is called only for the name of the target.
+RUSTC_STUB = """#!/bin/sh
 test "$*" = "--print host-tuple" && echo x86_64-unknown-linux-gnu
 """
 
@@ -76,7 +85,7 @@ pytestmark = [
 
 
 class Buildah:
-    """An own storage of images, without a daemon, an overlay file system or namespaces."""
+    """Runs buildah with a separate storage of images, without a daemon, an overlay file system or namespaces."""
 
     def __init__(self, folder, timeout=120):
         self.folder, self.timeout = folder, timeout
@@ -84,16 +93,21 @@ class Buildah:
     def __call__(self, *arguments, environment=None):
         folders = ["--root", self.folder / "storage", "--runroot", self.folder / "run"]
         environment = {"HOME": str(self.folder), "TMPDIR": str(self.folder), **(environment or {})}
-        return run("buildah", *folders, "--storage-driver", "vfs", *arguments, environment=environment, timeout=self.timeout).stdout
+        command = ["buildah", *folders, "--storage-driver", "vfs", *arguments]
+        return run(*command, environment=environment, timeout=self.timeout).stdout
 
     def build(self, context, dockerfile, name, environment=None, *options):
-        # Without `docker` as the format, an image has no health check.
+        """Builds an image from the folder `context`."""
+        # Only an image in the format `docker` can have a health check.
         settings = ["--format", "docker", "--isolation", "chroot", "--pull-never", "--layers"]
-        self("build", *settings, *options, "--file", context / dockerfile, "--tag", name, context, environment=environment)
+        files = ["--file", context / dockerfile, "--tag", name, context]
+        self("build", *settings, *options, *files, environment=environment)
         return Image(self, name)
 
 
 class Image:
+    """A built image and its configuration."""
+
     def __init__(self, buildah, name):
         self.buildah, self.name = buildah, name
         document = json.loads(buildah("inspect", "--type", "image", name))
@@ -114,7 +128,8 @@ class Image:
         return path
 
 
-def plant_canaries(context):
+def write_canaries(context):
+    """Writes files with a secret, which the image must not contain, into the folder from which it is built."""
     for name in CANARY_FILES:
         path = context / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +141,9 @@ def buildah(tmp_path_factory):
     return Buildah(tmp_path_factory.mktemp("buildah"))
 
 
-def make_base(buildah, folder):
-    """Makes an image with the name of the base of `Dockerfile`."""
+def make_base_image(buildah, folder):
+    """Makes an image with the name of the base image of `Dockerfile`, a shell, the program, and a replacement of cargo.
+    """
     for name in ["bin", "usr/bin", "tmp"]:
         (folder / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, folder / "bin/busybox")
@@ -136,7 +152,7 @@ def make_base(buildah, folder):
     copy_program(folder / "copied").rename(folder / "program")
     (folder / "copied").rmdir()
     flags = re.search(r"^STATIC_FLAGS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    for name, text in [("cargo", CARGO.replace("@FLAGS@", flags)), ("rustc", RUSTC)]:
+    for name, text in [("cargo", CARGO_STUB.replace("@FLAGS@", flags)), ("rustc", RUSTC_STUB)]:
         (folder / "usr/bin" / name).write_text(text)
         (folder / "usr/bin" / name).chmod(0o755)
     name = re.search(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
@@ -148,49 +164,50 @@ def make_base(buildah, folder):
 
 @pytest.fixture(scope="session")
 def source_image(buildah, tmp_path_factory):
-    """The image of `Dockerfile`."""
-    make_base(buildah, tmp_path_factory.mktemp("base"))
+    """Builds the image of `Dockerfile`."""
+    make_base_image(buildah, tmp_path_factory.mktemp("base"))
     context = tmp_path_factory.mktemp("sources")
     (context / ".cargo").mkdir()
     for name in ["Dockerfile", ".dockerignore", ".cargo/config.toml", "Cargo.toml", "Cargo.lock"]:
         shutil.copy(ROOT / name, context / name)
     for name in ["src", "config"]:
         shutil.copytree(ROOT / name, context / name)
-    plant_canaries(context)
+    write_canaries(context)
     arguments = ["--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abcdef"]
     return buildah.build(context, "Dockerfile", "keychoir-source", BUILDER_ENVIRONMENT, *arguments)
 
 
 @pytest.fixture(scope="session")
 def prebuilt_image(buildah, tmp_path_factory):
-    """The image of `Dockerfile.prebuilt`."""
+    """Builds the image of `Dockerfile.prebuilt`."""
     context = tmp_path_factory.mktemp("prebuilt")
     for name in ["Dockerfile.prebuilt", ".dockerignore"]:
         shutil.copy(ROOT / name, context / name)
     (context / "dist/state").mkdir(parents=True)
     program = "dist/keychoir-aarch64-linux" if EMULATOR else "dist/keychoir-x86_64-linux"
     copy_program(context / "dist").rename(context / program)
-    plant_canaries(context)
+    write_canaries(context)
     arguments = ["--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abcdef"]
     if EMULATOR:
         arguments += ["--build-arg", f"PROGRAM={program}", "--platform", "linux/arm64"]
     return buildah.build(context, "Dockerfile.prebuilt", "keychoir-prebuilt", BUILDER_ENVIRONMENT, *arguments)
 
 
-# The image of a program that this machine cannot run is built from the program alone.
+# For a program of another processor, only the image of the prebuilt program is tested.
 @pytest.fixture(params=["prebuilt_image"] if EMULATOR else ["source_image", "prebuilt_image"])
 def image(request):
     return request.getfixturevalue(request.param)
 
 
 def files_below(folder):
+    """Returns the relative paths of all files and folders in a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def test_an_image_contains_the_program_and_an_empty_folder(image, tmp_path):
     root = image.copy_root(tmp_path / "root")
     assert files_below(root) == {"keychoir", "var", "var/lib", "var/lib/keychoir"}
-    assert (root / "var/lib/keychoir").stat().st_uid == USER, "the user of the image must own the volume"
+    assert (root / "var/lib/keychoir").stat().st_uid == USER, "the user of the image must own its volume"
     assert (root / "keychoir").stat().st_mode & 0o7777 == 0o755
 
 
@@ -215,7 +232,7 @@ def test_no_part_of_an_image_contains_a_secret_of_its_builder(image, tmp_path):
     assert CANARY not in image.buildah("inspect", "--type", "image", image.name)
     with tarfile.open(archive) as tar:
         layers = json.load(tar.extractfile("manifest.json"))[0]["Layers"]
-        # The archive has each layer as a tar file, which is searched as it is.
+        # The search above finds a secret only in layers that are not compressed.
         assert layers and all(tar.extractfile(name).read(512)[257:262] == b"ustar" for name in layers)
 
 
@@ -224,7 +241,8 @@ def test_a_released_image_is_small(image, tmp_path):
     assert image.archive(tmp_path / "image.tar").stat().st_size <= MAX_IMAGE_SIZE
 
 
-def start_words(image):
+def start_command(image):
+    """Returns the command that a container of the image runs."""
     return [*image.config["Entrypoint"], *image.config["Cmd"]]
 
 
@@ -237,22 +255,22 @@ def test_an_image_serves_as_an_unprivileged_user_in_a_read_only_root(
     port = free_port()
     environment = {
         **image.environment,
-        # The test has no network of its own, so that the port must be free.
+        # The container uses the network of this machine, where the port of the image may be in use.
         "KEYCHOIR_SERVER__LISTEN": f"0.0.0.0:{port}",
         "KEYCHOIR_UPSTREAM__BASE_URL": f"http://{PROVIDER}:{simulator}",
         "ELEVENLABS_API_KEYS_FILE": "/run/secrets/elevenlabs_api_keys",
         "KEYCHOIR_CLIENT_TOKEN_FILE": "/run/secrets/client_token",
     }
     health_check = image.config["Healthcheck"]["Test"][1:]
-    with container.start(*start_words(image), environment=environment) as process:
+    with container.start(*start_command(image), environment=environment) as process:
         process.wait_for("Base URL")
-        assert speak(port)[0] == 200 and speak(port, "another-token-0123456789")[0] == 401
+        assert request_speech(port)[0] == 200 and request_speech(port, "another-token-0123456789")[0] == 401
         check = container.run(*health_check, environment=environment)
         assert (check.returncode, check.stdout) == (0, "ready\n"), check.stderr
         status = pathlib.Path(f"/proc/{process.child.pid}/status").read_text()
         assert f"Uid:\t{USER}\t{USER}\t{USER}\t{USER}\n" in status
         assert "CapEff:\t0000000000000000\n" in status and "NoNewPrivs:\t1\n" in status
-        # An operator's command in the running container.
+        # An operator runs a command in the running container.
         listed = container.run("/keychoir", "status", environment=environment)
         assert listed.returncode == 0 and "2 of 2 keys active" in listed.stdout, listed.stdout + listed.stderr
         assert process.terminate() == 0, "the stop signal must end the program"
@@ -262,9 +280,9 @@ def test_an_image_serves_as_an_unprivileged_user_in_a_read_only_root(
     assert (state / "keychoir.db").stat().st_uid == USER
 
 
-def test_an_image_without_settings_says_what_to_set(image, state, secrets, tmp_path):
+def test_an_image_without_settings_prints_the_missing_settings(image, state, secrets, tmp_path):
     container = Container(image.copy_root(tmp_path / "root"), state, secrets)
-    refused = container.run(*start_words(image), environment=image.environment)
+    refused = container.run(*start_command(image), environment=image.environment)
     assert refused.returncode == 78
     for advice in [
         "no ElevenLabs API keys are configured",
@@ -279,8 +297,8 @@ def test_an_image_without_settings_says_what_to_set(image, state, secrets, tmp_p
 
 
 @needs_curl
-def test_an_app_that_shares_a_folder_needs_no_token(prebuilt_image, state, secrets, simulator, tmp_path):
-    shared = owned_folder(tmp_path / "shared")
+def test_an_app_that_shares_a_unix_socket_needs_no_token(prebuilt_image, state, secrets, simulator, tmp_path):
+    shared = create_owned_folder(tmp_path / "shared")
     container = Container(prebuilt_image.copy_root(tmp_path / "root"), state, secrets, shared)
     environment = {
         **prebuilt_image.environment,
@@ -291,13 +309,13 @@ def test_an_app_that_shares_a_folder_needs_no_token(prebuilt_image, state, secre
     with container.start("/keychoir", "serve", environment=environment) as process:
         process.wait_for("Base URL")
         assert container.run("/keychoir", "healthcheck", environment=environment).stdout == "ready\n"
-        answer = run("curl", "--silent", "--unix-socket", shared / "keychoir.sock", "http://localhost/v1/models")
-        assert "eleven_flash_v2_5" in answer.stdout
+        models = run("curl", "--silent", "--unix-socket", shared / "keychoir.sock", "http://localhost/v1/models")
+        assert "eleven_flash_v2_5" in models.stdout
         assert process.terminate() == 0
 
 
 @needs_curl
-def test_the_app_of_the_compose_file_speaks_through_the_image(prebuilt_image, state, secrets, simulator, tmp_path):
+def test_the_app_of_the_compose_file_gets_speech_through_the_image(prebuilt_image, state, secrets, simulator, tmp_path):
     services = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
     port = free_port()
     container = Container(prebuilt_image.copy_root(tmp_path / "root"), state, secrets)
@@ -307,7 +325,7 @@ def test_the_app_of_the_compose_file_speaks_through_the_image(prebuilt_image, st
         "KEYCHOIR_SERVER__LISTEN": f"0.0.0.0:{port}",
         "KEYCHOIR_UPSTREAM__BASE_URL": f"http://127.0.0.1:{simulator}",
     }
-    # The network of the test has no names of services, and its secrets are in another folder.
+    # This machine does not know the host names of the services, and the secrets are in another folder.
     app = services["app"]
     base_url = app["environment"]["ELEVENLABS_BASE_URL"].replace("keychoir:11011", f"127.0.0.1:{port}")
     command = [word.replace("$$", "$").replace("/run/secrets", str(secrets)) for word in app["command"]]
@@ -315,7 +333,7 @@ def test_the_app_of_the_compose_file_speaks_through_the_image(prebuilt_image, st
         process.wait_for("Base URL")
         printed = run(*command, environment={"ELEVENLABS_BASE_URL": base_url}).stdout
         assert re.fullmatch(r"200 audio/mpeg [1-9][0-9]* bytes\n", printed), printed
-    assert SPEECH in " ".join(command)
+    assert SPEECH_PATH in " ".join(command)
     assert CLIENT_TOKEN not in "".join(process.output)
 
 

@@ -1,5 +1,5 @@
-"""The Dockerfiles, the compose files and the manifests of Kubernetes: their schemas, what they refer to, and whether
-Keychoir accepts their settings."""
+"""Tests the Dockerfiles, the compose files and the Kubernetes manifests: they match their schemas, their parts refer to
+each other, their containers are restricted, and Keychoir accepts their settings."""
 
 import os
 import pathlib
@@ -16,24 +16,27 @@ TOOLS = pathlib.Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"
 COMPOSE_FILES = [DEPLOY / "compose.yaml", DEPLOY / "compose.redis.yaml"]
 KUBERNETES_FILES = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
-# Kinds that Kubernetes itself does not have. Their fields are checked below.
+# Kinds whose schemas Kubernetes does not define. Their fields are checked below.
 OTHER_KINDS = {"Kustomization", "ServiceMonitor"}
 KUSTOMIZATION_FIELDS = {"apiVersion", "kind", "namespace", "resources", "images"}
-# Services of the compose files and containers of the manifests that run Keychoir.
+# The image of the services and containers that run Keychoir.
 IMAGE = "keychoir"
 VERSION = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
 
 
 def load(path):
+    """Returns the document in a YAML file."""
     return yaml.safe_load(path.read_text())
 
 
 def last_stage(name):
+    """Returns the last stage of a Dockerfile."""
     return (ROOT / name).read_text().split("\nFROM scratch\n")[1]
 
 
 def kustomize(folder):
-    """The documents of a folder and of those below it that it names, without changes."""
+    """Returns the documents that the kustomization of a folder lists, also those of listed folders, without its
+    changes."""
     documents = []
     for name in load(folder / "kustomization.yaml")["resources"]:
         path = folder / name
@@ -42,21 +45,25 @@ def kustomize(folder):
 
 
 def find(documents, kind):
+    """Returns the only document of a kind."""
     (document,) = [document for document in documents if document["kind"] == kind]
     return document
 
 
 def pod_containers(deployment):
+    """Returns the containers of the pods of a deployment, including the sidecars."""
     pod = deployment["spec"]["template"]["spec"]
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
 def keychoir_container(deployment):
+    """Returns the container that runs Keychoir."""
     (container,) = [container for container in pod_containers(deployment) if container["image"] == IMAGE]
     return container
 
 
 def has_labels(labels, selector):
+    """Returns whether a selector selects an object with these labels."""
     return all(labels.get(name) == value for name, value in selector["matchLabels"].items())
 
 
@@ -64,7 +71,7 @@ def test_hadolint_has_no_findings():
     run(TOOLS / "hadolint", "--failure-threshold", "style", ROOT / "Dockerfile", ROOT / "Dockerfile.prebuilt")
 
 
-def test_both_images_are_run_alike():
+def test_both_images_have_the_same_settings():
     def settings(name):
         lines = last_stage(name).splitlines()
         return [line for line in lines if not line.startswith(("COPY", "ARG PROGRAM"))]
@@ -87,8 +94,8 @@ def test_a_compose_file_matches_its_schema(path):
 def test_a_manifest_matches_its_schema(path):
     if load(path)["kind"] in OTHER_KINDS:
         return
-    result = run(TOOLS / "kubernetes-validate", "--strict", path)
-    assert "passed for resource" in result.stdout + result.stderr, result.stdout
+    validation = run(TOOLS / "kubernetes-validate", "--strict", path)
+    assert "passed for resource" in validation.stdout + validation.stderr, validation.stdout
 
 
 def test_every_manifest_belongs_to_a_kustomization():
@@ -108,7 +115,7 @@ def test_the_image_has_the_version_of_the_package():
         assert f"{IMAGE}:{VERSION}" in images, f"{path.name} must use the version of Cargo.toml"
 
 
-def test_the_parts_of_the_pool_refer_to_each_other():
+def test_the_manifests_of_the_pool_refer_to_each_other():
     documents = kustomize(DEPLOY / "kubernetes/pool")
     kinds = "Namespace Deployment Service PodDisruptionBudget NetworkPolicy Secret ServiceMonitor".split()
     assert sorted(document["kind"] for document in documents) == sorted(kinds)
@@ -132,7 +139,7 @@ def test_the_parts_of_the_pool_refer_to_each_other():
 
 
 @pytest.mark.parametrize("name", ["pool", "sidecar"])
-def test_the_files_of_a_pod_are_in_its_secret(name):
+def test_the_secret_of_a_pod_contains_the_files_of_its_settings(name):
     documents = kustomize(DEPLOY / "kubernetes" / name)
     deployment, secret = find(documents, "Deployment"), find(documents, "Secret")
     (volume,) = [volume for volume in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in volume]
@@ -161,7 +168,7 @@ def test_the_sidecar_starts_before_the_app_and_ends_after_it():
     (sidecar,) = pod["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
     for probe in ["startupProbe", "readinessProbe"]:
-        # The kubelet's own probes do not reach loopback.
+        # HTTP probes of the kubelet do not reach the loopback address of a pod, so the probes run a command.
         assert sidecar[probe]["exec"]["command"][:2] == ["/keychoir", "healthcheck"]
     variables = {variable["name"]: variable["value"] for variable in sidecar["env"]}
     assert variables["KEYCHOIR_SERVER__LISTEN"].startswith("127.0.0.1:")
@@ -170,7 +177,7 @@ def test_the_sidecar_starts_before_the_app_and_ends_after_it():
 
 
 def keychoir_settings():
-    """The settings of every Keychoir in the compose files and manifests."""
+    """Yields the settings of each Keychoir in the compose files and manifests, as a parameter of a test."""
     for path in COMPOSE_FILES:
         for name, service in load(path)["services"].items():
             if service["image"].startswith(f"{IMAGE}:"):
@@ -200,7 +207,7 @@ def test_keychoir_accepts_the_settings(settings, tmp_path):
         name: value.replace("/run/secrets", str(tmp_path)).replace("/var/lib/keychoir", str(tmp_path))
         for name, value in {**image, **settings}.items()
     }
-    # The ports of this machine may be in use.
+    # The port may be in use on this machine.
     environment["KEYCHOIR_SERVER__LISTEN"] = environment["KEYCHOIR_SERVER__LISTEN"].replace(":11011", ":0")
     run(*PROGRAM, "check", environment=environment)
 

@@ -1,4 +1,5 @@
-"""The static program in a root that contains nothing else."""
+"""Tests the static program in a root directory that contains no other files: name resolution, certificates and the
+health check work, and the program names no dynamic loader."""
 
 import struct
 
@@ -13,30 +14,31 @@ from conftest import (
     free_port,
     needs_openssl,
     needs_root,
+    request_speech,
     run,
-    speak,
     tls_in_front_of,
 )
 
-MAX_SIZE = 15 * 1000 * 1000
+MAX_PROGRAM_BYTES = 15 * 1000 * 1000
 # The type of the program header that names a dynamic loader.
 PT_INTERP = 3
-# The released program reads random bytes by a system call. The debug build needs the device for it, because only the
-# program itself, and not its dependencies, is built for static linking.
+# The released program reads random bytes by a system call. The debug build reads them from a device, because only the
+# program itself and not its dependencies are built for static linking.
 HAS_DEVICES = not IS_RELEASE
-# Names of authorities that sign certificates of the web.
+# Some certificate authorities that web browsers trust.
 WEB_AUTHORITIES = [b"ISRG Root X1", b"DigiCert Global Root G2", b"GTS Root R1"]
 
 
 @pytest.fixture
 def empty_root(tmp_path):
-    """A root with the program and nothing else."""
+    """Returns a root directory that contains only the program."""
     root = tmp_path / "root"
     copy_program(root)
     return root
 
 
 def settings(port, upstream):
+    """Returns the environment variables of a program that listens on `port`."""
     return {
         "KEYCHOIR_SERVER__LISTEN": f"127.0.0.1:{port}",
         "KEYCHOIR_STORAGE__PATH": "/var/lib/keychoir/keychoir.db",
@@ -46,7 +48,7 @@ def settings(port, upstream):
     }
 
 
-def test_the_program_needs_no_loader():
+def test_the_program_names_no_dynamic_loader():
     content = BINARY.read_bytes()
     (start,) = struct.unpack_from("<Q", content, 32)
     size, count = struct.unpack_from("<HH", content, 54)
@@ -56,15 +58,15 @@ def test_the_program_needs_no_loader():
 
 @pytest.mark.skipif(not IS_RELEASE, reason="only the released program is small")
 def test_the_released_program_is_small():
-    assert BINARY.stat().st_size <= MAX_SIZE
+    assert BINARY.stat().st_size <= MAX_PROGRAM_BYTES
     sections = run("readelf", "--sections", "--wide", BINARY).stdout
-    assert ".text" in sections and ".symtab" not in sections and ".debug_info" not in sections, "it must be stripped"
+    assert ".text" in sections and ".symtab" not in sections and ".debug_info" not in sections, "the program must contain no symbols and no debugging information"
 
 
-def test_the_program_contains_the_authorities_of_the_web():
+def test_the_program_contains_the_certificate_authorities_of_the_web():
     content = BINARY.read_bytes()
     missing = [name for name in WEB_AUTHORITIES if name not in content]
-    assert not missing, "the roots of webpki-roots must be in the program"
+    assert not missing, f"the program must contain the certificate authorities {missing}"
 
 
 @needs_root
@@ -74,9 +76,9 @@ def test_names_are_resolved_over_the_network_in_an_empty_root(empty_root, state,
     environment = settings(port, f"http://{PROVIDER}:{simulator}")
     with container.start("/keychoir", environment=environment) as process:
         process.wait_for("Base URL")
-        status, size = speak(port)
+        status, size = request_speech(port)
         assert status == 200 and size > 0
-        assert speak(port, "another-token-0123456789")[0] == 401
+        assert request_speech(port, "another-token-0123456789")[0] == 401
         assert process.terminate() == 0
 
 
@@ -87,12 +89,12 @@ def test_a_name_that_does_not_exist_is_reported_in_an_empty_root(empty_root, sta
     environment = settings(port, "http://unknown.test:1")
     with container.start("/keychoir", environment=environment) as process:
         process.wait_for("Base URL")
-        assert speak(port)[0] == 502
+        assert request_speech(port)[0] == 502
 
 
 @needs_root
 @needs_openssl
-def test_certificates_are_verified_in_a_root_without_any(
+def test_certificates_are_verified_in_an_empty_root(
     empty_root, state, secrets, simulator, nameserver, tmp_path
 ):
     with tls_in_front_of(simulator, tmp_path / "tls") as tls_port:
@@ -105,7 +107,7 @@ def test_certificates_are_verified_in_a_root_without_any(
                 environment["KEYCHOIR_UPSTREAM__CA_FILE"] = ca_file
             with container.start("/keychoir", environment=environment) as process:
                 process.wait_for("Base URL")
-                assert speak(port)[0] == expected, "a certificate of an unknown authority must be refused"
+                assert request_speech(port)[0] == expected, "a certificate of an unknown authority must be refused"
                 assert process.terminate() == 0
 
 

@@ -1,8 +1,8 @@
-"""Checks that every place with the version of the program has that of Cargo.toml.
+"""Checks that the lock files, the changelog, the documents and the manifests contain the version of Cargo.toml.
 
     python versions.py [TAG]
 
-With the tag of a release, such as `v0.2.0`, checks that it is the tag of this version.
+With the tag of a release, such as `v0.2.0`, the script also checks that it is the tag of this version.
 """
 
 import datetime
@@ -17,11 +17,11 @@ import report
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 LOCK_FILES = ["Cargo.lock", "fuzz/Cargo.lock"]
-# `keychoir:0.2.0` of an image, `keychoir-0.2.0` and `keychoir_0.2.0` of a package, `keychoir 0.2.0` and the tag `v0.2.0`
-# in a text.
+# Matches a version: `keychoir:0.2.0` of an image, `keychoir-0.2.0` and `keychoir_0.2.0` of a package, and `keychoir
+# 0.2.0` and the tag `v0.2.0` in a text.
 MENTION = re.compile(r"(?:\bkeychoir[:_ @-]v?|[\s`/(]v)(\d+\.\d+\.\d+)\b")
-# They describe the past, or other programs.
-WITHOUT_MENTIONS = ("CHANGELOG.md", "Cargo.lock", "benches/", "docs/adr/", ".github/", "tests/", "src/")
+# Files that may contain versions of the past or of other programs.
+FILES_WITH_OTHER_VERSIONS = ("CHANGELOG.md", "Cargo.lock", "benches/", "docs/adr/", ".github/", "tests/", "src/")
 
 
 def the_lock_files_have_the_version():
@@ -39,28 +39,28 @@ def the_changelog_begins_with_unreleased_changes_and_this_version():
     datetime.date.fromisoformat(date)
 
 
-def documents_and_manifests_name_no_other_version():
+def documents_and_manifests_contain_no_other_version():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in files:
-        if not name or any(name.startswith(part) or name.endswith(part) for part in WITHOUT_MENTIONS):
+        if not name or any(name.startswith(part) or name.endswith(part) for part in FILES_WITH_OTHER_VERSIONS):
             continue
         try:
             text = (ROOT / name).read_text()
         except UnicodeDecodeError:
             continue
         for mention in MENTION.finditer(text):
-            assert mention.group(1) == VERSION, f"{name} must name {VERSION}, and names {mention.group(0).strip()}"
+            assert mention.group(1) == VERSION, f"{name} must contain {VERSION}, and contains {mention.group(0).strip()}"
 
 
-def the_tag_is_that_of_the_version():
+def the_tag_belongs_to_the_version():
     assert sys.argv[1] == f"v{VERSION}", f"the tag must be v{VERSION}, and is {sys.argv[1]}"
 
 
 CHECKS = [
     the_lock_files_have_the_version,
     the_changelog_begins_with_unreleased_changes_and_this_version,
-    documents_and_manifests_name_no_other_version,
+    documents_and_manifests_contain_no_other_version,
 ]
 
 if __name__ == "__main__":
-    report.run(CHECKS + [the_tag_is_that_of_the_version] * (len(sys.argv) > 1))
+    report.run_checks(CHECKS + [the_tag_belongs_to_the_version] * (len(sys.argv) > 1))

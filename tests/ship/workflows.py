@@ -1,8 +1,9 @@
-"""Checks the workflows of GitHub: their schema, and with zizmor what an attacker could use. It runs no workflow.
+"""Checks the GitHub workflows without running them: their schemas, the weaknesses that zizmor finds, the pinned
+versions of actions, and the files and targets that their steps use.
 
     python workflows.py
 
-The Python that runs it must have the packages of workflows.requirements.txt.
+The script needs the packages of `workflows.requirements.txt`.
 """
 
 import pathlib
@@ -18,52 +19,53 @@ PROGRAMS = pathlib.Path(sys.executable).parent
 TIMEOUT_SECONDS = 120
 
 
-def succeed(program, *arguments):
+def run_successfully(program, *arguments):
+    """Runs a program of the Python environment, which must succeed."""
     command = [PROGRAMS / program, *arguments]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-    assert output.returncode == 0, f"{program} must find nothing:\n{output.stdout}{output.stderr}"
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    assert completed.returncode == 0, f"{program} must find no problems:\n{completed.stdout}{completed.stderr}"
 
 
 def the_workflows_match_their_schema():
-    succeed("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, WORKFLOWS))
+    run_successfully("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, WORKFLOWS))
 
 
-def the_updates_match_their_schema():
-    succeed("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+def the_dependabot_settings_match_their_schema():
+    run_successfully("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
 
 
-def zizmor_finds_nothing():
-    succeed("zizmor", "--offline", "--no-progress", "--strict-collection", "--persona", "pedantic", ".github")
+def zizmor_finds_no_weaknesses():
+    run_successfully("zizmor", "--offline", "--no-progress", "--strict-collection", "--persona", "pedantic", ".github")
 
 
 def each_action_is_pinned_to_a_commit_and_names_its_version():
     for workflow in WORKFLOWS:
         for line in re.findall(r"uses: (.*)", workflow.read_text()):
-            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), f"{workflow.name}: {line}"
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), f"{workflow.name} must pin {line} to a commit, with its version in a comment"
 
 
-def the_files_of_a_step_exist():
+def the_files_of_all_steps_exist():
     for workflow in WORKFLOWS:
         for path in re.findall(r"(?<![\w/$.-])(?:deploy|tests|\.ci)/[\w./-]+", workflow.read_text()):
             assert (ROOT / path).exists(), f"{workflow.name} names {path}, which does not exist"
 
 
-def the_targets_of_a_step_exist():
+def the_targets_of_all_steps_exist():
     targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
     for workflow in WORKFLOWS:
-        named = set(re.findall(r"^[^#\n]*\bmake ([\w-]+)", workflow.read_text(), re.MULTILINE))
-        assert named <= targets, f"{workflow.name} names targets that the Makefile does not have: {named - targets}"
+        used_targets = set(re.findall(r"^[^#\n]*\bmake ([\w-]+)", workflow.read_text(), re.MULTILINE))
+        assert used_targets <= targets, f"{workflow.name} uses unknown targets of the Makefile: {used_targets - targets}"
 
 
 CHECKS = [
     the_workflows_match_their_schema,
-    the_updates_match_their_schema,
-    zizmor_finds_nothing,
+    the_dependabot_settings_match_their_schema,
+    zizmor_finds_no_weaknesses,
     each_action_is_pinned_to_a_commit_and_names_its_version,
-    the_files_of_a_step_exist,
-    the_targets_of_a_step_exist,
+    the_files_of_all_steps_exist,
+    the_targets_of_all_steps_exist,
 ]
 
 if __name__ == "__main__":
     assert WORKFLOWS, "there must be workflows"
-    report.run(CHECKS)
+    report.run_checks(CHECKS)

@@ -1,5 +1,5 @@
-"""Runs the Autobahn WebSocket cases with kosoku, first directly between two programs and then through Keychoir.
-The verdicts must be equal.
+"""Runs the Autobahn WebSocket test cases with kosoku, first directly between two programs and then through Keychoir,
+and compares the verdicts of the cases, which must be equal.
 
 An echo client connects to the server of the cases, over ws and over wss, and the client of the cases connects to an
 echo server. Keychoir validates frames only on the paths of the provider, and forwards invalid frames unchanged on the
@@ -31,7 +31,8 @@ KEY = "sk_of_the_sockets_tests"
 # The client credential. The server must receive the key of the pool instead.
 CLIENT_TOKEN = "anything-the-app-sends"
 
-# Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, sizes, and the smallest compression cases.
+# The cases of frames, pings, reserved bits, opcodes, fragments, UTF-8, closes and sizes, and the smallest cases of
+# compression.
 QUICK_CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.1.*", "9.2.*", "10.*"]
 QUICK_CASES += [f"{group}.{case}" for group in ("12.1", "12.2", "13.1", "13.3", "13.4", "13.7") for case in (1, 5)]
 # The number of concurrent cases. A case mostly waits for its peer.
@@ -61,14 +62,14 @@ async def echo(socket):
 @contextlib.asynccontextmanager
 async def echo_server():
     """Starts an echo server. Yields its URL."""
-    async def handle(request):
+    async def respond(request):
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         await echo(socket)
         return socket
 
     app = web.Application()
-    app.router.add_get("/{path:.*}", handle)
+    app.router.add_get("/{path:.*}", respond)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -80,23 +81,25 @@ async def echo_server():
 
 
 async def run_cases_against_echo_client(cases, through):
-    """Returns the results of an echo client. `through` yields the URL and the TLS setting with which it connects."""
+    """Returns the results of an echo client. `through` is a context manager that yields the URL and the TLS setting
+    with which the client connects."""
     async with kosoku.run_fuzzingserver(cases, host="127.0.0.1", port=0) as server:
-        async with through(f"http://127.0.0.1:{server.port}") as (base, tls):
+        async with through(f"http://127.0.0.1:{server.port}") as (base_url, tls):
             async with aiohttp.ClientSession(headers={"xi-api-key": CLIENT_TOKEN}) as session:
-                connect = lambda path: session.ws_connect(f"{base}{path}", max_msg_size=0, compress=15, ssl=tls)
+                connect = lambda path: session.ws_connect(f"{base_url}{path}", max_msg_size=0, compress=15, ssl=tls)
                 async with connect("/getCaseCount") as socket:
-                    count = int((await socket.receive()).data)
-                slots = asyncio.Semaphore(MAX_CONCURRENT_CASES)
+                    case_count = int((await socket.receive()).data)
+                case_slots = asyncio.Semaphore(MAX_CONCURRENT_CASES)
 
                 async def run_case(case):
-                    # A client error is part of the case. The server records the verdict.
-                    async with slots:
+                    # Some cases cause an error of the client. The server records the verdict in any case.
+                    async with case_slots:
                         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-                            async with asyncio.timeout(CASE_TIMEOUT_SECONDS), connect(f"/runCase?case={case}&agent=echo") as socket:
+                            path = f"/runCase?case={case}&agent=echo"
+                            async with asyncio.timeout(CASE_TIMEOUT_SECONDS), connect(path) as socket:
                                 await echo(socket)
 
-                await asyncio.gather(*map(run_case, range(1, count + 1)))
+                await asyncio.gather(*map(run_case, range(1, case_count + 1)))
                 async with connect("/updateReports?agent=echo") as socket:
                     await socket.receive()
                 return await all_results(server.get_result())
@@ -104,19 +107,21 @@ async def run_cases_against_echo_client(cases, through):
 
 async def run_cases_against_echo_server(cases, through):
     """Returns the results of an echo server, to which the client of the cases connects by the URL of `through`."""
-    async with echo_server() as server, through(server) as (base, _):
+    async with echo_server() as server, through(server) as (base_url, _):
         # Keychoir serves its own page at the root. Other paths are forwarded to the server.
-        url = base.replace("http://", "ws://") + "/echo"
+        url = base_url.replace("http://", "ws://") + "/echo"
         return await all_results(kosoku.run_fuzzingclient(url, cases, concurrency=MAX_CONCURRENT_CASES))
 
 
 @contextlib.asynccontextmanager
 async def connect_directly(upstream):
+    """Yields the URL of the upstream and the default TLS setting."""
     yield upstream, True
 
 
 def through_keychoir(binary, scheme):
-    """Returns a context manager that starts Keychoir in front of an upstream, for HTTP or HTTPS clients."""
+    """Returns a context manager that starts Keychoir in front of an upstream, and yields the URL of Keychoir with
+    `scheme` and the TLS setting of its clients."""
 
     @contextlib.asynccontextmanager
     async def through(upstream):
@@ -149,7 +154,7 @@ def through_keychoir(binary, scheme):
 
 
 async def wait_for_port(child, log):
-    """Waits for the address in the log. Returns the port."""
+    """Waits until the log of Keychoir contains its address. Returns the port."""
     started_at = time.monotonic()
     while time.monotonic() - started_at < START_TIMEOUT_SECONDS and child.poll() is None:
         match = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
@@ -159,39 +164,41 @@ async def wait_for_port(child, log):
     raise SystemExit(f"keychoir did not start:\n{log.read_text()}")
 
 
-def verdict(result):
-    """Returns the values that are compared: the verdicts on the messages and the close frame, and the received close frame."""
+def verdict_of(result):
+    """Returns the values that are compared: the verdicts on the messages and the close frame, and the received close
+    frame."""
     behavior, close = result.behavior.value, result.behavior_close.value
-    # If any way to close is allowed, the close frame may be missing, which also happens without Keychoir (7.1.6).
+    # If a case permits every way to close, the close frame may be missing, also without Keychoir, as in case 7.1.6.
     if close == "INFORMATIONAL":
         return behavior, close, None, None
     return behavior, close, result.remote_close_code, result.remote_close_reason
 
 
 def format_verdict(verdict):
+    """Returns a verdict as the text of a table cell."""
     behavior, close, code, reason = verdict
     return f"{behavior}, close {close}" + (f" {code} {reason or ''}".rstrip() if code else "")
 
 
 def print_differences(title, direct, proxied):
-    """Prints the cases whose verdicts differ. Returns their number."""
-    direct_verdicts = {result.case_id: verdict(result) for result in direct}
-    proxied_verdicts = {result.case_id: verdict(result) for result in proxied}
+    """Prints the cases whose verdicts directly and through Keychoir differ. Returns their number."""
+    direct_verdicts = {result.case_id: verdict_of(result) for result in direct}
+    proxied_verdicts = {result.case_id: verdict_of(result) for result in proxied}
     format_case = lambda verdicts, case: format_verdict(verdicts[case]) if case in verdicts else "absent"
-    rows = [
+    differences = [
         (case, format_case(direct_verdicts, case), format_case(proxied_verdicts, case))
         for case in sorted(direct_verdicts | proxied_verdicts, key=lambda case: [int(part) for part in case.split(".")])
         if direct_verdicts.get(case) != proxied_verdicts.get(case)
     ]
     passed = sum(result.passed for result in direct)
-    print(f"{title}: {len(direct_verdicts)} cases, {passed} pass directly, {len(rows)} differ", flush=True)
-    for case, direct_verdict, proxied_verdict in rows:
+    print(f"{title}: {len(direct_verdicts)} cases, {passed} pass directly, {len(differences)} differ", flush=True)
+    for case, direct_verdict, proxied_verdict in differences:
         print(f"    {case:9}  directly: {direct_verdict:40}  through keychoir: {proxied_verdict}")
-    return len(rows)
+    return len(differences)
 
 
 def count_wrong_credentials(results):
-    """Returns the number of handshakes without the key of the pool, or with the client credential."""
+    """Returns the number of forwarded handshakes without the key of the pool or with the client credential."""
     requests = [result.http_request.lower() for result in results]
     return sum(CLIENT_TOKEN in request or f"xi-api-key: {KEY}" not in request for request in requests)
 
@@ -201,15 +208,16 @@ async def main(binary, cases):
     through_http, through_https = through_keychoir(binary, "http"), through_keychoir(binary, "https")
     direct = await run_cases_against_echo_client(cases, connect_directly)
     over_ws = await run_cases_against_echo_client(cases, through_http)
-    failures = print_differences("an echo client over ws", direct, over_ws)
+    difference_count = print_differences("an echo client over ws", direct, over_ws)
     over_wss = await run_cases_against_echo_client(cases, through_https)
-    failures += print_differences("an echo client over wss", direct, over_wss)
+    difference_count += print_differences("an echo client over wss", direct, over_wss)
     wrong_credentials = count_wrong_credentials(over_ws) + count_wrong_credentials(over_wss)
     print(f"{wrong_credentials} handshakes were forwarded without the key of the pool or with the client credential")
     direct = await run_cases_against_echo_server(cases, connect_directly)
-    failures += print_differences("an echo server", direct, await run_cases_against_echo_server(cases, through_http))
-    print(f"{failures} differences in {time.monotonic() - started_at:.0f} s")
-    return 1 if failures or wrong_credentials else 0
+    proxied = await run_cases_against_echo_server(cases, through_http)
+    difference_count += print_differences("an echo server", direct, proxied)
+    print(f"{difference_count} differences in {time.monotonic() - started_at:.0f} s")
+    return 1 if difference_count or wrong_credentials else 0
 
 
 if __name__ == "__main__":

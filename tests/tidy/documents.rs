@@ -1,4 +1,4 @@
-//! Checks that the documents name code, files and tests that exist, and that `ARCHITECTURE.md` stays short.
+//! Checks that the documents name only code, files and tests that exist, and that `ARCHITECTURE.md` stays short.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -7,27 +7,28 @@ use std::path::Path;
 
 use super::{package_root, visit_files};
 
-/// Returns the code spans of a document.
+/// Returns the code spans of a document, which are the parts between backticks.
 fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
 #[test]
-fn the_architecture_is_read_in_one_sitting() {
+fn the_architecture_document_stays_short() {
     let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
     let (_, glossary) = text.split_once("## Glossary").unwrap();
     let (glossary, _) = glossary.split_once("\n## ").unwrap();
-    // Without the head of the table and its rule.
+    // The first two lines of a table are its head and a rule.
     let terms = glossary.lines().filter(|line| line.starts_with('|')).count() - 2;
-    assert!(text.lines().count() <= 200 && terms <= 40, "{} lines, {terms} terms", text.lines().count());
+    let lines = text.lines().count();
+    assert!(lines <= 200 && terms <= 40, "there may be 200 lines and 40 terms: {lines} lines, {terms} terms");
 }
 
 #[test]
 fn the_tests_of_the_invariants_exist() {
     let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
     let (_, invariants) = text.split_once("## Invariants").unwrap();
-    let mut file = (String::new(), String::new());
-    let mut count = 0;
+    let (mut file_name, mut file_text) = (String::new(), String::new());
+    let mut test_count = 0;
     for name in code_spans(invariants) {
         if name.ends_with(".rs") {
             let path = if name.starts_with("src/") {
@@ -35,41 +36,42 @@ fn the_tests_of_the_invariants_exist() {
             } else {
                 package_root().join("tests").join(name)
             };
-            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
-            file = (name.to_owned(), text);
-        } else if name.contains('_') && !name.contains('/') && !file.0.is_empty() {
-            assert!(file.1.contains(&format!("fn {name}(")), "{} must contain the test {name}", file.0);
-            count += 1;
+            name.clone_into(&mut file_name);
+            file_text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        } else if name.contains('_') && !name.contains('/') && !file_name.is_empty() {
+            assert!(file_text.contains(&format!("fn {name}(")), "{file_name} must contain the test {name}");
+            test_count += 1;
         }
     }
-    assert!(count > 30, "{count}");
+    assert!(test_count > 30, "the names of more than 30 tests must be found, not {test_count}");
 }
 
 #[test]
 fn documents_name_code_that_exists() {
-    let (mut source, mut names) = (String::new(), BTreeSet::new());
-    for place in ["src", "tests", "benches", "fuzz"] {
-        visit_files(&package_root().join(place), &mut |path| {
-            names.insert(path.file_name().unwrap().to_owned());
+    let (mut source, mut file_names) = (String::new(), BTreeSet::new());
+    for directory in ["src", "tests", "benches", "fuzz"] {
+        visit_files(&package_root().join(directory), &mut |path| {
+            file_names.insert(path.file_name().unwrap().to_owned());
             if path.extension().is_some_and(|extension| extension == "rs") {
                 source += &fs::read_to_string(path).unwrap();
             }
         });
     }
-    let words: BTreeSet<&str> = source.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let is_separator = |character: char| !character.is_alphanumeric() && character != '_';
+    let identifiers: BTreeSet<&str> = source.split(is_separator).collect();
     let mut violations = Vec::new();
-    let mut check = |path: &Path| {
+    let mut check_document = |path: &Path| {
         let text = fs::read_to_string(path).unwrap();
         for name in code_spans(&text) {
             let is_file = name.ends_with(".rs") && !name.contains([' ', '*']);
-            let is_path =
-                name.contains("::") && name.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
-            let places = ["", "src", "tests", "benches", "src/proxy"];
+            let is_path = name.contains("::")
+                && name.chars().all(|character| character.is_alphanumeric() || "_:".contains(character));
+            let directories = ["", "src", "tests", "benches", "src/proxy"];
             let exists = if is_file {
-                names.contains(OsStr::new(name))
-                    || places.iter().any(|place| package_root().join(place).join(name).exists())
+                file_names.contains(OsStr::new(name))
+                    || directories.iter().any(|directory| package_root().join(directory).join(name).exists())
             } else {
-                !is_path || name.split("::").all(|part| words.contains(part))
+                !is_path || name.split("::").all(|part| identifiers.contains(part))
             };
             if !exists {
                 violations.push(format!("{}: `{name}`", path.display()));
@@ -78,11 +80,11 @@ fn documents_name_code_that_exists() {
     };
     visit_files(&package_root().join("docs"), &mut |path| {
         if path.extension().is_some_and(|extension| extension == "md") {
-            check(path);
+            check_document(path);
         }
     });
     for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
-        check(&package_root().join(name));
+        check_document(&package_root().join(name));
     }
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }

@@ -1,4 +1,5 @@
-//! Checks the imports between modules, and the purity of `elevenlabs` and `policy`.
+//! Checks on parsed source that each module imports only the modules that it may import, that only `platform` uses what
+//! one operating system has, and that `elevenlabs` and `policy` do no I/O and read no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,9 +7,9 @@ use std::fs;
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-use super::{File, attributes, is_for_tests, package_root, read_files};
+use super::{SourceFile, attributes, is_for_tests, package_root, read_source_files};
 
-/// Each module and its permitted imports, without itself. `ARCHITECTURE.md` draws them.
+/// Each module, and the other modules that it may import. `ARCHITECTURE.md` contains a drawing of them.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("policy", &["secret"]),
@@ -122,8 +123,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// The modules whose functions are pure.
-const PURE: &[&str] = &["elevenlabs", "policy"];
+/// The modules whose functions depend only on their arguments and have no side effects.
+const PURE_MODULES: &[&str] = &["elevenlabs", "policy"];
 
 /// Crates that a pure module may use, in addition to the standard library.
 const PURE_CRATES: &[&str] = &[
@@ -142,8 +143,8 @@ const PURE_CRATES: &[&str] = &[
     "tokio_tungstenite",
 ];
 
-/// Modules of the standard library that a pure module may use. Each has only functions of their arguments.
-const PURE_STD: &[&str] = &[
+/// Modules of the standard library that a pure module may use. Their functions have no side effects.
+const PURE_STD_MODULES: &[&str] = &[
     "any",
     "array",
     "borrow",
@@ -168,7 +169,7 @@ const PURE_STD: &[&str] = &[
 ];
 
 /// Single items of other modules of the standard library that a pure module may use.
-const PURE_ITEMS: &[&str] = &[
+const PURE_STD_ITEMS: &[&str] = &[
     "sync::Arc",
     "sync::LazyLock",
     "time::Duration",
@@ -178,10 +179,10 @@ const PURE_ITEMS: &[&str] = &[
     "net::Ipv6Addr",
 ];
 
-impl File {
-    /// Returns all paths in the code, as segments from the crate root: `["crate", "pool", "Pool"]`.
-    fn paths(&self) -> Paths {
-        let mut paths = Paths { modules: self.modules.clone(), ..Paths::default() };
+impl SourceFile {
+    /// Returns all paths in the code, as segments from the crate root: `["crate", "pool", "Pool"]`. A test has none.
+    fn paths(&self) -> CollectedPaths {
+        let mut paths = CollectedPaths { modules: self.modules.clone(), ..CollectedPaths::default() };
         if !self.is_test {
             paths.visit_file(&self.syntax);
         }
@@ -191,14 +192,17 @@ impl File {
 
 /// Collects the paths in a file, including paths in macros, except in test items.
 #[derive(Default)]
-struct Paths {
+struct CollectedPaths {
+    /// The modules that lead to the visited item.
     modules: Vec<String>,
     found: BTreeSet<Vec<String>>,
+    /// Whether the file contains an asynchronous function or block.
     has_async: bool,
+    /// Imports that would hide a path from this collection.
     violations: Vec<String>,
 }
 
-impl Paths {
+impl CollectedPaths {
     /// Adds a path. Leading `super` and `self` segments are replaced by the path from the crate root.
     fn add(&mut self, path: Vec<String>) {
         let mut base = self.modules.clone();
@@ -223,10 +227,11 @@ impl Paths {
         }
     }
 
-    fn add_tree(&mut self, before: &[String], tree: &syn::UseTree) {
+    /// Adds the paths of a `use` declaration. `before` contains the segments before `tree`.
+    fn add_use_tree(&mut self, before: &[String], tree: &syn::UseTree) {
         let path_with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
         match tree {
-            syn::UseTree::Path(path) => self.add_tree(&path_with(&path.ident), &path.tree),
+            syn::UseTree::Path(path) => self.add_use_tree(&path_with(&path.ident), &path.tree),
             syn::UseTree::Name(name) => self.add(path_with(&name.ident)),
             syn::UseTree::Rename(name) => {
                 let is_root = before.iter().all(|part| ["crate", "super", "self"].contains(&part.as_str()));
@@ -243,7 +248,7 @@ impl Paths {
                 }
                 self.add(before.to_vec());
             }
-            syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.add_tree(before, tree)),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.add_use_tree(before, tree)),
         }
     }
 
@@ -273,7 +278,7 @@ impl Paths {
     }
 }
 
-impl<'ast> Visit<'ast> for Paths {
+impl<'ast> Visit<'ast> for CollectedPaths {
     fn visit_item(&mut self, item: &'ast syn::Item) {
         if !is_for_tests(attributes(item)) {
             visit::visit_item(self, item);
@@ -293,7 +298,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        self.add_tree(&[], &item.tree);
+        self.add_use_tree(&[], &item.tree);
     }
 
     fn visit_item_extern_crate(&mut self, item: &'ast syn::ItemExternCrate) {
@@ -322,21 +327,22 @@ impl<'ast> Visit<'ast> for Paths {
 }
 
 /// Returns the modules of this package that a file imports.
-fn imports(paths: &Paths) -> BTreeSet<&str> {
-    let inside = |path: &&Vec<String>| ["crate", "keychoir"].contains(&path[0].as_str()) && path.len() > 1;
-    let crate_paths = paths.found.iter().filter(|path| !path.is_empty()).filter(inside);
+fn imported_modules(paths: &CollectedPaths) -> BTreeSet<&str> {
+    let is_of_package =
+        |path: &&Vec<String>| ["crate", "keychoir"].contains(&path[0].as_str()) && path.len() > 1;
+    let crate_paths = paths.found.iter().filter(|path| !path.is_empty()).filter(is_of_package);
     crate_paths.map(|path| path[1].as_str()).filter(|name| name.starts_with(char::is_lowercase)).collect()
 }
 
 #[test]
-fn imports_point_inward() {
+fn each_module_imports_only_permitted_modules() {
     let allowed: BTreeMap<&str, &[&str]> = IMPORTS.iter().copied().collect();
     let mut violations = Vec::new();
-    for file in read_files() {
+    for file in read_source_files() {
         let module = file.module();
-        let permitted = allowed.get(module).unwrap_or_else(|| panic!("{module} has no line in the table"));
+        let permitted = allowed.get(module).unwrap_or_else(|| panic!("`IMPORTS` must contain {module}"));
         let paths = file.paths();
-        for import in imports(&paths) {
+        for import in imported_modules(&paths) {
             if import != module && !permitted.contains(&import) && allowed.contains_key(import) {
                 violations.push(format!("{}: {module} imports {import}", file.path.display()));
             }
@@ -349,19 +355,19 @@ fn imports_point_inward() {
 
 #[test]
 fn every_permitted_import_is_used() {
-    let files = read_files();
-    let paths: Vec<(&str, Paths)> = files.iter().map(|file| (file.module(), file.paths())).collect();
+    let files = read_source_files();
+    let paths: Vec<(&str, CollectedPaths)> = files.iter().map(|file| (file.module(), file.paths())).collect();
     for (module, permitted) in IMPORTS {
         for import in *permitted {
             let mut module_paths = paths.iter().filter(|(name, _)| name == module);
-            let is_used = module_paths.any(|(_, paths)| imports(paths).contains(import));
-            assert!(is_used, "{module} need not be allowed to import {import}");
+            let is_used = module_paths.any(|(_, paths)| imported_modules(paths).contains(import));
+            assert!(is_used, "{module} does not import {import}, so `IMPORTS` must not permit it");
         }
     }
 }
 
-/// The crates and modules of the standard library that exist for some operating systems only.
-const OF_SYSTEMS: &[&[&str]] = &[
+/// Crates, modules and types that exist only on some operating systems.
+const SYSTEM_PATHS: &[&[&str]] = &[
     &["rustix"],
     &["sd_notify"],
     &["std", "os"],
@@ -375,18 +381,19 @@ const OF_SYSTEMS: &[&[&str]] = &[
 #[test]
 fn only_platform_uses_what_one_operating_system_has() {
     let mut violations = Vec::new();
-    let mut uses = 0;
-    for file in read_files() {
-        let is_of_system = |path: &&Vec<String>| OF_SYSTEMS.iter().any(|start| path_starts_with(path, start));
+    let mut platform_uses = 0;
+    for file in read_source_files() {
+        let is_system_path =
+            |path: &&Vec<String>| SYSTEM_PATHS.iter().any(|start| path_starts_with(path, start));
         let paths = file.paths();
         let found: Vec<String> =
-            paths.found.iter().filter(is_of_system).map(|path| path.join("::")).collect();
+            paths.found.iter().filter(is_system_path).map(|path| path.join("::")).collect();
         match file.module() {
-            "platform" => uses += found.len(),
+            "platform" => platform_uses += found.len(),
             _ => violations.extend(found.iter().map(|path| format!("{}: {path}", file.path.display()))),
         }
     }
-    assert!(uses > 10, "the paths of `platform` are not found");
+    assert!(platform_uses > 10, "the paths in `platform` must be found, not only {platform_uses} of them");
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
@@ -398,7 +405,7 @@ fn path_starts_with(path: &[String], start: &[&str]) -> bool {
 fn policy_and_elevenlabs_are_pure() {
     let crates = dependencies();
     let mut violations = Vec::new();
-    for file in read_files().iter().filter(|file| PURE.contains(&file.module())) {
+    for file in read_source_files().iter().filter(|file| PURE_MODULES.contains(&file.module())) {
         let paths = file.paths();
         if paths.has_async {
             violations.push(format!("{}: is async", file.path.display()));
@@ -418,13 +425,13 @@ fn purity_violation(path: &[String], crates: &BTreeSet<String>) -> Option<String
     let item = rest.first().map(|third| format!("{second}::{third}")).unwrap_or_default();
     match first.as_str() {
         "std" | "core" | "alloc" => {
-            let is_pure = PURE_STD.contains(&second.as_str())
-                || PURE_ITEMS.contains(&item.as_str())
+            let has_no_side_effects = PURE_STD_MODULES.contains(&second.as_str())
+                || PURE_STD_ITEMS.contains(&item.as_str())
                 || second.starts_with(char::is_uppercase)
-                // Number types, with their constants.
-                || second.chars().any(|c| c.is_ascii_digit());
+                // A number type, such as `u64`.
+                || second.chars().any(|character| character.is_ascii_digit());
             let is_random = path.iter().any(|part| part == "RandomState");
-            (!is_pure || is_random).then(|| format!("uses {}", path.join("::")))
+            (!has_no_side_effects || is_random).then(|| format!("uses {}", path.join("::")))
         }
         // Other paths start with an item that the file imports by a path that is also checked.
         _ => (crates.contains(first) && !PURE_CRATES.contains(&first.as_str()))
@@ -436,28 +443,31 @@ fn purity_violation(path: &[String], crates: &BTreeSet<String>) -> Option<String
 fn dependencies() -> BTreeSet<String> {
     let manifest = fs::read_to_string(package_root().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
-    let of_targets = manifest["target"].as_table().unwrap().values();
-    let tables =
-        of_targets.chain([&manifest["dependencies"]]).map(|table| table.get("dependencies").unwrap_or(table));
+    let target_tables = manifest["target"].as_table().unwrap().values();
+    let tables = target_tables
+        .chain([&manifest["dependencies"]])
+        .map(|table| table.get("dependencies").unwrap_or(table));
     tables.flat_map(|table| table.as_table().unwrap().keys()).map(|name| name.replace('-', "_")).collect()
 }
 
+/// Checks that the paths in `code`, as a file of the module `policy::cost`, include the `expected` ones.
 #[track_caller]
-fn check_paths(code: &str, expected: &[&str]) {
-    let mut paths = Paths { modules: vec!["policy".to_owned(), "cost".to_owned()], ..Paths::default() };
+fn check_collected_paths(code: &str, expected: &[&str]) {
+    let mut paths =
+        CollectedPaths { modules: vec!["policy".to_owned(), "cost".to_owned()], ..CollectedPaths::default() };
     paths.visit_file(&syn::parse_file(code).unwrap());
     for path in expected {
         let path: Vec<String> = path.split("::").map(str::to_owned).collect();
-        assert!(paths.found.contains(&path), "{path:?} must be in {:?}", paths.found);
+        assert!(paths.found.contains(&path), "{path:?} must be found: {:?}", paths.found);
     }
 }
 
 #[test]
 fn paths_are_found_in_every_form_of_import() {
-    check_paths("use crate::{pool::Pool, proxy};", &["crate::pool::Pool", "crate::proxy"]);
-    check_paths("use super::super::pool::Pool;", &["crate::pool::Pool"]);
-    check_paths("fn f() { crate::pool::make() }", &["crate::pool::make"]);
-    check_paths("#[cfg(test)] mod a {} fn f() { core::time::x() }", &["core::time::x"]);
-    check_paths("fn f() { vec![std::env::vars()]; }", &["std::env::vars"]);
-    check_paths("mod inner { use super::super::super::pool::Pool; }", &["crate::pool::Pool"]);
+    check_collected_paths("use crate::{pool::Pool, proxy};", &["crate::pool::Pool", "crate::proxy"]);
+    check_collected_paths("use super::super::pool::Pool;", &["crate::pool::Pool"]);
+    check_collected_paths("fn f() { crate::pool::make() }", &["crate::pool::make"]);
+    check_collected_paths("#[cfg(test)] mod a {} fn f() { core::time::x() }", &["core::time::x"]);
+    check_collected_paths("fn f() { vec![std::env::vars()]; }", &["std::env::vars"]);
+    check_collected_paths("mod inner { use super::super::super::pool::Pool; }", &["crate::pool::Pool"]);
 }

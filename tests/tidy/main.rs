@@ -1,5 +1,5 @@
-//! Checks the project's structure and language on parsed source: imports, names of types, forbidden words, the size
-//! of files, module docs, and what the documents name.
+//! Checks the structure and the language of the repository: the imports of modules, the names of types, forbidden
+//! words, the length of files, module documentation, the comparison of tokens, and names in documents.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,14 +19,15 @@ use std::path::{Path, PathBuf};
 /// Maximum number of lines in a file without its tests.
 const MAX_LINES: usize = 420;
 
-/// Words that do not name the subject of a sentence.
+/// Words that leave open who or what is meant.
 const FORBIDDEN_WORDS: &[&str] = &["whoever", "somebody", "strangers", "the house"];
 
 /// Type names that several modules may use.
 const COMMON_NAMES: &[&str] =
     &["Arguments", "Command", "Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
 
-struct File {
+/// A parsed source file.
+struct SourceFile {
     path: PathBuf,
     /// The modules that lead to the file: `["proxy", "socket", "frame"]`.
     modules: Vec<String>,
@@ -39,23 +40,26 @@ fn package_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read_files() -> Vec<File> {
+/// Returns all Rust files in `src/`.
+fn read_source_files() -> Vec<SourceFile> {
     let mut files = Vec::new();
     visit_files(&package_root().join("src"), &mut |path| {
         if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(File::read(path.to_owned()));
+            files.push(SourceFile::read(path.to_owned()));
         }
     });
     assert!(files.len() > 40, "the source files must be found");
     files
 }
 
+/// Calls `visit` for each file in a directory and its subdirectories, without files that tools have generated.
 fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let is_foreign = name.starts_with('.') || ["target", "node_modules", "__pycache__"].contains(&&*name);
-        if path.is_dir() && !is_foreign {
+        let is_generated_or_hidden =
+            name.starts_with('.') || ["target", "node_modules", "__pycache__"].contains(&&*name);
+        if path.is_dir() && !is_generated_or_hidden {
             visit_files(&path, visit);
         } else if path.is_file() {
             visit(&path);
@@ -63,13 +67,13 @@ fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
     }
 }
 
-impl File {
+impl SourceFile {
     fn read(path: PathBuf) -> Self {
         let text = fs::read_to_string(&path).unwrap();
         let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let inside = path.strip_prefix(package_root().join("src")).unwrap().with_extension("");
+        let relative_path = path.strip_prefix(package_root().join("src")).unwrap().with_extension("");
         let mut modules: Vec<String> =
-            inside.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+            relative_path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
         if modules.len() > 1 && modules.last().is_some_and(|last| last == "mod") {
             modules.pop();
         }
@@ -77,19 +81,21 @@ impl File {
         Self { path, modules, is_test, text, syntax }
     }
 
+    /// Returns the top-level module that contains the file.
     fn module(&self) -> &str {
         &self.modules[0]
     }
 
     /// Returns the number of lines, not counting test items.
-    fn lines(&self) -> usize {
+    fn count_lines(&self) -> usize {
         let line_count = self.text.lines().count();
         let tests = self.syntax.items.iter().filter(|item| is_for_tests(attributes(item)));
-        line_count - tests.map(|item| lines_of(item, &self.text)).sum::<usize>()
+        line_count - tests.map(count_item_lines).sum::<usize>()
     }
 }
 
-/// Whether an item is compiled for tests only: `#[cfg(test)]`, or `#[cfg(all(test, …))]`.
+/// Returns whether an item with these attributes is compiled only for tests: `#[test]`, `#[cfg(test)]`, or
+/// `#[cfg(all(test, …))]`.
 fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("test")
@@ -101,6 +107,7 @@ fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
     })
 }
 
+/// Returns the attributes of an item, or none for a kind of item that the source does not contain.
 fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     match item {
         syn::Item::Const(item) => &item.attrs,
@@ -119,26 +126,26 @@ fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     }
 }
 
-/// Returns the lines of an item, from its attributes to its end.
-fn lines_of(item: &syn::Item, text: &str) -> usize {
+/// Returns the number of lines of an item, from its first attribute to its end.
+fn count_item_lines(item: &syn::Item) -> usize {
     use syn::spanned::Spanned as _;
     let first = attributes(item).first().map_or_else(|| item.span().start(), |first| first.span().start());
     let last = item.span().end();
-    assert!(last.line <= text.lines().count() + 1);
     last.line - first.line + 1
 }
 
 #[test]
 fn type_names_are_unique() {
     let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    // The names of `platform::unix` are those of `platform::windows`.
-    let is_variant = |file: &File| {
+    // `platform::unix` and `platform::windows` define the same names, of which each program has one.
+    let is_windows_variant = |file: &SourceFile| {
         file.module() == "platform" && file.modules.get(1).is_some_and(|name| name == "windows")
     };
-    let files = read_files();
-    let product =
-        files.iter().filter(|file| !file.is_test && file.module() != "simulator" && !is_variant(file));
-    for file in product {
+    let files = read_source_files();
+    let production_files = files
+        .iter()
+        .filter(|file| !file.is_test && file.module() != "simulator" && !is_windows_variant(file));
+    for file in production_files {
         for item in file.syntax.items.iter().filter(|item| !is_for_tests(attributes(item))) {
             let name = match item {
                 syn::Item::Enum(item) => &item.ident,
@@ -151,8 +158,8 @@ fn type_names_are_unique() {
     }
     let duplicates: Vec<String> = defined
         .iter()
-        .filter(|(name, places)| places.len() > 1 && !COMMON_NAMES.contains(&name.as_str()))
-        .map(|(name, places)| format!("{name}: {places:?}"))
+        .filter(|(name, modules)| modules.len() > 1 && !COMMON_NAMES.contains(&name.as_str()))
+        .map(|(name, modules)| format!("{name}: {modules:?}"))
         .collect();
     assert!(duplicates.is_empty(), "{}", duplicates.join("\n"));
 }
@@ -160,7 +167,7 @@ fn type_names_are_unique() {
 #[test]
 fn forbidden_words_are_not_used() {
     let mut violations = Vec::new();
-    let mut check = |path: &Path| {
+    let mut check_words = |path: &Path| {
         let Ok(text) = fs::read_to_string(path) else { return };
         for (number, line) in text.lines().enumerate() {
             let lower = line.to_lowercase();
@@ -169,27 +176,27 @@ fn forbidden_words_are_not_used() {
             }
         }
     };
-    for place in ["src", "tests", "benches", "config", "deploy", "docs", "systemd"] {
-        visit_files(&package_root().join(place), &mut |path| {
+    for directory in ["src", "tests", "benches", "config", "deploy", "docs", "systemd"] {
+        visit_files(&package_root().join(directory), &mut |path| {
             let is_text = ["rs", "md", "toml", "py", "mjs", "js", "sql", "service", "txt"]
                 .iter()
                 .any(|extension| path.extension().is_some_and(|found| found == *extension));
             if is_text && !path.ends_with("tests/tidy/main.rs") {
-                check(path);
+                check_words(path);
             }
         });
     }
     for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"]
     {
-        check(&package_root().join(name));
+        check_words(&package_root().join(name));
     }
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
-/// A derived comparison of tokens would stop at the first difference.
+/// A derived comparison would stop at the first different byte, so that its duration would depend on the secret token.
 #[test]
 fn tokens_are_compared_in_constant_time() {
-    let files = read_files();
+    let files = read_source_files();
     let file = files.iter().find(|file| file.modules == ["secret", "fingerprint"]).unwrap();
     for item in &file.syntax.items {
         match item {
@@ -197,15 +204,19 @@ fn tokens_are_compared_in_constant_time() {
                 let derives =
                     token.attrs.iter().find(|attribute| attribute.path().is_ident("derive")).unwrap();
                 let derived = derives.meta.require_list().unwrap().tokens.to_string();
-                assert!(!derived.contains("PartialEq") && !derived.contains("Hash"), "{derived}");
+                assert!(
+                    !derived.contains("PartialEq") && !derived.contains("Hash"),
+                    "{} must not derive a comparison: {derived}",
+                    token.ident
+                );
             }
-            syn::Item::Impl(eq) => {
+            syn::Item::Impl(implementation) => {
                 use quote::ToTokens as _;
-                let text = eq.to_token_stream().to_string();
+                let text = implementation.to_token_stream().to_string();
                 let is_token = ["TokenFingerprint", "AdminTokenFingerprint", "SessionTokenFingerprint"]
                     .iter()
                     .any(|name| text.starts_with(&format!("impl PartialEq for {name}")));
-                assert!(!is_token || text.contains("ct_eq"), "{text}");
+                assert!(!is_token || text.contains("ct_eq"), "the comparison must use `ct_eq`: {text}");
             }
             _ => {}
         }
@@ -214,22 +225,22 @@ fn tokens_are_compared_in_constant_time() {
 
 #[test]
 fn no_file_exceeds_the_maximum_length() {
-    for file in read_files().iter().filter(|file| !file.is_test) {
-        let lines = file.lines();
+    for file in read_source_files().iter().filter(|file| !file.is_test) {
+        let lines = file.count_lines();
         assert!(lines <= MAX_LINES, "{} has {lines} lines without its tests", file.path.display());
     }
 }
 
 #[test]
 fn every_file_starts_with_module_documentation() {
-    for file in read_files().iter().filter(|file| !file.is_test) {
+    for file in read_source_files().iter().filter(|file| !file.is_test) {
         assert!(file.text.starts_with("//! "), "{} must begin with `//!`", file.path.display());
     }
 }
 
 #[test]
 fn the_source_has_no_unfinished_code_and_no_allow_attributes() {
-    for file in read_files() {
+    for file in read_source_files() {
         for word in ["todo!(", "unimplemented!(", "#[ignore", "#[allow("] {
             assert!(!file.text.contains(word), "{} contains `{word}`", file.path.display());
         }

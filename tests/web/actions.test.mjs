@@ -1,4 +1,5 @@
-// Tests every form action: its effect, as the admin API reports it, and its single record.
+// Tests every action of the forms of the dashboard: its effect, as the admin API reports it, and its record. Each
+// action is recorded once, and a refused action changes nothing.
 
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
@@ -14,19 +15,21 @@ const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
 const page = await openPage(context);
 after(() => context.close());
 
-/** Performs an action. Asserts that it was recorded once, and returns the record. */
+/** Performs an action by calling `act`. Asserts that it was recorded once, with the given name and target. */
 async function expectChange(action, target, act) {
   const before = await dashboard.changes();
   await act();
   const added = (await dashboard.changes()).slice(0, -before.length || undefined);
-  assert.equal(added.length, 1, JSON.stringify(added));
+  assert.equal(added.length, 1, `the action must be recorded once: ${JSON.stringify(added)}`);
   const [change] = added;
   assert.deepEqual([change.action, change.target, change.actor, change.address], [action, target, "dashboard", "127.0.0.1"]);
   assert.deepEqual(page.problems, []);
-  return change;
 }
 
-/** Performs an action that is refused. Asserts that nothing changed, and returns the message. */
+/**
+ * Performs an action that the server must refuse with `status`. Asserts that nothing was recorded. Resolves with the
+ * message on the page and the text of the response.
+ */
 async function expectRefusal(status, act) {
   const before = await dashboard.changes();
   assert.deepEqual(page.problems, []);
@@ -40,21 +43,23 @@ async function expectRefusal(status, act) {
 }
 
 const button = (name) => page.getByRole("button", { name, exact: true });
+/** Presses a button, and waits until the page has a URL that ends with `path`. */
 const press = async (name, path) => {
   await button(name).click();
   await page.waitForURL(new RegExp(`${path.replace("?", "\\?")}$`));
 };
-const notice = () => page.getByRole("status").filter({ hasText: /./ }).first().textContent();
+/** Returns the message about the last action. */
+const readNotice = () => page.getByRole("status").filter({ hasText: /./ }).first().textContent();
 
 test("a key is paused and resumed in the list", async () => {
   const { id, name } = await dashboard.key("first");
   await page.goto("keys");
   await expectChange("key_paused", name, () => press("Pause first", "keys?done=paused"));
-  assert.match(await notice(), /The key is paused/);
+  assert.match(await readNotice(), /The key is paused/);
   const paused = await dashboard.key("first");
   assert.deepEqual([paused.paused, paused.state, paused.until], [true, "paused", null]);
   assert.equal(await page.locator(`tr[data-key="${id}"] [data-state]`).textContent(), "‖ paused");
-  assert.ok((await dashboard.speak("Hello", APP_TOKEN)).ok);
+  assert.ok((await dashboard.speak("Hello", APP_TOKEN)).ok, "the other key must serve the request");
   await expectChange("key_resumed", name, () => press("Resume first", "keys?done=resumed"));
   assert.equal((await dashboard.key("first")).state, "active");
 });
@@ -69,9 +74,9 @@ test("a key is paused with a reason and an end on its page", async () => {
   const paused = await dashboard.key("second");
   assert.match(paused.reason, /an invoice <b>is<\/b> disputed/);
   const hours = (Date.parse(paused.until) - before) / 3_600_000;
-  assert.ok(hours > 7.99 && hours < 8.1, paused.until);
+  assert.ok(hours > 7.99 && hours < 8.1, `the pause must last 8 hours: ${paused.until}`);
   await page.goto(`key?id=${id}`);
-  assert.match(await page.locator("dl.facts").first().textContent(), /an invoice <b>is<\/b> disputed/, "the reason is text, not HTML");
+  assert.match(await page.locator("dl.facts").first().textContent(), /an invoice <b>is<\/b> disputed/, "the reason must be shown as text and not as HTML");
   await expectChange("key_resumed", name, () => press("Resume", "keys?done=resumed"));
 });
 
@@ -80,13 +85,13 @@ test("a key is checked at the provider", async () => {
   await page.goto("keys");
   await button("Check first").click();
   await page.getByText("Check of first: valid").waitFor();
-  assert.match(await notice(), /Credits left20,000|Credits left19,\d{3}/);
+  assert.match(await readNotice(), /Credits left20,000|Credits left19,\d{3}/);
   await dashboard.setFault(SECOND_KEY, "invalid");
   await page.goto(`key?id=${(await dashboard.key("second")).id}`);
   await button("Check at ElevenLabs").click();
   await page.getByText(/Check of second: .*HTTP 401/).waitFor();
   await dashboard.setFault(SECOND_KEY, "pass");
-  assert.deepEqual(await dashboard.changes(), changes, "a check changes nothing");
+  assert.deepEqual(await dashboard.changes(), changes, "a check must not be recorded as a change");
 });
 
 test("a key is added and removed", async () => {
@@ -115,7 +120,7 @@ for (const [problem, name, key, status, expected] of [
   ["a duplicate name", "first", SPARE_KEY, 409, /first/],
   ["a duplicate key", "another", FIRST_KEY, 409, /key/],
   ["a malformed key", "another", "sk_with a space_canary", 400, /key/],
-  ["a key that is another word", "another", "xx_\"'<script>alert(1)</script>", 422, /key/],
+  ["a key with HTML", "another", "xx_\"'<script>alert(1)</script>", 422, /key/],
 ]) {
   test(`${problem} is refused with a message and without the key`, async () => {
     await page.goto("keys");
@@ -136,17 +141,19 @@ test("the form refuses a name that the server would refuse", async () => {
   }
 });
 
-const shownToken = async () => {
+/** Resolves with the new client token that the page shows. */
+const readShownToken = async () => {
   await page.locator("code.secret").waitFor();
   return page.locator("code.secret").textContent();
 };
-const works = async (token) => (await dashboard.speak("Hello", token)).status === 200;
-/** Asserts that no page contains a token. */
+/** Resolves with whether the proxy serves a request with this client token. */
+const isServed = async (token) => (await dashboard.speak("Hello", token)).status === 200;
+/** Asserts that no other page contains a token that was shown. */
 async function expectShownOnce(token) {
   for (const path of ["", "keys", "live", "usage?by=client", "clients", "connect", "system", "clients?done=revoked"]) {
     const response = await context.request.get(path);
     assert.equal(response.status(), 200);
-    assert.ok(!(await response.text()).includes(token), `/_/${path}`);
+    assert.ok(!(await response.text()).includes(token), `/_/${path} must not contain the token`);
   }
 }
 
@@ -158,9 +165,9 @@ test("a client is added, and its token is shown once", async () => {
   await page.getByLabel("Rate limit").fill("600 per minute");
   await expectChange("client_added", "reader", async () => {
     await button("Add the client").click();
-    token = await shownToken();
+    token = await readShownToken();
   });
-  assert.ok(await works(token));
+  assert.ok(await isServed(token), "the token must be valid");
   const client = await dashboard.client("reader");
   assert.deepEqual([client.quota.limit, client.rate_limit], ["50 requests per day", "600 per minute"]);
   await expectShownOnce(token);
@@ -176,7 +183,7 @@ test("a client of that name or with a wrong quota is refused", async () => {
   }
 });
 
-/** Opens the actions of a client. */
+/** Opens the actions of a client. Returns its row. */
 async function openActions(name) {
   await page.goto("clients");
   const row = page.getByRole("row").filter({ has: page.getByRole("rowheader", { name, exact: true }) });
@@ -184,17 +191,17 @@ async function openActions(name) {
   return row;
 }
 
-test("a token is rotated, and the previous one is valid in its grace", async () => {
-  for (const [grace, previousWorks] of [["1h", true], ["0s", false]]) {
+test("a token is rotated, and the previous token is valid during the grace period", async () => {
+  for (const [grace, isPreviousServed] of [["1h", true], ["0s", false]]) {
     const previous = token;
     const row = await openActions("reader");
     await row.getByLabel("The previous token").selectOption(grace);
     await expectChange("client_rotated", "reader", async () => {
       await row.getByRole("button", { name: "Make a new token" }).click();
-      token = await shownToken();
+      token = await readShownToken();
     });
     assert.notEqual(token, previous);
-    assert.deepEqual([await works(token), await works(previous)], [true, previousWorks], grace);
+    assert.deepEqual([await isServed(token), await isServed(previous)], [true, isPreviousServed], grace);
     await expectShownOnce(token);
   }
 });
@@ -209,7 +216,7 @@ test("a client is revoked", async () => {
   assert.equal(await dashboard.client("reader"), undefined);
 });
 
-test("the configuration is read again", async () => {
+test("a button reloads the configuration", async () => {
   writeFileSync(dashboard.configFile, `${dashboard.baseConfig}\n[pool]\nnear_limit_ratio = 0.55\n`);
   await page.goto("system");
   await expectChange("reloaded", null, () => press("Read the configuration again", "system?done=reloaded"));
@@ -231,7 +238,7 @@ test("a reload of the page does not repeat an action", async () => {
   await press("Resume first", "keys?done=resumed");
 });
 
-test("an unknown code of an action shows nothing", async () => {
+test("a URL with an unknown action shows no notice", async () => {
   await page.goto("keys?done=<b>x</b>");
   assert.equal(await page.locator(".notice").count(), 0);
 });

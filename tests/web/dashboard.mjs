@@ -1,4 +1,5 @@
-// Starts the simulator and Keychoir with its dashboard, both on free ports, and calls the admin API.
+// Starts the simulator and Keychoir with its dashboard, both on free ports, for the tests of the dashboard. The
+// returned object calls the admin API, sends requests, and restarts Keychoir.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
@@ -7,36 +8,37 @@ import { join } from "node:path";
 import { BINARY, run, start } from "../support/program.mjs";
 
 export const ADMIN_TOKEN = "kca_canary_admin_token_4417";
-/** A key with which nothing is wrong, whose short form is `sk_firs...0001`. */
+/** A key without faults, whose short form is `sk_firs...0001`. */
 export const FIRST_KEY = "sk_first_canary_00000000000000001";
 export const SECOND_KEY = "sk_second_canary_0000000000000002";
 /** A key that the provider knows and the pool does not. */
 export const SPARE_KEY = "sk_spare_canary_00000000000000003";
-export const SPEECH = "/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb";
+const SPEECH_PATH = "/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb";
 
-/** Resolves once `condition` returns a true value, with this value. */
-export async function until(condition) {
+/** Resolves when `condition` returns or resolves with a true value, with this value. */
+export async function waitUntil(condition) {
   for (const end = Date.now() + 30_000; Date.now() < end; await new Promise((resolve) => setTimeout(resolve, 10))) {
-    const found = await condition();
-    if (found) return found;
+    const outcome = await condition();
+    if (outcome) return outcome;
   }
   throw new Error(`a condition did not hold within 30 seconds: ${condition}`);
 }
 
-/** Returns a line of the log. Errors of the configuration are text. */
-const parse = (line) => (line.startsWith("{") ? JSON.parse(line) : {});
+/** Returns the event in a line of the log, or an empty object for a line that is not JSON. */
+const parseEvent = (line) => (line.startsWith("{") ? JSON.parse(line) : {});
 
-/** Returns a TOML table of the configuration for each key. */
+/** Returns the configuration of keys: a TOML table for each key, without its credits. */
 export const keyTables = (keys) =>
   keys.map(({ key, credits, ...settings }) => `[[keys]]\n${Object.entries({ key, ...settings }).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join("")}`).join("");
 
 /**
- * Starts Keychoir in front of a simulator. `context` is that of a test or a file (`{ after }`), at whose end both stop.
+ * Starts Keychoir in front of a simulator. Both are stopped at the end of `context`, which is the context of a test, or
+ * `{ after }` for the end of the test file.
  *
  * @param keys objects with `key`, `credits` and the other settings of a key
- * @param spare keys with their credits that only the provider knows
+ * @param spare keys that the provider knows and the pool does not, with their credits
  * @param faults arguments of `--fault`
- * @param config further text of the configuration file
+ * @param config additional text of the configuration file
  * @param settings variables of the environment
  */
 export async function startDashboard(context, options = {}) {
@@ -45,9 +47,9 @@ export async function startDashboard(context, options = {}) {
     spare = { [SPARE_KEY]: 5_000 }, faults = [], config = "", settings = {},
   } = options;
   const directory = mkdtempSync(join(tmpdir(), "keychoir-web-"));
-  const planned = [...keys.map(({ key, credits }) => [key, credits]), ...Object.entries(spare)];
+  const keyCredits = [...keys.map(({ key, credits }) => [key, credits]), ...Object.entries(spare)];
   const simulator = await start("stdout", (line) => line.match(/http:\/\/\S+/)?.[0], [
-    "simulate", "--listen", "127.0.0.1:0", ...planned.flatMap(([key, credits]) => ["--key", `${key}=${credits}`]), ...faults.flatMap((fault) => ["--fault", fault]),
+    "simulate", "--listen", "127.0.0.1:0", ...keyCredits.flatMap(([key, credits]) => ["--key", `${key}=${credits}`]), ...faults.flatMap((fault) => ["--fault", fault]),
   ]);
   const configFile = join(directory, "keychoir.toml");
   const tokenFile = join(directory, "token");
@@ -64,8 +66,8 @@ export async function startDashboard(context, options = {}) {
     ...settings,
   };
   const serve = async (address) => {
-    const program = await start("stderr", (line) => parse(line).event === "server_status_url", ["serve", "--listen", address], environment);
-    const addressOf = (name) => program.lines.map(parse).find(({ event }) => event === name)?.address;
+    const program = await start("stderr", (line) => parseEvent(line).event === "server_status_url", ["serve", "--listen", address], environment);
+    const addressOf = (name) => program.lines.map(parseEvent).find(({ event }) => event === name)?.address;
     return Object.assign(program, { address: addressOf("server_started"), adminAddress: addressOf("admin_started") });
   };
   const dashboard = {
@@ -101,35 +103,36 @@ export async function startDashboard(context, options = {}) {
     async client(name) {
       return (await this.api("clients")).clients.find((client) => client.name === name);
     },
-    /** Returns the changes, the latest first. */
+    /** Resolves with the recorded changes of operators, the latest first. */
     async changes() {
       return (await this.api("changes")).changes;
     },
-    /** Returns a link that `keychoir dashboard` prints. */
-    async link(arguments_ = []) {
-      const output = await run(BINARY, ["dashboard", "--no-open", "--url", this.adminUrl, ...arguments_], { ...environment, KEYCHOIR_ADMIN_TOKEN: this.adminToken });
+    /** Resolves with a new link that opens the dashboard, as `keychoir dashboard` prints it. */
+    async createLink() {
+      const output = await run(BINARY, ["dashboard", "--no-open", "--url", this.adminUrl], { ...environment, KEYCHOIR_ADMIN_TOKEN: this.adminToken });
       return output.trim();
     },
     /** Requests speech, and reads the response. */
     async speak(text = "Hello", token = "local") {
       const headers = { "xi-api-key": token, "content-type": "application/json" };
       const body = JSON.stringify({ text, model_id: "eleven_multilingual_v2" });
-      const response = await fetch(`${this.url}${SPEECH}`, { method: "POST", headers, body });
+      const response = await fetch(`${this.url}${SPEECH_PATH}`, { method: "POST", headers, body });
       await response.arrayBuffer();
       return response;
     },
+    /** Sets the fault of all further requests with a key. */
     async setFault(key, always) {
       const response = await fetch(`${simulator.parsedValue}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) });
       assert.ok(response.ok, await response.text());
     },
-    /** Resolves once the usage database contains this number of attempts. */
-    recorded(count) {
-      return until(async () => (await this.api("attempts?limit=200")).attempts.length >= count);
+    /** Resolves when the usage database contains at least this number of attempts. */
+    waitForAttempts(count) {
+      return waitUntil(async () => (await this.api("attempts?limit=200")).attempts.length >= count);
     },
     /** Writes the configuration file and waits until it is reloaded. */
     async configure(text) {
       writeFileSync(configFile, text);
-      const reloaded = this.program.waitForLine((line) => parse(line).event === "reloaded");
+      const reloaded = this.program.waitForLine((line) => parseEvent(line).event === "reloaded");
       this.program.signal("SIGHUP");
       await reloaded;
     },
@@ -139,8 +142,8 @@ export async function startDashboard(context, options = {}) {
       assert.equal(await this.program.stop(), 0);
       this.program = await serve(address);
     },
-    /** Returns the names and contents of all files of the state directory, and the log. */
-    stored() {
+    /** Returns the paths and contents of all files that Keychoir uses, and its log. */
+    readStoredFiles() {
       const files = readdirSync(directory, { recursive: true, withFileTypes: true }).filter((file) => file.isFile());
       const paths = files.map((file) => join(file.parentPath ?? file.path, file.name));
       return [...paths.map((path) => [path, readFileSync(path, "latin1")]), ["log", this.program.lines.join("\n")]];

@@ -1,12 +1,12 @@
-// Tests the dashboard with the keyboard only.
+// Tests that a keyboard suffices for all actions of the dashboard, and that each focused element is visible.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { openPage, signIn } from "./browser.mjs";
 import { startDashboard } from "./dashboard.mjs";
 
-/** Describes the focused element, with the outline by which it is seen. */
-const focused = (page) =>
+/** Resolves with the tag, the name, the visibility and the outline width in pixels of the focused element. */
+const describeFocused = (page) =>
   page.evaluate(() => {
     const element = document.activeElement;
     const style = getComputedStyle(element);
@@ -15,16 +15,16 @@ const focused = (page) =>
     return { tag: element.localName, name: name?.split("\n")[0].trim(), isVisible: box.width > 1 && box.height > 1, outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth) };
   });
 
-/** Presses Tab until an element with this name has the focus. Every element on the way must be visible. */
+/** Presses Tab until an element with this tag and name has the focus. The focus must be visible at each step. */
 async function tabTo(page, tag, name) {
   for (let step = 0; step < 100; step++) {
     await page.keyboard.press("Tab");
-    const element = await focused(page);
+    const element = await describeFocused(page);
     if (element.tag === "body") continue;
-    assert.ok(element.isVisible && element.outline >= 2, JSON.stringify(element));
+    assert.ok(element.isVisible && element.outline >= 2, `the focus must be visible: ${JSON.stringify(element)}`);
     if (element.tag === tag && name.test(element.name)) return;
   }
-  assert.fail(`${tag} ${name} cannot be reached`);
+  assert.fail(`${tag} ${name} must be reached within 100 steps`);
 }
 
 test("all actions can be reached and pressed by keyboard", async (t) => {
@@ -35,7 +35,7 @@ test("all actions can be reached and pressed by keyboard", async (t) => {
 
   await page.goto("keys");
   await page.keyboard.press("Tab");
-  const first = await focused(page);
+  const first = await describeFocused(page);
   assert.deepEqual([first.tag, first.name, first.isVisible], ["a", "Skip to content", true]);
   await page.keyboard.press("Enter");
   await tabTo(page, "input", /Name, short key/);

@@ -1,12 +1,13 @@
-// Tests the dashboard against web pages of other origins, and at other addresses.
+// Tests that web pages of other origins cannot use the dashboard, and that the dashboard works below a path prefix and
+// at an address for operators.
 
 import assert from "node:assert/strict";
 import { createServer, request as httpRequest } from "node:http";
 import { test } from "node:test";
-import { browser, openPage, signIn } from "./browser.mjs";
+import { openPage, signIn } from "./browser.mjs";
 import { SPARE_KEY, startDashboard } from "./dashboard.mjs";
 
-/** Starts an HTTP server on a free port of loopback. Resolves with its port. */
+/** Starts an HTTP server on a free port of the loopback address. Resolves with its port. */
 async function listen(context, respond) {
   const server = createServer(respond);
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -25,7 +26,7 @@ test("a page on another port can neither post nor frame the dashboard", async (t
   const context = await signIn(dashboard);
   t.after(() => context.close());
   const keys = await dashboard.keys();
-  // Both hosts are the same site as the dashboard, or at least the same machine.
+  // `127.0.0.1` is the same site as the dashboard, and `localhost` is another site on the same machine.
   for (const host of ["127.0.0.1", "localhost"]) {
     const page = await openPage(context);
     await page.goto(`http://${host}:${port}/`);
@@ -38,7 +39,7 @@ test("a page on another port can neither post nor frame the dashboard", async (t
         await fetch(target, { credentials: "include" }).then(() => "read", () => "refused"),
       ];
     }, { target, id, key: SPARE_KEY });
-    assert.deepEqual(outcomes.filter((outcome) => outcome === "basic" || outcome === "cors" || outcome === "read"), [], outcomes.join());
+    assert.deepEqual(outcomes.filter((outcome) => ["basic", "cors", "read"].includes(outcome)), [], `no response may be readable: ${outcomes.join()}`);
     const [response] = await Promise.all([page.waitForResponse(target), page.getByRole("button", { name: "Win" }).click()]);
     assert.equal(response.status(), 403);
 
@@ -50,7 +51,7 @@ test("a page on another port can neither post nor frame the dashboard", async (t
       return new Promise((resolve) => (frame.onload = frame.onerror = resolve));
     }, `${dashboard.url}/_/`);
     const framed = page.frames().find((frame) => frame !== page.mainFrame());
-    assert.ok(!framed || !(await framed.content()).includes("Can requests be served?"), "the dashboard must not be framed");
+    assert.ok(!framed || !(await framed.content()).includes("Can requests be served?"), "the frame must not contain the dashboard");
     assert.ok(page.problems.some((problem) => /frame-ancestors|refused to connect|ERR_BLOCKED_BY_RESPONSE|403/i.test(problem)), page.problems.join("\n"));
     await page.close();
   }
@@ -58,7 +59,7 @@ test("a page on another port can neither post nor frame the dashboard", async (t
   assert.deepEqual(await dashboard.changes(), []);
 });
 
-test("a link of another site does not open a page of the session", async (t) => {
+test("a link on a page of another site does not open a page of the dashboard", async (t) => {
   const dashboard = await startDashboard(t);
   const port = await listen(t, (_, response) => {
     response.setHeader("content-type", "text/html");
@@ -70,16 +71,16 @@ test("a link of another site does not open a page of the session", async (t) => 
   await page.goto(`http://localhost:${port}/`);
   const [response] = await Promise.all([page.waitForResponse(`${dashboard.url}/_/keys`), page.getByRole("link").click()]);
   assert.equal(response.status(), 403);
-  assert.ok(!(await response.request().allHeaders()).cookie, "the cookie is sent to pages of this site only");
+  assert.ok(!(await response.request().allHeaders()).cookie, "the request must not contain the cookie");
 });
 
 test("the dashboard is served below a prefix", async (t) => {
   const dashboard = await startDashboard(t, { settings: { KEYCHOIR_SERVER__BASE_PATH: "/eleven" } });
-  const { host, hostname, port } = new URL(dashboard.url);
-  const served = new Set();
-  // Another proxy, which forwards paths unchanged and has nothing outside of the prefix.
-  const outer = await listen(t, (incoming, response) => {
-    served.add(incoming.url);
+  const { hostname, port } = new URL(dashboard.url);
+  const requestedPaths = new Set();
+  // An outer proxy that forwards the paths below the prefix unchanged, and responds to other paths with 404.
+  const outerPort = await listen(t, (incoming, response) => {
+    requestedPaths.add(incoming.url);
     if (!incoming.url.startsWith("/eleven/")) return response.writeHead(404).end();
     const forwarded = httpRequest({ hostname, port, path: incoming.url, method: incoming.method, headers: incoming.headers }, (reply) => {
       response.writeHead(reply.statusCode, reply.headers);
@@ -88,37 +89,36 @@ test("the dashboard is served below a prefix", async (t) => {
     response.on("close", () => forwarded.destroy());
     incoming.pipe(forwarded.on("error", () => response.destroy()));
   });
-  assert.ok(host);
-  const base = `http://127.0.0.1:${outer}/eleven`;
-  const context = await signIn(dashboard, { baseURL: `${base}/_/` }, base);
+  const baseUrl = `http://127.0.0.1:${outerPort}/eleven`;
+  const context = await signIn(dashboard, { baseURL: `${baseUrl}/_/` }, baseUrl);
   t.after(() => context.close());
   const page = await openPage(context);
-  await page.goto(`${base}/_`);
-  assert.equal(page.url(), `${base}/_/`);
+  await page.goto(`${baseUrl}/_`);
+  assert.equal(page.url(), `${baseUrl}/_/`);
   const links = new Set();
   for (const path of ["", "keys", "live", "usage", "clients", "connect", "system", `key?id=${(await dashboard.key("first")).id}`]) {
     await page.goto(path);
     for (const link of await page.locator("a[href]").evaluateAll((anchors) => anchors.map((anchor) => anchor.href))) links.add(link);
     const actions = await page.locator("form").evaluateAll((forms) => forms.map((form) => new URL(form.getAttribute("action"), document.baseURI).href));
-    assert.ok(actions.every((action) => action.startsWith(`${base}/_/`)), actions.join());
+    assert.ok(actions.every((action) => action.startsWith(`${baseUrl}/_/`)), actions.join());
   }
   for (const link of [...links].filter((link) => !link.includes("#"))) {
-    assert.ok(link.startsWith(`${base}/_/`), link);
+    assert.ok(link.startsWith(`${baseUrl}/_/`), link);
     assert.equal((await context.request.get(link)).status(), 200, link);
   }
   await page.goto("connect");
-  assert.match(await page.locator("main").innerText(), new RegExp(`base_url="${base}"`));
+  assert.match(await page.locator("main").innerText(), new RegExp(`base_url="${baseUrl}"`));
   await page.goto("keys");
   await page.getByRole("button", { name: "Pause first" }).click();
-  await page.waitForURL(`${base}/_/keys?done=paused`);
+  await page.waitForURL(`${baseUrl}/_/keys?done=paused`);
   assert.equal((await dashboard.key("first")).state, "paused");
   await page.getByRole("button", { name: "Sign out" }).click();
-  await page.waitForURL(`${base}/_/login`);
+  await page.waitForURL(`${baseUrl}/_/login`);
   assert.deepEqual(page.problems, []);
-  assert.deepEqual([...served].filter((path) => !path.startsWith("/eleven/_")), []);
+  assert.deepEqual([...requestedPaths].filter((path) => !path.startsWith("/eleven/_")), []);
 });
 
-test("with an address for operators, the dashboard is served only there", async (t) => {
+test("if there is an address for operators, only it serves the dashboard", async (t) => {
   const dashboard = await startDashboard(t, { settings: { KEYCHOIR_ADMIN__LISTEN: "localhost:0" } });
   assert.notEqual(dashboard.url, dashboard.adminUrl);
   for (const path of ["", "login", "keys", "events", "assets/app.js"]) assert.equal((await fetch(`${dashboard.url}/_/${path}`, { redirect: "manual" })).status, 404, path);
@@ -130,12 +130,10 @@ test("with an address for operators, the dashboard is served only there", async 
   assert.deepEqual(page.problems, []);
 });
 
-test("a page of another host name is refused", async (t) => {
+test("a request with an unknown host name is refused", async (t) => {
   const dashboard = await startDashboard(t);
   const { port } = new URL(dashboard.url);
-  const rebound = await browser.newContext();
-  t.after(() => rebound.close());
-  // A name of an attacker that resolves to this machine.
+  // An attacker can make its own host name resolve to this machine.
   const status = await new Promise((resolve, reject) => {
     httpRequest({ host: "127.0.0.1", port, path: "/_/login", headers: { host: `attacker.example:${port}` } }, (response) => resolve(response.resume().statusCode)).on("error", reject).end();
   });

@@ -1,4 +1,4 @@
-// Tests the start and the end of dashboard sessions.
+// Tests how dashboard sessions start with a link or a code, how they end, and that they survive a restart.
 
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -7,11 +7,11 @@ import { test } from "node:test";
 import { browser, openPage, signIn } from "./browser.mjs";
 import { startDashboard } from "./dashboard.mjs";
 
-const LOGIN = /\/_\/login$/;
+const LOGIN_URL = /\/_\/login$/;
 
 test("a link opens the dashboard once, and its code is in no URL afterwards", async (t) => {
   const dashboard = await startDashboard(t);
-  const link = await dashboard.link();
+  const link = await dashboard.createLink();
   assert.match(link, /^http:\/\/127\.0\.0\.1:\d+\/_\/login#kcd_\w+$/);
   const code = new URL(link).hash.slice(1);
   const context = await browser.newContext();
@@ -31,11 +31,11 @@ test("a link opens the dashboard once, and its code is in no URL afterwards", as
 
   const other = await browser.newContext();
   t.after(() => other.close());
-  const second = await openPage(other);
-  await second.goto(link);
-  await second.getByRole("alert").filter({ hasText: "was used already" }).waitFor();
+  const secondPage = await openPage(other);
+  await secondPage.goto(link);
+  await secondPage.getByRole("alert").filter({ hasText: "was used already" }).waitFor();
   assert.deepEqual(await other.cookies(), []);
-  for (const [file, content] of dashboard.stored()) assert.ok(!content.includes(code) && !content.includes(cookie.value), `${file} contains a secret of a session`);
+  for (const [file, content] of dashboard.readStoredFiles()) assert.ok(!content.includes(code) && !content.includes(cookie.value), `${file} must not contain a secret of a session`);
 });
 
 test("the eleventh wrong code within a minute is refused with 429", async (t) => {
@@ -53,7 +53,6 @@ test("the eleventh wrong code within a minute is refused with 429", async (t) =>
   }
   assert.deepEqual(statuses, [...Array(10).fill(403), 429]);
   assert.match(await page.getByRole("alert").textContent(), /Too many wrong codes/);
-  // The admin token of this address is refused as well, so the code was created before.
 });
 
 test("an ended session leads to the login page", async (t) => {
@@ -64,11 +63,11 @@ test("an ended session leads to the login page", async (t) => {
     const [page, other] = await Promise.all([openPage(context), openPage(context)]);
     await Promise.all([page.goto("keys"), other.goto("")]);
     await other.getByRole("button", { name: "Sign out" }).click();
-    await other.waitForURL(LOGIN);
+    await other.waitForURL(LOGIN_URL);
     assert.deepEqual(await context.cookies(), []);
     const changes = await dashboard.changes();
     await page.getByRole("button", { name: "Pause first" }).click();
-    await page.waitForURL(LOGIN);
+    await page.waitForURL(LOGIN_URL);
     assert.deepEqual(await dashboard.changes(), changes, "the action of an ended session must not be performed");
     await context.close();
   });
@@ -80,7 +79,7 @@ test("an ended session leads to the login page", async (t) => {
       const cookies = await context.cookies();
       await context.clearCookies();
       await page.goto(path);
-      assert.match(page.url(), LOGIN);
+      assert.match(page.url(), LOGIN_URL);
       await context.addCookies(cookies);
     }
     await context.close();
@@ -93,9 +92,9 @@ test("an ended session leads to the login page", async (t) => {
     await opened;
     await other.goto("");
     await other.getByRole("button", { name: "Sign out" }).click();
-    await other.waitForURL(LOGIN);
+    await other.waitForURL(LOGIN_URL);
     await dashboard.speak();
-    await page.waitForURL(LOGIN);
+    await page.waitForURL(LOGIN_URL);
     await context.close();
   });
   await t.test("after another admin token", async () => {
@@ -105,9 +104,9 @@ test("an ended session leads to the login page", async (t) => {
     writeFileSync(dashboard.tokenFile, dashboard.adminToken);
     await dashboard.configure(dashboard.baseConfig);
     await page.goto("keys");
-    assert.match(page.url(), LOGIN);
-    const again = await signIn(dashboard, options);
-    await Promise.all([context.close(), again.close()]);
+    assert.match(page.url(), LOGIN_URL);
+    const newContext = await signIn(dashboard, options);
+    await Promise.all([context.close(), newContext.close()]);
   });
 });
 
@@ -115,20 +114,20 @@ test("a session expires while its pages are open", async (t) => {
   const dashboard = await startDashboard(t);
   const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
   t.after(() => context.close());
-  const [live, form] = await Promise.all([openPage(context), openPage(context)]);
-  await Promise.all([live.goto("live"), form.goto("clients")]);
-  // The shortest configurable duration is a minute, so the stored start is moved back by the default, 7 days.
+  const [livePage, formPage] = await Promise.all([openPage(context), openPage(context)]);
+  await Promise.all([livePage.goto("live"), formPage.goto("clients")]);
+  // The test sets the stored start of the session back by 7 days, the default duration, instead of waiting for its end.
   const file = join(dashboard.directory, "dashboard_sessions.json");
   const stored = readFileSync(file, "utf8");
   const expired = stored.replace(/"started_at_ms":(\d+)/, (_, start) => `"started_at_ms":${start - 7 * 86_400_000}`);
   assert.notEqual(expired, stored);
   writeFileSync(file, expired);
   await dashboard.restart();
-  // The live list connects again, and its session has ended.
-  await live.waitForURL(LOGIN);
-  await form.getByLabel("Name", { exact: true }).fill("reader");
-  await form.getByRole("button", { name: "Add the client" }).click();
-  await form.waitForURL(LOGIN);
+  // The page with the live list connects again, and its ended session leads it to the login page.
+  await livePage.waitForURL(LOGIN_URL);
+  await formPage.getByLabel("Name", { exact: true }).fill("reader");
+  await formPage.getByRole("button", { name: "Add the client" }).click();
+  await formPage.waitForURL(LOGIN_URL);
   assert.equal(await dashboard.client("reader"), undefined);
 });
 
@@ -136,7 +135,7 @@ test("sessions survive a restart of Keychoir", async (t) => {
   const dashboard = await startDashboard(t);
   const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
   t.after(() => context.close());
-  const unused = new URL(await dashboard.link()).hash.slice(1);
+  const unusedCode = new URL(await dashboard.createLink()).hash.slice(1);
   await dashboard.restart();
   const page = await openPage(context);
   await page.goto("keys");
@@ -144,6 +143,6 @@ test("sessions survive a restart of Keychoir", async (t) => {
   await page.getByRole("button", { name: "Pause first" }).click();
   await page.waitForURL(/done=paused$/);
   // Codes are kept in memory only.
-  const response = await context.request.post("login", { form: { code: unused }, headers: { origin: dashboard.url } });
+  const response = await context.request.post("login", { form: { code: unusedCode }, headers: { origin: dashboard.url } });
   assert.equal(response.status(), 403);
 });

@@ -1,4 +1,4 @@
-//! Writes the Envoy configuration, which disables optional features and sets limits that are never reached, and
+//! Writes the configuration of Envoy, in which optional features are disabled and no limit is ever reached, and
 //! prepares the command that starts Envoy.
 
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::POOL_KEY;
 
-/// Finds the binary that the Makefile installs (without its wrapper script), or else the one in `PATH`.
+/// Returns the program that the Makefile installs, without its wrapper script, or the program in `PATH`.
 pub fn find_program() -> Option<PathBuf> {
     let library_directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
     let python_directories =
@@ -18,9 +18,10 @@ pub fn find_program() -> Option<PathBuf> {
     programs.find(|path| path.is_file()).or_else(|| machine::find_program("envoy"))
 }
 
+/// Writes the configuration into `directory`, and returns the command that starts Envoy at `address`.
 pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
-    let client_tls = match setup.is_tls_to_client() {
+    let client_tls = match setup.uses_tls_to_client() {
         true => format!(
             "
       transport_socket:
@@ -37,7 +38,7 @@ pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path)
         ),
         false => String::new(),
     };
-    let upstream_tls = match setup.is_tls_to_provider() {
+    let upstream_tls = match setup.uses_tls_to_provider() {
         true => format!(
             "
     transport_socket:

@@ -1,5 +1,5 @@
-//! Writes the HAProxy configuration, which splices bodies and delays no data, and prepares the command that starts
-//! HAProxy.
+//! Writes the configuration of HAProxy, which splices bodies and sends all bytes without delay, and prepares the
+//! command that starts HAProxy.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -13,13 +13,14 @@ pub fn program_path() -> PathBuf {
     machine::find_program("haproxy").unwrap()
 }
 
+/// Writes the configuration into `directory`, and returns the command that starts HAProxy at `address`.
 pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
-    let client_tls = match setup.is_tls_to_client() {
+    let client_tls = match setup.uses_tls_to_client() {
         true => format!(" ssl crt {}", certificates.pair.display()),
         false => String::new(),
     };
-    let upstream_tls = match setup.is_tls_to_provider() {
+    let upstream_tls = match setup.uses_tls_to_provider() {
         true => format!(
             " ssl verify required ca-file {} sni str(localhost) verifyhost localhost",
             certificates.ca_certificate.display()

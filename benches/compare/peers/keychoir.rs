@@ -13,6 +13,7 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::{CLIENT_TOKEN, POOL_KEY};
 
+/// Writes the configuration into `directory`, and returns the command that starts Keychoir at `address`.
 pub fn prepare_command(
     setup: &PeerSetup,
     address: SocketAddr,
@@ -20,7 +21,7 @@ pub fn prepare_command(
     program: &Path,
 ) -> ProxyCommand {
     let certificates = &setup.certificates;
-    let client_tls = match setup.is_tls_to_client() {
+    let client_tls = match setup.uses_tls_to_client() {
         true => format!(
             "tls = {{ cert = \"{}\", key = \"{}\" }}",
             certificates.certificate.display(),
@@ -28,7 +29,7 @@ pub fn prepare_command(
         ),
         false => String::new(),
     };
-    let base_url = match setup.is_tls_to_provider() {
+    let base_url = match setup.uses_tls_to_provider() {
         true => format!("https://localhost:{}", setup.upstream_address().port()),
         false => format!("http://{}", setup.upstream_address()),
     };

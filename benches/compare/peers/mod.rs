@@ -58,7 +58,7 @@ pub struct PeerSetup {
     pub clients: u32,
 }
 
-/// Which of the two connections of a request use TLS.
+/// The connections of a request that use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
     Plain,
@@ -81,27 +81,27 @@ impl PeerSetup {
         }
     }
 
-    pub fn is_tls_to_client(&self) -> bool {
+    pub fn uses_tls_to_client(&self) -> bool {
         self.tls_mode == TlsMode::TlsOnBothSides
     }
 
-    pub fn is_tls_to_provider(&self) -> bool {
+    pub fn uses_tls_to_provider(&self) -> bool {
         self.tls_mode != TlsMode::Plain
     }
 
     /// Returns the address of the provider.
     pub fn upstream_address(&self) -> SocketAddr {
-        if self.is_tls_to_provider() { self.upstream.tls_address } else { self.upstream.address }
+        if self.uses_tls_to_provider() { self.upstream.tls_address } else { self.upstream.address }
     }
 
     /// Returns the address, TLS setting and key for a client. Without a proxy, the client connects to the provider with
     /// the key of the pool.
     pub fn target(&self, started_peer: Option<&StartedPeer>) -> Target {
-        let (address, is_tls, key) = match started_peer {
-            Some(started_peer) => (started_peer.address, self.is_tls_to_client(), CLIENT_TOKEN),
-            None => (self.upstream_address(), self.is_tls_to_provider(), POOL_KEY),
+        let (address, uses_tls, key) = match started_peer {
+            Some(started_peer) => (started_peer.address, self.uses_tls_to_client(), CLIENT_TOKEN),
+            None => (self.upstream_address(), self.uses_tls_to_provider(), POOL_KEY),
         };
-        Target { address, tls: is_tls.then(|| self.certificates.client_config()), key }
+        Target { address, tls: uses_tls.then(|| self.certificates.client_config()), key }
     }
 }
 
@@ -117,8 +117,8 @@ pub struct Target {
 #[derive(Debug)]
 pub struct StartedPeer {
     pub address: SocketAddr,
-    pub running: PeerProcess,
-    /// The log file, which has one line per request.
+    pub process: PeerProcess,
+    /// The log file, to which the proxy writes one line per request.
     pub log: PathBuf,
     /// The time from startup to the first response.
     pub start_duration: Duration,
@@ -236,15 +236,15 @@ struct ProxyCommand {
 
 impl ProxyCommand {
     fn start(mut self, name: &str, setup: &PeerSetup, address: SocketAddr, directory: &Path) -> StartedPeer {
-        let tls = setup.is_tls_to_client().then(|| setup.certificates.client_config());
-        let (started_at, mut running) = (Instant::now(), PeerProcess::start(&mut self.command));
+        let tls = setup.uses_tls_to_client().then(|| setup.certificates.client_config());
+        let (started_at, mut process) = (Instant::now(), PeerProcess::start(&mut self.command));
         while !is_ready(address, tls.as_ref()) {
-            if !running.is_running() || started_at.elapsed() > Duration::from_secs(20) {
+            if !process.is_running() || started_at.elapsed() > Duration::from_secs(20) {
                 panic!("{name} does not respond:\n{}", log_tail(directory));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        StartedPeer { address, running, log: self.log, start_duration: started_at.elapsed() }
+        StartedPeer { address, process, log: self.log, start_duration: started_at.elapsed() }
     }
 }
 
@@ -266,15 +266,15 @@ fn is_ready(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
     }
 }
 
+/// Returns whether a request on this connection gets the status 200.
 fn is_served(mut stream: impl Read + Write) -> bool {
     let request = format!(
         "GET /v1/voices/a/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\n\
          authorization: Bearer {CLIENT_TOKEN}\r\nconnection: close\r\n\r\n"
     );
     let mut response = Vec::new();
-    let exchange_result =
-        stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut response));
-    exchange_result.is_ok() && response.starts_with(b"HTTP/1.1 200")
+    let exchange = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut response));
+    exchange.is_ok() && response.starts_with(b"HTTP/1.1 200")
 }
 
 /// Returns the last lines of each log in a directory.

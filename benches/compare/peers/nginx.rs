@@ -9,7 +9,7 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::POOL_KEY;
 
-/// How nginx buffers request and response bodies.
+/// The way in which nginx buffers the bodies of requests and responses.
 #[derive(Clone, Copy)]
 pub enum Buffering {
     /// Bodies are streamed, as a streaming API requires.
@@ -24,6 +24,7 @@ pub fn program_path() -> PathBuf {
     machine::find_program("nginx").unwrap()
 }
 
+/// Writes the configuration into `directory`, and returns the command that starts nginx at `address`.
 pub fn prepare_command(
     setup: &PeerSetup,
     address: SocketAddr,
@@ -31,7 +32,7 @@ pub fn prepare_command(
     buffering: Buffering,
 ) -> ProxyCommand {
     const BUFFERING_OFF: &str = "proxy_buffering off; proxy_request_buffering off;";
-    let buffers = match buffering {
+    let buffer_settings = match buffering {
         Buffering::Streaming => BUFFERING_OFF.to_owned(),
         // Twice these sizes would save less than a tenth of the time.
         Buffering::LargeBuffers => {
@@ -42,7 +43,7 @@ pub fn prepare_command(
         Buffering::Full => "proxy_buffering on; proxy_request_buffering on;".to_owned(),
     };
     let certificates = &setup.certificates;
-    let (listen, client_tls) = match setup.is_tls_to_client() {
+    let (listen, client_tls) = match setup.uses_tls_to_client() {
         true => (
             format!("{address} ssl"),
             format!(
@@ -53,7 +54,7 @@ pub fn prepare_command(
         ),
         false => (address.to_string(), String::new()),
     };
-    let (scheme, upstream_tls) = match setup.is_tls_to_provider() {
+    let (scheme, upstream_tls) = match setup.uses_tls_to_provider() {
         true => (
             "https",
             format!(
@@ -64,7 +65,7 @@ pub fn prepare_command(
         ),
         false => ("http", String::new()),
     };
-    // Otherwise the workers drop root privileges and cannot write to the directory.
+    // Without this setting, the workers of a root user run as another user and cannot write to the directory.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     let directory_path = directory.display();
     let (upstream, threads) = (setup.upstream_address(), setup.threads);
@@ -110,7 +111,7 @@ http {{
             proxy_set_header xi-api-key {POOL_KEY};
             proxy_set_header Authorization \"\";
             proxy_set_header x-keychoir-token \"\";
-            {buffers}
+            {buffer_settings}
             proxy_read_timeout 300s;
         }}
     }}

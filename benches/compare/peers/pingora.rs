@@ -1,4 +1,4 @@
-//! Prepares the command that starts the Pingora proxy in `benches/compare/pingora`, which does not support TLS.
+//! Prepares the command that starts the Pingora proxy in `benches/compare/pingora`. That proxy does not support TLS.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::POOL_KEY;
 
-/// Returns the program that the Makefile builds.
+/// Returns the program that the Makefile builds, or `None` if it was not built.
 pub fn find_program() -> Option<PathBuf> {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?.join("pingora/release/beside-pingora");
     program.is_file().then_some(program)
@@ -21,6 +21,7 @@ pub fn version() -> &'static str {
     after_name.split('"').nth(1).unwrap()
 }
 
+/// Returns the command that starts the proxy at `address`.
 pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let log = directory.join("access.log");
     let mut command = machine::pinned_command(setup.processors, &find_program().unwrap());

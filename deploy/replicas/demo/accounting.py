@@ -1,4 +1,5 @@
-"""Compares the usage databases of all replicas with the provider's ledger, request by request."""
+"""Compares the usage databases of all replicas with the provider's ledger, request by request, and explains differences
+by killed replicas."""
 
 import sqlite3
 from collections import defaultdict
@@ -9,20 +10,21 @@ from processes import Failure
 
 
 class LedgerReader:
-    """Collects the provider's list of requests, of which the provider keeps the last thousand."""
+    """Collects the requests in the provider's ledger. The provider keeps only the last thousand, so the ledger must be
+    read often."""
 
     def __init__(self, provider):
         self._provider = provider
-        self.entries, self.totals, self.keys, self.violations = [], {}, [], []
+        self.requests, self.totals, self.keys, self.violations = [], {}, [], []
 
     def read(self):
         """Adds the requests since the last call."""
         ledger = self._provider.ledger()
         self.totals, listed = ledger["totals"], ledger["requests"]
-        new_count = self.totals["requests"] - self.totals["in_flight"] - len(self.entries)
+        new_count = self.totals["requests"] - self.totals["in_flight"] - len(self.requests)
         if new_count > len(listed):
             raise Failure("the provider's ledger was not read often enough")
-        self.entries += listed[len(listed) - new_count :]
+        self.requests += listed[len(listed) - new_count :]
         self.keys, self.violations = ledger["keys"], ledger["violations"]
 
 
@@ -38,12 +40,15 @@ class UnrecordedCharge:
 
 @dataclass
 class Comparison:
+    """The charged and the recorded credits, and the differences between them."""
+
     charged: int
     recorded: int
-    # The recorded credits by replica.
+    # The recorded credits by the name of the replica.
     by_replica: dict
+    # The charges that a kill explains, as `UnrecordedCharge`.
     unrecorded: list = field(default_factory=list)
-    # Differences that no kill explains.
+    # Sentences about the differences that no kill explains.
     errors: list = field(default_factory=list)
 
     @property
@@ -61,11 +66,11 @@ def read_records(database):
 
 
 def compare(requests, databases, ledger, kills):
-    """Compares the requests of a load with the databases and the ledger. `databases` and `kills` are dictionaries whose keys
-    are replica names."""
+    """Compares the requests of a load with the databases and the ledger. `databases` and `kills` are dictionaries whose
+    keys are replica names."""
     charged, recorded = defaultdict(list), defaultdict(list)
-    for entry in ledger.entries:
-        charged[entry["body_sha256"]].append(entry["charged"])
+    for request in ledger.requests:
+        charged[request["body_sha256"]].append(request["charged"])
     by_replica = {}
     for name, database in databases.items():
         records = read_records(database)
@@ -82,21 +87,32 @@ def compare(requests, databases, ledger, kills):
         if difference > 0 and (lost := find_lost_attempt(request, kills)):
             comparison.unrecorded.append(UnrecordedCharge(request.number, difference, lost.seconds_before_kill))
         elif difference != 0:
-            comparison.errors.append(f"request {request.number}: charged {charged[request.digest]}, recorded {[recorded[request_id] for request_id in request_ids]}, attempts {request.attempts}")
+            recorded_credits = [recorded[request_id] for request_id in request_ids]
+            comparison.errors.append(
+                f"request {request.number}: charged {charged[request.digest]}, recorded {recorded_credits}, "
+                f"attempts {request.attempts}"
+            )
     check_order(requests, comparison, recorded, kills)
     if comparison.recorded + comparison.unrecorded_credits != comparison.charged:
-        comparison.errors.append(f"{comparison.charged} credits charged, {comparison.recorded} recorded, {comparison.unrecorded_credits} explained by a kill")
+        comparison.errors.append(
+            f"{comparison.charged} credits charged, {comparison.recorded} recorded, "
+            f"{comparison.unrecorded_credits} explained by a kill"
+        )
     return comparison
 
 
 @dataclass
 class LostAttempt:
+    """An attempt whose record a kill may have lost."""
+
+    # The seconds between the response and the kill, or `None` if there was no complete response.
     seconds_before_kill: "float | None"
 
 
 def was_in_flight(attempt, kill):
     """Returns whether an attempt without a complete response may have failed because of a kill."""
-    return attempt.result in ("502", CUT_OFF) and attempt.started_at <= kill.ended_at and attempt.ended_at >= kill.started_at
+    overlaps_kill = attempt.started_at <= kill.ended_at and attempt.ended_at >= kill.started_at
+    return attempt.result in ("502", CUT_OFF) and overlaps_kill
 
 
 def describe_unexplained_failures(requests, kills):
@@ -110,8 +126,8 @@ def describe_unexplained_failures(requests, kills):
 
 
 def find_lost_attempt(request, kills):
-    """Returns the attempt of a request whose record a kill may have lost: it was in flight at the kill and failed, or it
-    was served by the killed replica before the kill."""
+    """Returns the attempt of a request whose record a kill may have lost: it was in flight at the kill and failed, or
+    it was served by the killed replica before the kill."""
     for attempt in request.attempts:
         for name, kill in kills.items():
             if was_in_flight(attempt, kill):
@@ -122,8 +138,8 @@ def find_lost_attempt(request, kills):
 
 
 def check_order(requests, comparison, recorded, kills):
-    """Adds an error if a record was lost although the record of a later response from the same replica to the same client
-    was kept. A replica writes its records in order, so that a kill can lose only the last records."""
+    """Adds an error if a record was lost although the record of a later response from the same replica to the same
+    client was kept. A replica writes its records in order, so that a kill can lose only the last records."""
     unrecorded = {request.number for request in comparison.unrecorded if request.seconds_before_kill is not None}
     for name, kill in kills.items():
         lost_clients = {}
@@ -134,4 +150,7 @@ def check_order(requests, comparison, recorded, kills):
             if request.number in unrecorded:
                 lost_clients[request.client] = request.number
             elif request.client in lost_clients:
-                comparison.errors.append(f"request {lost_clients[request.client]} has no record, although the later request {request.number} has one")
+                comparison.errors.append(
+                    f"request {lost_clients[request.client]} has no record, although the later request {request.number} "
+                    "has one"
+                )

@@ -1,11 +1,12 @@
-"""Runs two replicas of Keychoir with one Redis server, HAProxy in front of them and a simulated ElevenLabs upstream of
-them, and kills a replica under load.
+"""Runs two replicas of Keychoir between HAProxy and a simulated ElevenLabs, with one Redis server, and kills a replica
+under load.
 
 The demo needs Python, redis-server, haproxy, and the built `keychoir` binary:
 
     python3 deploy/replicas/demo/demo.py target/release/keychoir
 
-The exit code is 0 if no request of the app failed and every credit charged by the provider is accounted for.
+The exit code is 0 if no request failed, and if each credit that the provider has charged is recorded or was lost
+because of the kill.
 """
 
 import argparse
@@ -29,14 +30,16 @@ LOAD_TIMEOUT_SECONDS = 120
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Kills one of two replicas of Keychoir under load.")
     parser.add_argument("binary", help="the built keychoir binary, such as target/release/keychoir")
-    parser.add_argument("--requests", type=int, default=450, help="the minimum number of requests (default: %(default)s)")
+    requests_help = "the minimum number of requests (default: %(default)s)"
+    parser.add_argument("--requests", type=int, default=450, help=requests_help)
     return parser.parse_args()
 
 
 def start_redis(processes):
-    """Starts a Redis server that listens only on a Unix socket and saves nothing to disk. Returns its URL."""
+    """Starts a Redis server that listens only on a Unix socket and writes no data to the disk. Returns its URL."""
     path = processes.path("redis.sock")
-    redis = processes.start("redis", ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", processes.directory])
+    arguments = ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", processes.directory]
+    redis = processes.start("redis", arguments)
 
     def is_ready():
         if redis.has_exited():
@@ -47,7 +50,7 @@ def start_redis(processes):
     return f"unix:{path}"
 
 
-def run(processes, binary, request_count):
+def run_demo(processes, binary, request_count):
     """Runs the demo. Returns whether it succeeded."""
     redis_url = start_redis(processes)
     provider = Provider(processes, binary, KEYS, RESPONSE_DELAY)
@@ -78,8 +81,12 @@ def run(processes, binary, request_count):
     restarted_at = time.monotonic()
     replicas["two"].restart()
     print_step("replica two is started again")
-    served_after_restart = lambda: [request for request in list(load.requests) if request.attempts[-1].replica == "two" and request.attempts[-1].started_at > restarted_at]
-    wait_until("a request that the restarted replica serves", served_after_restart)
+
+    def has_served_again():
+        last_attempts = (request.attempts[-1] for request in list(load.requests))
+        return any(attempt.replica == "two" and attempt.started_at > restarted_at for attempt in last_attempts)
+
+    wait_until("a request that the restarted replica serves", has_served_again)
     print_step("HAProxy sends requests to replica two again")
     wait_for_requests(request_count)
     load.stop()
@@ -88,7 +95,8 @@ def run(processes, binary, request_count):
         if replica.process.end() != 0:
             raise Failure(f"replica {replica.name} exited with an error:\n{replica.process.read_output()}")
     ledger.read()
-    comparison = compare(load.requests, {name: replica.database for name, replica in replicas.items()}, ledger, kills)
+    databases = {name: replica.database for name, replica in replicas.items()}
+    comparison = compare(load.requests, databases, ledger, kills)
     comparison.errors += describe_unexplained_failures(load.requests, kills)
     return print_summary(load.requests, comparison, ledger, kills["two"].ended_at)
 
@@ -101,33 +109,49 @@ def format_count(number, noun):
 def print_summary(requests, comparison, ledger, killed_at):
     """Prints the results. Returns whether no request failed and all charges are accounted for."""
     failed = [request for request in requests if not request.is_served]
-    print(f"requests  {format_count(len(requests), 'request')}, {len(requests) - len(failed):,} served, {len(failed)} failed")
+    request_count = format_count(len(requests), "request")
+    print(f"requests  {request_count}, {len(requests) - len(failed):,} served, {len(failed)} failed")
     results = Counter(attempt.result for request in requests for attempt in request.attempts)
     cut_off_count = results.pop(CUT_OFF, 0)
     del results["200"]
     causes = ", ".join(f"{number} times {result}" for result, number in results.items())
-    print(f"retries   {format_count(sum(results.values()), 'attempt')} sent again by the client, as the official SDKs do ({causes or 'none'})")
+    retry_count = format_count(sum(results.values()), "attempt")
+    print(f"retries   {retry_count} sent again by the client, as the official SDKs do ({causes or 'none'})")
     if results:
         print("          They were in flight at replica two when it was killed. HAProxy does not send them again, because")
         print("          ElevenLabs may have charged them. For the app, each is one call that took longer.")
     if cut_off_count:
-        print(f"          {format_count(cut_off_count, 'response')} cut off by the kill. No SDK repeats these, so the app has requested them again.")
+        responses = format_count(cut_off_count, "response")
+        print(f"          {responses} cut off by the kill. No SDK repeats these, so the app has requested them again.")
     served = Counter(request.attempts[-1].replica for request in requests if request.is_served)
-    served_before_kill = sum(request.attempts[-1].replica == "two" and request.attempts[-1].started_at <= killed_at for request in requests)
-    print(f"replicas  one served {served['one']:,}, two served {served['two']:,} ({served_before_kill:,} before the kill, {served['two'] - served_before_kill:,} after its restart)")
+    last_attempts = [request.attempts[-1] for request in requests]
+    before_kill = sum(attempt.replica == "two" and attempt.started_at <= killed_at for attempt in last_attempts)
+    print(
+        f"replicas  one served {served['one']:,}, two served {served['two']:,} "
+        f"({before_kill:,} before the kill, {served['two'] - before_kill:,} after its restart)"
+    )
     exhausted_count = sum(key["remaining"] < 100 for key in ledger.keys)
-    print(f"keys      {exhausted_count} of {len(ledger.keys)} exhausted; {format_count(ledger.totals['refused'], 'attempt')} refused by the provider, and sent with another key")
+    refused_attempts = format_count(ledger.totals["refused"], "attempt")
+    print(
+        f"keys      {exhausted_count} of {len(ledger.keys)} exhausted; "
+        f"{refused_attempts} refused by the provider, and sent with another key"
+    )
     credits_by_replica = " + ".join(f"{credits:,} ({name})" for name, credits in comparison.by_replica.items())
     print(f"credits   {comparison.charged:,} charged by the provider")
     print(f"          {comparison.recorded:,} recorded by both replicas: {credits_by_replica}")
     in_flight = [request for request in comparison.unrecorded if request.seconds_before_kill is None]
     served_last = [request for request in comparison.unrecorded if request.seconds_before_kill is not None]
-    unrecorded_line = f"          {comparison.unrecorded_credits:,} charged without a record, because of the kill: {format_count(len(in_flight), 'request')} in flight"
+    unrecorded_line = (
+        f"          {comparison.unrecorded_credits:,} charged without a record, because of the kill: "
+        f"{format_count(len(in_flight), 'request')} in flight"
+    )
     if served_last:
         oldest = max(request.seconds_before_kill for request in served_last)
         unrecorded_line += f", {format_count(len(served_last), 'request')} served in the last {oldest * 1e3:.0f} ms"
     print(unrecorded_line)
-    problems = comparison.errors + [f"request {request.number} failed: {[attempt.result for attempt in request.attempts]}" for request in failed]
+    problems = list(comparison.errors)
+    for request in failed:
+        problems.append(f"request {request.number} failed: {[attempt.result for attempt in request.attempts]}")
     problems += [f"the provider reports a violation: {violation}" for violation in ledger.violations]
     for problem in problems[:20]:
         print(f"problem   {problem}")
@@ -139,7 +163,7 @@ def main():
     arguments = parse_arguments()
     try:
         with Processes() as processes:
-            return 0 if run(processes, arguments.binary, arguments.requests) else 1
+            return 0 if run_demo(processes, arguments.binary, arguments.requests) else 1
     except Failure as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Clients that request speech as apps with the official SDKs do, and remember every attempt."""
+"""Runs clients that send requests for speech and retry them as the official SDKs do, and records each attempt."""
 
 import hashlib
 import http.client
@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 
 from pool import SPEECH_PATH, TOKEN
 
-# The official SDKs retry a request up to two times after these statuses and after statuses from 500 on. They do not retry
-# it if the connection was closed without a response.
+# The official SDKs retry a request up to two times after these statuses and after statuses from 500 on. They do not
+# retry it if the connection was closed without a response.
 RETRIED_STATUSES = (408, 409, 429)
 MAX_RETRIES = 2
 # The SDKs wait 1 s before the first retry. A shorter delay is a harder test for the replicas.
 FIRST_RETRY_DELAY_SECONDS = 0.5
 REQUEST_TIMEOUT_SECONDS = 60
 
-# The result of a response that ended too early. No SDK and no load balancer can retry such a request, because the app may
-# have played a part of the response. The clients of the demo request the response again, as an app would.
+# The result of a response that ended too early. No SDK and no load balancer can retry such a request, because the app
+# may have played a part of the response. The clients of the demo request the response again, as an app would.
 CUT_OFF = "cut off"
 
 
 @dataclass
 class Attempt:
-    """One transmission of a request."""
+    """One sending of a request."""
 
     started_at: float
     ended_at: float
@@ -37,7 +37,7 @@ class Attempt:
 
 @dataclass
 class Request:
-    """A request as the app sees it: one call of the SDK."""
+    """A request of an app, which is one call of the SDK with its retries."""
 
     number: int
     body: bytes
@@ -56,13 +56,13 @@ class Request:
 
     @property
     def digest(self):
-        """The SHA-256 of the body, by which the provider's ledger names the request."""
+        """Returns the SHA-256 of the body, which identifies the request in the provider's ledger."""
         return hashlib.sha256(self.body).hexdigest()
 
 
 class Load:
-    """Clients that send one request after the other until they are stopped. They use `ports` in rotation: the port of
-    HAProxy, or, to balance the load themselves, the ports of all replicas."""
+    """Clients that send one request after the other until they are stopped. They use `ports` in rotation, which
+    contains the port of HAProxy, or the ports of all replicas if the clients balance the load."""
 
     def __init__(self, ports, clients):
         self.phase = ""
@@ -101,11 +101,11 @@ class Load:
             request = Request(number, body, client)
             for retry in range(MAX_RETRIES + 1):
                 port = self._ports[(number + retry) % len(self._ports)]
-                attempt = send(connections, port, body, f"{number}-{retry}")
+                attempt = send_attempt(connections, port, body, f"{number}-{retry}")
                 request.attempts.append(attempt)
                 if not is_retried(attempt.result):
                     break
-                # The delays must differ between clients. Otherwise all clients would retry at the same moment.
+                # The delays differ between clients, so that not all clients retry at the same time.
                 time.sleep(FIRST_RETRY_DELAY_SECONDS * 2**retry * random.uniform(0.8, 1.2))
             request.phase = self.phase
             self.requests.append(request)
@@ -118,7 +118,7 @@ def is_retried(result):
     return int(result) >= 500 or int(result) in RETRIED_STATUSES
 
 
-def send(connections, port, body, request_id):
+def send_attempt(connections, port, body, request_id):
     """Sends a request to `port`, if possible on the open connection in `connections`. Returns the attempt."""
     started_at = time.monotonic()
     connection = connections.get(port)

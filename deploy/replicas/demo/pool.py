@@ -1,4 +1,5 @@
-"""Starts the simulated ElevenLabs, and starts Keychoir and HAProxy with the configuration files in `deploy/replicas`."""
+"""Starts the parts of the demo: the simulated ElevenLabs, and replicas of Keychoir and HAProxy with the configuration
+files in `deploy/replicas`."""
 
 import http.client
 import json
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from processes import Failure, wait_until
 
+# The folder of the configuration files.
 FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOKEN = "kc_demo_token_of_the_replicas_0001"
 SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
@@ -28,8 +30,8 @@ def get(port, path):
 
 
 class Provider:
-    """The simulated ElevenLabs. It charges a speech request on receipt, and sends the response after `delay`. ElevenLabs
-    also charges a request before it sends the response."""
+    """The simulated ElevenLabs. It charges a speech request on receipt, and sends the response after `delay`.
+    ElevenLabs also charges a request before it sends the response."""
 
     def __init__(self, processes, binary, keys, delay):
         arguments = [argument for key, credits in keys.items() for argument in ("--key", f"{key}={credits}")]

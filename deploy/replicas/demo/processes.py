@@ -1,4 +1,4 @@
-"""Starts programs in a temporary directory, and kills all of them when this program exits."""
+"""Starts programs in a temporary directory, waits for their output, and kills all of them when this program exits."""
 
 import ctypes
 import os
@@ -19,21 +19,21 @@ MAX_START_ATTEMPTS = 50
 
 
 class Failure(Exception):
-    """A failed step, which the message names."""
+    """A step failed. The message describes the step and the reason."""
 
 
 def wait_until(event, condition, timeout=START_TIMEOUT_SECONDS):
     """Polls `condition` until it returns a true value, and returns this value. `event` describes the awaited event."""
     deadline = time.monotonic() + timeout
-    while not (value := condition()):
+    while not (outcome := condition()):
         if time.monotonic() > deadline:
             raise Failure(f"timed out after {timeout} s while waiting for {event}")
         time.sleep(POLL_SECONDS)
-    return value
+    return outcome
 
 
 def end_with_parent():
-    """Requests that the kernel kill the calling process when its parent exits. Only Linux supports this."""
+    """Makes the kernel kill the calling process when its parent exits. This is possible only on Linux."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:
         set_parent_death_signal = 1
@@ -70,13 +70,13 @@ class Process:
     def wait_for_output(self, pattern):
         """Waits until the output matches a compiled pattern. Returns the first group of the match."""
 
-        def find():
+        def find_match():
             match = pattern.search(self.read_output())
             if not match and self.has_exited():
                 raise Failure(f"{self.name} exited:\n{self.read_output()}")
             return match
 
-        return wait_until(f"the output {pattern.pattern} of {self.name}", find).group(1)
+        return wait_until(f"the output {pattern.pattern} of {self.name}", find_match).group(1)
 
     def kill(self):
         """Sends SIGKILL and waits for the end."""

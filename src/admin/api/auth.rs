@@ -2,7 +2,7 @@
 //! constant time. Each wrong token is logged. An address that has sent too many wrong tokens is refused temporarily.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,18 +15,22 @@ use crate::policy::auth_failures::AuthFailures;
 use crate::policy::units::UnixMs;
 use crate::secret::AdminTokenFingerprint;
 
-/// The authentication failures, which all workers share. Cloning it is cheap.
+/// The number of authentication failures of each address. Clones share the numbers, so that all workers count together.
 #[derive(Clone, Debug, Default)]
 pub struct AuthFailureTable(Arc<Mutex<AuthFailures>>);
 
 impl AuthFailureTable {
-    /// Returns the time for which the address is still refused, or `None` if it is not refused.
+    /// Returns the time for which credentials of the address are still refused, or `None` if they are not refused.
     pub(super) fn retry_after(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retry_after(address, now)
+        self.lock().retry_after(address, now)
     }
 
     fn record(&self, address: Option<IpAddr>, now: UnixMs) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).record(address, now);
+        self.lock().record(address, now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, AuthFailures> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -41,8 +45,8 @@ pub(in crate::admin) enum AdminTokenCheck {
     ClientToken,
     /// The token is neither the admin token nor a client token.
     Wrong,
-    /// The token was not compared, because the address has sent too many wrong tokens. Its tokens are compared again
-    /// after this time.
+    /// The token was not compared, because the address has sent too many wrong tokens. After this time, tokens from the
+    /// address are compared again.
     TooManyFailures(Duration),
 }
 
@@ -124,7 +128,7 @@ pub(in crate::admin) fn too_many_failures(retry_after: Duration) -> Response<Byt
     ApiError::too_many_failures(retry_after).for_page().response("")
 }
 
-/// Returns the bearer token in the `Authorization` header.
+/// Returns the bearer token in the `Authorization` header, or `None` if there is none.
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();

@@ -1,4 +1,5 @@
-//! Parses changes from request bodies, submits them to the controller, and responds with the result.
+//! Parses a change of an operator from a request, sends it to the task that makes changes, and responds with its
+//! receipt.
 
 use std::net::IpAddr;
 
@@ -35,24 +36,24 @@ pub(super) fn parse_change(
     match resource {
         Resource::Keys => parse_new_key(&members),
         Resource::Key(id) => {
-            members.check(&[])?;
-            Ok(Change::RemoveKey { key: check_key_id(pool, id)? })
+            members.reject_unknown(&[])?;
+            Ok(Change::RemoveKey { key: known_key_id(pool, id)? })
         }
         Resource::KeyAction(id, KeyAction::Pause) => {
-            members.check(&["until", "reason"])?;
+            members.reject_unknown(&["until", "reason"])?;
             let reason = members.string("reason")?.filter(|reason| !reason.trim().is_empty());
             if let Some(reason) = &reason {
-                check_reason(reason)?;
+                require_valid_reason(reason)?;
             }
             let until = members.future_time("until", now)?;
-            Ok(Change::PauseKey { key: check_key_id(pool, id)?, until, reason })
+            Ok(Change::PauseKey { key: known_key_id(pool, id)?, until, reason })
         }
         Resource::KeyAction(id, KeyAction::Resume) => {
-            members.check(&[])?;
-            Ok(Change::ResumeKey { key: check_key_id(pool, id)? })
+            members.reject_unknown(&[])?;
+            Ok(Change::ResumeKey { key: known_key_id(pool, id)? })
         }
         Resource::Clients => {
-            members.check(&[&["name", "expires", "expires_at"], RULE_NAMES.as_slice()].concat())?;
+            members.reject_unknown(&[&["name", "expires", "expires_at"], RULE_NAMES.as_slice()].concat())?;
             Ok(Change::AddClient {
                 name: members.required_string("name")?,
                 rules: client_rules(&members)?,
@@ -61,7 +62,7 @@ pub(super) fn parse_change(
         }
         Resource::Client(name) if *method == Method::PATCH => {
             let known_members = [RULE_NAMES.as_slice(), &["expires_at"]].concat();
-            members.check(&known_members)?;
+            members.reject_unknown(&known_members)?;
             let rules = client_rules(&members)?;
             let expiry = match members.future_time("expires_at", now)? {
                 Some(time) => Some(TokenExpiry::At(time)),
@@ -75,11 +76,11 @@ pub(super) fn parse_change(
             Ok(Change::SetClient { name: name.to_owned(), rules, expiry })
         }
         Resource::Client(name) => {
-            members.check(&[])?;
+            members.reject_unknown(&[])?;
             Ok(Change::RevokeClient { name: name.to_owned() })
         }
         Resource::ClientRotation(name) => {
-            members.check(&["grace", "expires", "expires_at"])?;
+            members.reject_unknown(&["grace", "expires", "expires_at"])?;
             Ok(Change::RotateClient {
                 name: name.to_owned(),
                 grace: members.duration("grace")?.unwrap_or_default(),
@@ -87,7 +88,7 @@ pub(super) fn parse_change(
             })
         }
         Resource::Reload => {
-            members.check(&[])?;
+            members.reject_unknown(&[])?;
             Ok(Change::Reload)
         }
         Resource::KeyAction(_, KeyAction::Check)
@@ -103,7 +104,7 @@ pub(super) fn parse_change(
 }
 
 fn parse_new_key(members: &JsonMembers) -> Result<Change, ApiError> {
-    members.check(&["name", "key", "workspace", "base_url", "weight"])?;
+    members.reject_unknown(&["name", "key", "workspace", "base_url", "weight"])?;
     let key = ApiKey::new(members.required_string("key")?.trim()).map_err(|_| {
         let message = "The member `key` is not an API key: it is empty, or it contains a space, a control \
                        character or a character outside ASCII.";
@@ -135,6 +136,7 @@ fn token_expiry(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, Ap
     }
 }
 
+/// Returns the rules of a client that the body contains.
 fn client_rules(members: &JsonMembers) -> Result<ClientRules, ApiError> {
     Ok(ClientRules {
         quota: members.string("quota")?,
@@ -149,7 +151,7 @@ fn client_rules(members: &JsonMembers) -> Result<ClientRules, ApiError> {
     })
 }
 
-fn check_reason(reason: &str) -> Result<(), ApiError> {
+fn require_valid_reason(reason: &str) -> Result<(), ApiError> {
     if is_valid_reason(reason) {
         return Ok(());
     }
@@ -160,16 +162,16 @@ fn check_reason(reason: &str) -> Result<(), ApiError> {
     Err(ApiError::bad_request("invalid_member", message))
 }
 
-/// Returns `id` if a key of the pool has this id, and an error otherwise.
-fn check_key_id(pool: &Pool, id: &str) -> Result<String, ApiError> {
+/// Returns `id`, or an error if no key of the pool has this id.
+fn known_key_id(pool: &Pool, id: &str) -> Result<String, ApiError> {
     let is_known = pool.roster().keys().iter().any(|key| documents::key_id(key) == id);
     if is_known { Ok(id.to_owned()) } else { Err(ApiError::key_not_found()) }
 }
 
 impl Admin {
-    /// Applies a change. The response contains the generation, the warnings, and, if the change has them, the
-    /// key id, the client name and the new token.
-    pub(super) async fn apply_change(
+    /// Makes a change. The response contains the generation and the warnings, and, depending on the change, the key id,
+    /// the client name and the new token.
+    pub(super) async fn make_change(
         &self,
         change: Change,
         expected_generation: Option<u64>,
@@ -186,19 +188,19 @@ impl Admin {
             | Change::ResumeKey { .. }
             | Change::Reload => (StatusCode::OK, None),
         };
-        let receipt = self.submit_change(change, expected_generation, origin).await?;
+        let receipt = self.send_change(change, expected_generation, origin).await?;
         let mut document = json!({"generation": receipt.generation, "warnings": receipt.warnings});
         if let Some(members) = document.as_object_mut() {
             members.extend(receipt.key_id.map(|id| ("key_id".to_owned(), json!(id))));
             members.extend(client.map(|name| ("client".to_owned(), json!(name))));
-            // No other response contains the token.
+            // This is the only response that contains the token.
             members.extend(receipt.token.map(|token| ("token".to_owned(), json!(token.expose()))));
         }
         Ok(ApiResponse { generation: Some(receipt.generation), ..ApiResponse::new(status, &document) })
     }
 
-    /// Submits a change to the controller. Returns the receipt of the applied change.
-    pub(super) async fn submit_change(
+    /// Sends a change to the task that makes changes. Returns its receipt.
+    pub(super) async fn send_change(
         &self,
         change: Change,
         expected_generation: Option<u64>,

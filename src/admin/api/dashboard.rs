@@ -1,5 +1,5 @@
-//! Gives the dashboard the documents of the API as types, and applies its changes without HTTP, so that a
-//! form and an API request pass the same checks.
+//! Provides the admin API to the dashboard as functions: the documents as types, the changes, the events and the checks
+//! of codes. A form of the dashboard and an API request therefore pass the same checks.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -36,13 +36,13 @@ impl From<ApiError> for ActionError {
 }
 
 /// Runs work that takes milliseconds on a blocking thread, so that the worker serves requests meanwhile. Returns `None`
-/// if the program ends.
+/// if the work panics or if the program ends before it.
 pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tasks::spawn_blocking(work).await.ok()
 }
 
 impl Admin {
-    /// Returns the state of the server, and the keys in the order of the pool, both by one snapshot.
+    /// Returns the state of the server and the keys in the order of the pool. Both are computed from one snapshot.
     pub(crate) fn overview_and_keys(&self, now: UnixMs) -> (OverviewDocument, Vec<KeyDocument>) {
         let snapshots = self.pool.snapshot(now);
         let keys = snapshots.iter().map(|snapshot| key_document(&self.pool, snapshot, now)).collect();
@@ -54,7 +54,7 @@ impl Admin {
         self.pool.snapshot(now).iter().map(|snapshot| key_document(&self.pool, snapshot, now)).collect()
     }
 
-    /// Returns the clients by name.
+    /// Returns the clients, sorted by name.
     pub(crate) fn clients(&self, now: UnixMs) -> Vec<ClientDocument> {
         let config = self.config.load();
         let document = |configured: &crate::policy::client::ConfiguredClient| {
@@ -63,8 +63,9 @@ impl Admin {
         sorted_clients(&config.clients).into_iter().map(document).collect()
     }
 
-    /// Applies the change that an API request with `method`, `path` and `members` would apply.
-    pub(crate) async fn perform(
+    /// Makes the change that an API request with `method`, `members` and the path `path` below [`API_PREFIX`] would
+    /// make.
+    pub(crate) async fn make_dashboard_change(
         &self,
         method: &Method,
         path: &str,
@@ -76,7 +77,7 @@ impl Admin {
         let resource = Resource::parse(&path).ok_or_else(ApiError::unknown_path)?;
         let change = changes::parse_change(resource, method, JsonMembers::new(members), &self.pool, now)?;
         let origin = ChangeOrigin { actor: Actor::Dashboard, address: peer };
-        Ok(self.submit_change(change, None, origin).await?)
+        Ok(self.send_change(change, None, origin).await?)
     }
 
     /// Checks the key with the given `id` at the provider.
@@ -98,13 +99,13 @@ impl Admin {
         keys: WantedKeys,
     ) -> Result<Response<ApiBody>, ActionError> {
         let stream = self.event_stream(headers, selection, keys).await?;
-        let stream = stream.while_open(self.sessions.watch(token));
+        let stream = stream.while_open(self.sessions.existence_check(token));
         let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
         super::set_event_headers(response.headers_mut());
         Ok(response)
     }
 
-    /// Returns whether an address has presented too many wrong credentials.
+    /// Returns whether Keychoir refuses credentials of an address, because it has sent too many wrong ones.
     pub(crate) fn is_refused(&self, peer: Option<IpAddr>, now: UnixMs) -> bool {
         self.auth_failures.retry_after(peer, now).is_some()
     }
@@ -119,7 +120,8 @@ impl Admin {
         self.request_body_timeout()
     }
 
-    /// Returns the URI of the server as a browser that sent these headers sees it, without a path.
+    /// Returns the base URL that a browser which sent these headers uses for the server, with `base_path` and without a
+    /// final slash.
     pub(crate) fn base_url(&self, uri: &Uri, headers: &HeaderMap, is_https: bool) -> String {
         let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).or(uri.host());
         let scheme = if is_https { "https" } else { "http" };

@@ -1,4 +1,5 @@
-//! Defines the errors of the admin API, and renders them like the proxy's own error responses.
+//! Defines the errors of the admin API with their status, code and message, and renders them in the format of the
+//! proxy's own error responses.
 
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use crate::policy::user::InvalidUser;
 use crate::proxy::{ProxyError, UserUsageUnavailable};
 use crate::store::HistoryError;
 
-/// A refused request.
+/// The reason that a request to the admin API was refused.
 #[derive(Debug)]
 pub(super) struct ApiError {
     http: StatusCode,
-    /// The kind of the error, which SDKs of the provider check.
+    /// The kind of the error in `detail.status`, which SDKs of the provider read.
     status: &'static str,
     /// The stable code in `x-keychoir-error`.
     code: &'static str,
@@ -29,7 +30,7 @@ pub(super) struct ApiError {
     generation: Option<u64>,
 }
 
-/// `Retry-After` while the task that makes changes is unavailable: the time of a restart.
+/// The time in `Retry-After` with the status 503. A restart of Keychoir takes about this time.
 const RESTART_TIME: Duration = Duration::from_secs(1);
 
 impl ApiError {
@@ -70,14 +71,14 @@ impl ApiError {
         Self { allowed_methods, ..Self::new(http, "method_not_allowed", "method_not_allowed", message) }
     }
 
-    /// Returns the error of an API without an admin token.
+    /// Returns the error for every request to the API if Keychoir has no admin token.
     pub(super) fn disabled() -> Self {
         let message = "The admin API is off, because Keychoir has no admin token: set admin.token_file or \
                        KEYCHOIR_ADMIN_TOKEN, or give it a state directory.";
         Self::new(StatusCode::NOT_FOUND, "not_found", "admin_api_disabled", message)
     }
 
-    /// Returns the error of the other listeners if `admin.listen` serves the path.
+    /// Returns the error for a path that only the listener at `admin.listen` serves.
     pub(super) fn served_elsewhere() -> Self {
         let message = "This address serves clients. The admin API and the pages for operators are at the address \
                        of admin.listen.";
@@ -90,7 +91,8 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "not_proxied", message)
     }
 
-    /// Replaces the message about the API with one about a page.
+    /// Replaces the message about the API with a message about a page, unless the address has sent too many wrong
+    /// tokens.
     pub(super) fn for_page(self) -> Self {
         let message = "From other machines, this page requires the admin token: send `Authorization: Bearer TOKEN`, \
                        or list the page in admin.public.";
@@ -225,7 +227,7 @@ fn method_list(methods: &[Method]) -> String {
 
 impl From<ControlError> for ApiError {
     fn from(error: ControlError) -> Self {
-        let message = sentence(&error.to_string());
+        let message = capitalized(&error.to_string());
         let conflict = |code, message| Self::new(StatusCode::CONFLICT, "conflict", code, message);
         match error {
             ControlError::Stale { current } => {
@@ -270,17 +272,17 @@ impl From<HistoryError> for ApiError {
         match error {
             HistoryError::TooSlow => Self::unavailable(
                 "query_too_slow",
-                format!("{}. Request a shorter period.", sentence(&error.to_string())),
+                format!("{}. Request a shorter period.", capitalized(&error.to_string())),
             ),
             HistoryError::Unavailable => {
-                Self::unavailable("records_unavailable", sentence(&error.to_string()))
+                Self::unavailable("records_unavailable", capitalized(&error.to_string()))
             }
         }
     }
 }
 
-/// Capitalizes the first letter of the text of an error.
-fn sentence(text: &str) -> String {
-    let mut characters = text.chars();
+/// Returns the message of an error with a capital first letter.
+fn capitalized(message: &str) -> String {
+    let mut characters = message.chars();
     characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
 }

@@ -1,8 +1,9 @@
 //! Serves the admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON.
 //! `docs/openapi.json` describes the API, and a test compares both.
 //!
-//! Reads take their data from the running server and from the usage database. Changes go to one task through
-//! [`ControlSender`](super::control::ControlSender). Every response contains the `ETag` of the current generation.
+//! Documents are built from the state of the running server and from the usage database. Changes are sent through
+//! [`ControlSender`](super::control::ControlSender) to the task that makes them. Each successful response, apart from a
+//! stream of events, contains an `ETag` with the generation, which increases with each change.
 
 mod auth;
 mod changes;
@@ -55,14 +56,15 @@ use router::{KeyAction, Resource};
 /// The prefix of all paths of the API.
 const API_PREFIX: &str = "/api/keychoir/v1/";
 
-/// The body of a response of the API.
+/// The body of a response of the API: a complete document, or a stream of events.
 #[derive(Debug)]
 pub struct ApiBody(BodyKind);
 
 #[derive(Debug)]
 enum BodyKind {
+    /// The complete body.
     Document(Bytes),
-    /// `None` for the response to a HEAD request.
+    /// A stream of events, or `None` in the response to a HEAD request.
     Events(Option<Box<EventStream>>),
 }
 
@@ -100,7 +102,7 @@ impl ApiResponse {
     /// Returns the HTTP response. `generation` is the current generation.
     fn into_http(self, generation: u64, if_none_match: Option<&HeaderValue>) -> Response<BodyKind> {
         let tag = etag(self.generation.unwrap_or(generation));
-        let is_unchanged = self.is_versioned && if_none_match.is_some_and(|known| contains_tag(known, &tag));
+        let is_unchanged = self.is_versioned && if_none_match.is_some_and(|list| contains_tag(list, &tag));
         let (status, body) = match self.body {
             BodyKind::Document(_) if is_unchanged => {
                 (StatusCode::NOT_MODIFIED, BodyKind::Document(Bytes::new()))
@@ -123,10 +125,10 @@ impl ApiResponse {
     }
 }
 
-/// Sets the headers of a stream of events.
+/// Sets the headers of a response with a stream of events.
 fn set_event_headers(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    // nginx would collect the events in a buffer.
+    // Without this header, nginx collects the events in a buffer before it sends them.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 }
 
@@ -175,29 +177,29 @@ impl Admin {
         path.starts_with(API_PREFIX) || path == API_PREFIX.trim_end_matches('/')
     }
 
-    /// Returns whether clients use this path of the API.
+    /// Returns whether this is the path of the API that clients may read with their own tokens.
     pub(super) fn is_client_api_path(path: &str) -> bool {
         Resource::parse(path) == Some(Resource::Me)
     }
 
-    /// Returns the response to a path for operators on a listener that does not serve them.
+    /// Returns the response to a path for operators on a listener that serves only clients.
     #[must_use]
     pub fn served_elsewhere() -> Response<Bytes> {
-        own_page(&ApiError::served_elsewhere())
+        unserved_path_response(&ApiError::served_elsewhere())
     }
 
     /// Returns the response to a path of the provider on a listener that serves only Keychoir's own paths.
     #[must_use]
     pub fn not_proxied() -> Response<Bytes> {
-        own_page(&ApiError::not_proxied())
+        unserved_path_response(&ApiError::not_proxied())
     }
 
-    /// Responds to a request to the admin API. `is_foreign_page` is true if a web page of another origin sent the
-    /// request.
+    /// Responds to a request to the admin API. `is_foreign_page` means that a web page of another origin has sent the
+    /// request, which is then refused.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future does not cancel a change that has been sent to its task.
+    /// Dropping the future does not cancel a change that the task for changes has received.
     pub async fn api<B>(
         &self,
         request: Request<B>,
@@ -210,13 +212,13 @@ impl Admin {
     {
         let request_id = AttemptRecord::new_id(clock::now()).to_string();
         let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
-        // The generation is read before the document. A change in between makes the tag too old, so that a later
-        // request with `If-Match` fails.
+        // The generation is read before the document. If a change is made in between, the tag is older than the
+        // document, so that a later request with `If-Match` fails.
         let generation = self.generation();
         let result = if is_foreign_page {
             Err(ApiError::foreign_page())
         } else {
-            self.handle(request, peer, generation).await
+            self.route(request, peer, generation).await
         };
         let mut response = match result {
             Ok(response) => response.into_http(generation, if_none_match.as_ref()),
@@ -231,7 +233,8 @@ impl Admin {
         response.map(ApiBody)
     }
 
-    async fn handle<B>(
+    /// Authorizes a request, and reads or changes the resource at its path.
+    async fn route<B>(
         &self,
         request: Request<B>,
         peer: Option<IpAddr>,
@@ -244,37 +247,38 @@ impl Admin {
         let (head, body) = request.into_parts();
         let resource = Resource::parse(head.uri.path());
         if resource == Some(Resource::Me) {
-            // This is the only resource that the tokens of clients open.
-            router::check_method(Resource::Me, &head.method)?;
+            // This is the only resource that a client may read with its token.
+            router::require_method(Resource::Me, &head.method)?;
             return self.me(&head, clock::now()).await;
         }
         // The token is checked before the path and the method, so that a request without the token does not find out
         // which paths exist.
         self.authorize(&head.uri, &head.headers, peer, clock::now())?;
         let resource = resource.ok_or_else(ApiError::unknown_path)?;
-        router::check_method(resource, &head.method)?;
+        router::require_method(resource, &head.method)?;
         let query = Query::parse(head.uri.query());
         if head.method == Method::GET || head.method == Method::HEAD {
-            return self.read(resource, query, &head, generation, clock::now()).await;
+            return self.read_resource(resource, query, &head, generation, clock::now()).await;
         }
-        query.check(&[])?;
+        query.validate_names(&[])?;
         let origin = changes::change_origin(peer);
         let members = request::read_members(&head, body, self.request_body_timeout()).await?;
         let now = clock::now();
         if let Resource::KeyAction(id, KeyAction::Check) = resource {
-            members.check(&[])?;
+            members.reject_unknown(&[])?;
             return self.check_key(id, now).await.map(|document| ApiResponse::ok(&document));
         }
         if resource == Resource::DashboardCodes {
-            members.check(&[])?;
+            members.reject_unknown(&[])?;
             return self.create_dashboard_code(now);
         }
         let change = changes::parse_change(resource, &head.method, members, &self.pool, now)?;
         let expected = request::expected_generation(&head.headers, generation)?;
-        self.apply_change(change, expected, origin).await
+        self.make_change(change, expected, origin).await
     }
 
-    async fn read(
+    /// Returns the document of a resource, or a stream of events.
+    async fn read_resource(
         &self,
         resource: Resource<'_>,
         query: Query,
@@ -284,7 +288,7 @@ impl Admin {
     ) -> Result<ApiResponse, ApiError> {
         let has_parameters = matches!(resource, Resource::Usage | Resource::Attempts | Resource::Changes);
         if !has_parameters {
-            query.check(&[])?;
+            query.validate_names(&[])?;
         }
         match resource {
             Resource::Overview => {
@@ -346,7 +350,12 @@ impl Admin {
     /// request names an end user, the document also contains the user's usage and limits.
     async fn me(&self, head: &Parts, now: UnixMs) -> Result<ApiResponse, ApiError> {
         let query = head.uri.query();
-        Query::parse(query).check(&["xi-api-key", "xi_api_key", "authorization", USER_HEADER.as_str()])?;
+        Query::parse(query).validate_names(&[
+            "xi-api-key",
+            "xi_api_key",
+            "authorization",
+            USER_HEADER.as_str(),
+        ])?;
         let caller =
             self.authenticate_client(&head.uri, &head.headers, now).map_err(ApiError::unauthenticated)?;
         let config = self.config.load_full();
@@ -394,12 +403,12 @@ impl Admin {
 
 /// Returns the entity tag of a generation.
 fn etag(generation: u64) -> HeaderValue {
-    let text = format!("\"{generation}\"");
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
+    let quoted = format!("\"{generation}\"");
+    HeaderValue::from_str(&quoted).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
 }
 
-/// Returns the response of a listener that does not serve the path.
-fn own_page(error: &ApiError) -> Response<Bytes> {
+/// Returns the response to a request for a path that the listener does not serve.
+fn unserved_path_response(error: &ApiError) -> Response<Bytes> {
     let mut response = error.response("");
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

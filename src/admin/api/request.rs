@@ -1,4 +1,5 @@
-//! Reads the parts of a request: the query, the conditions and the body.
+//! Reads the parts of a request to the admin API: the query, the conditions `If-Match` and `If-None-Match`, and the
+//! body.
 
 use std::time::Duration;
 
@@ -10,25 +11,26 @@ use hyper::body::Body;
 
 use super::error::ApiError;
 use super::etag;
-use super::json_members::{JsonMembers, did_you_mean};
+use super::json_members::{JsonMembers, suggestion};
 use crate::policy::headers::decode_parameters;
 
-/// Maximum size of a body. The longest one has a key and a few names.
+/// Maximum size of a body. The longest body contains a key and a few names.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// The parameters of a query.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
+    /// Parses a query, with percent-decoding.
     pub(super) fn parse(query: Option<&str>) -> Self {
         Self(decode_parameters(query.unwrap_or_default()))
     }
 
-    /// Rejects parameters that are not in `names`, and repeated parameters.
-    pub(super) fn check(&self, names: &[&str]) -> Result<(), ApiError> {
+    /// Returns an error if a parameter is not in `names` or is repeated.
+    pub(super) fn validate_names(&self, names: &[&str]) -> Result<(), ApiError> {
         for (index, (name, _)) in self.0.iter().enumerate() {
             if !names.contains(&name.as_str()) {
-                let message = format!("The query has an unknown parameter.{}", did_you_mean(name, names));
+                let message = format!("The query has an unknown parameter.{}", suggestion(name, names));
                 return Err(ApiError::bad_request("unknown_parameter", message));
             }
             if self.0[..index].iter().any(|(earlier, _)| earlier == name) {
@@ -41,7 +43,7 @@ impl Query {
 
     /// Returns the value of a parameter, unless it is empty.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
-        let parameter = self.0.iter().find(|(known, _)| known == name);
+        let parameter = self.0.iter().find(|(parameter_name, _)| parameter_name == name);
         parameter.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 }
@@ -49,12 +51,12 @@ impl Query {
 /// Returns whether a list of entity tags contains `tag`, or is `*`.
 pub(crate) fn contains_tag(list: &HeaderValue, tag: &HeaderValue) -> bool {
     let Ok(list) = list.to_str() else { return false };
-    list.split(',')
-        .map(str::trim)
-        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known).as_bytes() == tag.as_bytes())
+    list.split(',').map(str::trim).any(|listed| {
+        listed == "*" || listed.strip_prefix("W/").unwrap_or(listed).as_bytes() == tag.as_bytes()
+    })
 }
 
-/// Returns the generation that `If-Match` requires, if there is one.
+/// Returns the generation that `If-Match` requires, or `None` if every generation is permitted.
 pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<Option<u64>, ApiError> {
     let Some(condition) = headers.get(IF_MATCH) else { return Ok(None) };
     let malformed = || {
@@ -75,13 +77,15 @@ pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<O
 /// The reason that a body cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyError {
+    /// The body is longer than the maximum.
     TooLarge,
     /// The body ended early or was malformed.
     Broken,
+    /// The body did not arrive within the timeout.
     Timeout,
 }
 
-/// Reads a body of at most `max_bytes`.
+/// Reads a complete body of at most `max_bytes` within `timeout`.
 pub(crate) async fn read_body<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,

@@ -1,11 +1,11 @@
-//! Routes a request of the admin API to a resource by its path and method.
+//! Defines the resources of the admin API: parses a path into a resource, and lists the methods of each resource.
 
 use http::Method;
 
 use super::API_PREFIX;
 use super::error::ApiError;
 
-/// A resource, by its path.
+/// A resource of the admin API. Its path is relative to [`API_PREFIX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resource<'p> {
     Overview,
@@ -35,14 +35,14 @@ pub(super) enum KeyAction {
     Check,
 }
 
-const READ: &[Method] = &[Method::GET, Method::HEAD];
+const READ_ONLY: &[Method] = &[Method::GET, Method::HEAD];
 const READ_AND_ADD: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
 const READ_AND_REMOVE: &[Method] = &[Method::GET, Method::HEAD, Method::DELETE];
 const READ_AND_CHANGE: &[Method] = &[Method::GET, Method::HEAD, Method::PATCH, Method::DELETE];
-const ACT: &[Method] = &[Method::POST];
+const ACT_ONLY: &[Method] = &[Method::POST];
 
 impl<'p> Resource<'p> {
-    /// Parses a path. Returns `None` if it is unknown.
+    /// Parses the path of a request. Returns `None` if the API has no such path.
     pub(super) fn parse(path: &'p str) -> Option<Self> {
         let segments: Vec<&str> = path.strip_prefix(API_PREFIX)?.split('/').collect();
         Some(match *segments.as_slice() {
@@ -79,17 +79,17 @@ impl<'p> Resource<'p> {
             | Self::Config
             | Self::Changes
             | Self::Events
-            | Self::Me => READ,
+            | Self::Me => READ_ONLY,
             Self::Keys | Self::Clients => READ_AND_ADD,
             Self::Key(_) => READ_AND_REMOVE,
             Self::Client(_) => READ_AND_CHANGE,
-            Self::KeyAction(..) | Self::ClientRotation(_) | Self::Reload | Self::DashboardCodes => ACT,
+            Self::KeyAction(..) | Self::ClientRotation(_) | Self::Reload | Self::DashboardCodes => ACT_ONLY,
         }
     }
 }
 
-/// Rejects a method that the resource does not have.
-pub(super) fn check_method(resource: Resource<'_>, method: &Method) -> Result<(), ApiError> {
+/// Returns an error if the resource does not have the method.
+pub(super) fn require_method(resource: Resource<'_>, method: &Method) -> Result<(), ApiError> {
     let methods = resource.methods();
     if methods.contains(method) { Ok(()) } else { Err(ApiError::method_not_allowed(methods)) }
 }

@@ -31,25 +31,27 @@ VOICE = "21m00Tcm4TlvDq8ikWAM"
 MODEL = "eleven_flash_v2_5"
 TEXT = "The quick brown fox jumps over the lazy dog."
 SAMPLE_RATE = 16_000
-SECOND_OF_SILENCE = bytes(2 * SAMPLE_RATE)
+SILENT_SECOND = bytes(2 * SAMPLE_RATE)
 TIMEOUT_SECONDS = 30
 
-SPEECH = f"/v1/text-to-speech/{VOICE}/multi-stream-input?"
-DIALOGUE = "/v1/text-to-dialogue/multi-stream-input?"
-SCRIBE = "/v1/speech-to-text/realtime?"
+SPEECH_PATH = f"/v1/text-to-speech/{VOICE}/multi-stream-input?"
+DIALOGUE_PATH = "/v1/text-to-dialogue/multi-stream-input?"
+TRANSCRIPTION_PATH = "/v1/speech-to-text/realtime?"
 
 
-def run_within_timeout(main):
-    return asyncio.run(asyncio.wait_for(main, TIMEOUT_SECONDS))
+def run_within_timeout(coroutine):
+    """Runs a coroutine, and returns its result."""
+    return asyncio.run(asyncio.wait_for(coroutine, TIMEOUT_SECONDS))
 
 
 def http_session():
-    """Returns an HTTP session with the CA certificates of the environment, which aiohttp reads only at its import."""
+    """Returns an HTTP session that trusts the CA certificates in SSL_CERT_FILE. aiohttp itself reads this variable only
+    when it is imported."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()))
 
 
 async def speak_with_livekit(session_environment, model, texts):
-    """Speaks the texts on one connection. Returns the number of audio samples of each text."""
+    """Synthesizes the texts on one connection. Returns the number of audio samples of each text."""
     async with http_session() as session:
         speech = elevenlabs.TTS(
             api_key=CLIENT_TOKEN,
@@ -69,33 +71,36 @@ async def speak_with_livekit(session_environment, model, texts):
         return samples
 
 
-@pytest.mark.parametrize(("model", "path"), [(MODEL, SPEECH), ("eleven_v3", DIALOGUE)], ids=["speech", "dialogue"])
-def test_livekit_speaks(session_environment, model, path):
+@pytest.mark.parametrize(("model", "path"), [(MODEL, SPEECH_PATH), ("eleven_v3", DIALOGUE_PATH)], ids=["speech", "dialogue"])
+def test_livekit_synthesizes_speech(session_environment, model, path):
     assert all(run_within_timeout(speak_with_livekit(session_environment, model, [TEXT, "And again."])))
-    assert session_environment.check(path)["spoken"].split() == f"{TEXT} And again.".split()
+    assert session_environment.check_sessions(path)["spoken"].split() == f"{TEXT} And again.".split()
 
 
 async def transcribe_with_livekit(session_environment):
     """Returns the transcript of a second of silence."""
     async with http_session() as session:
         transcriber = elevenlabs.STT(
-            api_key=CLIENT_TOKEN, base_url=f"{session_environment.http}/v1", model="scribe_v2_realtime", http_session=session
+            api_key=CLIENT_TOKEN,
+            base_url=f"{session_environment.http}/v1",
+            model="scribe_v2_realtime",
+            http_session=session,
         )
         async with transcriber.stream() as stream:
-            stream.push_frame(rtc.AudioFrame(SECOND_OF_SILENCE, SAMPLE_RATE, 1, SAMPLE_RATE))
+            stream.push_frame(rtc.AudioFrame(SILENT_SECOND, SAMPLE_RATE, 1, SAMPLE_RATE))
             stream.flush()
             async for event in stream:
                 if event.type is elevenlabs.stt.SpeechEventType.FINAL_TRANSCRIPT:
                     return event.alternatives[0].text
 
 
-def test_livekit_listens(session_environment):
+def test_livekit_transcribes_audio(session_environment):
     assert run_within_timeout(transcribe_with_livekit(session_environment))
-    session_environment.check(SCRIBE)
+    session_environment.check_sessions(TRANSCRIPTION_PATH)
 
 
 class FrameRecorder(FrameProcessor):
-    """Records the frames of a service, and sets an event at the expected frame."""
+    """Records the frames of a pipeline, and sets an event at the first frame of the expected type or error."""
 
     def __init__(self, expected_type):
         super().__init__()
@@ -112,7 +117,8 @@ class FrameRecorder(FrameProcessor):
 
 
 async def run_pipecat(service, frames, expected_type):
-    """Runs a pipeline with `frames` until the expected frame. Returns its audio and transcription frames."""
+    """Runs a pipeline with `frames` until it returns a frame of the expected type. Returns its audio and transcription
+    frames."""
     before_service, after_service = FrameRecorder(ErrorFrame), FrameRecorder(expected_type)
     worker = PipelineWorker(
         Pipeline([before_service, service, after_service]),
@@ -122,15 +128,16 @@ async def run_pipecat(service, frames, expected_type):
     runner = WorkerRunner(handle_sigint=False)
     await runner.add_workers(worker)
 
-    async def drive():
+    async def send_frames():
         await worker.queue_frames(frames)
-        tasks = [asyncio.create_task(recorder.received_expected.wait()) for recorder in (before_service, after_service)]
+        recorders = (before_service, after_service)
+        tasks = [asyncio.create_task(recorder.received_expected.wait()) for recorder in recorders]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         await worker.queue_frame(EndFrame())
 
-    await asyncio.gather(runner.run(), drive())
+    await asyncio.gather(runner.run(), send_frames())
     errors = [frame for frame in before_service.frames + after_service.frames if isinstance(frame, ErrorFrame)]
     assert errors == []
     return [frame for frame in after_service.frames if isinstance(frame, (TTSAudioRawFrame, TranscriptionFrame))]
@@ -138,26 +145,28 @@ async def run_pipecat(service, frames, expected_type):
 
 @pytest.mark.parametrize(
     ("service", "model", "path"),
-    [(ElevenLabsTTSService, MODEL, SPEECH), (ElevenLabsDialogueTTSService, "eleven_v4_turbo", DIALOGUE)],
+    [(ElevenLabsTTSService, MODEL, SPEECH_PATH), (ElevenLabsDialogueTTSService, "eleven_v4_turbo", DIALOGUE_PATH)],
     ids=["speech", "dialogue"],
 )
-def test_pipecat_speaks(session_environment, service, model, path):
+def test_pipecat_synthesizes_speech(session_environment, service, model, path):
     async def main():
         settings = service.Settings(voice=VOICE, model=model)
         speech = service(api_key=CLIENT_TOKEN, url=session_environment.ws, sample_rate=SAMPLE_RATE, settings=settings)
         return await run_pipecat(speech, [TTSSpeakFrame(TEXT)], TTSStoppedFrame)
 
     assert sum(len(frame.audio) for frame in run_within_timeout(main())) > 0
-    assert session_environment.check(path)["spoken"].strip() == TEXT
+    assert session_environment.check_sessions(path)["spoken"].strip() == TEXT
 
 
-# The service accepts only a host name and always uses wss.
+# This service of Pipecat accepts only a host name, and always uses wss.
 @pytest.mark.parametrize("session_environment", WSS_CASES, indirect=True, ids=" ".join)
-def test_pipecat_listens(session_environment):
+def test_pipecat_transcribes_audio(session_environment):
     async def main():
-        transcriber = ElevenLabsRealtimeSTTService(api_key=CLIENT_TOKEN, base_url=session_environment.host, sample_rate=SAMPLE_RATE)
-        frames = [InputAudioRawFrame(SECOND_OF_SILENCE, SAMPLE_RATE, 1), VADUserStoppedSpeakingFrame()]
+        transcriber = ElevenLabsRealtimeSTTService(
+            api_key=CLIENT_TOKEN, base_url=session_environment.host, sample_rate=SAMPLE_RATE
+        )
+        frames = [InputAudioRawFrame(SILENT_SECOND, SAMPLE_RATE, 1), VADUserStoppedSpeakingFrame()]
         return await run_pipecat(transcriber, frames, TranscriptionFrame)
 
     assert [bool(frame.text) for frame in run_within_timeout(main())] == [True]
-    session_environment.check(SCRIBE)
+    session_environment.check_sessions(TRANSCRIPTION_PATH)

@@ -1,4 +1,5 @@
-// Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients.
+// Starts the simulator and Keychoir in front of it, both on free ports, for the tests with the official JavaScript
+// clients. At the end, the logged credits are compared with the credits that the simulator has charged.
 
 import { randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -8,14 +9,17 @@ import assert from "node:assert/strict";
 import { BINARY, run, start } from "../../support/program.mjs";
 
 /** Runs a script in a new Node process, because Node reads some variables only at its start. */
-export const node = (script, environment) => run(process.execPath, ["--input-type=module", "-e", script], environment);
+export const runNode = (script, environment) => run(process.execPath, ["--input-type=module", "-e", script], environment);
 
 /** WebSocket routes whose messages do not report the cost. Keychoir polls the price of a conversation after its end. */
 const ROUTES_WITHOUT_REPORTED_COST = /^\/v1\/(speech-to-text\/realtime|convai\/conversation)\?/;
 
-const json = async (url) => (await fetch(url)).json();
+const fetchJson = async (url) => (await fetch(url)).json();
 
-/** Starts Keychoir with these settings in front of a simulator with these keys. */
+/**
+ * Starts Keychoir in front of a simulator. `keys` contains the credits of each key, and `settings` contains environment
+ * variables.
+ */
 export async function startEnvironment(keys, settings = {}) {
   const directory = mkdtempSync(join(tmpdir(), "keychoir-"));
   const simulator = await start("stdout", (line) => line.match(/http:\/\/\S+/)?.[0], [
@@ -35,12 +39,12 @@ export async function startEnvironment(keys, settings = {}) {
     ...settings,
   });
   const url = `http://${keychoir.parsedValue}`;
-  const env = () => run(BINARY, ["env"], { KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db") });
-  const ledger = () => json(`${simulator.parsedValue}/_simulator/ledger`);
+  const printEnvironment = () => run(BINARY, ["env"], { KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db") });
+  const ledger = () => fetchJson(`${simulator.parsedValue}/_simulator/ledger`);
   return {
     url,
     /** Resolves with the path of the CA file that `keychoir env` sets for Node. */
-    caFile: async () => (await env()).match(/^export NODE_EXTRA_CA_CERTS=(.*)$/m)[1],
+    caFile: async () => (await printEnvironment()).match(/^export NODE_EXTRA_CA_CERTS=(.*)$/m)[1],
     ledger,
     /** Sets the fault of all further requests and sessions with this key. */
     setFault: (key, always) => fetch(`${simulator.parsedValue}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) }),
@@ -51,8 +55,8 @@ export async function startEnvironment(keys, settings = {}) {
       keychoir.signal("SIGHUP");
       await reloaded;
     },
-    status: () => json(`${url}/api/elevenlabs-status`),
-    /** Returns the events with this name. The log is in order, so the event of a marker request follows all others. */
+    status: () => fetchJson(`${url}/api/elevenlabs-status`),
+    /** Resolves with the logged events of this name. All are logged when the event of one more request is logged. */
     async events(name) {
       const id = randomUUID();
       const logged = keychoir.waitForLine((line) => JSON.parse(line).request_id === id);
@@ -60,20 +64,20 @@ export async function startEnvironment(keys, settings = {}) {
       await logged;
       return keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === name);
     },
-    /** Stops both programs and compares the logged credits with those that the provider charged. */
+    /** Stops both programs. Asserts that the logged credits of each key are those that the simulator has charged. */
     async close() {
       assert.equal(await keychoir.stop(), 0);
-      const { violations, keys: entries, requests } = await ledger();
+      const { violations, keys: ledgerKeys, requests } = await ledger();
       await simulator.stop();
       assert.deepEqual(violations, []);
-      const recorded = {};
+      const loggedCredits = {};
       for (const event of keychoir.lines.map((line) => JSON.parse(line)).filter((event) => event.event === "request_ended")) {
-        recorded[event.key] = (recorded[event.key] ?? 0) + event.credits;
+        loggedCredits[event.key] = (loggedCredits[event.key] ?? 0) + event.credits;
       }
-      for (const { key, charged } of entries) {
-        const unreported = requests.filter((request) => request.socket?.payer === key && ROUTES_WITHOUT_REPORTED_COST.test(request.path_and_query));
-        const expected = unreported.reduce((sum, request) => sum - request.charged, charged);
-        assert.equal(recorded[shortForm(key)] ?? 0, expected, `the recorded credits of ${shortForm(key)} must be correct`);
+      for (const { key, charged } of ledgerKeys) {
+        const unreportedRequests = requests.filter((request) => request.socket?.payer === key && ROUTES_WITHOUT_REPORTED_COST.test(request.path_and_query));
+        const expected = unreportedRequests.reduce((sum, request) => sum - request.charged, charged);
+        assert.equal(loggedCredits[shortForm(key)] ?? 0, expected, `the logged credits of ${shortForm(key)} must be those that were charged`);
       }
       rmSync(directory, { recursive: true });
     },

@@ -1,26 +1,27 @@
-// Tests WebSocket sessions of the official JavaScript clients through Keychoir, with keys that serve and keys that refuse.
+// Tests WebSocket sessions of the official JavaScript clients through Keychoir, with keys that serve and keys that
+// refuse.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { startEnvironment, node } from "./proxy.mjs";
+import { runNode, startEnvironment } from "./proxy.mjs";
 import { CLIENT_TOKEN, SESSIONS } from "./sessions.mjs";
 
 const FIRST_KEYS = ["sk_session_number_0001", "sk_session_number_0002"];
 const LAST_KEY = "sk_session_number_0003";
 
-/** The states of the first two keys: the fault in the simulator, and the credits. */
+/** The states of the first two keys: the keys that are refused, the fault in the simulator, and the credits. */
 const KEY_STATES = {
   "every key serves": { refused: [], credits: 1_000_000 },
   "the first keys are invalid": { refused: FIRST_KEYS, fault: "invalid", credits: 1_000_000 },
-  "the first keys are spent": { refused: FIRST_KEYS, credits: 0 },
+  "the first keys are exhausted": { refused: FIRST_KEYS, credits: 0 },
   "the first keys are busy": { refused: FIRST_KEYS, fault: "concurrency", credits: 1_000_000 },
 };
 
-/** Asserts that the provider received a session with each refused key and then one with the serving key. */
-async function check(environment, { path, usesToken }, refused) {
+/** Asserts that the provider received a session with each of the `refused` keys and then one with the serving key. */
+async function checkSessions(environment, { path, usesToken }, refused) {
   const ledger = await environment.ledger();
   assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the provider must not receive the client token");
   const sessions = ledger.requests.filter((request) => request.socket);
@@ -35,7 +36,7 @@ async function check(environment, { path, usesToken }, refused) {
   assert.deepEqual(sessions.map((session) => Boolean(session.socket.refused)), [...refused.map(() => true), false]);
 }
 
-/** Starts a proxy whose first keys have a given state, for sessions over this scheme. */
+/** Starts an environment whose first keys have the given state, for sessions over `scheme`, `ws` or `wss`. */
 async function startSessionEnvironment({ fault, credits }, scheme) {
   const keys = Object.fromEntries([...FIRST_KEYS.map((key) => [key, credits]), [LAST_KEY, 1_000_000]]);
   // Quota polling is disabled, so that a session is the first to be refused.
@@ -51,7 +52,7 @@ for (const [keyState, options] of Object.entries(KEY_STATES)) {
       const environment = await startSessionEnvironment(options, "ws");
       try {
         await session.run(environment.url);
-        await check(environment, session, options.refused);
+        await checkSessions(environment, session, options.refused);
       } finally {
         await environment.close();
       }
@@ -67,13 +68,13 @@ for (const [keyState, options] of Object.entries(KEY_STATES)) {
       const caFiles = await Promise.all(environments.map((environment) => environment.caFile()));
       const NODE_EXTRA_CA_CERTS = join(directory, "ca-bundle.pem");
       writeFileSync(NODE_EXTRA_CA_CERTS, caFiles.map((path) => readFileSync(path, "utf8")).join(""));
-      const bases = environments.map(({ url }) => url.replace("http://", "https://"));
-      const script = `import { runAll } from "./sessions.mjs"; console.log(JSON.stringify(await runAll(${JSON.stringify(bases)})));`;
-      const failures = JSON.parse((await node(script, { NODE_EXTRA_CA_CERTS })).split("\n").at(-2));
+      const baseUrls = environments.map(({ url }) => url.replace("http://", "https://"));
+      const script = `import { runAll } from "./sessions.mjs"; console.log(JSON.stringify(await runAll(${JSON.stringify(baseUrls)})));`;
+      const failures = JSON.parse((await runNode(script, { NODE_EXTRA_CA_CERTS })).split("\n").at(-2));
       for (const [index, name] of names.entries()) {
         await t.test(name, async () => {
           assert.equal(failures[index], null);
-          await check(environments[index], SESSIONS[name], options.refused);
+          await checkSessions(environments[index], SESSIONS[name], options.refused);
         });
       }
     } finally {

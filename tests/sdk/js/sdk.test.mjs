@@ -1,16 +1,17 @@
-// Tests calls of the official JavaScript SDK through Keychoir, including calls made while keys run out of credits.
+// Tests calls of the official JavaScript SDK through Keychoir: while keys run out of credits, with an exhausted pool,
+// over HTTPS, and for resources of one account.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ElevenLabsClient, ElevenLabsError } from "@elevenlabs/elevenlabs-js";
-import { startEnvironment, node } from "./proxy.mjs";
+import { runNode, startEnvironment } from "./proxy.mjs";
 
 const VOICE = "21m00Tcm4TlvDq8ikWAM";
-// These names are the names of the SDK parameters, so that calls can use the shorthand `{ text, modelId }`.
+// These variables are named as the parameters of the SDK, so that calls can use the shorthand `{ text, modelId }`.
 const modelId = "eleven_multilingual_v2";
 const text = "The quick brown fox jumps over the lazy dog.";
 
-// Objects of API keys and the credits of each key.
+// API keys with their credits.
 const ENOUGH_CREDITS = { sk_rich_key_number_0001: 1_000_000 };
 const FEW_CREDITS = {
   sk_few_key_number_a_0001: 150,
@@ -30,6 +31,7 @@ function isMp3(audio) {
   return audio.length > 1_000 && (audio.subarray(0, 3).toString() === "ID3" || (audio[0] === 0xff && (audio[1] & 0xe0) === 0xe0));
 }
 
+/** Calls of the SDK by name, each with the checks of its result. */
 const CALLS = {
   convert: async (client) => assert.ok(isMp3(await readAll(await client.textToSpeech.convert(VOICE, { text, modelId })))),
   stream: async (client) => {
@@ -62,7 +64,7 @@ const CALLS = {
   },
 };
 
-/** Starts a proxy with `keys` and calls `runTest`. Always closes the proxy afterwards, which also checks its state. */
+/** Starts an environment with `keys`, calls `runTest`, and then closes the environment even if the test has failed. */
 async function withEnvironment(keys, runTest) {
   const environment = await startEnvironment(keys);
   try {
@@ -119,9 +121,9 @@ test("HTTPS calls succeed only in a Node process that trusts the CA certificate"
       console.log(length);`;
     const NODE_EXTRA_CA_CERTS = await environment.caFile();
     for (const host of ["127.0.0.1", "localhost"]) {
-      assert.ok(Number(await node(speechScript(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
+      assert.ok(Number(await runNode(speechScript(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
     }
-    await assert.rejects(node(speechScript("127.0.0.1"), { NODE_EXTRA_CA_CERTS: "" }), /fetch failed|certificate/);
+    await assert.rejects(runNode(speechScript("127.0.0.1"), { NODE_EXTRA_CA_CERTS: "" }), /fetch failed|certificate/);
   });
 });
 
@@ -137,21 +139,21 @@ test("requests for the resources of an account use the key of that account", asy
     const sample = new File([Buffer.alloc(50_000)], "sample.wav", { type: "audio/wav" });
     const { voiceId } = await client.voices.ivc.create({ name: "Mine", files: [sample] });
     assert.ok((await listVoiceIds()).includes(voiceId));
-    const first = await speak(voiceId);
-    await speak(voiceId, { previousRequestIds: [first.requestId] });
+    const firstSpeech = await speak(voiceId);
+    await speak(voiceId, { previousRequestIds: [firstSpeech.requestId] });
     for (let round = 0; round < 4; round += 1) await speak(VOICE);
     assert.ok((await environment.status()).keys[0].remainingCharacters < text.length);
 
     // The pool now uses the key of another account. The reads below cost no credits.
-    assert.equal((await client.history.get(first.historyItemId)).voiceId, voiceId);
-    assert.ok(isMp3(await readAll(await client.history.getAudio(first.historyItemId))));
+    assert.equal((await client.history.get(firstSpeech.historyItemId)).voiceId, voiceId);
+    assert.ok(isMp3(await readAll(await client.history.getAudio(firstSpeech.historyItemId))));
     assert.ok((await listVoiceIds()).includes(voiceId));
-    const second = await speak(VOICE);
-    await speak(VOICE, { previousRequestIds: [second.requestId] });
+    const secondSpeech = await speak(VOICE);
+    await speak(VOICE, { previousRequestIds: [secondSpeech.requestId] });
 
     for (const [voice, previousRequestIds, statusCode, code] of [
       [voiceId, [], 401, "owner_exhausted"],
-      [VOICE, [first.requestId, second.requestId], 400, "conflicting_owners"],
+      [VOICE, [firstSpeech.requestId, secondSpeech.requestId], 400, "conflicting_owners"],
     ]) {
       await assert.rejects(speak(voice, { previousRequestIds }), (error) => {
         assert.ok(error instanceof ElevenLabsError);

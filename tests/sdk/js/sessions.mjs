@@ -1,4 +1,4 @@
-// Runs WebSocket sessions of the official JavaScript clients. `realtime.test.mjs` tests them through Keychoir.
+// Defines WebSocket sessions of the official JavaScript clients. `realtime.test.mjs` runs them through Keychoir.
 
 import assert from "node:assert/strict";
 import { AudioFormat, ElevenLabsClient, RealtimeEvents } from "@elevenlabs/elevenlabs-js";
@@ -14,17 +14,17 @@ export const CLIENT_TOKEN = "anything-the-app-sends";
 const agentId = "agent_of_the_simulator";
 const modelId = "scribe_v2_realtime";
 const sampleRate = 16_000;
-const secondOfSilence = Buffer.alloc(2 * sampleRate).toString("base64");
+const silentSecond = Buffer.alloc(2 * sampleRate).toString("base64");
 
-const createClient = (base) => new ElevenLabsClient({ baseUrl: base, apiKey: CLIENT_TOKEN, maxRetries: 0 });
-const webSocketUrl = (base) => base.replace(/^http/, "ws");
+const createClient = (baseUrl) => new ElevenLabsClient({ baseUrl, apiKey: CLIENT_TOKEN, maxRetries: 0 });
+const webSocketUrl = (baseUrl) => baseUrl.replace(/^http/, "ws");
 
 /** Sends a second of silence and waits for its transcript. */
 async function transcribe(connection, events) {
   const text = await new Promise((resolve, reject) => {
     connection.on(events.ERROR, (error) => reject(new Error(JSON.stringify(error))));
     connection.on(events.SESSION_STARTED, () => {
-      connection.send({ audioBase64: secondOfSilence });
+      connection.send({ audioBase64: silentSecond });
       connection.commit();
     });
     connection.on(events.COMMITTED_TRANSCRIPT, (message) => resolve(message.text));
@@ -50,25 +50,25 @@ async function converse(options) {
   await conversation.endSession();
 }
 
-/** Implements `Promise.withResolvers`, which Node lacks before version 22. */
+/** Does the same as `Promise.withResolvers`, which Node lacks before version 22. */
 function withResolvers() {
   const resolvers = {};
   resolvers.promise = new Promise((resolve, reject) => Object.assign(resolvers, { resolve, reject }));
   return resolvers;
 }
 
-const transcribeWithKey = async (base) => {
-  const connection = await createClient(base).speechToText.realtime.connect({ modelId, audioFormat: AudioFormat.PCM_16000, sampleRate });
+const transcribeWithKey = async (baseUrl) => {
+  const connection = await createClient(baseUrl).speechToText.realtime.connect({ modelId, audioFormat: AudioFormat.PCM_16000, sampleRate });
   await transcribe(connection, RealtimeEvents);
 };
 
-const converseWith = (more) => (base) => converse({ origin: webSocketUrl(base), agentId, ...more });
+const converseWith = (options) => (baseUrl) => converse({ origin: webSocketUrl(baseUrl), agentId, ...options });
 
 const SCRIBE = "/v1/speech-to-text/realtime?";
 const CONVERSATION = "/v1/convai/conversation?";
 
 /**
- * The sessions by name: their path at the provider, and the function that runs them through the proxy at `base`. A
+ * The sessions by name: their path at the provider, and the function that runs them through the proxy at `baseUrl`. A
  * session with `usesToken` uses the account that created its token or URL. Creating a token is free, so an earlier
  * session detects exhausted keys.
  */
@@ -77,10 +77,10 @@ export const SESSIONS = {
   "a browser transcribes with a token": {
     path: SCRIBE,
     usesToken: true,
-    run: async (base) => {
-      await transcribeWithKey(base);
-      const { token } = await createClient(base).tokens.singleUse.create("realtime_scribe");
-      await transcribe(Scribe.connect({ baseUri: webSocketUrl(base), token, modelId, audioFormat: "pcm_16000", sampleRate }), ScribeEvents);
+    run: async (baseUrl) => {
+      await transcribeWithKey(baseUrl);
+      const { token } = await createClient(baseUrl).tokens.singleUse.create("realtime_scribe");
+      await transcribe(Scribe.connect({ baseUri: webSocketUrl(baseUrl), token, modelId, audioFormat: "pcm_16000", sampleRate }), ScribeEvents);
     },
   },
   "a browser writes to an agent": { path: CONVERSATION, run: converseWith({}) },
@@ -88,19 +88,19 @@ export const SESSIONS = {
   "a browser with a signed URL writes to an agent": {
     path: CONVERSATION,
     usesToken: true,
-    run: async (base) => {
-      await converseWith({})(base);
-      const { signedUrl } = await createClient(base).conversationalAi.conversations.getSignedUrl({ agentId });
+    run: async (baseUrl) => {
+      await converseWith({})(baseUrl);
+      const { signedUrl } = await createClient(baseUrl).conversationalAi.conversations.getSignedUrl({ agentId });
       await converse({ signedUrl });
     },
   },
 };
 
-/** Runs each session through the proxy with the same index in `bases`. Returns null for each session that succeeded. */
-export async function runAll(bases) {
+/** Runs each session through the proxy with its index in `baseUrls`. Resolves with the errors, null without an error. */
+export async function runAll(baseUrls) {
   const failures = [];
   for (const [index, { run }] of Object.values(SESSIONS).entries()) {
-    failures.push(await run(bases[index]).then(() => null, (error) => String(error?.stack ?? error)));
+    failures.push(await run(baseUrls[index]).then(() => null, (error) => String(error?.stack ?? error)));
   }
   return failures;
 }

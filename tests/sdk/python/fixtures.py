@@ -1,4 +1,5 @@
-"""Provides the pytest fixtures for tests with real clients. The `conftest.py` of each test directory imports them."""
+"""Provides the pytest fixtures that start Keychoir and the simulator for tests with real clients. The `conftest.py` of
+each test directory imports them."""
 
 import certifi
 import pytest
@@ -9,7 +10,8 @@ from sessions import SESSION_CASES, SessionEnvironment
 
 @pytest.fixture
 def start_environment(tmp_path):
-    """Returns a function that starts a proxy environment. Each environment is closed and checked after the test."""
+    """Returns a function that starts an environment. After the test, each environment is closed, and its usage records
+    are compared with the ledger of the simulator."""
     environments = []
 
     def start(keys, **settings):
@@ -23,7 +25,8 @@ def start_environment(tmp_path):
 
 @pytest.fixture(params=SESSION_CASES, ids=" ".join)
 def session_environment(start_environment, request, monkeypatch):
-    """Starts a proxy whose first keys are in the given state. For wss, points SSL_CERT_FILE at the CA bundle of `keychoir env`."""
+    """Starts an environment whose first keys are in the given state. For wss, sets SSL_CERT_FILE to the CA bundle of
+    `keychoir env`."""
     scheme, key_state = request.param
     environment = SessionEnvironment(start_environment, scheme, key_state)
     if scheme == "wss":

@@ -1,4 +1,5 @@
-"""Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients."""
+"""Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients. At the end, the
+usage records are compared with the credits that the simulator has charged."""
 
 import contextlib
 import hashlib
@@ -24,7 +25,7 @@ def clean_environment():
 
 
 def fingerprint(key):
-    """Returns the fingerprint of a key in the database."""
+    """Returns the fingerprint of a key, as the usage database contains it."""
     return hashlib.sha256(b"keychoir:key:1:" + key.encode()).hexdigest()
 
 
@@ -56,9 +57,9 @@ class Process:
         """Waits for the first line for which `parse` returns a true value. Returns this value."""
         with self._changed:
             self._changed.wait_for(lambda: self._find(parse) or self._ended, TIMEOUT_SECONDS)
-            value = self._find(parse)
-            assert value, f"the log must contain the expected line: {self.lines}"
-            return value
+            parsed = self._find(parse)
+            assert parsed, f"the log must contain the expected line: {self.lines}"
+            return parsed
 
     def _find(self, parse):
         return next(filter(None, map(parse, self.lines)), None)
@@ -75,10 +76,13 @@ class Process:
 
 
 class Simulator:
+    """A simulated provider that accepts `keys`, which are given with their credits."""
+
     def __init__(self, keys):
         arguments = [argument for key, credits in keys.items() for argument in ("--key", f"{key}={credits}")]
         self.process = Process("simulate", "--listen", "127.0.0.1:0", *arguments, stream="stdout")
-        self.url = self.process.wait_for_line(lambda line: next((word for word in line.split() if word.startswith("http://")), None))
+        find_url = lambda line: next((word for word in line.split() if word.startswith("http://")), None)
+        self.url = self.process.wait_for_line(find_url)
 
     def set_fault(self, key, always):
         """Sets the fault of all further requests and sessions with `key`."""
@@ -91,6 +95,8 @@ class Simulator:
 
 
 class Keychoir:
+    """Keychoir with a configuration file and a usage database in `directory`."""
+
     def __init__(self, keys, upstream, directory, **settings):
         self.database = directory / "keychoir.db"
         self._config_file = directory / "keychoir.toml"
@@ -132,10 +138,11 @@ class Keychoir:
         return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):
-        """Returns the log events called `name`. The log is in order, so the event of a marker request follows all others."""
+        """Returns the logged events with this name. The log is in order, so all of them are logged when the event of a
+        further request is logged."""
         marker = str(uuid.uuid4())
-        marker_request = urllib.request.Request(f"{self.url}/v1/models", headers={"x-request-id": marker})
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(marker_request) as response:
+        further_request = urllib.request.Request(f"{self.url}/v1/models", headers={"x-request-id": marker})
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(further_request) as response:
             response.read()
         self.process.wait_for_line(lambda line: json.loads(line).get("request_id") == marker)
         return [event for event in map(json.loads, self.process.lines) if event.get("event") == name]
@@ -152,8 +159,8 @@ class Keychoir:
         """Returns the recorded credits by key, without routes whose cost is reported late or never."""
         with contextlib.closing(sqlite3.connect(self.database)) as database:
             condition = f"route NOT IN ({', '.join('?' for _ in ROUTES_WITHOUT_REPORTED_COST)})"
-            rows = database.execute(f"SELECT key_hash, sum(credits) FROM attempts WHERE {condition} GROUP BY key_hash", ROUTES_WITHOUT_REPORTED_COST)
-            return dict(rows.fetchall())
+            query = f"SELECT key_hash, sum(credits) FROM attempts WHERE {condition} GROUP BY key_hash"
+            return dict(database.execute(query, ROUTES_WITHOUT_REPORTED_COST).fetchall())
 
 
 # WebSocket routes whose messages do not report the cost. Keychoir polls the price of a conversation a second after
@@ -162,7 +169,8 @@ ROUTES_WITHOUT_REPORTED_COST = ("/v1/speech-to-text/realtime", "/v1/convai/conve
 
 
 class ProxyEnvironment:
-    """Keychoir with `keys` in front of a simulator, which also accepts `spare_keys`."""
+    """Keychoir with `keys`, which are given with their credits, in front of a simulator that also accepts `spare_keys`.
+    """
 
     def __init__(self, keys, directory, spare_keys=None, **settings):
         self.keys = {**keys, **(spare_keys or {})}
@@ -183,11 +191,12 @@ class ProxyEnvironment:
         ledger = self.simulator.ledger()
         self.simulator.process.stop()
         assert ledger["violations"] == []
-        charged = {entry["key"]: entry["charged"] for entry in ledger["keys"]}
+        charged = {key["key"]: key["charged"] for key in ledger["keys"]}
         for request in ledger["requests"]:
-            if request.get("socket") and request["path_and_query"].split("?")[0] in ROUTES_WITHOUT_REPORTED_COST and request["charged"]:
+            is_unreported = request["path_and_query"].split("?")[0] in ROUTES_WITHOUT_REPORTED_COST
+            if request.get("socket") and is_unreported and request["charged"]:
                 charged[request["socket"]["payer"]] -= request["charged"]
         recorded_credits = self.keychoir.recorded_credits()
         recorded = {key: recorded_credits.get(fingerprint(key), 0) for key in self.keys}
-        assert recorded == charged
+        assert recorded == charged, "the recorded credits of each key must be those that were charged"
         return ledger

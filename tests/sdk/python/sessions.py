@@ -1,4 +1,5 @@
-"""Defines the cases of the WebSocket tests: the scheme, and the states of the first two keys while a session is opened."""
+"""Defines the cases of the WebSocket tests: the scheme, and the states of the first two keys while a session is opened.
+"""
 
 import json
 
@@ -12,7 +13,7 @@ LAST_KEY = "sk_session_key_last"
 KEY_STATES = {
     "every key serves": (None, 1_000_000),
     "the first keys are invalid": ("invalid", 1_000_000),
-    "the first keys are spent": (None, 0),
+    "the first keys are exhausted": (None, 0),
     "the first keys are busy": ("concurrency", 1_000_000),
 }
 
@@ -22,13 +23,14 @@ SESSION_CASES = WS_CASES + WSS_CASES
 
 
 class SessionEnvironment:
-    """A proxy whose first keys have a given state, and its URLs for a client."""
+    """Keychoir whose first keys have a given state, and its URLs for a client."""
 
     def __init__(self, start_environment, scheme, key_state):
         fault, credits = KEY_STATES[key_state]
         self._refused_keys = [] if key_state == "every key serves" else FIRST_KEYS
         # Quota polling is disabled, so that a session is the first to be refused.
-        self._environment = start_environment({**dict.fromkeys(FIRST_KEYS, credits), LAST_KEY: 1_000_000}, KEYCHOIR_QUOTA_POLLING__ENABLED="false")
+        keys = {**dict.fromkeys(FIRST_KEYS, credits), LAST_KEY: 1_000_000}
+        self._environment = start_environment(keys, KEYCHOIR_QUOTA_POLLING__ENABLED="false")
         for key in FIRST_KEYS if fault else []:
             self._environment.simulator.set_fault(key, fault)
         self.host = self._environment.url.removeprefix("http://")
@@ -55,9 +57,9 @@ class SessionEnvironment:
         assert CLIENT_TOKEN not in json.dumps(ledger), "the provider must not receive the client token"
         return ledger
 
-    def check(self, path, served=1):
+    def check_sessions(self, path, served=1):
         """Asserts that the provider received one session with each refused key and then `served` sessions with the
-        serving key, all at `path`. Returns the last session."""
+        serving key, whose paths start with `path`. Returns the last session."""
         sessions = self.sessions()
         keys = [session["key"] for session in sessions]
         assert keys == self._refused_keys + [self.serving_key] * served, keys

@@ -1,4 +1,5 @@
-"""Tests an operator's day: keys and clients change in the running server while the official SDK sends requests."""
+"""Tests that an operator can change keys and clients in the running server while the official SDK sends requests: no
+request fails, each change is recorded, and no secret is printed or stored outside of its file."""
 
 import json
 import os
@@ -18,13 +19,14 @@ FIRST_KEY = "sk_operator_first_0000000000000000000000000000000001"
 SPARE_KEY = "sk_operator_spare_0000000000000000000000000000000002"
 KEYS = {FIRST_KEY: 10_000_000}
 SPARE_KEYS = {SPARE_KEY: 10_000_000}
-# Requests that each load must have served after a change before the next change is made.
+# The number of requests that must be served after a change before the next change is made.
 REQUESTS_PER_STEP = 4
 LOAD_THREADS = 3
 
 
 class Load:
-    """Threads that convert text with the SDK until they are stopped. The first failed request ends all of them."""
+    """Threads that send requests for speech with the SDK until they are stopped. The first failed request ends all
+    threads."""
 
     def __init__(self, url, token):
         self.token = token
@@ -44,8 +46,9 @@ class Load:
             client = clients.setdefault(token, ElevenLabs(base_url=self._url, api_key=token, timeout=TIMEOUT_SECONDS))
             error = None
             try:
-                audio = b"".join(client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL, request_options={"max_retries": 0}))
-                assert is_mp3(audio)
+                options = {"max_retries": 0}
+                speech = client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL, request_options=options)
+                assert is_mp3(b"".join(speech))
             except Exception as caught:
                 error = caught
             with self._changed:
@@ -54,14 +57,14 @@ class Load:
                 self._stopped = self._stopped or error is not None
                 self._changed.notify_all()
 
-    def continue_for_a_step(self):
-        """Waits until further requests were served. Requests that began before the change are not counted."""
+    def wait_for_requests(self):
+        """Waits until further requests were served, without requests that began before this call."""
         with self._changed:
-            # Each thread may have one request that began before the change.
+            # Each thread may have one request that began before this call.
             target = self._served + LOAD_THREADS + REQUESTS_PER_STEP
-            reached = self._changed.wait_for(lambda: self._error or self._served >= target, TIMEOUT_SECONDS)
+            is_reached = self._changed.wait_for(lambda: self._error or self._served >= target, TIMEOUT_SECONDS)
             assert self._error is None, self._error
-            assert reached, "the load must continue"
+            assert is_reached, "the requests must continue"
 
     def stop(self):
         with self._changed:
@@ -96,7 +99,8 @@ class Operator:
         self.outputs.append(completed.stderr)
         return completed.returncode, completed.stdout.strip(), completed.stderr.strip()
 
-    def succeed(self, *arguments, stdin=""):
+    def run_successfully(self, *arguments, stdin=""):
+        """Runs a command, which must succeed. Returns its output."""
         code, output, error = self.run(*arguments, stdin=stdin)
         assert code == 0, f"{arguments}: {error}"
         return output
@@ -130,57 +134,59 @@ def environment(start_environment):
     return start_environment(KEYS, spare_keys=SPARE_KEYS, KEYCHOIR_LOG__LEVEL="trace")
 
 
-def requests_with(environment, key):
-    return sum(request["key"] == key and "/text-to-speech/" in request["path_and_query"] for request in environment.simulator.ledger()["requests"])
+def speech_requests_with(environment, key):
+    """Returns the number of requests for speech that the provider has received with a key."""
+    requests = environment.simulator.ledger()["requests"]
+    return sum(request["key"] == key and "/text-to-speech/" in request["path_and_query"] for request in requests)
 
 
 def test_keys_and_tokens_change_under_load_without_a_failed_request(environment):
     operator = Operator(environment)
-    token = operator.succeed("clients", "add", "app")
+    token = operator.run_successfully("clients", "add", "app")
     load = Load(environment.url, token)
-    load.continue_for_a_step()
-    assert requests_with(environment, SPARE_KEY) == 0
+    load.wait_for_requests()
+    assert speech_requests_with(environment, SPARE_KEY) == 0
 
     # A key is added and checked. Pausing the other key moves all requests to it.
-    operator.succeed("keys", "add", "spare", stdin=SPARE_KEY)
-    check = json.loads(operator.succeed("keys", "check", "spare", "--json"))["checks"]
-    assert [(result["name"], result["outcome"]) for result in check] == [("spare", "valid")]
+    operator.run_successfully("keys", "add", "spare", stdin=SPARE_KEY)
+    checks = json.loads(operator.run_successfully("keys", "check", "spare", "--json"))["checks"]
+    assert [(check["name"], check["outcome"]) for check in checks] == [("spare", "valid")]
     _, _, document = operator.call("GET", "/keys")
     first_id = next(key["id"] for key in document["keys"] if key["name"] != "spare")
-    operator.succeed("keys", "pause", first_id, "--until", "2h", "--reason", "billing dispute")
-    load.continue_for_a_step()
-    with_first = requests_with(environment, FIRST_KEY)
-    load.continue_for_a_step()
-    assert requests_with(environment, FIRST_KEY) == with_first, "a paused key must get no request"
-    assert requests_with(environment, SPARE_KEY) >= REQUESTS_PER_STEP
+    operator.run_successfully("keys", "pause", first_id, "--until", "2h", "--reason", "billing dispute")
+    load.wait_for_requests()
+    first_key_requests = speech_requests_with(environment, FIRST_KEY)
+    load.wait_for_requests()
+    assert speech_requests_with(environment, FIRST_KEY) == first_key_requests, "a paused key must get no request"
+    assert speech_requests_with(environment, SPARE_KEY) >= REQUESTS_PER_STEP
 
     # The pause ends, the added key is drained, and the key is removed.
-    operator.succeed("keys", "resume", first_id)
-    operator.succeed("keys", "pause", "spare")
-    load.continue_for_a_step()
-    operator.succeed("keys", "remove", "spare")
-    load.continue_for_a_step()
-    assert requests_with(environment, FIRST_KEY) > with_first, "a resumed key must get requests"
+    operator.run_successfully("keys", "resume", first_id)
+    operator.run_successfully("keys", "pause", "spare")
+    load.wait_for_requests()
+    operator.run_successfully("keys", "remove", "spare")
+    load.wait_for_requests()
+    assert speech_requests_with(environment, FIRST_KEY) > first_key_requests, "a resumed key must get requests"
     code, _, error = operator.run("keys", "remove", first_id)
     assert code == 1 and "can only be paused" in error, "a key of the environment must not be removed"
 
     # The token rotates. Both tokens are valid during the grace period.
-    new_token = operator.succeed("clients", "rotate", "app", "--grace", "1h")
-    load.continue_for_a_step()
+    new_token = operator.run_successfully("clients", "rotate", "app", "--grace", "1h")
+    load.wait_for_requests()
     load.token = new_token
-    load.continue_for_a_step()
+    load.wait_for_requests()
     load.stop()
 
-    # A change of a stale generation is refused, and changes nothing.
-    _, stale, _ = operator.call("GET", "/clients")
-    operator.succeed("clients", "set", "app", "--max-concurrent", "9")
-    status, current, document = operator.call("PATCH", "/clients/app", {"max_concurrent": 1}, If_Match=stale)
+    # A change with a stale generation is refused, and changes nothing.
+    _, stale_tag, _ = operator.call("GET", "/clients")
+    operator.run_successfully("clients", "set", "app", "--max-concurrent", "9")
+    status, current_tag, document = operator.call("PATCH", "/clients/app", {"max_concurrent": 1}, If_Match=stale_tag)
     assert (status, document["detail"]["code"]) == (412, "stale_generation")
-    assert "9 concurrent" in operator.succeed("clients", "list")
-    status, _, _ = operator.call("PATCH", "/clients/app", {"max_concurrent": 7}, If_Match=current)
+    assert "9 concurrent" in operator.run_successfully("clients", "list")
+    status, _, _ = operator.call("PATCH", "/clients/app", {"max_concurrent": 7}, If_Match=current_tag)
     assert status == 200
 
-    # Every change has one row, and nothing that Keychoir printed, logged, answered or stored contains a secret.
+    # Each change is recorded once. The output, the log, the responses and the stored files contain no secret.
     _, _, document = operator.call("GET", "/changes")
     actions = [change["action"] for change in reversed(document["changes"])]
     assert actions == [
@@ -197,8 +203,8 @@ def test_keys_and_tokens_change_under_load_without_a_failed_request(environment)
     texts = [*operator.outputs, *operator.arguments, *environment.keychoir.process.lines]
     for secret in (FIRST_KEY, SPARE_KEY, token, new_token, operator.admin_token):
         assert not any(secret in text for text in texts), "a secret must not be printed"
-        # Only the files of secrets contain one.
+        # Only the file of the admin token contains a secret.
         folder = pathlib.Path(operator._database).parent
-        holders = [path.name for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
-        assert holders in ([], ["admin_token"]), "a secret must not be in another file"
+        files_with_secret = [path.name for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+        assert files_with_secret in ([], ["admin_token"]), "no other file may contain a secret"
     assert os.stat(operator._database.parent / "admin_token").st_mode & 0o777 == 0o600

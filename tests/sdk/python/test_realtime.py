@@ -17,29 +17,29 @@ from sessions import CLIENT_TOKEN, WS_CASES, WSS_CASES
 from test_sdk import MODEL, TEXT, VOICE, is_mp3
 
 AGENT = "agent_of_the_simulator"
-SPEECH = f"/v1/text-to-speech/{VOICE}/stream-input?"
-SCRIBE = "/v1/speech-to-text/realtime?"
-CONVERSATION = "/v1/convai/conversation?"
+SPEECH_PATH = f"/v1/text-to-speech/{VOICE}/stream-input?"
+TRANSCRIPTION_PATH = "/v1/speech-to-text/realtime?"
+CONVERSATION_PATH = "/v1/convai/conversation?"
 TIMEOUT_SECONDS = 30
-# A second of silence at 16 kHz.
-SECOND_OF_SILENCE = bytes(32_000)
+# A second of silence, with 16,000 samples of two bytes.
+SILENT_SECOND = bytes(32_000)
 
 
 def create_client(session_environment):
     return ElevenLabs(base_url=session_environment.http, api_key=CLIENT_TOKEN)
 
 
-# This call always uses wss.
+# The SDK always uses wss for this call.
 @pytest.mark.parametrize("session_environment", WSS_CASES, indirect=True, ids=" ".join)
 def test_streamed_text_is_synthesized(session_environment):
     words = (f"{word} " for word in TEXT.split())
     spoken = create_client(session_environment).text_to_speech.convert_realtime(VOICE, text=words, model_id=MODEL)
     assert is_mp3(b"".join(spoken))
-    assert session_environment.check(SPEECH)["spoken"].split() == TEXT.split()
+    assert session_environment.check_sessions(SPEECH_PATH)["spoken"].split() == TEXT.split()
 
 
 async def transcribe(client, **options):
-    """Transcribes a second of silence."""
+    """Returns the transcript of a second of silence."""
     connection = await client.speech_to_text.realtime.connect(
         {"model_id": "scribe_v2_realtime", "audio_format": AudioFormat.PCM_16000, "sample_rate": 16_000, **options}
     )
@@ -47,16 +47,16 @@ async def transcribe(client, **options):
     ended = asyncio.Event()
     events = []
 
-    def failed(event):
+    def record_error(event):
         events.append(event)
         if not committed.done():
             committed.set_exception(AssertionError(event))
 
     connection.on(RealtimeEvents.SESSION_STARTED, events.append)
     connection.on(RealtimeEvents.COMMITTED_TRANSCRIPT, committed.set_result)
-    connection.on(RealtimeEvents.ERROR, failed)
+    connection.on(RealtimeEvents.ERROR, record_error)
     connection.on(RealtimeEvents.CLOSE, ended.set)
-    await connection.send({"audio_base_64": base64.b64encode(SECOND_OF_SILENCE).decode()})
+    await connection.send({"audio_base_64": base64.b64encode(SILENT_SECOND).decode()})
     await connection.commit()
     try:
         transcript = await asyncio.wait_for(committed, TIMEOUT_SECONDS)
@@ -70,7 +70,7 @@ async def transcribe(client, **options):
 def test_streamed_audio_is_transcribed(session_environment):
     assert asyncio.run(transcribe(create_client(session_environment), keyterms=["one term", "another"]))
     assert session_environment.sessions()[-1]["path_and_query"].endswith("keyterms=one%20term&keyterms=another")
-    session = session_environment.check(SCRIBE)
+    session = session_environment.check_sessions(TRANSCRIPTION_PATH)
     assert session["text_messages"] == 2
     assert session["close_received"] == {"code": 1000, "reason": "User ended conversation"}
 
@@ -79,7 +79,7 @@ def test_a_single_use_token_opens_a_session_with_the_account_that_created_it(ses
     client = create_client(session_environment)
     # Creating a token costs no credits, so only the preceding session can detect an exhausted key.
     assert asyncio.run(transcribe(client))
-    session_environment.check(SCRIBE)
+    session_environment.check_sessions(TRANSCRIPTION_PATH)
     token = client.tokens.single_use.create("realtime_scribe").token
     assert asyncio.run(transcribe(client, token=token))
     session = session_environment.sessions()[-1]
@@ -87,8 +87,9 @@ def test_a_single_use_token_opens_a_session_with_the_account_that_created_it(ses
     assert f"token={token}" in session["path_and_query"]
 
 
-class FakeAudioInterface(AudioInterface):
-    """Sends `input_audio` when the session is connected, and records whether audio was received."""
+class SimulatedAudioInterface(AudioInterface):
+    """Replaces the microphone and the loudspeaker: sends `input_audio` when the session is connected, and records
+    whether audio was received."""
 
     def __init__(self, input_audio):
         self._input_audio = input_audio
@@ -112,65 +113,66 @@ class FakeAudioInterface(AudioInterface):
 
 
 @contextlib.contextmanager
-def open_conversation(session_environment, audio_interface, requires_auth=False, **more):
-    """Opens a conversation and asserts that the user ends it."""
+def open_conversation(session_environment, audio_interface, requires_auth=False, **options):
+    """Opens a conversation, and ends it after the block. Asserts that the user has ended it."""
     ended = []
-    talk = Conversation(
+    session = Conversation(
         create_client(session_environment),
         AGENT,
         requires_auth=requires_auth,
         audio_interface=audio_interface,
         callback_disconnect=ended.append,
-        **more,
+        **options,
     )
-    talk.start_session()
+    session.start_session()
     try:
-        yield talk
+        yield session
     finally:
-        talk.end_session()
-        conversation = talk.wait_for_session_end()
-    assert conversation.startswith("conv_")
+        session.end_session()
+        conversation_id = session.wait_for_session_end()
+    assert conversation_id.startswith("conv_")
     assert [details.reason for details in ended] == ["user"]
 
 
 def test_a_voice_conversation_with_an_agent_works(session_environment):
-    audio_interface = FakeAudioInterface(SECOND_OF_SILENCE)
+    audio_interface = SimulatedAudioInterface(SILENT_SECOND)
     with open_conversation(session_environment, audio_interface):
         assert audio_interface.received_audio.wait(TIMEOUT_SECONDS)
-    assert session_environment.check(CONVERSATION)["text_messages"] >= 2
+    assert session_environment.check_sessions(CONVERSATION_PATH)["text_messages"] >= 2
 
 
 def test_a_text_conversation_with_an_agent_works(session_environment):
-    audio_interface = FakeAudioInterface(b"")
+    audio_interface = SimulatedAudioInterface(b"")
     responses = queue.Queue()
-    with open_conversation(session_environment, audio_interface, callback_agent_response=responses.put) as talk:
+    with open_conversation(session_environment, audio_interface, callback_agent_response=responses.put) as conversation:
         assert audio_interface.connected.wait(TIMEOUT_SECONDS)
-        talk.send_user_message("How are you?")
+        conversation.send_user_message("How are you?")
         assert responses.get(timeout=TIMEOUT_SECONDS)
-        talk.send_user_message("And now?")
+        conversation.send_user_message("And now?")
         assert responses.get(timeout=TIMEOUT_SECONDS)
-    assert session_environment.check(CONVERSATION)["text_messages"] >= 3
+    assert session_environment.check_sessions(CONVERSATION_PATH)["text_messages"] >= 3
 
 
 def test_a_conversation_with_a_signed_url_works(session_environment):
     # Signing a URL costs no credits, so only the preceding session can detect an exhausted key.
     for requires_auth in (False, True):
-        audio_interface = FakeAudioInterface(SECOND_OF_SILENCE)
+        audio_interface = SimulatedAudioInterface(SILENT_SECOND)
         with open_conversation(session_environment, audio_interface, requires_auth):
             assert audio_interface.received_audio.wait(TIMEOUT_SECONDS)
         if not requires_auth:
-            session_environment.check(CONVERSATION)
+            session_environment.check_sessions(CONVERSATION_PATH)
     session = session_environment.sessions()[-1]
     assert session["socket"]["payer"] == session_environment.serving_key
     assert "conversation_signature=" in session["path_and_query"]
 
 
+# The places of a client credential: the headers, the end of the query, and members of the first message.
 CREDENTIAL_FORMS = {
     "a header": ({"xi-api-key": CLIENT_TOKEN}, "", {}),
     "a bearer token": ({"Authorization": f"Bearer {CLIENT_TOKEN}"}, "", {}),
     "a query": ({}, f"&authorization={CLIENT_TOKEN}", {}),
     "a message, as published": ({}, "", {"xi_api_key": CLIENT_TOKEN}),
-    "a message, as the SDK's types have it": ({}, "", {"xi-api-key": CLIENT_TOKEN}),
+    "a message, as in the types of the SDK": ({}, "", {"xi-api-key": CLIENT_TOKEN}),
     "a message, as a bearer token": ({}, "", {"authorization": f"Bearer {CLIENT_TOKEN}"}),
 }
 
@@ -188,4 +190,4 @@ def test_a_client_credential_does_not_reach_the_provider(session_environment):
         responses = asyncio.run(asyncio.wait_for(speak(*form), TIMEOUT_SECONDS))
         assert responses[-1]["isFinal"] is True
         assert any(response.get("audio") for response in responses)
-    assert session_environment.check(SPEECH, served=len(CREDENTIAL_FORMS))["spoken"].strip() == TEXT
+    assert session_environment.check_sessions(SPEECH_PATH, served=len(CREDENTIAL_FORMS))["spoken"].strip() == TEXT

@@ -1,4 +1,5 @@
-"""Tests calls of the official Python SDK through Keychoir, including calls made while keys run out of credits."""
+"""Tests calls of the official Python SDK through Keychoir: while keys run out of credits, with an exhausted pool, over
+HTTPS, and for resources of one account."""
 
 import asyncio
 import base64
@@ -18,22 +19,24 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 # The client credential, which must not reach the provider.
 CLIENT_TOKEN = "anything-the-app-sends"
 
+# Keys with their credits.
 ENOUGH_CREDITS = {"sk_rich_one": 1_000_000}
 FEW_CREDITS = {"sk_few_one": 150, "sk_few_two": 100, "sk_few_three": 200, "sk_rich_last": 1_000_000}
 TOO_FEW_CREDITS = {"sk_poor_one": 60, "sk_poor_two": 50}
 
 
 def is_mp3(audio):
+    """Returns whether the bytes start as an MP3 file and are long enough to contain speech."""
     return len(audio) > 1_000 and (audio[:3] == b"ID3" or (audio[0] == 0xFF and audio[1] & 0xE0 == 0xE0))
 
 
 def exhausted_keys(environment):
-    """Returns the keys whose remaining credits do not suffice for the text."""
+    """Returns the keys whose remaining credits do not suffice for `TEXT`."""
     return [key for key in environment.keychoir.status()["keys"] if key["remainingCharacters"] < len(TEXT)]
 
 
 class Calls:
-    """The calls of the SDK. Each asserts that its response is correct."""
+    """Calls of the SDK. Each call asserts that its response is correct."""
 
     def __init__(self, url):
         self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)
@@ -143,19 +146,20 @@ def test_an_exhausted_pool_raises_an_sdk_error_after_one_request(start_environme
     detail = raised.value.body["detail"]
     assert detail["status"] == "quota_exceeded"
     assert detail["message"].startswith("All ElevenLabs API keys are exhausted or rate limited")
-    before = environment.simulator.ledger()["totals"]["requests"]
+    count_before = environment.simulator.ledger()["totals"]["requests"]
 
     with pytest.raises(ApiError):
         client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
-    assert environment.simulator.ledger()["totals"]["requests"] == before, "an exhausted pool must send no request upstream"
-    environment.keychoir.process.wait_for_line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
-    ended = [event for event in environment.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
-    assert len(ended) == 1, "the SDK must not retry"
+    count_after = environment.simulator.ledger()["totals"]["requests"]
+    assert count_after == count_before, "an exhausted pool must send no request to the provider"
+    environment.keychoir.process.wait_for_line(lambda line: "with-timestamps" in line)
+    end_events = [event for event in environment.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
+    assert len(end_events) == 1, "the SDK must not retry"
 
 
 @pytest.fixture
 def trusting_environment(start_environment, monkeypatch):
-    """Starts a proxy, and sets the variables of `keychoir env` in this process."""
+    """Starts an environment, and sets SSL_CERT_FILE as `keychoir env` does."""
     environment = start_environment(ENOUGH_CREDITS)
     monkeypatch.setenv("SSL_CERT_FILE", environment.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"])
     return environment
@@ -184,10 +188,10 @@ def test_https_fails_without_the_ca_certificate(start_environment):
         client.models.list()
 
 
-def test_the_bundle_contains_all_previously_trusted_certificates(trusting_environment):
-    count = len(ssl.create_default_context(cafile=certifi.where()).get_ca_certs())
+def test_the_ca_bundle_contains_all_earlier_trusted_certificates(trusting_environment):
+    earlier_count = len(ssl.create_default_context(cafile=certifi.where()).get_ca_certs())
     bundle = trusting_environment.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"]
-    assert len(ssl.create_default_context(cafile=bundle).get_ca_certs()) == count + 1 > 100
+    assert len(ssl.create_default_context(cafile=bundle).get_ca_certs()) == earlier_count + 1 > 100
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
@@ -205,8 +209,8 @@ def test_the_certificate_passes_strict_verification(trusting_environment, name):
 ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 2_000, "sk_account_three": 1_000_000}
 
 
-class Studio:
-    """The calls of an app with a cloned voice."""
+class VoiceApp:
+    """An app with a cloned voice."""
 
     def __init__(self, url):
         self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)
@@ -219,54 +223,55 @@ class Studio:
     def voices(self):
         return {voice.voice_id for voice in self.client.voices.get_all().voices}
 
-    def speak(self, voice, **more):
+    def speak(self, voice, **options):
         """Requests speech. Returns the IDs of the request and of the history item."""
-        speaking = self.client.text_to_speech.with_raw_response
-        with speaking.convert(voice, text=TEXT, model_id=MODEL, **more) as response:
+        raw_text_to_speech = self.client.text_to_speech.with_raw_response
+        with raw_text_to_speech.convert(voice, text=TEXT, model_id=MODEL, **options) as response:
             assert is_mp3(b"".join(response.data))
             return response.headers["request-id"], response.headers["history-item-id"]
 
     def speak_until_another_account_serves(self, environment):
-        passed_over = len(environment.keychoir.events("key_passed_over"))
+        """Requests speech until the first account has run out of credits."""
+        count_before = len(environment.keychoir.events("key_passed_over"))
         for _ in range(6):
             self.speak(VOICE)
-            if len(environment.keychoir.events("key_passed_over")) > passed_over:
+            if len(environment.keychoir.events("key_passed_over")) > count_before:
                 return
         raise AssertionError("the first account must run out of credits")
 
 
 def test_resources_of_an_account_are_requested_with_its_key(start_environment):
     environment = start_environment(ACCOUNTS)
-    studio = Studio(environment.url)
-    voice = studio.clone()
-    assert voice in studio.voices()
-    first_request, first_item = studio.speak(voice)
-    studio.speak(voice, previous_request_ids=[first_request])
-    studio.speak_until_another_account_serves(environment)
+    app = VoiceApp(environment.url)
+    voice = app.clone()
+    assert voice in app.voices()
+    first_request, first_item = app.speak(voice)
+    app.speak(voice, previous_request_ids=[first_request])
+    app.speak_until_another_account_serves(environment)
 
     # The pool now uses the key of another account. The following reads cost no credits.
-    assert studio.client.history.get(first_item).voice_id == voice
-    assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
-    assert first_item in {item.history_item_id for item in studio.client.history.list().history}
-    assert voice in studio.voices()
-    second_request, second_item = studio.speak(VOICE)
-    studio.speak(VOICE, previous_request_ids=[second_request])
-    assert is_mp3(b"".join(studio.client.history.get_audio(second_item)))
+    assert app.client.history.get(first_item).voice_id == voice
+    assert is_mp3(b"".join(app.client.history.get_audio(first_item)))
+    assert first_item in {item.history_item_id for item in app.client.history.list().history}
+    assert voice in app.voices()
+    second_request, second_item = app.speak(VOICE)
+    app.speak(VOICE, previous_request_ids=[second_request])
+    assert is_mp3(b"".join(app.client.history.get_audio(second_item)))
 
     # The owner of the voice is exhausted, and no other account has the voice.
     with pytest.raises(ApiError) as raised:
-        studio.speak(voice)
+        app.speak(voice)
     assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (401, "owner_exhausted")
     with pytest.raises(ApiError) as raised:
-        studio.speak(VOICE, previous_request_ids=[first_request, second_request])
+        app.speak(VOICE, previous_request_ids=[first_request, second_request])
     assert (raised.value.status_code, raised.value.body["detail"]["code"]) == (400, "conflicting_owners")
 
-    # After a restart with the keys in another order, the owners are still known, except those of resources that
-    # are valid for hours only, such as request IDs.
+    # After a restart with the keys in another order, the owners are still known. Only owners of short-lived resources,
+    # such as request IDs, are not stored.
     environment.restart(list(reversed(ACCOUNTS)))
-    studio = Studio(environment.url)
-    assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
-    assert studio.client.voices.delete(voice).status == "ok"
+    app = VoiceApp(environment.url)
+    assert is_mp3(b"".join(app.client.history.get_audio(first_item)))
+    assert app.client.voices.delete(voice).status == "ok"
 
 
 def test_the_owner_of_an_unknown_voice_is_found(start_environment):
@@ -276,9 +281,10 @@ def test_the_owner_of_an_unknown_voice_is_found(start_environment):
     sample = io.BytesIO(b"RIFF")
     sample.name = "sample.wav"
     voice = direct_client.voices.ivc.create(name="Elsewhere", files=[sample]).voice_id
-    studio = Studio(environment.url)
-    studio.speak(voice)
+    app = VoiceApp(environment.url)
+    app.speak(voice)
     request_count = environment.simulator.ledger()["totals"]["requests"]
-    studio.speak(voice)
-    assert environment.simulator.ledger()["totals"]["requests"] == request_count + 1, "the owner of the voice must be known after the first request"
-    assert studio.client.voices.get(voice).voice_id == voice
+    app.speak(voice)
+    new_request_count = environment.simulator.ledger()["totals"]["requests"] - request_count
+    assert new_request_count == 1, "the owner of the voice must be known after the first request"
+    assert app.client.voices.get(voice).voice_id == voice

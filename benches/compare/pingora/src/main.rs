@@ -1,5 +1,5 @@
-//! A Pingora proxy that does the same work as the other compared proxies: it replaces the client credential with
-//! the key of the pool, and logs one line per request.
+//! A proxy built with Pingora, which `cargo bench --bench compare` measures. It does the same work as the other
+//! compared proxies: it replaces the client credential with the key of the pool, and logs one line per request.
 //!
 //! ```text
 //! beside-pingora LISTEN UPSTREAM KEY LOG THREADS
@@ -16,6 +16,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
+/// The settings and the log of the proxy.
 struct Gateway {
     upstream: String,
     key: String,
@@ -55,15 +56,15 @@ impl ProxyHttp for Gateway {
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [listen, upstream, key, log, threads] = arguments.as_slice() else {
-        return Err(std::io::Error::other("LISTEN UPSTREAM KEY LOG THREADS"));
+        return Err(std::io::Error::other("usage: beside-pingora LISTEN UPSTREAM KEY LOG THREADS"));
     };
-    let conf = ServerConf {
+    let server_conf = ServerConf {
         threads: threads.parse().map_err(std::io::Error::other)?,
         // The maximum number of concurrent requests, so that no connection is opened during the measurement.
         upstream_keepalive_pool_size: 256,
         ..ServerConf::default()
     };
-    let mut server = Server::new_with_opt_and_conf(None, conf);
+    let mut server = Server::new_with_opt_and_conf(None, server_conf);
     server.bootstrap();
     let gateway = Gateway { upstream: upstream.clone(), key: key.clone(), log: File::create(log)? };
     let mut service = http_proxy_service(&server.configuration, gateway);

@@ -1,4 +1,5 @@
-//! Builds the JSON documents about a client: one for operators, and one for the client itself.
+//! Builds the JSON documents about a client: one for operators, and one for the client itself. The second contains no
+//! information about keys.
 
 use serde::Serialize;
 
@@ -8,10 +9,11 @@ use crate::policy::units::UnixMs;
 use crate::proxy::UsageTotals;
 use crate::secret::UserFingerprint;
 
+/// The document about a client for operators.
 #[derive(Serialize)]
 pub(crate) struct ClientDocument {
     pub(crate) name: String,
-    /// `file`, `changed` or `managed`.
+    /// The origin of the token: `file`, `changed` or `managed`.
     pub(crate) source: &'static str,
     /// The time at which the client token expires.
     pub(crate) expires_at: Option<String>,
@@ -41,6 +43,7 @@ pub(crate) struct OwnDocument {
     pub(crate) user: Option<UserDocument>,
 }
 
+/// The usage and the quota of an end user of a client.
 #[derive(Serialize)]
 pub(crate) struct UserDocument {
     /// The fingerprint of the user's id.
@@ -50,6 +53,7 @@ pub(crate) struct UserDocument {
     pub(crate) credits: UsageByPeriod,
 }
 
+/// The limits of a client, which are a part of both documents.
 #[derive(Serialize)]
 pub(crate) struct LimitsDocument {
     pub(crate) quota: Option<QuotaDocument>,
@@ -61,6 +65,7 @@ pub(crate) struct LimitsDocument {
     pub(crate) paths: Vec<String>,
 }
 
+/// A quota, and its use in the current period.
 #[derive(Serialize)]
 pub(crate) struct QuotaDocument {
     /// The quota in the notation of the configuration.
@@ -71,6 +76,7 @@ pub(crate) struct QuotaDocument {
     /// The used amount, including reservations of requests in progress.
     pub(crate) used: u64,
     pub(crate) remaining: u64,
+    /// The end of the period, or `None` if the period never ends.
     pub(crate) resets_at: Option<String>,
 }
 

@@ -13,13 +13,13 @@ use crate::store::{
     AttemptFilter, History, StoredAttempt, StoredChange, UsageDimension, UsageFilter, UsageRow,
 };
 
-/// Rows of a page without `limit`.
+/// Number of attempts or changes on a page if the query has no `limit`.
 const DEFAULT_LIMIT: usize = 100;
-/// Maximum number of rows on a page.
+/// Maximum number of attempts or changes on a page.
 const MAX_LIMIT: usize = 1_000;
-/// Maximum number of rows of usage sums: more than the hours of a month.
+/// Maximum number of usage sums in a response. The at most 744 hours of a month fit into a response.
 const MAX_USAGE_ROWS: usize = 1_000;
-/// The start of usage sums without `since`.
+/// Time before now at which the usage sums start if the query has no `since`.
 const DEFAULT_USAGE_SPAN: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Responds to `GET usage`.
@@ -28,7 +28,7 @@ pub(in crate::admin::api) async fn read_usage(
     query: &Query,
     now: UnixMs,
 ) -> Result<Value, ApiError> {
-    query.check(&["since", "until", "by", "client"])?;
+    query.validate_names(&["since", "until", "by", "client"])?;
     let dimension_name = query.value("by").unwrap_or("day");
     let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == dimension_name);
     let dimension = dimension.ok_or_else(|| {
@@ -47,13 +47,14 @@ pub(in crate::admin::api) async fn read_usage(
     let mut rows = history.usage(filter).await?;
     let is_truncated = rows.len() > MAX_USAGE_ROWS;
     rows.truncate(MAX_USAGE_ROWS);
-    let rows: Vec<Value> = rows.iter().map(|row| usage_row(row, dimension)).collect();
+    let usage: Vec<Value> = rows.iter().map(|row| usage_row_document(row, dimension)).collect();
     Ok(
-        json!({"since": since, "until": until, "by": dimension_name, "usage": rows, "truncated": is_truncated}),
+        json!({"since": since, "until": until, "by": dimension_name, "usage": usage, "truncated": is_truncated}),
     )
 }
 
-fn usage_row(row: &UsageRow, dimension: UsageDimension) -> Value {
+/// Returns the document of one group of the usage sums.
+fn usage_row_document(row: &UsageRow, dimension: UsageDimension) -> Value {
     let sums = row.sums;
     let group = if row.group.is_empty() { Value::Null } else { json!(row.group) };
     let mut document = json!({
@@ -83,7 +84,7 @@ pub(in crate::admin::api) async fn read_attempts(
     history: &History,
     query: &Query,
 ) -> Result<Value, ApiError> {
-    query.check(&["limit", "before", "request_id", "failed"])?;
+    query.validate_names(&["limit", "before", "request_id", "failed"])?;
     let failed_only = match query.value("failed") {
         None | Some("false") => false,
         Some("true") => true,
@@ -115,14 +116,14 @@ fn attempt_document(attempt: &StoredAttempt) -> Value {
     document
 }
 
-/// Returns the id of the key with the fingerprint `hash`, or `null` for a client's own key.
-fn key_id(hash: &str) -> Value {
-    hash.get(..KEY_ID_DIGITS).map_or(Value::Null, |id| json!(id))
+/// Returns the id of the key with this fingerprint, or `null` for a client's own key, whose fingerprint is not stored.
+fn key_id(fingerprint: &str) -> Value {
+    fingerprint.get(..KEY_ID_DIGITS).map_or(Value::Null, |id| json!(id))
 }
 
 /// Responds to `GET changes`.
 pub(in crate::admin::api) async fn read_changes(history: &History, query: &Query) -> Result<Value, ApiError> {
-    query.check(&["limit", "before"])?;
+    query.validate_names(&["limit", "before"])?;
     let limit = parse_limit(query)?;
     let mut changes = history.changes(query.value("before").map(str::to_owned), limit + 1).await?;
     let has_more = changes.len() > limit;
@@ -147,6 +148,7 @@ pub(in crate::admin::api) fn change_document(change: &StoredChange) -> Value {
     })
 }
 
+/// Returns the number of rows that the query requests for a page.
 fn parse_limit(query: &Query) -> Result<usize, ApiError> {
     let Some(text) = query.value("limit") else { return Ok(DEFAULT_LIMIT) };
     text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or_else(|| {
@@ -155,7 +157,7 @@ fn parse_limit(query: &Query) -> Result<usize, ApiError> {
     })
 }
 
-/// Parses a time in the past: a timestamp, or a duration before `now`.
+/// Parses the time in a parameter, which is a timestamp or a duration before `now`.
 fn parse_time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let Some(text) = query.value(name) else { return Ok(None) };
     let ago = || duration::parse(text).ok().map(|elapsed| now.minus(elapsed));

@@ -13,11 +13,12 @@ use crate::policy::verdict::Verdict;
 use crate::poller::{CheckOutcome, KeyCheck};
 use crate::pool::{Key, KeySnapshot, Pool, Restriction};
 
-/// Returns the identifier of the key in the admin API.
+/// Returns the id of the key in the admin API, which consists of the first digits of its fingerprint.
 pub(in crate::admin::api) fn key_id(key: &Key) -> String {
     key.api_key().fingerprint().key_id()
 }
 
+/// The document about a key of the pool.
 #[derive(Debug, PartialEq, Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct KeyDocument {
@@ -25,7 +26,8 @@ pub(crate) struct KeyDocument {
     pub(crate) name: Option<String>,
     pub(crate) short_key: String,
     pub(crate) workspace: Option<String>,
-    /// The same for all keys of a workspace, even if the workspace has no name.
+    /// The identifier of the workspace, which also exists if the workspace has no name. The dashboard groups keys by
+    /// it.
     #[serde(skip)]
     pub(crate) workspace_id: Option<SharedId>,
     pub(crate) plan: Option<String>,
@@ -38,7 +40,7 @@ pub(crate) struct KeyDocument {
     pub(crate) since: Option<String>,
     /// The time at which the cooldown or pause ends.
     pub(crate) until: Option<String>,
-    /// The origin of the key, such as `file` or `managed`.
+    /// The origin of the key: `environment`, `file` or `managed`.
     pub(crate) source: &'static str,
     pub(crate) removable: bool,
     pub(crate) base_url: Option<String>,
@@ -60,7 +62,8 @@ pub(crate) struct KeyDocument {
 }
 
 impl KeyDocument {
-    /// Whether the key has changed since `earlier`, apart from the members that change over time even without requests.
+    /// Returns whether a member differs from `earlier`. The two forecasts are ignored, because they also change without
+    /// requests.
     pub(in crate::admin::api) fn has_changed_since(&self, earlier: Self) -> bool {
         let Self { credits_per_day, exhausted_at, .. } = self;
         *self != Self { credits_per_day: *credits_per_day, exhausted_at: exhausted_at.clone(), ..earlier }
@@ -138,6 +141,7 @@ fn remaining_credits(quota: &Quota) -> Option<u64> {
     quota.limit.map(|_| quota.remaining())
 }
 
+/// The document about the result of a key check.
 #[derive(Serialize)]
 pub(crate) struct CheckDocument {
     pub(crate) id: String,
@@ -155,8 +159,8 @@ pub(crate) struct CheckDocument {
     /// The maximum number of concurrent speech requests.
     pub(crate) max_concurrent_speech: Option<u32>,
     pub(crate) latency_ms: u64,
-    pub(crate) refusal: Option<Refusal>,
-    /// The reason for the outcome `no_response`.
+    pub(crate) refusal: Option<CheckRefusal>,
+    /// The error that prevented a response, for the outcome `no_response`.
     pub(crate) reason: Option<String>,
 }
 
@@ -167,10 +171,13 @@ pub(crate) struct Permissions {
     pub(crate) models_read: Option<bool>,
 }
 
+/// The response with which the provider refused the check.
 #[derive(Serialize)]
-pub(crate) struct Refusal {
+pub(crate) struct CheckRefusal {
     pub(crate) status: u16,
+    /// The name of the verdict, as in logs.
     pub(crate) code: &'static str,
+    /// The meaning of the refusal and advice for the operator.
     pub(crate) meaning: &'static str,
 }
 
@@ -204,7 +211,7 @@ pub(in crate::admin::api) fn check_document(key: &Key, result: &KeyCheck) -> Che
         CheckOutcome::QuotaUnreadable => document.outcome = "quota_unreadable",
         CheckOutcome::Refused { status, verdict } => {
             document.outcome = "refused";
-            document.refusal = Some(Refusal {
+            document.refusal = Some(CheckRefusal {
                 status: *status,
                 code: verdict.as_str(),
                 meaning: describe_refusal(*verdict),
@@ -215,7 +222,7 @@ pub(in crate::admin::api) fn check_document(key: &Key, result: &KeyCheck) -> Che
     document
 }
 
-/// Describes a refusal for the operator.
+/// Returns sentences for the operator that describe a refusal and, where there is a remedy, name it.
 #[must_use]
 pub fn describe_refusal(verdict: Verdict) -> &'static str {
     match verdict {

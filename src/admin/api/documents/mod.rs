@@ -1,5 +1,5 @@
-//! Renders the JSON documents of the admin API. `docs/openapi.json` describes their members. Times are in RFC 3339
-//! and UTC.
+//! Builds the JSON documents of the admin API: the server, the keys, the clients and the usage records. The dashboard
+//! shows the same documents. `docs/openapi.json` describes their members. Times are in RFC 3339 and UTC.
 
 mod clients;
 mod history;

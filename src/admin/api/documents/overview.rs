@@ -1,4 +1,4 @@
-//! Renders the JSON document of the state of the whole server, with its settings.
+//! Builds two JSON documents about the whole server: the overview of its state, and its settings.
 
 use std::collections::HashSet;
 use std::ptr;
@@ -22,10 +22,12 @@ pub(crate) struct OverviewDocument {
     pub(crate) generation: u64,
     pub(crate) started_at: String,
     pub(crate) now: String,
-    /// Whether requests can be served, as `GET /readyz` reports it.
+    /// The status in `GET /readyz`: `ready`, `degraded` or `unready`.
     pub(crate) state: &'static str,
+    /// `ok`, `unreachable`, or `unknown` before the first connection attempt.
     pub(crate) upstream: &'static str,
     pub(crate) draining: bool,
+    /// Whether operators can make changes at runtime.
     pub(crate) can_change: bool,
     pub(crate) keys: KeyCounts,
     pub(crate) workspaces: usize,
@@ -35,7 +37,7 @@ pub(crate) struct OverviewDocument {
     pub(crate) clients: usize,
     pub(crate) usage_store: UsageStoreState,
     pub(crate) mirror: MirrorDocument,
-    /// Whether the pool is shared with other replicas: `off`, `connected` or `alone`.
+    /// `off` without `[redis]`, `connecting`, `connected`, or `alone` while Redis does not respond.
     pub(crate) shared: &'static str,
     pub(crate) replicas: Vec<ReplicaDocument>,
 }
@@ -60,7 +62,9 @@ pub(crate) struct PoolCredits {
     pub(crate) used: u64,
     pub(crate) limit: Option<u64>,
     pub(crate) remaining: Option<u64>,
+    /// The average number of credits that all workspaces use per day.
     pub(crate) per_day: u64,
+    /// The time at which all credits are forecast to be exhausted.
     pub(crate) exhausted_at: Option<String>,
 }
 
@@ -68,6 +72,7 @@ pub(crate) struct PoolCredits {
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct RequestCounts {
     pub(crate) in_flight: u64,
+    /// The number of requests that are queued for a key.
     pub(crate) queued: usize,
 }
 
@@ -95,6 +100,7 @@ pub(crate) struct ReplicaDocument {
     pub(crate) is_live: bool,
     pub(crate) is_leader: bool,
     pub(crate) is_self: bool,
+    /// The part of the concurrent requests that are granted to this replica, from 0 to 1.
     pub(crate) share: f64,
 }
 
@@ -108,8 +114,9 @@ pub(in crate::admin::api) fn overview_document(
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
     let count_with_status =
         |status| count(&|key: &KeySnapshot| !key.state.is_paused() && key.state.status() == status);
-    let mut counted: HashSet<*const Workspace> = HashSet::new();
-    let workspaces = keys.iter().filter(|key| counted.insert(ptr::from_ref(key.key.workspace())));
+    let mut counted_workspaces: HashSet<*const Workspace> = HashSet::new();
+    // The first key of each workspace stands for the workspace.
+    let workspaces = keys.iter().filter(|key| counted_workspaces.insert(ptr::from_ref(key.key.workspace())));
     let workspaces: Vec<&KeySnapshot> = workspaces.collect();
     let sum = |amount: fn(&KeySnapshot) -> u64| {
         workspaces.iter().map(|key| amount(key)).fold(0_u64, u64::saturating_add)

@@ -1,9 +1,10 @@
-//! `GET events`: the state of the keys and of the server as it changes, ended requests, and changes by
-//! operators, as server-sent events.
+//! Serves `GET events` and the events of the dashboard: changed documents of the keys and of the server, ended
+//! requests, and changes of operators, as server-sent events.
 //!
-//! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded where it
-//! changes. Instead, listeners start comparisons with the earlier state on a blocking thread, so that requests and
-//! workers do no work for events. A listener may name the keys that it shows, so that the others cost it nothing.
+//! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. A changed state is not
+//! recorded where it changes. Instead, each stream starts comparisons with the earlier state on a blocking thread, so
+//! that requests and workers do no work for events. A listener may name the keys that it displays, and then receives no
+//! events of the other keys.
 
 mod paced_stream;
 mod sampler;
@@ -27,25 +28,26 @@ pub use sampler::EventSource;
 /// The body of a response with events.
 pub(super) type EventStream = PacedStream<Box<dyn FnMut() -> Option<Bytes> + Send>>;
 
-/// The first line of a stream: how long a browser waits before it reconnects, in milliseconds.
-const RETRY_LINE: &str = "retry: 2000\n\n";
+/// The start of a stream. It sets the time after which a browser reconnects, in milliseconds.
+const RETRY_FIELD: &str = "retry: 2000\n\n";
 
-/// The number of an event that is a part of a snapshot, and not its last one. A listener that resumes there gets
-/// the whole snapshot again.
-const SNAPSHOT_PART: &str = "snapshot";
+/// Replaces the number in the ids of all events of a snapshot except the last one. A listener that resumes after such
+/// an event receives the whole snapshot again.
+const SNAPSHOT_PART_NUMBER: &str = "snapshot";
 
-/// The keys whose states a listener wants, by their ids. `None` stands for all keys.
+/// The ids of the keys whose events a listener receives. `None` stands for all keys.
 pub(crate) type WantedKeys = Option<HashSet<String>>;
 
-/// Writes the frames of one listener.
+/// Builds the frames of one listener from the events in the ring.
 struct FrameWriter {
     admin: Admin,
     listener: EventListener,
     keys: WantedKeys,
     /// The position after the last event that was sent.
     position: u64,
-    /// Whether the state comes before the next event.
+    /// Whether the next frame must begin with a snapshot of the state.
     needs_snapshot: bool,
+    /// Whether no frame has been built yet.
     is_first: bool,
 }
 
@@ -66,11 +68,11 @@ impl Admin {
         let listener = self.events.ring().listen(max_listeners, selection);
         let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
         let position = headers.get("last-event-id").map(|id| {
-            // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
+            // The ring has no events of an earlier process. Their ids count as 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
         let needs_snapshot = position.is_none() && selection.has_state();
-        // Requests that end before the snapshot is written follow it.
+        // Requests that end after this position and before the snapshot is written follow the snapshot in the stream.
         let position = position.unwrap_or_else(|| listener.position());
         if selection.has_state() {
             self.events.refresh(self).await;
@@ -94,17 +96,17 @@ impl Admin {
 }
 
 impl FrameWriter {
-    /// Returns the events since the last frame, or `None` if there are none.
+    /// Returns a frame with the events since the last frame, or `None` if there are none.
     fn next_frame(&mut self) -> Option<Bytes> {
         let mut frame =
-            if std::mem::take(&mut self.is_first) { RETRY_LINE.to_owned() } else { String::new() };
+            if std::mem::take(&mut self.is_first) { RETRY_FIELD.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();
         let has_state = self.listener.selection().has_state();
         if has_state {
-            self.admin.events.start_sampling(&self.admin);
+            self.admin.events.start_comparison_if_due(&self.admin);
         }
         let batch = self.listener.read(self.position);
-        // Requests have no state that a snapshot could contain.
+        // A listener that has selected no state needs no snapshot, because a snapshot contains only state.
         if has_state && (self.needs_snapshot || batch.is_incomplete) {
             self.write_snapshot(&mut frame, &epoch);
         } else {
@@ -114,6 +116,7 @@ impl FrameWriter {
         (!frame.is_empty()).then(|| frame.into())
     }
 
+    /// Writes those of the events that the listener receives.
     fn write_events(&self, frame: &mut String, epoch: &str, events: &[Event]) {
         for event in events {
             let is_wanted = match &event.content {
@@ -131,7 +134,7 @@ impl FrameWriter {
     fn write_snapshot(&mut self, frame: &mut String, epoch: &str) {
         let Some(snapshot) = self.admin.events.snapshot(&self.listener, &self.keys) else { return };
         let mut earlier = self.listener.read(self.position).events;
-        // The snapshot has a later state than these events.
+        // The snapshot replaces the events with a state, because its state is later.
         earlier.retain(|event| match event.content {
             EventContent::Request(_) | EventContent::Change(_) => event.number <= snapshot.position,
             EventContent::Key { .. } | EventContent::Overview(_) => false,
@@ -139,7 +142,7 @@ impl FrameWriter {
         let end = earlier.first().map_or(snapshot.position, |event| event.number.saturating_sub(1));
         let last = snapshot.contents.len().saturating_sub(1);
         for (index, content) in snapshot.contents.iter().enumerate() {
-            let number = if index == last { end.to_string() } else { SNAPSHOT_PART.to_owned() };
+            let number = if index == last { end.to_string() } else { SNAPSHOT_PART_NUMBER.to_owned() };
             write_content(frame, epoch, &number, content);
         }
         self.write_events(frame, epoch, &earlier);
@@ -157,26 +160,35 @@ fn write_event(frame: &mut String, epoch: &str, event: &Event) {
     write_content(frame, epoch, &event.number.to_string(), &event.content);
 }
 
-/// Writes an event. The number of a request is always the same, so all listeners share its text.
+/// Writes an event. The text of a request is the same for all listeners, so it is built once.
 fn write_content(frame: &mut String, epoch: &str, number: &str, content: &EventContent) {
     match content {
-        EventContent::Key { document, .. } => write_text(frame, epoch, number, "key", document),
-        EventContent::Change(document) => write_text(frame, epoch, number, "change", document),
-        EventContent::Overview(document) => write_text(frame, epoch, number, "overview", document),
+        EventContent::Key { document, .. } => write_server_sent_event(frame, epoch, number, "key", document),
+        EventContent::Change(document) => write_server_sent_event(frame, epoch, number, "change", document),
+        EventContent::Overview(document) => {
+            write_server_sent_event(frame, epoch, number, "overview", document)
+        }
         EventContent::Request(ended) => frame.push_str(ended.event_text.get_or_init(|| {
             let mut text = String::new();
-            write_text(&mut text, epoch, number, "request", &request_document(ended).to_string());
+            write_server_sent_event(
+                &mut text,
+                epoch,
+                number,
+                "request",
+                &request_document(ended).to_string(),
+            );
             text.into()
         })),
     }
 }
 
-/// JSON in one line needs no escapes.
-fn write_text(frame: &mut String, epoch: &str, number: &str, name: &str, data: &str) {
+/// Writes an event in the format of server-sent events. `data` is JSON in one line, which needs no escapes.
+fn write_server_sent_event(frame: &mut String, epoch: &str, number: &str, name: &str, data: &str) {
     // Writing to a `String` cannot fail.
     let _ = write!(frame, "id: {epoch}-{number}\nevent: {name}\ndata: {data}\n\n");
 }
 
+/// Returns the document of an ended request.
 fn request_document(request: &EndedRequest) -> serde_json::Value {
     let EndedRequest {
         request_id,
@@ -207,7 +219,7 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
     })
 }
 
-/// Records a change of an operator for the listeners.
+/// Records a change of an operator in the ring, if there are listeners.
 pub fn record_change_event(ring: &EventRing, change: &StoredChange) {
     if ring.is_recording() {
         ring.record([EventContent::Change(documents::change_document(change).to_string().into())]);

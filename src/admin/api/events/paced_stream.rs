@@ -1,4 +1,5 @@
-//! A response body whose frames have a minimum distance, with heartbeats in between, until the drain.
+//! Provides the response body of an event stream: it sends frames with a minimum time between them, sends heartbeats
+//! when there are no frames, and ends at the drain.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -20,7 +21,7 @@ pub(super) const FRAME_INTERVAL: Duration = Duration::from_millis(250);
 /// minute of silence.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// A comment, which listeners ignore.
+/// The frame that is sent without events: a comment, which listeners ignore.
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
 /// A body of paced frames. `F` returns the next frame, or `None` if there is nothing to send. The body is polled only
@@ -32,6 +33,7 @@ pub(in crate::admin::api) struct PacedStream<F> {
     interval: Duration,
     sent_at: Instant,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Returns whether the listener may still receive frames.
     is_open: Box<dyn Fn() -> bool + Send>,
 }
 
@@ -106,11 +108,17 @@ mod tests {
 
     use super::*;
 
-    /// Returns the frames of a body that has these events, with the milliseconds at which each was sent.
-    async fn frames(events: &[Option<&'static str>], offset: Duration, count: usize) -> Vec<(u128, String)> {
-        let mut events: VecDeque<_> = events.iter().copied().collect();
-        let next = move || events.pop_front().flatten().map(Bytes::from);
-        let mut body = PacedStream::new(next, CancellationToken::new().cancelled_owned()).with_offset(offset);
+    /// Returns the first `count` frames of a body, with the milliseconds at which each was sent. Each poll of the body
+    /// takes the next of `polled_frames`, where `None` means that there is nothing to send.
+    async fn sent_frames(
+        polled_frames: &[Option<&'static str>],
+        offset: Duration,
+        count: usize,
+    ) -> Vec<(u128, String)> {
+        let mut polled_frames: VecDeque<_> = polled_frames.iter().copied().collect();
+        let next_frame = move || polled_frames.pop_front().flatten().map(Bytes::from);
+        let mut body =
+            PacedStream::new(next_frame, CancellationToken::new().cancelled_owned()).with_offset(offset);
         let start = clock::instant();
         let mut frames = Vec::new();
         while frames.len() < count {
@@ -124,15 +132,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn frames_have_a_minimum_distance() {
-        let sent_frames = frames(&[Some("a"), Some("b"), None, Some("c")], Duration::ZERO, 3).await;
-        let times: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 250).collect();
-        assert_eq!(times, [0, 1, 3], "{sent_frames:?}");
+        let sent_frames = sent_frames(&[Some("a"), Some("b"), None, Some("c")], Duration::ZERO, 3).await;
+        let intervals: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 250).collect();
+        assert_eq!(intervals, [0, 1, 3], "frames must be 250 ms apart: {sent_frames:?}");
         assert_eq!(sent_frames[2].1, "c");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_offset_delays_all_frames_after_the_first_one() {
-        let sent_frames = frames(&[Some("a"), Some("b"), Some("c")], Duration::from_millis(100), 3).await;
+        let sent_frames =
+            sent_frames(&[Some("a"), Some("b"), Some("c")], Duration::from_millis(100), 3).await;
         let times: Vec<u128> = sent_frames.iter().map(|(time, _)| *time).collect();
         assert!(
             times[0] < 10 && (350..370).contains(&times[1]) && (600..630).contains(&times[2]),
@@ -142,10 +151,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_heartbeat_follows_15_seconds_of_silence() {
-        let sent_frames = frames(&[Some("a")], Duration::ZERO, 3).await;
+        let sent_frames = sent_frames(&[Some("a")], Duration::ZERO, 3).await;
         assert_eq!((&*sent_frames[1].1, &*sent_frames[2].1), (": heartbeat\n\n", ": heartbeat\n\n"));
-        let times: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 1_000).collect();
-        assert_eq!(times, [0, 15, 30], "{sent_frames:?}");
+        let seconds: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 1_000).collect();
+        assert_eq!(seconds, [0, 15, 30], "heartbeats must be 15 s apart: {sent_frames:?}");
     }
 
     #[tokio::test(start_paused = true)]
