@@ -41,7 +41,13 @@ impl Replica {
             }
             PoolChange::Refuted { key, is_about_key, claim, at } => {
                 let name = EvidenceName::new(*key, *is_about_key, *claim);
-                self.entry(Map::Evidence, name.to_string(), *at, evidence_ttl(*claim), REFUTED.to_owned())
+                self.entry(
+                    ChangeMap::Evidence,
+                    name.to_string(),
+                    *at,
+                    evidence_ttl(*claim),
+                    REFUTED.to_owned(),
+                )
             }
             PoolChange::Restricted(record) => self.refusal_entry(record),
         };
@@ -54,16 +60,16 @@ impl Replica {
         let workspace = self.pool.roster().reported_workspace(poll.key);
         let region = poll.region.map(|region| region.host().to_owned());
         let value = format_poll(&SharedPoll { observation: poll.observation, workspace, region });
-        let entry = self.entry(Map::Polls, key_id(poll.key).to_string(), poll.at, POLL_TTL, value);
+        let entry = self.entry(ChangeMap::Polls, key_id(poll.key).to_string(), poll.at, POLL_TTL, value);
         self.maps.record(&entry).then_some(entry)
     }
 
     /// Returns all entries of a map that this replica can state from its own knowledge.
-    pub(super) fn restate(&mut self, map: Map, now: UnixMs) -> Vec<MapEntry> {
+    pub(super) fn entries_to_resend(&mut self, map: ChangeMap, now: UnixMs) -> Vec<MapEntry> {
         let roster = self.pool.roster();
         let mut entries = Vec::new();
         match map {
-            Map::Evidence => {
+            ChangeMap::Evidence => {
                 for key in roster.keys() {
                     let fingerprint = key.api_key().fingerprint();
                     let about_key = key.evidence().into_iter().map(|evidence| (true, evidence));
@@ -74,13 +80,13 @@ impl Replica {
                     }));
                 }
             }
-            Map::Refusals => {
+            ChangeMap::Refusals => {
                 let restrictions = self.pool.restrictions().all(now);
                 entries
                     .extend(restrictions.iter().map(|restriction| self.refusal_entry(&restriction.record)));
             }
             // The leader states the next poll, and the owner of the overlay states it by itself.
-            Map::Polls | Map::Overlay => {}
+            ChangeMap::Polls | ChangeMap::Overlay => {}
         }
         entries.retain(|entry| self.maps.record(entry));
         entries
@@ -88,7 +94,13 @@ impl Replica {
 
     fn evidence_entry(&self, key: Fingerprint, is_about_key: bool, evidence: &Evidence) -> MapEntry {
         let name = EvidenceName::new(key, is_about_key, evidence.claim).to_string();
-        self.entry(Map::Evidence, name, evidence.at, evidence_ttl(evidence.claim), format_evidence(evidence))
+        self.entry(
+            ChangeMap::Evidence,
+            name,
+            evidence.at,
+            evidence_ttl(evidence.claim),
+            format_evidence(evidence),
+        )
     }
 
     fn refusal_entry(&self, record: &RefusalRecord) -> MapEntry {
@@ -97,10 +109,10 @@ impl Replica {
             RefusalRecord { workspace: OwnerId::from_stored(""), source: Arc::default(), ..record.clone() };
         let features = format!("{:?} {:?} {}", record.features, record.verdict.as_str(), record.key);
         let name = SharedId::new(SharedKind::Identifier, &[features.as_bytes()]).to_string();
-        self.entry(Map::Refusals, name, record.at, REFUSAL_TTL, refusal_to_json(&record))
+        self.entry(ChangeMap::Refusals, name, record.at, REFUSAL_TTL, refusal_to_json(&record))
     }
 
-    fn entry(&self, map: Map, name: String, at: UnixMs, ttl: Duration, value: String) -> MapEntry {
+    fn entry(&self, map: ChangeMap, name: String, at: UnixMs, ttl: Duration, value: String) -> MapEntry {
         let stamp = self.clock.to_shared(at);
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         MapEntry { map, name, stamp, expires_ms: stamp.saturating_add(ttl), value }
@@ -111,7 +123,7 @@ impl Replica {
         // The name is the same for all replicas, so that the last statement replaces all earlier statements. Each
         // replica merges every statement with its own overlay, and states the result if it differs.
         let value = BASE64_STANDARD.encode(overlay.as_bytes());
-        let entry = self.entry(Map::Overlay, "overlay".to_owned(), now, OVERLAY_TTL, value);
+        let entry = self.entry(ChangeMap::Overlay, "overlay".to_owned(), now, OVERLAY_TTL, value);
         self.maps.record(&entry).then_some(entry)
     }
 
@@ -122,10 +134,10 @@ impl Replica {
             return false;
         }
         let effect = match entry.map {
-            Map::Evidence => self.apply_evidence(entry, replica, moment.now),
-            Map::Refusals => self.apply_refusal(entry, moment.now),
-            Map::Polls => self.apply_poll(entry, replica, moment.now),
-            Map::Overlay => Some(()),
+            ChangeMap::Evidence => self.apply_evidence(entry, replica, moment.now),
+            ChangeMap::Refusals => self.apply_refusal(entry, moment.now),
+            ChangeMap::Polls => self.apply_poll(entry, replica, moment.now),
+            ChangeMap::Overlay => Some(()),
         };
         if effect.is_none() {
             debug!(map = entry.map.as_str(), replica, "an entry of another replica has no effect here");

@@ -8,7 +8,7 @@ use redis::Value;
 
 use super::link::client_id;
 use super::quotas::{parse_quota_reply, quota_call};
-use super::reply::{UnexpectedReply, flatten};
+use super::reply::{UnexpectedReply, flatten_lists};
 use super::scripts::{Keyspace, MAX_SUBJECTS, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
 use super::slots::{Fallback, SlotDemand, SlotGrant, SlotStatement, Slots, slots_call};
@@ -26,7 +26,7 @@ pub(super) struct ClientShares {
     slots: HashMap<ClientName, Slots>,
     last_quota_statement: Option<std::time::Instant>,
     /// Whether Redis may have lost the use of quotas, so that the next beat states all of them.
-    must_restate: bool,
+    must_resend: bool,
 }
 
 /// The statements about clients in one beat.
@@ -39,12 +39,12 @@ pub(super) struct ClientBeat {
 
 impl ClientShares {
     /// States all quotas with the next beat.
-    pub(super) fn restate(&mut self) {
-        self.must_restate = true;
+    pub(super) fn resend_all(&mut self) {
+        self.must_resend = true;
     }
 
     /// Returns the statements of the next beat, which must be sent.
-    pub(super) fn beat(
+    pub(super) fn make_beat(
         &mut self,
         usage: &ClientUsage,
         call: CallContext<'_>,
@@ -55,8 +55,8 @@ impl ClientShares {
         let is_due = self
             .last_quota_statement
             .is_none_or(|last| moment.instant.saturating_duration_since(last) >= QUOTA_INTERVAL);
-        if is_due || self.must_restate {
-            let scope = if self.must_restate { StatementScope::All } else { StatementScope::Active };
+        if is_due || self.must_resend {
+            let scope = if self.must_resend { StatementScope::All } else { StatementScope::Active };
             beat.quotas = usage.quota_statements(scope, moment.now);
             self.last_quota_statement = Some(moment.instant);
         }
@@ -65,9 +65,12 @@ impl ClientShares {
             let peak = activity.demand.max(activity.running).max(u32::from(activity.is_recent));
             let count = RunningCount { running: activity.running, peak };
             let slot_use = SlotUse { count, max: activity.max_concurrent };
-            if let Some(statement) =
-                slots.statement(slot_use, SlotDemand::default(), clock.to_shared(moment.now), moment.instant)
-            {
+            if let Some(statement) = slots.make_statement(
+                slot_use,
+                SlotDemand::default(),
+                clock.to_shared(moment.now),
+                moment.instant,
+            ) {
                 beat.slots.push((activity.client, statement));
             }
         }
@@ -92,7 +95,7 @@ impl ClientShares {
     /// # Errors
     ///
     /// Fails when a reply does not have the form that the scripts return.
-    pub(super) fn apply(
+    pub(super) fn apply_replies(
         &mut self,
         usage: &ClientUsage,
         beat: &ClientBeat,
@@ -102,19 +105,19 @@ impl ClientShares {
     ) -> Result<(), UnexpectedReply> {
         let quota_calls = beat.quotas.len().div_ceil(MAX_SUBJECTS);
         let (quota_replies, slot_replies) = replies.split_at_checked(quota_calls).ok_or(UnexpectedReply)?;
-        let quota_replies = flatten(quota_replies)?;
-        let slot_replies = flatten(slot_replies)?;
+        let quota_replies = flatten_lists(quota_replies)?;
+        let slot_replies = flatten_lists(slot_replies)?;
         if quota_replies.len() != beat.quotas.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
-        self.must_restate &= beat.quotas.is_empty();
+        self.must_resend &= beat.quotas.is_empty();
         for (statement, reply) in beat.quotas.iter().zip(quota_replies) {
             usage.apply_grant(statement, parse_quota_reply(reply, sent_at.instant));
         }
         for ((client, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let grant = SlotGrant::from_value(reply)?;
             if let Some(slots) = self.slots.get_mut(client) {
-                slots.apply(*statement, grant, sent_at.instant);
+                slots.apply_grant(*statement, grant, sent_at.instant);
                 let max_concurrent = slots.share();
                 let rate_divisor = grant.active_replicas.max(1);
                 usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
@@ -212,17 +215,17 @@ mod tests {
         let sent_at = Moment { now, instant: clock::instant() };
         let statement = SlotStatement { held: 0, demand: 8, lacks_credits: false, max: 8, max_stamp: 1 };
         let beat = ClientBeat { slots: vec![(client.name.clone(), statement)], ..ClientBeat::default() };
-        shares.slots.entry(client.name.clone()).or_default().statement(
+        shares.slots.entry(client.name.clone()).or_default().make_statement(
             SlotUse { count: RunningCount { running: 0, peak: 8 }, max: Some(8) },
             SlotDemand::default(),
             1,
             sent_at.instant,
         );
         let grant = Array(vec![Array([7, 8, 1, 1, 0, 0].map(Int).to_vec())]);
-        shares.apply(&usage, &beat, &[grant], 2, sent_at).unwrap();
+        shares.apply_replies(&usage, &beat, &[grant], 2, sent_at).unwrap();
         assert_eq!(admitted(&usage, &client, now), 7, "the share that Redis granted");
         let later = Moment { now, instant: sent_at.instant + SLOT_LEASE };
-        shares.apply(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
+        shares.apply_replies(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
         assert_eq!(admitted(&usage, &client, now), 4, "an equal part of 8 without a grant");
     }
 }

@@ -4,7 +4,7 @@
 use redis::Value;
 
 use super::replica_use::ReplicaUse;
-use super::reply::{UnexpectedReply, amount, integer, text, tuple};
+use super::reply::{UnexpectedReply, parse_amount, parse_integer, parse_text, parse_tuple};
 
 /// The statement of this replica about the credits of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(super) struct CreditGrant {
     pub(super) base_stamp: u64,
     pub(super) may_exceed: bool,
     /// The charges in the last statement of this replica, or `None` if Redis knows no statement.
-    pub(super) stated_before: Option<u64>,
+    pub(super) last_reported_use: Option<u64>,
     /// The credits that are left for all replicas together.
     pub(super) left: u64,
     /// Whether other replicas hold more credits than they need while this replica has too few.
@@ -100,21 +100,21 @@ impl CreditGrant {
             epoch,
             has_uses,
             uses,
-        ] = tuple(value)?;
-        let has_uses = integer(has_uses)? == 1;
+        ] = parse_tuple(value)?;
+        let has_uses = parse_integer(has_uses)? == 1;
         Ok(Self {
-            granted: amount(granted)?,
-            used_by_others: amount(others)?,
-            base: integer(base)?,
-            base_stamp: amount(stamp)?,
-            may_exceed: integer(may_exceed)? == 1,
-            stated_before: u64::try_from(integer(before)?).ok(),
-            left: amount(left)?,
-            is_demand_unmet: integer(unmet)? == 1,
-            run: amount(run)?,
-            used_before: amount(used_before)?,
-            epoch: amount(epoch)?,
-            uses: if has_uses { Some(parse_uses(text(uses)?)?) } else { None },
+            granted: parse_amount(granted)?,
+            used_by_others: parse_amount(others)?,
+            base: parse_integer(base)?,
+            base_stamp: parse_amount(stamp)?,
+            may_exceed: parse_integer(may_exceed)? == 1,
+            last_reported_use: u64::try_from(parse_integer(before)?).ok(),
+            left: parse_amount(left)?,
+            is_demand_unmet: parse_integer(unmet)? == 1,
+            run: parse_amount(run)?,
+            used_before: parse_amount(used_before)?,
+            epoch: parse_amount(epoch)?,
+            uses: if has_uses { Some(parse_uses(parse_text(uses)?)?) } else { None },
         })
     }
 }

@@ -115,7 +115,7 @@ impl Credits {
     }
 
     /// Returns the statement of the next beat.
-    pub(super) fn statement(&mut self, situation: CreditSituation) -> CreditStatement {
+    pub(super) fn make_statement(&mut self, situation: CreditSituation) -> CreditStatement {
         let CreditSituation { usage, limit, queued, least, is_polled, base_time, instant } = situation;
         if usage.charged_here != self.charged || usage.reserved > 0 || queued > 0 {
             self.last_used = instant;
@@ -194,7 +194,7 @@ impl Credits {
     }
 
     /// Applies the reply to a statement that was sent at `sent_at`. Returns the share of this replica.
-    pub(super) fn apply(
+    pub(super) fn apply_grant(
         &mut self,
         statement: CreditStatement,
         grant: &CreditGrant,
@@ -287,19 +287,19 @@ impl Credits {
     /// were charged by that process and never stated, because it ended before its next beat.
     fn restore(&mut self, grant: &CreditGrant, usage: CreditUse) {
         let count = usage.charged_here.saturating_add(usage.foreign);
-        let stated_charges = grant.stated_before.unwrap_or(0);
+        let reported_charges = grant.last_reported_use.unwrap_or(0);
         let shared_count = grant
             .base
-            .saturating_add_unsigned(stated_charges)
+            .saturating_add_unsigned(reported_charges)
             .saturating_add_unsigned(grant.used_by_others)
             .saturating_add(usage.charged_here);
-        let is_known = grant.base_stamp > 0 || grant.stated_before.is_some() || grant.used_by_others > 0;
-        let unstated_charges = if is_known && grant.stated_before.is_some() {
+        let is_known = grant.base_stamp > 0 || grant.last_reported_use.is_some() || grant.used_by_others > 0;
+        let unreported_charges = if is_known && grant.last_reported_use.is_some() {
             u64::try_from(count.saturating_sub(shared_count)).unwrap_or(0)
         } else {
             0
         };
-        self.used_by_earlier = stated_charges.saturating_add(unstated_charges);
+        self.used_by_earlier = reported_charges.saturating_add(unreported_charges);
         self.used_before = Some(self.used_by_earlier);
         (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         // If Redis does not know the workspace, the count of this replica becomes the base. Otherwise, the base of

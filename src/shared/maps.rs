@@ -5,13 +5,13 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::scripts::{Keyspace, Map, ScriptCall};
+use super::scripts::{ChangeMap, Keyspace, ScriptCall};
 use crate::policy::shared_id::SharedId;
 
 /// An entry of a map. The entry with the highest stamp wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MapEntry {
-    pub(super) map: Map,
+    pub(super) map: ChangeMap,
     pub(super) name: String,
     /// The time of the change, in the time of Redis.
     pub(super) stamp: u64,
@@ -22,7 +22,7 @@ pub(super) struct MapEntry {
 
 impl MapEntry {
     /// Parses "stamp expires value".
-    pub(super) fn parse(map: Map, name: &str, text: &str) -> Option<Self> {
+    pub(super) fn parse(map: ChangeMap, name: &str, text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, ' ');
         Some(Self {
             map,
@@ -60,7 +60,7 @@ impl Message {
         }
         let (replica, rest) = rest.split_once(' ')?;
         let replica = replica.to_owned();
-        let map = Map::from_str(kind)?;
+        let map = ChangeMap::from_str(kind)?;
         let mut parts = rest.splitn(3, ' ');
         let version = parts.next()?.parse().ok()?;
         let entry = MapEntry::parse(map, parts.next()?, parts.next()?)?;
@@ -85,8 +85,8 @@ impl Message {
 #[derive(Debug, Default)]
 pub(super) struct KnownMaps {
     /// The stamps of the entries, and digests of their values.
-    stamps: [HashMap<String, (u64, u64)>; Map::ALL.len()],
-    versions: [u64; Map::ALL.len()],
+    stamps: [HashMap<String, (u64, u64)>; ChangeMap::ALL.len()],
+    versions: [u64; ChangeMap::ALL.len()],
 }
 
 impl KnownMaps {
@@ -124,7 +124,7 @@ impl KnownMaps {
 
     /// Records the version of a map with one more entry. Has no effect if a message was missed: the next beat detects
     /// it.
-    pub(super) fn advance(&mut self, map: Map, version: u64) {
+    pub(super) fn advance(&mut self, map: ChangeMap, version: u64) {
         let last_version = &mut self.versions[map.index()];
         if Some(version) == last_version.checked_add(1) {
             *last_version = version;
@@ -132,15 +132,15 @@ impl KnownMaps {
     }
 
     /// Records that all entries up to a version are applied.
-    pub(super) fn set_version(&mut self, map: Map, version: u64) {
+    pub(super) fn set_version(&mut self, map: ChangeMap, version: u64) {
         self.versions[map.index()] = version;
     }
 
     /// Compares the versions at Redis with the recorded versions. Returns the maps that this replica must read, and
     /// the maps that it must state again because Redis has lost entries of them.
-    pub(super) fn compare(&mut self, versions: &[u64; Map::ALL.len()]) -> Outdated {
-        let mut outdated = Outdated::default();
-        for map in Map::ALL {
+    pub(super) fn compare(&mut self, versions: &[u64; ChangeMap::ALL.len()]) -> OutdatedMaps {
+        let mut outdated = OutdatedMaps::default();
+        for map in ChangeMap::ALL {
             let (recorded, current) = (self.versions[map.index()], versions[map.index()]);
             if current == recorded {
                 continue;
@@ -148,14 +148,14 @@ impl KnownMaps {
             outdated.to_read.push(map);
             if current < recorded {
                 self.stamps[map.index()].clear();
-                outdated.to_restate.push(map);
+                outdated.to_resend.push(map);
             }
         }
         outdated
     }
 
     /// Forgets the entries of a map, so that they are applied again when they are read.
-    pub(super) fn forget(&mut self, map: Map) {
+    pub(super) fn forget(&mut self, map: ChangeMap) {
         self.stamps[map.index()].clear();
     }
 
@@ -163,7 +163,7 @@ impl KnownMaps {
     /// lost its data.
     pub(super) fn forget_versions(&mut self) {
         // Redis never has this version: an empty map has version 0.
-        self.versions = [u64::MAX; Map::ALL.len()];
+        self.versions = [u64::MAX; ChangeMap::ALL.len()];
     }
 }
 
@@ -175,14 +175,14 @@ fn digest(value: &str) -> u64 {
 
 /// The maps whose versions differ from the versions at Redis.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Outdated {
-    pub(super) to_read: Vec<Map>,
-    pub(super) to_restate: Vec<Map>,
+pub(super) struct OutdatedMaps {
+    pub(super) to_read: Vec<ChangeMap>,
+    pub(super) to_resend: Vec<ChangeMap>,
 }
 
 /// Returns the calls that state these entries, one for each map.
 pub(super) fn store_calls(keyspace: &Keyspace, replica: &str, entries: &[MapEntry]) -> Vec<ScriptCall> {
-    let call = |map: Map| {
+    let call = |map: ChangeMap| {
         let mut arguments = vec![
             keyspace.channel(),
             map.as_str().to_owned(),
@@ -204,7 +204,7 @@ pub(super) fn store_calls(keyspace: &Keyspace, replica: &str, entries: &[MapEntr
             arguments,
         })
     };
-    Map::ALL.into_iter().filter_map(call).collect()
+    ChangeMap::ALL.into_iter().filter_map(call).collect()
 }
 
 #[cfg(test)]
@@ -213,7 +213,7 @@ mod tests {
 
     fn entry(stamp: u64) -> MapEntry {
         MapEntry {
-            map: Map::Evidence,
+            map: ChangeMap::Evidence,
             name: "key:1:locked".to_owned(),
             stamp,
             expires_ms: stamp + 60_000,
@@ -272,15 +272,18 @@ mod tests {
     fn a_missed_message_and_a_lost_map_are_detected() {
         let mut maps = KnownMaps::default();
         let outdated = |maps: &mut KnownMaps, version| maps.compare(&[version, 0, 0, 0]);
-        assert_eq!(outdated(&mut maps, 0), Outdated::default());
-        maps.advance(Map::Evidence, 1);
-        maps.advance(Map::Evidence, 3);
-        assert_eq!(outdated(&mut maps, 3).to_read, [Map::Evidence], "a message was missed");
-        maps.set_version(Map::Evidence, 3);
-        assert_eq!(outdated(&mut maps, 3), Outdated::default());
+        assert_eq!(outdated(&mut maps, 0), OutdatedMaps::default());
+        maps.advance(ChangeMap::Evidence, 1);
+        maps.advance(ChangeMap::Evidence, 3);
+        assert_eq!(outdated(&mut maps, 3).to_read, [ChangeMap::Evidence], "a message was missed");
+        maps.set_version(ChangeMap::Evidence, 3);
+        assert_eq!(outdated(&mut maps, 3), OutdatedMaps::default());
         maps.record(&entry(5));
         let after_loss = outdated(&mut maps, 0);
-        assert_eq!((after_loss.to_read, after_loss.to_restate), (vec![Map::Evidence], vec![Map::Evidence]));
+        assert_eq!(
+            (after_loss.to_read, after_loss.to_resend),
+            (vec![ChangeMap::Evidence], vec![ChangeMap::Evidence])
+        );
         assert!(maps.record(&entry(5)), "the entry must be stated again");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
-use super::reply::{UnexpectedReply, amount, list, text, tuple};
+use super::reply::{UnexpectedReply, parse_amount, parse_list, parse_text, parse_tuple};
 use super::scripts::Map;
 
 /// The time after its last beat at which a replica counts as ended. Other replicas notice it at their next full beat,
@@ -47,8 +47,8 @@ pub(super) struct Membership {
     pub(super) now_ms: u64,
     /// The id of the leader, or empty if no replica is the leader.
     pub(super) leader: String,
-    /// The versions of the maps, in the order of [`Map::ALL`].
-    pub(super) versions: [u64; Map::ALL.len()],
+    /// The versions of the maps, in the order of [`ChangeMap::ALL`].
+    pub(super) versions: [u64; ChangeMap::ALL.len()],
     pub(super) members: Vec<Member>,
     /// The description of this replica at its last beat, or `None` if Redis did not know the replica.
     pub(super) previous: Option<Description>,
@@ -56,27 +56,27 @@ pub(super) struct Membership {
 
 impl Membership {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [now, leader, versions, members, previous] = tuple(value)?;
-        let versions: &[Value; Map::ALL.len()] = tuple(versions)?;
-        let mut map_versions = [0; Map::ALL.len()];
+        let [now, leader, versions, members, previous] = parse_tuple(value)?;
+        let versions: &[Value; ChangeMap::ALL.len()] = parse_tuple(versions)?;
+        let mut map_versions = [0; ChangeMap::ALL.len()];
         for (map_version, version) in map_versions.iter_mut().zip(versions) {
-            *map_version = amount(version)?;
+            *map_version = parse_amount(version)?;
         }
         let member = |value: &Value| {
-            let [id, expires, description] = tuple(value)?;
+            let [id, expires, description] = parse_tuple(value)?;
             Ok(Member {
-                id: text(id)?.to_owned(),
-                expires_ms: amount(expires)?,
+                id: parse_text(id)?.to_owned(),
+                expires_ms: parse_amount(expires)?,
                 // A later version may describe itself differently.
-                description: serde_json::from_str(text(description)?).unwrap_or_default(),
+                description: serde_json::from_str(parse_text(description)?).unwrap_or_default(),
             })
         };
         Ok(Self {
-            now_ms: amount(now)?,
-            leader: text(leader)?.to_owned(),
+            now_ms: parse_amount(now)?,
+            leader: parse_text(leader)?.to_owned(),
             versions: map_versions,
-            members: list(members)?.iter().map(member).collect::<Result<_, _>>()?,
-            previous: match text(previous)? {
+            members: parse_list(members)?.iter().map(member).collect::<Result<_, _>>()?,
+            previous: match parse_text(previous)? {
                 "" => None,
                 description => Some(serde_json::from_str(description).unwrap_or_default()),
             },

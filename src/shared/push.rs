@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 /// Maximum queued messages. Replicas publish a few messages per second.
-const MAX_QUEUED: usize = 256;
+const MAX_QUEUED_MESSAGES: usize = 256;
 /// Maximum bytes of a message. Messages of replicas have less than 1 KiB, and another program that publishes on the
-/// channel must not use more memory than `MAX_QUEUED` of these.
+/// channel must not use more memory than `MAX_QUEUED_MESSAGES` of these.
 const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
 /// An event on the channel of the pool.
@@ -47,7 +47,7 @@ impl Pushes {
 
 /// Returns the queue and the function that fills it. The queue ends when the function is dropped.
 pub(super) fn queue() -> (impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static, Pushes) {
-    let (sender, queue) = mpsc::channel(MAX_QUEUED);
+    let (sender, queue) = mpsc::channel(MAX_QUEUED_MESSAGES);
     let has_missed = Arc::new(AtomicBool::new(false));
     let missed = Arc::clone(&has_missed);
     let push = move |info: PushInfo| {
@@ -104,11 +104,11 @@ mod tests {
         push(message(vec![0; MAX_MESSAGE_SIZE + 1])).unwrap();
         assert_eq!(pushes.next().await, Some(Push::Message(vec![0; MAX_MESSAGE_SIZE])));
         assert_eq!(pushes.next().await, Some(Push::Missed));
-        for _ in 0..=MAX_QUEUED {
+        for _ in 0..=MAX_QUEUED_MESSAGES {
             push(message(b"a".to_vec())).unwrap();
         }
         assert_eq!(pushes.next().await, Some(Push::Missed), "a lost message must be reported");
-        for _ in 0..MAX_QUEUED {
+        for _ in 0..MAX_QUEUED_MESSAGES {
             assert_eq!(pushes.next().await, Some(Push::Message(b"a".to_vec())));
         }
         drop(pushes);

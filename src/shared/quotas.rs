@@ -7,7 +7,7 @@ use redis::Value;
 
 use super::credits::{GRANT_LEASE, LEASE_MARGIN};
 use super::link::client_id;
-use super::reply::{amount, integer, tuple};
+use super::reply::{parse_amount, parse_integer, parse_tuple};
 use super::scripts::{Keyspace, QUOTAS, ScriptCall};
 use crate::policy::client_quota::{Period, QuotaUnit};
 use crate::policy::shared_id::{SharedId, SharedKind};
@@ -41,13 +41,13 @@ pub(super) fn quota_call(
 /// Parses the reply to a statement that was sent at `sent_at`.
 pub(super) fn parse_quota_reply(reply: &Value, sent_at: Instant) -> QuotaReply {
     let parse = || {
-        let [is_granted, granted, used_by_others] = tuple(reply)?;
+        let [is_granted, granted, used_by_others] = parse_tuple(reply)?;
         let grant = QuotaGrant {
-            granted: amount(granted)?,
-            used_by_others: amount(used_by_others)?,
+            granted: parse_amount(granted)?,
+            used_by_others: parse_amount(used_by_others)?,
             valid_until: sent_at + GRANT_LEASE - LEASE_MARGIN,
         };
-        Ok::<_, super::reply::UnexpectedReply>(match integer(is_granted)? {
+        Ok::<_, super::reply::UnexpectedReply>(match parse_integer(is_granted)? {
             1 => QuotaReply::Granted(grant),
             _ => QuotaReply::Denied(grant),
         })

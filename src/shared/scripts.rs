@@ -49,7 +49,7 @@ pub(super) struct Keyspace {
 
 /// A map in which the newest entry of a name wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Map {
+pub(super) enum ChangeMap {
     /// Refusals as evidence about keys and workspaces, and their refutations.
     Evidence,
     /// Refusals of kinds of requests.
@@ -60,7 +60,7 @@ pub(super) enum Map {
     Overlay,
 }
 
-impl Map {
+impl ChangeMap {
     pub(super) const ALL: [Self; 4] = [Self::Evidence, Self::Refusals, Self::Polls, Self::Overlay];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -117,7 +117,7 @@ impl Keyspace {
         self.key("leader")
     }
 
-    pub(super) fn map(&self, map: Map) -> String {
+    pub(super) fn map(&self, map: ChangeMap) -> String {
         self.key(map.as_str())
     }
 

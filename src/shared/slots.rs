@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use super::credits::LEASE_MARGIN;
-use super::reply::{UnexpectedReply, amount, integer, tuple};
+use super::reply::{UnexpectedReply, parse_amount, parse_integer, parse_tuple};
 use super::scripts::{SLOTS, ScriptCall};
 use crate::pool::SlotUse;
 
@@ -67,15 +67,16 @@ pub(super) struct SlotGrant {
 
 impl SlotGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, max, max_stamp, active_replicas, is_demand_unmet, is_partial] = tuple(value)?;
-        let saturating_u32 = |value| amount(value).map(|amount| u32::try_from(amount).unwrap_or(u32::MAX));
+        let [granted, max, max_stamp, active_replicas, is_demand_unmet, is_partial] = parse_tuple(value)?;
+        let saturating_u32 =
+            |value| parse_amount(value).map(|amount| u32::try_from(amount).unwrap_or(u32::MAX));
         Ok(Self {
             granted: saturating_u32(granted)?,
             max: saturating_u32(max)?,
-            max_stamp: amount(max_stamp)?,
+            max_stamp: parse_amount(max_stamp)?,
             active_replicas: saturating_u32(active_replicas)?,
-            is_demand_unmet: integer(is_demand_unmet)? == 1,
-            is_partial: integer(is_partial)? == 1,
+            is_demand_unmet: parse_integer(is_demand_unmet)? == 1,
+            is_partial: parse_integer(is_partial)? == 1,
         })
     }
 }
@@ -131,7 +132,7 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Returns the statement for the next beat, or `None` if this replica has returned its slots and needs none.
-    pub(super) fn statement(
+    pub(super) fn make_statement(
         &mut self,
         usage: SlotUse,
         SlotDemand { queued, lacks_credits }: SlotDemand,
@@ -175,7 +176,7 @@ impl Slots {
     }
 
     /// Applies the reply to a statement that was sent at `sent_at`. Returns the changes for the pool.
-    pub(super) fn apply(
+    pub(super) fn apply_grant(
         &mut self,
         statement: SlotStatement,
         grant: SlotGrant,
@@ -259,8 +260,8 @@ mod tests {
     /// Returns slots to which Redis has granted `granted`, and the statement that it has received.
     fn granted_slots(grant: SlotGrant, instant: Instant) -> (Slots, SlotStatement) {
         let mut slots = Slots::default();
-        let statement = slots.statement(USAGE, SlotDemand::default(), 1, instant).unwrap();
-        slots.apply(statement, grant, instant);
+        let statement = slots.make_statement(USAGE, SlotDemand::default(), 1, instant).unwrap();
+        slots.apply_grant(statement, grant, instant);
         (slots, statement)
     }
 
@@ -268,7 +269,7 @@ mod tests {
     fn a_partial_grant_is_demanded_again_until_it_is_complete() {
         let (mut slots, statement) = granted_slots(grant(1, true), clock::instant());
         assert!(slots.is_changed(statement), "the rest of a partial grant must be demanded");
-        slots.apply(statement, grant(4, false), clock::instant());
+        slots.apply_grant(statement, grant(4, false), clock::instant());
         assert!(!slots.is_changed(statement), "a complete grant must not be demanded again");
     }
 

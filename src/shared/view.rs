@@ -35,7 +35,7 @@ impl LinkState {
 
 /// A replica of the pool.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ReplicaInfo {
+pub struct ListedReplica {
     /// Its random id, which it keeps in its database.
     pub id: String,
     /// The version of its program.
@@ -60,12 +60,12 @@ pub struct PoolView {
     /// The state of the connection to Redis.
     pub link: LinkState,
     /// The replicas at the last statement, the oldest first.
-    pub replicas: Vec<ReplicaInfo>,
+    pub replicas: Vec<ListedReplica>,
 }
 
 impl PoolView {
     /// Returns the replicas that have not ended.
-    pub fn live_replicas(&self) -> impl Iterator<Item = &ReplicaInfo> {
+    pub fn live_replicas(&self) -> impl Iterator<Item = &ListedReplica> {
         self.replicas.iter().filter(|replica| replica.is_live)
     }
 }
@@ -103,20 +103,20 @@ impl SharedPoolView {
 }
 
 /// Returns the replicas of a membership, as the replica `own_id` sees them.
-pub(super) fn replica_infos(
+pub(super) fn list_replicas(
     membership: &Membership,
     own_id: &str,
     clock: SharedClock,
     member_ttl_ms: u64,
-) -> Vec<ReplicaInfo> {
+) -> Vec<ListedReplica> {
     let is_live = |expires_ms: u64| expires_ms > membership.now_ms;
     let live = || membership.members.iter().filter(|member| is_live(member.expires_ms));
     let slots: u64 = live().map(|member| member.description.slots).sum();
     let count = live().count().max(1);
-    let mut replicas: Vec<ReplicaInfo> = membership
+    let mut replicas: Vec<ListedReplica> = membership
         .members
         .iter()
-        .map(|member| ReplicaInfo {
+        .map(|member| ListedReplica {
             id: member.id.clone(),
             version: member.description.version.clone(),
             started_at: clock.to_local(member.description.started_ms),

@@ -126,7 +126,7 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
             // Redis may lose the last statement of a replica that has ended, unless another replica has read it.
             sleep(Duration::from_secs(2)).await;
             let statement_deadline = clock::instant() + MAX_STATEMENT_DELAY;
-            while process.replica.borrow().is_alone() || !world.has_stated_all(&process) {
+            while process.replica.borrow().is_alone() || !world.has_reported_all(&process) {
                 if clock::instant() >= statement_deadline {
                     world.fail(format!("{} cannot state its charges", process.id));
                     break;

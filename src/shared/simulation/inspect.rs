@@ -32,7 +32,7 @@ impl Replica {
 
 impl World {
     /// Whether another replica has received all charges of a process, for each workspace.
-    pub(super) fn has_stated_all(&self, process: &Process) -> bool {
+    pub(super) fn has_reported_all(&self, process: &Process) -> bool {
         let (roster, replica) = (process.pool.roster(), process.replica.borrow());
         let others = self.processes().into_iter().filter(|other| other.index != process.index);
         let others: Vec<_> = others.collect();

@@ -104,7 +104,7 @@ impl World {
 
     fn set_alone_use(&self, process: &Process) {
         let replica = process.replica.borrow();
-        let replicas = replica.live_replicas();
+        let replicas = replica.live_replica_count();
         for (index, key) in process.pool.roster().keys().iter().enumerate() {
             let workspace = key.workspace();
             let usage = workspace.credit_use();

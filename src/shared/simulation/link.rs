@@ -16,9 +16,9 @@ use super::super::beat_calls::{Beat, BeatCause};
 use super::super::demand_pace::DemandPace;
 use super::super::maps::{MapEntry, Message, store_calls};
 use super::super::replica::Replica;
-use super::super::reply::fields;
-use super::super::scripts::{Map, ScriptCall};
-use super::super::task::moment;
+use super::super::reply::parse_fields;
+use super::super::scripts::{ChangeMap, ScriptCall};
+use super::super::shared_clock::Moment;
 use super::world::{Mutation, Process, World};
 use crate::clock;
 use crate::poller::OwnPoll;
@@ -83,7 +83,7 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
         process.replica.borrow_mut().record_disconnected();
         world.record_alone_use(&process);
         if world.scenario.mutation == Some(Mutation::WholeShareAlone) {
-            process.replica.borrow_mut().replicas = 1;
+            process.replica.borrow_mut().live_replicas = 1;
         }
         let pause = delay.mul_f64(0.5 + world.random() / 2.0);
         delay = (delay * 2).min(MAX_RECONNECT_DELAY);
@@ -94,7 +94,7 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
 async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Outgoing, pause: Duration) {
     let end = clock::instant() + pause;
     loop {
-        process.replica.borrow_mut().fall_back(moment());
+        process.replica.borrow_mut().fall_back(Moment::current());
         world.record_alone_use(process);
         while outgoing.changes.try_recv().is_ok() || outgoing.polls.try_recv().is_ok() {}
         let now = clock::instant();
@@ -121,7 +121,7 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
             biased;
             result = &mut opening => { result?; break }
             () = sleep(BEAT_INTERVAL) => if process.is_accepting.get() {
-                process.replica.borrow_mut().fall_back(moment());
+                process.replica.borrow_mut().fall_back(Moment::current());
             }
         }
     }
@@ -193,9 +193,9 @@ impl SimulatedConnection {
         self.last_beat = Some(clock::instant());
         self.is_demanded = false;
         for _ in 0..2 {
-            let beat = self.replica().beat(moment(), cause);
+            let beat = self.replica().make_beat(Moment::current(), cause);
             if !beat.is_due && cause == BeatCause::Interval {
-                self.replica().fall_back(moment());
+                self.replica().fall_back(Moment::current());
                 return Ok(());
             }
             let replies = self.call(&beat.calls).await?;
@@ -207,15 +207,15 @@ impl SimulatedConnection {
     }
 
     async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
-        let outcome = self.replica().apply(beat, replies, moment()).unwrap();
-        let demanded = outcome.demanded_workspaces(self.replica().statement);
+        let outcome = self.replica().apply_replies(beat, replies, Moment::current()).unwrap();
+        let demanded = outcome.demanded_workspaces(self.replica().statement_number);
         // The next loss of the connection begins with the grants of this reply.
         self.process.alone_use.borrow_mut().clear();
         for map in outcome.outdated.to_read {
             self.read_map(map).await?;
         }
-        for map in outcome.outdated.to_restate {
-            let entries = self.replica().restate(map, clock::now());
+        for map in outcome.outdated.to_resend {
+            let entries = self.replica().entries_to_resend(map, clock::now());
             self.store(entries).await?;
         }
         if self.pace.try_publish_demand(!demanded.is_empty(), clock::instant()) {
@@ -232,7 +232,7 @@ impl SimulatedConnection {
             Message::Entry { replica, version, entry } => {
                 self.replica().maps.advance(entry.map, version);
                 if !is_own {
-                    self.replica().apply_entry(&entry, &replica, moment());
+                    self.replica().apply_entry(&entry, &replica, Moment::current());
                 }
             }
             Message::Demand { workspaces, .. } if !is_own => {
@@ -243,15 +243,15 @@ impl SimulatedConnection {
         }
     }
 
-    async fn read_map(&mut self, map: Map) -> Response<()> {
+    async fn read_map(&mut self, map: ChangeMap) -> Response<()> {
         let key = self.replica().keyspace.map(map);
         let hash = self.query(move |world| world.redis.hash_fields(&key)).await?;
         let mut version = 0;
-        for (name, text) in fields(&hash).unwrap() {
+        for (name, text) in parse_fields(&hash).unwrap() {
             if name == "_version" {
                 version = text.parse().unwrap();
             } else if let Some(entry) = MapEntry::parse(map, name, text) {
-                self.replica().apply_entry(&entry, "", moment());
+                self.replica().apply_entry(&entry, "", Moment::current());
             }
         }
         self.replica().maps.set_version(map, version);

@@ -7,7 +7,7 @@ use redis::Value;
 
 use super::super::beat_calls::grant_arguments;
 use super::super::credit_statement::CreditStatement;
-use super::super::reply::{amount, integer, list, text, tuple};
+use super::super::reply::{parse_amount, parse_integer, parse_list, parse_text, parse_tuple};
 use super::super::scripts::{GRANTS, MEMBERS, NEWEST, ScriptCall};
 use super::slot_scripts::slots_call;
 use super::store::SimulatedRedis;
@@ -58,12 +58,16 @@ fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
 
 /// The numbers of the first subject in a reply.
 pub(super) fn numbers(reply: &Value) -> Vec<i64> {
-    list(&list(reply).unwrap()[0]).unwrap().iter().filter_map(|number| integer(number).ok()).collect()
+    parse_list(&parse_list(reply).unwrap()[0])
+        .unwrap()
+        .iter()
+        .filter_map(|number| parse_integer(number).ok())
+        .collect()
 }
 
 /// The used credits of each other replica in a reply of `grants.lua`.
 fn uses(reply: &Value) -> String {
-    text(&list(&list(reply).unwrap()[0]).unwrap()[12]).unwrap().to_owned()
+    parse_text(&parse_list(&parse_list(reply).unwrap()[0]).unwrap()[12]).unwrap().to_owned()
 }
 
 /// A replica that uses a random part of its grant.
@@ -89,14 +93,15 @@ fn check_sums(redis: &SimulatedRedis, now: u64) {
     let mut expected = [0; 4];
     let mut sums = Vec::new();
     for (name, value) in &fields {
-        match text(name).unwrap() {
+        match parse_text(name).unwrap() {
             "sums" => {
-                let (numbers, _unlisted) = text(value).unwrap().rsplit_once(' ').unwrap();
+                let (numbers, _unlisted) = parse_text(value).unwrap().rsplit_once(' ').unwrap();
                 sums = parse(numbers);
             }
             "base" | "right" => {}
             _ => {
-                let [used, held, expires, reserved, _, _, since, ..] = parse(text(value).unwrap())[..] else {
+                let [used, held, expires, reserved, _, _, since, ..] = parse(parse_text(value).unwrap())[..]
+                else {
                     panic!()
                 };
                 let unused = if expires > now { held.saturating_sub(used) } else { 0 };
@@ -405,10 +410,10 @@ fn the_newest_entry_wins_until_it_expires() {
     redis.set_time(1_000 * 1_000);
     let stored = |entries: &[(&str, u64, u64)]| {
         let reply = redis.run(&newest_call(2, entries));
-        let [version, results] = tuple(&reply).unwrap();
+        let [version, results] = parse_tuple(&reply).unwrap();
         let results: Vec<i64> =
-            list(results).unwrap().iter().map(|result| integer(result).unwrap()).collect();
-        (amount(version).unwrap(), results)
+            parse_list(results).unwrap().iter().map(|result| parse_integer(result).unwrap()).collect();
+        (parse_amount(version).unwrap(), results)
     };
     assert_eq!(stored(&[("a", 10, 5_000), ("b", 10, 6_000)]), (2, vec![1, 1]));
     assert_eq!(
@@ -420,7 +425,7 @@ fn the_newest_entry_wins_until_it_expires() {
     assert_eq!(redis.take_published().last().map(String::as_str), Some(message));
     assert_eq!(stored(&[("c", 11, 7_000)]), (3, vec![1]));
     let Value::Map(fields) = redis.hash_fields("map") else { panic!("a map is a hash") };
-    let names: Vec<&str> = fields.iter().map(|(name, _)| text(name).unwrap()).collect();
+    let names: Vec<&str> = fields.iter().map(|(name, _)| parse_text(name).unwrap()).collect();
     assert_eq!(names, ["_version", "b", "c"], "the entry that expires first must go");
 }
 
@@ -433,8 +438,8 @@ fn the_leader_stays_the_leader_until_it_sends_no_beats() {
         let mut arguments = vec![replica.to_owned(), "{}".to_owned()];
         arguments.extend([10_000, 3_600_000, lease].map(|number| number.to_string()));
         let reply = redis.run(&ScriptCall { script: MEMBERS, keys, arguments });
-        let [_, leader, _, members] = tuple(&reply).unwrap();
-        (text(leader).unwrap().to_owned(), list(members).unwrap().len())
+        let [_, leader, _, members] = parse_tuple(&reply).unwrap();
+        (parse_text(leader).unwrap().to_owned(), parse_list(members).unwrap().len())
     };
     let is = |leader: &str, members| (leader.to_owned(), members);
     assert_eq!(leader(1_000, "a", 10_000), is("a", 1));
