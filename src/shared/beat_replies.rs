@@ -67,7 +67,7 @@ impl Replica {
                 self.pool.record_shared_maximum(workspace, *group, max, received_at.now);
             }
             if let Some(share) = change.share {
-                self.pool.divide_slots(workspace, *group, share, received_at.now);
+                self.pool.divide_slots(workspace, *group, share.slots, received_at.now);
             }
         }
         for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
@@ -136,7 +136,7 @@ impl Replica {
             }
             for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
                 if let Some(share) = slots.fall_back(self.live_replicas, fallback, moment.instant) {
-                    self.pool.divide_slots(workspace, group, share, moment.now);
+                    self.pool.divide_slots(workspace, group, share.slots, moment.now);
                 }
             }
         }

@@ -244,7 +244,7 @@ impl OpenLink {
             task.clients.resend_all();
             self.store_overlay(task).await?;
         }
-        if self.demand_pace.try_publish_demand(!demanded.is_empty(), clock::instant()) {
+        if self.demand_pace.must_publish_demand(!demanded.is_empty(), clock::instant()) {
             self.publish_demand(task, &demanded).await?;
         }
         Ok(outcome.is_incomplete)

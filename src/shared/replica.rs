@@ -253,7 +253,7 @@ impl Replica {
             instant: moment.instant,
         });
         let statement = if self.is_leaving { statement.without_need() } else { statement };
-        let is_changed = !state.last_statement.is_some_and(|last| last.is_same(statement));
+        let is_changed = !state.last_statement.is_some_and(|last| last.is_equivalent_to(statement));
         // A queued request waits until other replicas have returned the credits that they do not need.
         beat.is_due |= is_changed || statement.queued > 0;
         let is_demanded = cause == BeatCause::DemandedByOthers
@@ -262,7 +262,7 @@ impl Replica {
         if beat.is_full
             || is_changed
             || is_demanded
-            || state.credits.is_returned_by(statement)
+            || state.credits.are_returned_by(statement)
             || statement.needed() > 0
         {
             beat.credits.push((id, statement));

@@ -13,7 +13,7 @@ impl Replica {
 
     /// Returns the amount up to which this process may use credits, and the credits that were left at the last reply.
     pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
-        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
+        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound_and_left())
     }
 
     /// Returns the slots that this replica may use.

@@ -218,7 +218,7 @@ impl SimulatedConnection {
             let entries = self.replica().entries_to_resend(map, clock::now());
             self.store(entries).await?;
         }
-        if self.pace.try_publish_demand(!demanded.is_empty(), clock::instant()) {
+        if self.pace.must_publish_demand(!demanded.is_empty(), clock::instant()) {
             let message = Message::demand_text(&self.process.id, &demanded);
             self.query(move |world| world.redis.publish(message)).await?;
         }
