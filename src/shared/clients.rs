@@ -1,5 +1,5 @@
-//! States the use of the clients' quotas, rate limits and concurrent requests at each beat, and gives the shares of
-//! this replica to the proxy.
+//! Shares the limits of clients with other replicas: makes the statements about the clients' quotas and concurrent
+//! requests for each beat, and sets the shares of this replica in the proxy, also those of rate limits.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::policy::client::ClientName;
 use crate::pool::{RunningCount, SlotUse};
 use crate::proxy::{ClientShare, ClientUsage, QuotaStatement, StatementScope};
 
-/// Interval between two statements of all used quotas. A request whose grant is insufficient states its quota at
-/// once.
+/// Interval between two statements about all active quotas. A request whose grant is insufficient sends the statement
+/// about its quota at once.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The shares of this replica in the limits of clients.
 #[derive(Debug, Default)]
 pub(super) struct ClientShares {
     slots: HashMap<ClientName, Slots>,
-    last_quota_statement: Option<std::time::Instant>,
-    /// Whether Redis may have lost the use of quotas, so that the next beat states all of them.
+    quotas_sent_at: Option<std::time::Instant>,
+    /// Whether Redis may have lost the use of quotas, so that the next beat contains the statements about all of them.
     must_resend: bool,
 }
 
@@ -38,27 +38,27 @@ pub(super) struct ClientBeat {
 }
 
 impl ClientShares {
-    /// States all quotas with the next beat.
+    /// Adds the statements about all quotas to the next beat.
     pub(super) fn resend_all(&mut self) {
         self.must_resend = true;
     }
 
-    /// Returns the statements of the next beat, which must be sent.
+    /// Returns the statements of the next beat. The caller must send them, because they count as sent.
     pub(super) fn make_beat(
         &mut self,
         usage: &ClientUsage,
-        call: CallContext<'_>,
+        context: CallContext<'_>,
         clock: SharedClock,
         moment: Moment,
     ) -> ClientBeat {
         let mut beat = ClientBeat::default();
         let is_due = self
-            .last_quota_statement
+            .quotas_sent_at
             .is_none_or(|last| moment.instant.saturating_duration_since(last) >= QUOTA_INTERVAL);
         if is_due || self.must_resend {
             let scope = if self.must_resend { StatementScope::All } else { StatementScope::Active };
             beat.quotas = usage.quota_statements(scope, moment.now);
-            self.last_quota_statement = Some(moment.instant);
+            self.quotas_sent_at = Some(moment.instant);
         }
         for activity in usage.take_activity() {
             let slots = self.slots.entry(activity.client.clone()).or_default();
@@ -75,14 +75,14 @@ impl ClientShares {
             }
         }
         for statements in beat.quotas.chunks(MAX_SUBJECTS) {
-            beat.calls.push(quota_call(call.keyspace, call.replica, call.replicas, statements));
+            beat.calls.push(quota_call(context.keyspace, context.replica, context.replicas, statements));
         }
         for statements in beat.slots.chunks(MAX_SUBJECTS) {
             let key =
-                |(client, _): &(ClientName, SlotStatement)| call.keyspace.client_slots(client_id(client));
+                |(client, _): &(ClientName, SlotStatement)| context.keyspace.client_slots(client_id(client));
             let keys = statements.iter().map(key).collect();
             beat.calls.push(slots_call(
-                call.replica,
+                context.replica,
                 keys,
                 statements.iter().map(|(_, statement)| statement),
             ));
@@ -123,12 +123,12 @@ impl ClientShares {
                 usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
             }
         }
-        // The clients without a current grant are idle at this replica.
+        // A client without a current grant is idle at this replica, and gets an equal part.
         self.fall_back(usage, replicas, Fallback::EqualPart, sent_at);
         Ok(())
     }
 
-    /// Replaces the shares without a current grant by the shares of `fallback`.
+    /// Changes the shares of clients without a current grant by the rule `fallback`.
     pub(super) fn fall_back(
         &mut self,
         usage: &ClientUsage,
@@ -145,10 +145,11 @@ impl ClientShares {
     }
 }
 
-/// The arguments that all calls of a replica have in common.
+/// The arguments that all calls of one beat have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallContext<'a> {
     pub(super) keyspace: &'a Keyspace,
+    /// The id of this replica.
     pub(super) replica: &'a str,
     /// The number of live replicas.
     pub(super) replicas: u32,
@@ -183,7 +184,7 @@ mod tests {
     };
 
     /// Returns the number of requests of the client that are admitted at the same time.
-    fn admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
+    fn count_admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
         let admit = || usage.admit(client, ADMISSION, now).now_or_never().unwrap();
         let permits: Vec<ClientPermit> = std::iter::repeat_with(admit).map_while(Result::ok).collect();
         permits.len()
@@ -223,9 +224,9 @@ mod tests {
         );
         let grant = Array(vec![Array([7, 8, 1, 1, 0, 0].map(Int).to_vec())]);
         shares.apply_replies(&usage, &beat, &[grant], 2, sent_at).unwrap();
-        assert_eq!(admitted(&usage, &client, now), 7, "the share that Redis granted");
+        assert_eq!(count_admitted(&usage, &client, now), 7, "the share must be the grant of Redis");
         let later = Moment { now, instant: sent_at.instant + SLOT_LEASE };
         shares.apply_replies(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
-        assert_eq!(admitted(&usage, &client, now), 4, "an equal part of 8 without a grant");
+        assert_eq!(count_admitted(&usage, &client, now), 4, "the share must be half of 8 after the lease");
     }
 }

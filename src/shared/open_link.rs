@@ -16,7 +16,7 @@ use super::connection::RedisConnection;
 use super::demand_pace::DemandPace;
 use super::link::{OwnerUpdate, owners_call};
 use super::link_counts::LinkCounts;
-use super::maps::{MapEntry, Message, store_calls};
+use super::maps::{MapEntry, Message, newest_calls};
 use super::overlay::OverlayPort;
 use super::push::Push;
 use super::reply::{UnexpectedReply, parse_fields};
@@ -159,7 +159,7 @@ impl OpenLink {
 
     /// Stores entries of maps in Redis.
     async fn store_entries(&self, task: &LinkTask, entries: Vec<MapEntry>) -> Result<(), LinkError> {
-        let calls = store_calls(&task.replica.keyspace, &task.replica.id, &entries);
+        let calls = newest_calls(&task.replica.keyspace, &task.replica.id, &entries);
         if calls.is_empty() { Ok(()) } else { self.call_scripts(&calls).await.map(|_| ()) }
     }
 
@@ -254,7 +254,7 @@ impl OpenLink {
     /// return the credits and slots that they do not need.
     async fn publish_demand(&self, task: &LinkTask, workspaces: &[SharedId]) -> Result<(), LinkError> {
         let replica = &task.replica;
-        let demand = Message::demand_text(&replica.id, workspaces);
+        let demand = Message::format_demand(&replica.id, workspaces);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(replica.keyspace.channel()).arg(demand);
         self.query(|mut commands| async move { publish.exec_async(&mut commands).await }).await

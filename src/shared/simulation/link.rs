@@ -14,7 +14,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use super::super::beat_calls::{Beat, BeatCause};
 use super::super::demand_pace::DemandPace;
-use super::super::maps::{MapEntry, Message, store_calls};
+use super::super::maps::{MapEntry, Message, newest_calls};
 use super::super::replica::Replica;
 use super::super::reply::parse_fields;
 use super::super::scripts::{ChangeMap, ScriptCall};
@@ -219,7 +219,7 @@ impl SimulatedConnection {
             self.store(entries).await?;
         }
         if self.pace.must_publish_demand(!demanded.is_empty(), clock::instant()) {
-            let message = Message::demand_text(&self.process.id, &demanded);
+            let message = Message::format_demand(&self.process.id, &demanded);
             self.query(move |world| world.redis.publish(message)).await?;
         }
         Ok(outcome.is_incomplete)
@@ -259,7 +259,7 @@ impl SimulatedConnection {
     }
 
     async fn store(&self, entries: Vec<MapEntry>) -> Response<()> {
-        let calls = store_calls(&self.replica().keyspace, &self.process.id, &entries);
+        let calls = newest_calls(&self.replica().keyspace, &self.process.id, &entries);
         if calls.is_empty() { Ok(()) } else { self.call(&calls).await.map(|_| ()) }
     }
 
