@@ -265,7 +265,7 @@ impl ReplicaLink for RedisLink {
             let statements = std::slice::from_ref(statement);
             let call = quota_call(&self.keyspace, &self.replica_id.load(), self.replicas(), statements);
             let mut pipeline = redis::pipe();
-            pipeline.add_command(call.command());
+            pipeline.add_command(call.to_command());
             let Some([reply]) = self.look_up::<[Value; 1]>(pipeline).await else {
                 return QuotaReply::Unknown;
             };

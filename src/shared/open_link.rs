@@ -303,7 +303,7 @@ impl OpenLink {
     async fn call_scripts(&self, calls: &[ScriptCall]) -> Result<Vec<Value>, LinkError> {
         let mut pipeline = redis::pipe();
         for call in calls {
-            pipeline.add_command(call.command());
+            pipeline.add_command(call.to_command());
         }
         self.query_all(calls.len(), |mut commands| async move { pipeline.query_async(&mut commands).await })
             .await

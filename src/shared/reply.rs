@@ -1,18 +1,19 @@
-//! Converts the replies of the scripts to Rust types. A reply of an unexpected shape is an error and never a panic.
+//! Converts the values in replies of scripts to Rust types. A value of an unexpected shape is an error and never a
+//! panic.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the client library may add variants, which are all unexpected"
+    reason = "the client library may add variants, and no script returns such values"
 )]
 
 use redis::Value;
 
-/// A reply of a shape that no script of this version returns.
+/// The error for a reply of a shape that no script of this version returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Redis returned a reply of an unexpected shape")]
 pub(super) struct UnexpectedReply;
 
-/// Returns the elements of a list.
+/// Returns the elements of a list. A missing value is an empty list.
 pub(super) fn parse_list(value: &Value) -> Result<&[Value], UnexpectedReply> {
     match value {
         Value::Array(elements) | Value::Set(elements) => Ok(elements),
@@ -30,7 +31,7 @@ pub(super) fn flatten_lists(values: &[Value]) -> Result<Vec<&Value>, UnexpectedR
     Ok(elements)
 }
 
-/// Returns an integer, which scripts may also return as text.
+/// Returns an integer. Scripts may also return an integer as text.
 pub(super) fn parse_integer(value: &Value) -> Result<i64, UnexpectedReply> {
     match value {
         Value::Int(number) => Ok(*number),
@@ -46,7 +47,7 @@ pub(super) fn parse_amount(value: &Value) -> Result<u64, UnexpectedReply> {
     u64::try_from(parse_integer(value)?).map_err(|_| UnexpectedReply)
 }
 
-/// Returns a text.
+/// Returns a text, which must be valid UTF-8.
 pub(super) fn parse_text(value: &Value) -> Result<&str, UnexpectedReply> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).map_err(|_| UnexpectedReply),
@@ -55,7 +56,8 @@ pub(super) fn parse_text(value: &Value) -> Result<&str, UnexpectedReply> {
     }
 }
 
-/// Returns the elements of a list of this length or longer. A later version of a script may append elements.
+/// Returns the first `N` elements of a list that has at least `N` elements. A later version of a script may append
+/// elements.
 pub(super) fn tuple<const N: usize>(value: &Value) -> Result<&[Value; N], UnexpectedReply> {
     parse_list(value)?.first_chunk().ok_or(UnexpectedReply)
 }
@@ -77,19 +79,19 @@ pub(super) fn parse_fields(value: &Value) -> Result<Vec<(&str, &str)>, Unexpecte
 mod tests {
     use super::*;
 
-    fn bulk(text: &str) -> Value {
+    fn bulk_string(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
     }
 
     #[test]
-    fn values_of_the_expected_shape_are_read() {
-        assert_eq!(parse_integer(&bulk("-7")), Ok(-7));
+    fn values_of_the_expected_shape_are_parsed() {
+        assert_eq!(parse_integer(&bulk_string("-7")), Ok(-7));
         assert_eq!(parse_amount(&Value::Int(7)), Ok(7));
-        let pair = Value::Array(vec![bulk("a"), bulk("b"), Value::Int(1)]);
-        assert_eq!(parse_tuple::<2>(&pair).unwrap()[1], bulk("b"));
+        let pair = Value::Array(vec![bulk_string("a"), bulk_string("b"), Value::Int(1)]);
+        assert_eq!(parse_tuple::<2>(&pair).unwrap()[1], bulk_string("b"));
         for hash in [
-            Value::Array(vec![bulk("field"), bulk("value")]),
-            Value::Map(vec![(bulk("field"), bulk("value"))]),
+            Value::Array(vec![bulk_string("field"), bulk_string("value")]),
+            Value::Map(vec![(bulk_string("field"), bulk_string("value"))]),
         ] {
             assert_eq!(parse_fields(&hash), Ok(vec![("field", "value")]));
         }
@@ -100,7 +102,7 @@ mod tests {
     fn other_shapes_are_errors() {
         let invalid = Value::BulkString(vec![0xff]);
         assert_eq!(parse_text(&invalid), Err(UnexpectedReply));
-        assert_eq!(parse_integer(&bulk("seven")), Err(UnexpectedReply));
+        assert_eq!(parse_integer(&bulk_string("seven")), Err(UnexpectedReply));
         assert_eq!(parse_amount(&Value::Int(-1)), Err(UnexpectedReply));
         assert_eq!(parse_tuple::<2>(&Value::Array(vec![Value::Nil])).unwrap_err(), UnexpectedReply);
         assert_eq!(parse_list(&Value::Int(1)), Err(UnexpectedReply));

@@ -1,5 +1,5 @@
-//! Publishes the state of the connection to Redis and the list of replicas, for status pages and metrics. The task of
-//! the link replaces the view after each beat.
+//! Publishes the state of the connection to Redis and the list of replicas for status pages and metrics. The task of
+//! the link replaces the published view after each beat and after a lost connection.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::policy::units::UnixMs;
 /// The state of the connection to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// The first attempt to connect has not ended.
+    /// The first attempt to connect has not ended yet.
     Connecting,
     /// Redis responds, and the replicas share one pool.
     Connected,
-    /// Redis does not respond, and this replica uses its part of the pool.
+    /// Redis does not respond, and this replica uses only its part of the pool.
     Alone,
 }
 
@@ -33,24 +33,24 @@ impl LinkState {
     }
 }
 
-/// A replica of the pool.
+/// A replica of the pool, as status pages list it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListedReplica {
-    /// Its random id, which it keeps in its database.
+    /// The random id of the replica, which it keeps in its database.
     pub id: String,
-    /// The version of its program.
+    /// The version of Keychoir that the replica runs.
     pub version: String,
-    /// The time of its start.
+    /// The time at which its process started.
     pub started_at: UnixMs,
-    /// The time of its last statement.
+    /// The time of its last beat.
     pub last_seen: UnixMs,
-    /// Whether it has not ended: its last statement is recent.
+    /// Whether the replica has not ended, which means that its last beat is recent.
     pub is_live: bool,
-    /// Whether it polls the provider for all replicas.
+    /// Whether the replica polls the provider for all replicas.
     pub is_leader: bool,
-    /// Whether it is this replica.
+    /// Whether the entry is about this replica.
     pub is_self: bool,
-    /// Its part of the concurrent requests that are granted to replicas, from 0 to 1.
+    /// The replica's part of the slots of all live replicas, from 0 to 1.
     pub share: f64,
 }
 
@@ -59,7 +59,7 @@ pub struct ListedReplica {
 pub struct PoolView {
     /// The state of the connection to Redis.
     pub link: LinkState,
-    /// The replicas at the last statement, the oldest first.
+    /// The replicas in the reply to the last beat, the earliest start first.
     pub replicas: Vec<ListedReplica>,
 }
 
@@ -97,12 +97,13 @@ impl SharedPoolView {
         &self.counts
     }
 
+    /// Replaces the view.
     pub(super) fn set(&self, view: PoolView) {
         self.view.store(Arc::new(view));
     }
 }
 
-/// Returns the replicas of a membership, as the replica `own_id` sees them.
+/// Lists the replicas of a membership for the replica `own_id`. `clock` converts their times to the local clock.
 pub(super) fn list_replicas(
     membership: &Membership,
     own_id: &str,

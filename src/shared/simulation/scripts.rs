@@ -528,7 +528,7 @@ fn the_model_of_redis_behaves_like_redis() {
                 grants_call(&replica, 3, &statement)
             }
         };
-        let expected: Value = call.command().query(&mut real.connection).unwrap();
+        let expected: Value = call.to_command().query(&mut real.connection).unwrap();
         assert_eq!(redis.run(&call), expected, "step {step}: {:?}", call.arguments);
     }
 }
