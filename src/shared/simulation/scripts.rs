@@ -9,8 +9,8 @@ use super::super::beat_calls::grant_arguments;
 use super::super::credit_statement::CreditStatement;
 use super::super::reply::{parse_amount, parse_integer, parse_list, parse_text, parse_tuple};
 use super::super::scripts::{GRANTS, MEMBERS, NEWEST, ScriptCall};
+use super::redis_model::SimulatedRedis;
 use super::slot_scripts::slots_call;
-use super::store::SimulatedRedis;
 
 const LEASE_MS: u64 = 10_000;
 const LIMIT: u64 = 1_000;
