@@ -10,6 +10,7 @@ mod inspect;
 mod invariants;
 mod link;
 mod provider;
+mod redis_comparison;
 mod redis_model;
 mod requests;
 mod scripts;

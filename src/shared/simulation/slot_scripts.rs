@@ -3,7 +3,7 @@
 
 use super::super::scripts::{SLOTS, ScriptCall};
 use super::redis_model::SimulatedRedis;
-use super::scripts::numbers;
+use super::scripts::parse_numbers;
 
 /// The position of the lease in the arguments of a call.
 const LEASE_POSITION: usize = 1;
@@ -34,8 +34,9 @@ fn slots_are_divided_by_fair_shares() {
         let mut shares = vec![0; demands.len()];
         for _ in 0..4 {
             for (index, demand) in demands.iter().enumerate() {
-                let reply =
-                    numbers(&redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])));
+                let reply = parse_numbers(
+                    &redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])),
+                );
                 shares[index] = u64::try_from(reply[0]).unwrap();
                 assert!(shares.iter().sum::<u64>() <= max, "{shares:?} must not exceed the maximum of {max}");
             }
@@ -59,7 +60,7 @@ fn a_grant_is_partial_until_other_replicas_return_their_slots() {
     let send_statement = |replica: &str, held| {
         let mut call = slots_call(replica, [held, 1, 11, 1]);
         "2000".clone_into(&mut call.arguments[ROTATION_POSITION]);
-        let reply = numbers(&redis.run(&call));
+        let reply = parse_numbers(&redis.run(&call));
         (reply[GRANTED], reply[PARTIAL])
     };
     assert_eq!(send_statement("a", 0), (11, 0), "the only replica must get all slots");
@@ -95,7 +96,7 @@ fn slots_never_exceed_the_maximum_in_any_order_of_statements() {
             let mut call = slots_call(&index.to_string(), [held, demand, max, 1]);
             "2000".clone_into(&mut call.arguments[ROTATION_POSITION]);
             "60000".clone_into(&mut call.arguments[LEASE_POSITION]);
-            let reply = numbers(&redis.run(&call));
+            let reply = parse_numbers(&redis.run(&call));
             // Requests in flight keep their slots.
             shares[index] = u64::try_from(reply[0]).unwrap().max(running[index]);
             assert!(
