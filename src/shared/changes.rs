@@ -14,7 +14,7 @@ use super::maps::MapEntry;
 use super::overlay::SealedOverlay;
 use super::polls::{SharedPoll, format_poll, parse_poll};
 use super::replica::Replica;
-use super::scripts::Map;
+use super::scripts::ChangeMap;
 use super::shared_clock::Moment;
 use crate::policy::evidence::{ClaimedFault, Evidence};
 use crate::policy::shared_id::{SharedId, SharedKind};

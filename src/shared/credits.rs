@@ -38,7 +38,7 @@ pub(super) struct Credits {
     /// The known charges of each other replica. The amounts only grow.
     uses: BTreeMap<String, ReplicaUse>,
     /// The sum of the charges of all other replicas. `uses` may be older, because Redis returns the charges of each
-    /// replica only to the first replica that states its use after they have changed.
+    /// replica only to the first replica that sends a statement after they have changed.
     used_by_others: u64,
     /// The last [`CreditGrant::epoch`], or 0 if Redis must return the charges of each replica.
     epoch: u64,

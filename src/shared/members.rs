@@ -7,7 +7,7 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 
 use super::reply::{UnexpectedReply, parse_amount, parse_list, parse_text, parse_tuple};
-use super::scripts::Map;
+use super::scripts::ChangeMap;
 
 /// The time after its last beat at which a replica counts as ended. The next full beat of each other replica reports
 /// it, at most 2 s later, so that all replicas count the live replicas correctly within 10 s.
