@@ -158,7 +158,7 @@ mod tests {
     use crate::shared::replica::ReplicaSettings;
 
     #[tokio::test(start_paused = true)]
-    async fn a_workspace_that_becomes_unlimited_is_not_divided_any_more() {
+    async fn a_workspace_with_unlimited_credits_is_not_divided() {
         let key = KeyEntry::from(ApiKey::new("sk_unlimited_workspace_0001").unwrap());
         let settings = Settings { queue_timeout: std::time::Duration::from_millis(1), ..Settings::FOR_TESTS };
         let pool = Arc::new(Pool::new(vec![key], settings));

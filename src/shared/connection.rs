@@ -356,7 +356,11 @@ mod tests {
         ] {
             let error = parse_redis_value(response.as_bytes()).unwrap().extract_error().unwrap_err();
             let next = endpoint.redirect(&error);
-            assert_eq!(next.as_ref().map(|next| next.url.to_string()).as_deref(), expected, "{response}");
+            assert_eq!(
+                next.as_ref().map(|next| next.url.to_string()).as_deref(),
+                expected,
+                "the node that {response:?} names"
+            );
             assert!(
                 next.is_none_or(|next| next.url.credentials == endpoint.url.credentials),
                 "{response:?} must not change the credentials"
@@ -371,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_server_must_be_a_master_of_a_recent_version() {
-        let check = |version: &str, mode: &str, role: &str| {
+        let check_hello = |version: &str, mode: &str, role: &str| {
             let fields = [("server", "redis"), ("version", version), ("mode", mode), ("role", role)];
             let hello = fields.map(|(name, value)| (name.to_owned(), Value::SimpleString(value.to_owned())));
             match parse_hello(&hello.into(), "h:1") {
@@ -380,12 +384,12 @@ mod tests {
                 Err(other) => panic!("the server must be accepted or refused, not {other}"),
             }
         };
-        assert_eq!(check("6.2.0", "standalone", "master"), Ok("6.2.0".to_owned()));
-        assert_eq!(check("10.0.1", "cluster", "master"), Ok("10.0.1".to_owned()));
-        assert_eq!(check("unknown", "", ""), Ok("unknown".to_owned()));
-        assert_eq!(check("6.0.16", "standalone", "master"), Err(RedisRefusal::TooOld));
-        assert_eq!(check("5.9.9", "standalone", "master"), Err(RedisRefusal::TooOld));
-        assert_eq!(check("7.0.15", "standalone", "replica"), Err(RedisRefusal::ReadOnly));
-        assert_eq!(check("7.0.15", "sentinel", ""), Err(RedisRefusal::Sentinel));
+        assert_eq!(check_hello("6.2.0", "standalone", "master"), Ok("6.2.0".to_owned()));
+        assert_eq!(check_hello("10.0.1", "cluster", "master"), Ok("10.0.1".to_owned()));
+        assert_eq!(check_hello("unknown", "", ""), Ok("unknown".to_owned()));
+        assert_eq!(check_hello("6.0.16", "standalone", "master"), Err(RedisRefusal::TooOld));
+        assert_eq!(check_hello("5.9.9", "standalone", "master"), Err(RedisRefusal::TooOld));
+        assert_eq!(check_hello("7.0.15", "standalone", "replica"), Err(RedisRefusal::ReadOnly));
+        assert_eq!(check_hello("7.0.15", "sentinel", ""), Err(RedisRefusal::Sentinel));
     }
 }

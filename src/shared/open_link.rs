@@ -44,6 +44,7 @@ pub(super) struct OpenLink {
     connection: RedisConnection,
     counts: LinkCounts,
     response_timeout: Duration,
+    /// The time of the last beat, or of the last interval in which no beat was due.
     last_beat: Option<Instant>,
     /// Whether requests were queued since the last beat, so that this replica may need a larger share.
     needs_beat: bool,

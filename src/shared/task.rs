@@ -73,19 +73,26 @@ pub struct LinkHandles {
 /// The task that keeps this replica connected to Redis.
 #[derive(Debug)]
 pub struct LinkTask {
+    /// The configured Redis, before any redirect in a cluster.
     endpoint: RedisEndpoint,
     pub(super) settings: LinkSettings,
     pub(super) replica: Replica,
+    /// The changes of the pool that other replicas must receive.
     pub(super) changes: mpsc::Receiver<PoolChange>,
+    /// The results of the polls by this replica.
     pub(super) polls: mpsc::Receiver<OwnPoll>,
     role: watch::Sender<PollingRole>,
     pub(super) view: SharedPoolView,
     tasks: Tasks,
     pub(super) clients: ClientShares,
+    /// The lookups of requests, which use the connection of this task.
     pub(super) link: Arc<RedisLink>,
     pub(super) owner_updates: OwnerUpdates,
+    /// Receives the channels of the overlay, once.
     pub(super) overlay_ports: mpsc::Receiver<OverlayPort>,
+    /// The channels of the overlay, or `None` before they were received.
     pub(super) overlay: Option<OverlayPort>,
+    /// Cancelled when the program ends.
     pub(super) leaving: CancellationToken,
 }
 
@@ -177,11 +184,11 @@ impl LinkTask {
         loop {
             let error = match self.connect(&endpoint, &config).await {
                 Ok(mut link) => {
-                    let since = if is_loss_reported { "again" } else { "now" };
+                    let when = if is_loss_reported { "again" } else { "now" };
                     info!(
                         event = "redis_connected",
                         server = link.connection().server.address,
-                        "The replicas share one pool {since}, through {}",
+                        "The replicas share one pool {when}, through {}",
                         link.connection().server.address
                     );
                     (is_loss_reported, delay) = (false, FIRST_RECONNECT_DELAY);

@@ -93,7 +93,7 @@ impl World {
         }
     }
 
-    /// Whether no fault has an effect now.
+    /// Whether no fault has an effect at the current time.
     pub(super) fn is_healthy(&self) -> bool {
         clock::instant() >= self.healthy_at.get()
     }

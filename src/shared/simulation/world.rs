@@ -121,7 +121,7 @@ pub(super) struct World {
     /// The time from which no fault has an effect.
     pub(super) healthy_at: Cell<Instant>,
     pub(super) is_polling_paused: Cell<bool>,
-    /// The faults so far, for the report of a failed simulation.
+    /// The injected faults, for the report of a failed simulation.
     faults: RefCell<Vec<String>>,
 }
 
