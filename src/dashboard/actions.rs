@@ -1,5 +1,6 @@
-//! The actions of forms. Each makes the change that the admin API would make, and then shows the page again: after a
-//! redirect if it succeeded, so that a reload does not repeat it.
+//! Performs the actions of forms. An action makes the same change as a request to the admin API. A succeeded action
+//! redirects to its page, so that a reload does not repeat it. A failed action, a check and a new token show the page
+//! with a notice instead.
 
 use std::net::IpAddr;
 
@@ -9,12 +10,12 @@ use serde_json::{Map, Value};
 use super::PageRequest;
 use super::form::Form;
 use super::layout::{Notice, Page};
-use super::pages::{check_result, new_token};
-use super::response::{found_elsewhere, html, text};
+use super::pages::{render_check, render_new_token};
+use super::response::{html, redirect, text};
 use crate::admin::{ActionError, ApiBody};
 use crate::policy::quantity::duration;
 
-/// Performs the action of a form.
+/// Performs the action of a form that the page at `path` sent. `peer` is the address of the operator.
 pub(super) async fn perform(
     request: &PageRequest<'_>,
     path: &str,
@@ -22,75 +23,77 @@ pub(super) async fn perform(
     peer: Option<IpAddr>,
 ) -> Response<ApiBody> {
     let action = form.value("action").unwrap_or_default();
-    let id = form.value("id").or(form.value("name")).unwrap_or_default();
-    // The name of a client and the id of a key are segments of the API's paths.
-    if id.contains(['/', '?', '#']) {
+    let target = form.value("id").or(form.value("name")).unwrap_or_default();
+    // The id of a key and the name of a client become a segment of a path of the admin API.
+    if target.contains(['/', '?', '#']) {
         return text(StatusCode::BAD_REQUEST, "The name is not valid.\n");
     }
-    let call = |method: Method, path: String, members| async move {
-        request.admin.make_dashboard_change(&method, &path, members, peer, request.now).await
+    let change = |method: Method, api_path: String, members| async move {
+        request.admin.make_dashboard_change(&method, &api_path, members, peer, request.now).await
     };
-    let (post, none) = (Method::POST, Map::new());
-    let result = match (path, action) {
+    let (post, no_members) = (Method::POST, Map::new());
+    let location = match (path, action) {
         ("keys", "add") => {
             let members = form.members(&["name", "key", "workspace", "base_url"]);
-            call(post, "keys".to_owned(), members).await.map(|_| "keys?done=added".to_owned())
+            change(post, "keys".to_owned(), members).await.map(|_| "keys?done=added".to_owned())
         }
         ("keys", "pause") => {
             let mut members = form.members(&["reason"]);
             if let Some(pause) = form.value("for").and_then(|pause| duration::parse(pause).ok()) {
                 members.insert("until".to_owned(), Value::from(request.now.plus(pause).rfc3339()));
             }
-            call(post, format!("keys/{id}/pause"), members).await.map(|_| "keys?done=paused".to_owned())
+            change(post, format!("keys/{target}/pause"), members).await.map(|_| "keys?done=paused".to_owned())
         }
-        ("keys", "resume") => {
-            call(post, format!("keys/{id}/resume"), none).await.map(|_| "keys?done=resumed".to_owned())
-        }
-        ("keys", "remove") => {
-            call(Method::DELETE, format!("keys/{id}"), none).await.map(|_| "keys?done=removed".to_owned())
-        }
+        ("keys", "resume") => change(post, format!("keys/{target}/resume"), no_members)
+            .await
+            .map(|_| "keys?done=resumed".to_owned()),
+        ("keys", "remove") => change(Method::DELETE, format!("keys/{target}"), no_members)
+            .await
+            .map(|_| "keys?done=removed".to_owned()),
         ("keys", "check") => {
-            return match request.admin.check_pool_key(id, request.now).await {
+            return match request.admin.check_pool_key(target, request.now).await {
                 Ok(check) => {
-                    show(request, Page::Keys, StatusCode::OK, Notice::Content(check_result(&check).0)).await
+                    show(request, Page::Keys, StatusCode::OK, Notice::Content(render_check(&check).0)).await
                 }
-                Err(error) => failed(request, Page::Keys, error).await,
+                Err(error) => show_error(request, Page::Keys, error).await,
             };
         }
         ("clients", "add" | "rotate") => {
-            let (path, members) = if action == "add" {
+            let (api_path, members) = if action == "add" {
                 ("clients".to_owned(), form.members(&["name", "quota", "rate_limit"]))
             } else {
-                (format!("clients/{id}/rotate"), form.members(&["grace"]))
+                (format!("clients/{target}/rotate"), form.members(&["grace"]))
             };
-            match call(post, path, members).await {
+            match change(post, api_path, members).await {
                 Ok(receipt) => {
-                    let token = receipt.token.map(|token| new_token(id, token.expose()).0);
+                    let token = receipt.token.map(|token| render_new_token(target, token.expose()).0);
                     let notice = Notice::Content(token.unwrap_or_default());
                     return show(request, Page::Clients, StatusCode::OK, notice).await;
                 }
                 Err(error) => Err(error),
             }
         }
-        ("clients", "revoke") => call(Method::DELETE, format!("clients/{id}"), none)
+        ("clients", "revoke") => change(Method::DELETE, format!("clients/{target}"), no_members)
             .await
             .map(|_| "clients?done=revoked".to_owned()),
         ("system", "reload") => {
-            call(post, "reload".to_owned(), none).await.map(|_| "system?done=reloaded".to_owned())
+            change(post, "reload".to_owned(), no_members).await.map(|_| "system?done=reloaded".to_owned())
         }
         _ => return text(StatusCode::NOT_FOUND, "The dashboard has no such action.\n"),
     };
-    let page = Page::at(path).unwrap_or(Page::Overview);
-    match result {
-        Ok(location) => found_elsewhere(StatusCode::SEE_OTHER, &location),
-        Err(error) => failed(request, page, error).await,
+    let page = Page::from_path(path).unwrap_or(Page::Overview);
+    match location {
+        Ok(location) => redirect(StatusCode::SEE_OTHER, &location),
+        Err(error) => show_error(request, page, error).await,
     }
 }
 
-async fn failed(request: &PageRequest<'_>, page: Page, error: ActionError) -> Response<ApiBody> {
+/// Shows a page with the message of a failed action.
+async fn show_error(request: &PageRequest<'_>, page: Page, error: ActionError) -> Response<ApiBody> {
     show(request, page, error.status, Notice::Failed(error.message)).await
 }
 
+/// Shows a page with a notice.
 async fn show(
     request: &PageRequest<'_>,
     page: Page,

@@ -1,5 +1,5 @@
-//! The script, the styles and the icon, which are part of the program. They are compressed once, and a browser keeps
-//! them until their entity tag changes.
+//! Serves the scripts, the styles and the icon, which are part of the program. Each file is compressed once. A browser
+//! keeps a file, and receives it again only when the entity tag of the file has changed.
 
 use std::io::Write as _;
 use std::sync::LazyLock;
@@ -16,12 +16,16 @@ use super::response::{text, with_type};
 use crate::admin::{ApiBody, contains_tag};
 use crate::secret::Fingerprint;
 
+/// A file of the dashboard.
 struct Asset {
+    /// The last segment of its path.
     name: &'static str,
     content_type: &'static str,
     content: &'static [u8],
+    /// The content, compressed with gzip.
     compressed: Bytes,
-    tag: HeaderValue,
+    /// The entity tag, which is a digest of the content.
+    entity_tag: HeaderValue,
 }
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
@@ -43,34 +47,35 @@ impl Asset {
         // Writing to a `Vec` cannot fail.
         let compressed = encoder.write_all(content).and_then(|()| encoder.finish()).unwrap_or_default();
         let digest = Fingerprint::new(&String::from_utf8_lossy(content)).key_id();
-        let tag =
+        let entity_tag =
             HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"0\""));
-        Self { name, content_type, content, compressed: compressed.into(), tag }
+        Self { name, content_type, content, compressed: compressed.into(), entity_tag }
     }
 }
 
+/// Responds to a request for the file `name`.
 pub(super) fn respond(name: &str, headers: &HeaderMap) -> Response<ApiBody> {
     let Some(asset) = ASSETS.iter().find(|asset| asset.name == name) else {
         return text(StatusCode::NOT_FOUND, "The dashboard has no such file.\n");
     };
-    let is_known = headers.get(IF_NONE_MATCH).is_some_and(|known| contains_tag(known, &asset.tag));
-    let is_compressed = headers.get(ACCEPT_ENCODING).is_some_and(|accepted| {
+    let is_known = headers.get(IF_NONE_MATCH).is_some_and(|known| contains_tag(known, &asset.entity_tag));
+    let accepts_gzip = headers.get(ACCEPT_ENCODING).is_some_and(|accepted| {
         accepted.to_str().is_ok_and(|accepted| accepted.split(',').any(|coding| coding.trim() == "gzip"))
     });
     let mut response = if is_known {
         text(StatusCode::NOT_MODIFIED, "")
-    } else if is_compressed {
+    } else if accepts_gzip {
         with_type(StatusCode::OK, asset.content_type, asset.compressed.clone())
     } else {
         with_type(StatusCode::OK, asset.content_type, asset.content)
     };
     let headers = response.headers_mut();
-    if is_compressed && !is_known {
+    if accepts_gzip && !is_known {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-    headers.insert(ETAG, asset.tag.clone());
-    // A browser asks again, so that an upgrade is in effect at once.
+    headers.insert(ETAG, asset.entity_tag.clone());
+    // A browser must compare the entity tag before each use, so that it uses the files of a new version at once.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
@@ -82,9 +87,9 @@ mod tests {
     #[test]
     fn all_assets_are_smaller_than_120_kilobytes_and_the_script_than_12() {
         let size: usize = ASSETS.iter().map(|asset| asset.content.len()).sum();
-        assert!(size < 120_000, "{size} bytes");
+        assert!(size < 120_000, "all files together have {size} bytes");
         let script = ASSETS.iter().find(|asset| asset.name == "app.js").unwrap();
-        assert!(script.content.len() <= 12_000, "{} bytes", script.content.len());
+        assert!(script.content.len() <= 12_000, "the script has {} bytes", script.content.len());
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! A chart of stacked or plain series. The data is a table, which the script draws and which everybody can open, so the
-//! page contains each number once.
+//! Renders a chart of lines or stacked bars as a table of its values. The script of the dashboard reads the table and
+//! draws the chart. Without the script, a viewer can open the table.
 
 use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::format::number;
+use super::format::render_number;
 use crate::policy::units::UnixMs;
 
-/// The unit of the values.
+/// The unit of the values of a chart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ValueUnit {
     Credits,
@@ -26,9 +26,9 @@ impl ValueUnit {
     }
 }
 
-/// How the values are drawn.
+/// The form in which the script draws the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum ChartStyle {
     /// A line for each series.
     Lines,
     /// A bar for each period of this length, with the series on top of each other.
@@ -38,21 +38,23 @@ pub(super) enum Style {
 /// A chart over time.
 pub(super) struct Chart<'c> {
     pub(super) title: &'c str,
-    /// What the chart shows, in a sentence for viewers who do not see it.
+    /// A sentence with the meaning of the chart, for viewers who cannot see it.
     pub(super) description: String,
     pub(super) unit: ValueUnit,
-    pub(super) style: Style,
+    pub(super) style: ChartStyle,
+    /// The names of the series.
     pub(super) series: Vec<String>,
-    /// A value for each series, by time. `None` where a series has no value.
+    /// For each time, the value of each series. `None` if a series has no value at that time.
     pub(super) rows: Vec<(UnixMs, Vec<Option<u64>>)>,
 }
 
 impl Chart<'_> {
+    /// Renders the chart with its table.
     pub(super) fn render(&self) -> Markup {
         let Self { title, description, unit, style, series, rows } = self;
         let bar_seconds = match style {
-            Style::Lines => None,
-            Style::StackedBars(period) => Some(period.as_secs()),
+            ChartStyle::Lines => None,
+            ChartStyle::StackedBars(period) => Some(period.as_secs()),
         };
         html! {
             figure.chart data-unit=(unit.as_str()) data-bar-seconds=[bar_seconds] {
@@ -67,9 +69,9 @@ impl Chart<'_> {
                             tbody {
                                 @for (time, values) in rows {
                                     tr data-time=(time.0 / 1_000) {
-                                        th scope="row" { (super::format::time(&time.rfc3339_seconds())) }
+                                        th scope="row" { (super::format::render_time(&time.rfc3339_seconds())) }
                                         @for value in values {
-                                            td.number { @match value { Some(value) => (number(*value)), None => "–" } }
+                                            td.number { @match value { Some(value) => (render_number(*value)), None => "–" } }
                                         }
                                     }
                                 }

@@ -1,21 +1,23 @@
-//! The address that clients use, as the page with the snippets shows it.
+//! Computes the base URL that clients use. The page Connect shows it in its examples.
 
 use std::net::SocketAddr;
 
-/// Returns the base URL for clients. `address` is that of clients if operators have another one; without it, the URL is
-/// `base_url`, at which the browser reached the dashboard. A wildcard address is replaced by the host of `base_url`.
+/// Returns the base URL for clients. `base_url` is the URL at which the browser reached the server, and clients use it
+/// if `address` is `None`. Otherwise, `address` is the address that serves clients, and `base_path` the path of their
+/// requests. If `address` is a wildcard address, the URL has the host of `base_url`.
 pub(super) fn client_url(base_url: &str, address: Option<SocketAddr>, base_path: &str) -> String {
     match address {
         None => base_url.to_owned(),
-        // Every address also serves HTTP.
+        // The URL begins with `http`, because every address also serves HTTP without TLS.
         Some(address) if address.ip().is_unspecified() => {
-            format!("http://{}:{}{base_path}", browser_host(base_url), address.port())
+            format!("http://{}:{}{base_path}", host_of(base_url), address.port())
         }
         Some(address) => format!("http://{address}{base_path}"),
     }
 }
 
-fn browser_host(base_url: &str) -> &str {
+/// Returns the host of a URL, without its port.
+fn host_of(base_url: &str) -> &str {
     let authority = base_url.split_once("://").map_or(base_url, |(_, authority)| authority);
     let authority = authority.split('/').next().unwrap_or_default();
     match authority.rsplit_once(':') {
@@ -29,7 +31,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(address: &str, expected: &str) {
+    fn check_address(address: &str, expected: &str) {
         let address = Some(address.parse().unwrap());
         assert_eq!(client_url("http://keys.lan:9000/speech", address, "/speech"), expected);
     }
@@ -37,14 +39,14 @@ mod tests {
     #[test]
     fn clients_use_the_address_of_the_browser_or_that_of_the_server() {
         assert_eq!(client_url("https://keys.lan/speech", None, "/speech"), "https://keys.lan/speech");
-        check("127.0.0.1:11011", "http://127.0.0.1:11011/speech");
-        check("[::1]:11011", "http://[::1]:11011/speech");
-        check("0.0.0.0:11011", "http://keys.lan:11011/speech");
-        check("[::]:11011", "http://keys.lan:11011/speech");
+        check_address("127.0.0.1:11011", "http://127.0.0.1:11011/speech");
+        check_address("[::1]:11011", "http://[::1]:11011/speech");
+        check_address("0.0.0.0:11011", "http://keys.lan:11011/speech");
+        check_address("[::]:11011", "http://keys.lan:11011/speech");
     }
 
     #[test]
-    fn a_host_without_port_is_that_of_the_browser() {
+    fn a_wildcard_address_gets_the_host_of_the_browser() {
         let address = Some("0.0.0.0:80".parse().unwrap());
         assert_eq!(client_url("https://[::1]:9000", address, ""), "http://[::1]:80");
         assert_eq!(client_url("https://keys.lan", address, ""), "http://keys.lan:80");

@@ -1,4 +1,4 @@
-//! The usage as a download: a row for each group, with the columns of the page.
+//! Serves the usage as a CSV file, with a row for each group such as a day or a key, by the query of the page Usage.
 
 use std::fmt::Write as _;
 
@@ -11,16 +11,18 @@ use super::response::{text, with_type};
 use crate::admin::ApiBody;
 use crate::store::{UsageDimension, UsageRow};
 
-/// Maximum rows of a download: the hours of a year.
+/// Maximum number of rows of a file. It exceeds the 8,760 hours of a year.
 const MAX_ROWS: usize = 10_000;
 
+/// Responds to a download.
 pub(super) async fn respond(request: &PageRequest<'_>) -> Response<ApiBody> {
     let query = UsageQuery::parse(&request.query, request.now);
     let rows = match request.admin.history.usage(query.filter(MAX_ROWS)).await {
         Ok(rows) => rows,
         Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     };
-    let mut response = with_type(StatusCode::OK, "text/csv; charset=utf-8", document(&rows, query.dimension));
+    let mut response =
+        with_type(StatusCode::OK, "text/csv; charset=utf-8", format_csv(&rows, query.dimension));
     let disposition = format!("attachment; filename=\"keychoir-usage-{}.csv\"", query.dimension.as_str());
     if let Ok(disposition) = HeaderValue::from_str(&disposition) {
         response.headers_mut().insert(CONTENT_DISPOSITION, disposition);
@@ -28,8 +30,9 @@ pub(super) async fn respond(request: &PageRequest<'_>) -> Response<ApiBody> {
     response
 }
 
-fn document(rows: &[UsageRow], dimension: UsageDimension) -> String {
-    let mut text = format!(
+/// Formats the rows as CSV.
+fn format_csv(rows: &[UsageRow], dimension: UsageDimension) -> String {
+    let mut csv = format!(
         "{},credits,attempts,served,failed,characters,request_bytes,response_bytes\r\n",
         dimension.as_str()
     );
@@ -39,9 +42,9 @@ fn document(rows: &[UsageRow], dimension: UsageDimension) -> String {
         let failed = sums.attempts.saturating_sub(sums.served);
         // Writing to a `String` cannot fail.
         let _ = write!(
-            text,
+            csv,
             "{},{},{},{},{failed},{},{},{}\r\n",
-            field(group),
+            quote_field(group),
             sums.credits,
             sums.attempts,
             sums.served,
@@ -50,12 +53,12 @@ fn document(rows: &[UsageRow], dimension: UsageDimension) -> String {
             sums.response_bytes
         );
     }
-    text
+    csv
 }
 
-/// Quotes a field (RFC 4180). A spreadsheet would run a field that begins with one of these characters as a formula, so
-/// such a field gets an apostrophe.
-fn field(text: &str) -> String {
+/// Quotes a field by RFC 4180. A field gets an apostrophe if it begins with one of the characters after which a
+/// spreadsheet would run it as a formula.
+fn quote_field(text: &str) -> String {
     let text =
         if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
     if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
@@ -75,7 +78,7 @@ mod tests {
             ("@SUM(A1),2", "\"'@SUM(A1),2\""),
         ];
         for (text, expected) in fields {
-            assert_eq!(field(text), expected);
+            assert_eq!(quote_field(text), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Parses forms and queries.
+//! Parses the fields of HTML forms and the parameters of queries, and reads a form from the body of a request.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::admin::{BodyError, read_body};
 use crate::policy::headers::decode_parameters;
 
-/// Maximum size of a form. The longest one has a key and a few names.
+/// Maximum size of a form in bytes. The longest form contains a key and a few names.
 const MAX_FORM_BYTES: usize = 16 * 1024;
 
 /// The fields of a form or the parameters of a query.
@@ -21,11 +21,14 @@ pub(super) struct Form(Vec<(String, String)>);
 /// The reason that a form cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FormError {
+    /// The request has another media type.
     MediaType,
+    /// The body cannot be read.
     Body(BodyError),
 }
 
 impl FormError {
+    /// Returns the status of the response.
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -35,6 +38,7 @@ impl FormError {
         }
     }
 
+    /// Returns the text of the response.
     pub(super) fn message(self) -> &'static str {
         match self {
             Self::MediaType => "Send the form as application/x-www-form-urlencoded.\n",
@@ -46,25 +50,26 @@ impl FormError {
 }
 
 impl Form {
+    /// Parses and decodes `application/x-www-form-urlencoded` text.
     pub(super) fn parse(text: &str) -> Self {
         Self(decode_parameters(text))
     }
 
-    /// Returns the trimmed value of a field, unless it is empty.
+    /// Returns the trimmed value of the first field with this name, or `None` if it is empty or missing.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         let field = self.0.iter().find(|(known, _)| known == name);
         field.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
     }
 
-    /// Returns the values of these fields as members of a request of the admin API.
+    /// Returns the values of these fields as JSON members for the admin API. Empty fields are left out.
     pub(super) fn members(&self, names: &[&str]) -> Map<String, Value> {
         let member = |name: &&str| Some(((*name).to_owned(), Value::from(self.value(name)?)));
         names.iter().filter_map(member).collect()
     }
 }
 
-/// Reads a form from a body.
-pub(super) async fn read<B>(headers: &HeaderMap, body: B, timeout: Duration) -> Result<Form, FormError>
+/// Reads a form from the body of a request within `timeout`.
+pub(super) async fn read_form<B>(headers: &HeaderMap, body: B, timeout: Duration) -> Result<Form, FormError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

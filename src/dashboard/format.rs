@@ -1,5 +1,5 @@
-//! Numbers, times and states as HTML. Without JavaScript, numbers have commas and times are in UTC; the script replaces
-//! them by the viewer's format and zone.
+//! Formats numbers, times, durations and states as text, and renders them as HTML. Numbers have commas and times are in
+//! UTC. The script of the dashboard replaces both by the viewer's format and time zone.
 
 use std::time::Duration;
 
@@ -7,32 +7,33 @@ use maud::{Markup, html};
 
 use crate::policy::units::UnixMs;
 
-/// The time of day of a recent event. The script replaces it by the time of the viewer's zone.
-pub(super) fn time_of_day(time: UnixMs) -> Markup {
+/// Renders the time of day of a recent event.
+pub(super) fn render_time_of_day(time: UnixMs) -> Markup {
     let rfc3339 = time.rfc3339();
     let clock = rfc3339.get(11..19).unwrap_or_default().to_owned();
     html! { time datetime=(rfc3339) data-clock { (clock) " UTC" } }
 }
 
-/// A number with a separator between thousands.
-pub(super) fn number(number: u64) -> Markup {
-    html! { data data-number value=(number) { (grouped(number)) } }
+/// Renders a number with commas between thousands.
+pub(super) fn render_number(number: u64) -> Markup {
+    html! { data data-number value=(number) { (format_number(number)) } }
 }
 
-/// A number, or a dash if it is unknown.
-pub(super) fn known(amount: Option<u64>) -> Markup {
+/// Renders a number, or a dash if it is unknown.
+pub(super) fn render_number_or_dash(amount: Option<u64>) -> Markup {
     match amount {
-        Some(amount) => number(amount),
-        None => unknown(),
+        Some(amount) => render_number(amount),
+        None => render_dash(),
     }
 }
 
-pub(super) fn unknown() -> Markup {
+/// Renders the dash that stands for an unknown number or time.
+pub(super) fn render_dash() -> Markup {
     html! { span.muted title="unknown" { "–" } }
 }
 
-/// A time that is given in RFC 3339.
-pub(super) fn time(rfc3339: &str) -> Markup {
+/// Renders a time, which is given in RFC 3339, as its date and minute.
+pub(super) fn render_time(rfc3339: &str) -> Markup {
     let text = match UnixMs::parse(rfc3339) {
         Some(time) => time.date_and_minute(),
         None => rfc3339.to_owned(),
@@ -40,23 +41,24 @@ pub(super) fn time(rfc3339: &str) -> Markup {
     html! { time datetime=(rfc3339) { (text) } }
 }
 
-pub(super) fn known_time(rfc3339: Option<&str>) -> Markup {
+/// Renders a time, or a dash if it is unknown.
+pub(super) fn render_time_or_dash(rfc3339: Option<&str>) -> Markup {
     match rfc3339 {
-        Some(text) => time(text),
-        None => unknown(),
+        Some(text) => render_time(text),
+        None => render_dash(),
     }
 }
 
-/// The time from `now` to a later time, such as `in 3 h`.
-pub(super) fn until(rfc3339: &str, now: UnixMs) -> String {
+/// Formats the time from `now` to a later time, such as `in 3 h`, or `now` for an earlier time.
+pub(super) fn format_time_until(rfc3339: &str, now: UnixMs) -> String {
     match UnixMs::parse(rfc3339) {
-        Some(time) if time > now => format!("in {}", span(time.since(now))),
+        Some(time) if time > now => format!("in {}", format_duration(time.since(now))),
         Some(_) | None => "now".to_owned(),
     }
 }
 
-/// A duration in its largest unit, rounded down.
-pub(super) fn span(duration: Duration) -> String {
+/// Formats a duration in its largest unit, rounded down.
+pub(super) fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -66,30 +68,30 @@ pub(super) fn span(duration: Duration) -> String {
     }
 }
 
-/// A duration of a request.
-pub(super) fn latency(duration: Duration) -> String {
+/// Formats the duration of a request. Below 10 s, it is more exact than [`format_duration`].
+pub(super) fn format_latency(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     match milliseconds {
         0..1_000 => format!("{milliseconds} ms"),
         1_000..10_000 => format!("{}.{} s", milliseconds / 1_000, milliseconds % 1_000 / 100),
-        _ => span(duration),
+        _ => format_duration(duration),
     }
 }
 
-/// A number of bytes in its largest decimal unit, such as `16.1 MB`.
-pub(super) fn size(bytes: u64) -> String {
+/// Formats a number of bytes in its largest decimal unit, such as `16.1 MB`.
+pub(super) fn format_size(bytes: u64) -> String {
     let units = [("kB", 1_000_u64), ("MB", 1_000_000), ("GB", 1_000_000_000), ("TB", 1_000_000_000_000)];
     match units.into_iter().rev().find(|(_, unit)| bytes >= *unit) {
         None => format!("{bytes} B"),
         Some((name, unit)) if bytes / unit < 100 => {
             format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit)
         }
-        Some((name, unit)) => format!("{} {name}", grouped(bytes / unit)),
+        Some((name, unit)) => format!("{} {name}", format_number(bytes / unit)),
     }
 }
 
-/// `1,234`.
-pub(super) fn grouped(number: u64) -> String {
+/// Formats a number with commas between thousands, such as `1,234`.
+pub(super) fn format_number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -101,14 +103,16 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// The whole percentage of `part` in `whole`, at most 100.
-pub(super) fn percent(part: u64, whole: u64) -> u64 {
-    let part = u128::from(part) * 100;
-    part.checked_div(u128::from(whole)).map_or(0, |percent| u64::try_from(percent.min(100)).unwrap_or(100))
+/// Returns the percentage of `part` in `whole`, rounded down and at most 100.
+pub(super) fn percentage(part: u64, whole: u64) -> u64 {
+    let hundredfold = u128::from(part) * 100;
+    hundredfold
+        .checked_div(u128::from(whole))
+        .map_or(0, |percent| u64::try_from(percent.min(100)).unwrap_or(100))
 }
 
-/// A state as an icon and a word, so that its color is not needed to understand it.
-pub(super) fn state(name: &str) -> Markup {
+/// Renders a state as an icon and a word, so that a viewer need not see its color.
+pub(super) fn render_state(name: &str) -> Markup {
     let (class, icon, word) = match name {
         "active" | "ready" | "ok" | "connected" | "up" | "reachable" => ("ok", "●", name),
         "near_limit" => ("warn", "▲", "near limit"),
@@ -122,20 +126,20 @@ pub(super) fn state(name: &str) -> Markup {
     html! { span class={ "state " (class) } data-state=(name) { span aria-hidden="true" { (icon) } " " (word) } }
 }
 
-/// A meter of used credits, with its numbers as text.
-pub(super) fn credits_meter(label: &str, used: u64, limit: Option<u64>) -> Markup {
+/// Renders a meter of used credits, with the numbers as text. `label` names the key or workspace.
+pub(super) fn render_credits_meter(label: &str, used: u64, limit: Option<u64>) -> Markup {
     let Some(limit) = limit else {
-        return html! { (number(used)) span.muted { " used, limit unknown" } };
+        return html! { (render_number(used)) span.muted { " used, limit unknown" } };
     };
-    let percent = percent(used, limit);
+    let percent = percentage(used, limit);
     html! {
-        (usage_meter(label, percent, "of credits used"))
-        span.small { (number(used)) span.muted { " of " } (number(limit)) span.muted { " (" (percent) " %)" } }
+        (render_usage_meter(label, percent, "of credits used"))
+        span.small { (render_number(used)) span.muted { " of " } (render_number(limit)) span.muted { " (" (percent) " %)" } }
     }
 }
 
-/// A meter of a used percentage, which warns from 80 percent.
-pub(super) fn usage_meter(label: &str, percent: u64, of: &str) -> Markup {
+/// Renders a meter, whose color changes at 80 and 95 percent. `label` names its subject, and `of` its amount.
+pub(super) fn render_usage_meter(label: &str, percent: u64, of: &str) -> Markup {
     let text = format!("{label}: {percent} % {of}");
     html! { meter min="0" max="100" low="80" high="95" optimum="0" value=(percent) aria-label=(text) {} }
 }
@@ -149,7 +153,7 @@ mod tests {
         let numbers =
             [(0, "0"), (999, "999"), (1_000, "1,000"), (84_766, "84,766"), (1_234_567, "1,234,567")];
         for (number, text) in numbers {
-            assert_eq!(grouped(number), text);
+            assert_eq!(format_number(number), text);
         }
     }
 
@@ -164,11 +168,11 @@ mod tests {
             (172_800, "2 d"),
         ];
         for (seconds, text) in spans {
-            assert_eq!(span(Duration::from_secs(seconds)), text);
+            assert_eq!(format_duration(Duration::from_secs(seconds)), text);
         }
         let latencies = [(7, "7 ms"), (999, "999 ms"), (1_450, "1.4 s"), (12_000, "12 s")];
         for (milliseconds, text) in latencies {
-            assert_eq!(latency(Duration::from_millis(milliseconds)), text);
+            assert_eq!(format_latency(Duration::from_millis(milliseconds)), text);
         }
     }
 
@@ -183,20 +187,21 @@ mod tests {
             (1_234_000_000_000_000, "1,234 TB"),
         ];
         for (bytes, text) in sizes {
-            assert_eq!(size(bytes), text);
+            assert_eq!(format_size(bytes), text);
         }
     }
 
     #[test]
     fn a_percentage_is_rounded_down_and_at_most_100() {
         assert_eq!(
-            [percent(0, 0), percent(999, 1_000), percent(3, 2), percent(u64::MAX, u64::MAX)],
+            [percentage(0, 0), percentage(999, 1_000), percentage(3, 2), percentage(u64::MAX, u64::MAX)],
             [0, 99, 100, 100]
         );
     }
 
     #[test]
-    fn a_text_of_a_client_is_escaped() {
-        assert!(state("<script>").0.contains("&lt;script&gt;"));
+    fn an_unknown_state_is_escaped() {
+        let html = render_state("<script>").0;
+        assert!(html.contains("&lt;script&gt;"), "{html} must contain the state as text");
     }
 }

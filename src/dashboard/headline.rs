@@ -1,12 +1,13 @@
-//! The answer to the first question of an operator: can requests still be served, and until when?
+//! Makes the headline of the overview from the states and credits of the keys: one sentence about whether requests can
+//! be served, and one about how long the credits last.
 
 use std::collections::HashSet;
 
-use super::format::{grouped, span};
+use super::format::{format_duration, format_number};
 use crate::admin::{KeyDocument, OverviewDocument};
 use crate::policy::units::UnixMs;
 
-/// The credits of the workspaces whose limits are known.
+/// The sums of the credits of all workspaces with known limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KnownCredits {
     pub(super) used: u64,
@@ -17,12 +18,12 @@ pub(super) struct KnownCredits {
 }
 
 impl KnownCredits {
-    /// Adds the credits of all workspaces. The keys of a workspace share its credits.
+    /// Adds up the credits of the workspaces of `keys`. The credits of several keys of one workspace count once.
     pub(super) fn new(keys: &[KeyDocument]) -> Self {
-        let mut counted = HashSet::new();
+        let mut counted_workspaces = HashSet::new();
         let mut sum = Self { is_complete: true, ..Self::default() };
         for key in keys {
-            if key.workspace_id.is_some_and(|workspace| !counted.insert(workspace)) {
+            if key.workspace_id.is_some_and(|workspace| !counted_workspaces.insert(workspace)) {
                 continue;
             }
             match (key.credits_limit, key.credits_remaining) {
@@ -38,15 +39,19 @@ impl KnownCredits {
     }
 }
 
-/// How urgent a headline is.
+/// The urgency of a headline, which determines its color and icon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
+    /// All keys can serve requests.
     Good,
+    /// Requests are served, but some keys need attention, or the program is shutting down.
     Warning,
+    /// No request can be served.
     Bad,
 }
 
 impl Urgency {
+    /// Returns the CSS class.
     pub(super) fn class(self) -> &'static str {
         match self {
             Self::Good => "ok",
@@ -64,11 +69,13 @@ impl Urgency {
     }
 }
 
-/// One sentence about the whole pool, and one about its credits.
+/// The two sentences at the top of the overview.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Headline {
     pub(super) urgency: Urgency,
+    /// The sentence about whether requests can be served.
     pub(super) title: String,
+    /// The sentence about the credits, or about the time at which a key can be used again.
     pub(super) detail: String,
 }
 
@@ -76,9 +83,10 @@ impl Headline {
     pub(super) fn new(overview: &OverviewDocument, keys: &[KeyDocument], now: UnixMs) -> Self {
         let counts = &overview.keys;
         let usable = keys.iter().filter(|key| matches!(key.state, "active" | "near_limit")).count();
-        let next_reset = earliest(keys.iter().filter_map(|key| key.resets_at.as_deref()), now);
-        let end = earliest(keys.iter().filter_map(|key| key.until.as_deref()), now);
-        let reset = next_reset.map(|at| format!("The next reset of credits is in {}.", span(at.since(now))));
+        let next_reset = earliest_after(keys.iter().filter_map(|key| key.resets_at.as_deref()), now);
+        let next_usable = earliest_after(keys.iter().filter_map(|key| key.until.as_deref()), now);
+        let reset = next_reset
+            .map(|at| format!("The next reset of credits is in {}.", format_duration(at.since(now))));
         let (urgency, title) = if counts.total == 0 {
             (Urgency::Bad, "No: the pool has no keys.".to_owned())
         } else if overview.draining {
@@ -104,15 +112,17 @@ impl Headline {
         };
         let credits = KnownCredits::new(keys);
         let detail = match (usable, &overview.credits.exhausted_at) {
-            (0, _) => match (end, reset) {
-                (Some(end), _) => format!("The first key can be used again in {}.", span(end.since(now))),
+            (0, _) => match (next_usable, reset) {
+                (Some(end), _) => {
+                    format!("The first key can be used again in {}.", format_duration(end.since(now)))
+                }
                 (None, Some(reset)) => reset,
                 (None, None) => "See below for the reason of each key.".to_owned(),
             },
             (_, Some(at)) => match UnixMs::parse(at).filter(|at| *at > now) {
                 Some(at) => format!(
                     "At the current rate, the credits run out in {}, before their reset.",
-                    span(at.since(now))
+                    format_duration(at.since(now))
                 ),
                 None => "At the current rate, the credits run out now.".to_owned(),
             },
@@ -120,17 +130,17 @@ impl Headline {
             (_, None) => match reset {
                 Some(reset) => format!(
                     "{} credits are left, and last until their reset at the current rate. {reset}",
-                    grouped(credits.remaining)
+                    format_number(credits.remaining)
                 ),
-                None => format!("{} credits are left.", grouped(credits.remaining)),
+                None => format!("{} credits are left.", format_number(credits.remaining)),
             },
         };
         Self { urgency, title, detail }
     }
 }
 
-/// Returns the earliest time after `now`.
-pub(super) fn earliest<'t>(times: impl Iterator<Item = &'t str>, now: UnixMs) -> Option<UnixMs> {
+/// Returns the earliest of these RFC 3339 times that is after `now`.
+pub(super) fn earliest_after<'t>(times: impl Iterator<Item = &'t str>, now: UnixMs) -> Option<UnixMs> {
     times.filter_map(UnixMs::parse).filter(|time| *time > now).min()
 }
 
@@ -169,9 +179,9 @@ mod tests {
         overview
     }
 
-    /// Asserts the headline of these keys, after a change of the overview.
+    /// Asserts the headline of these keys after `change` was applied to the overview.
     #[track_caller]
-    fn check_with(
+    fn check_changed_headline(
         change: impl FnOnce(&mut OverviewDocument),
         keys: &[KeyDocument],
         urgency: Urgency,
@@ -184,19 +194,22 @@ mod tests {
         assert_eq!((headline.urgency, &*headline.title, &*headline.detail), (urgency, title, detail));
     }
 
+    /// Asserts the headline of these keys.
     #[track_caller]
-    fn check(keys: &[KeyDocument], urgency: Urgency, title: &str, detail: &str) {
-        check_with(|_| {}, keys, urgency, title, detail);
+    fn check_headline(keys: &[KeyDocument], urgency: Urgency, title: &str, detail: &str) {
+        check_changed_headline(|_| {}, keys, urgency, title, detail);
     }
 
-    const LASTING: &str = "600 credits are left, and last until their reset at the current rate. The next reset of credits is in 5 d.";
-    const LASTING_OF_TWO: &str = "1,200 credits are left, and last until their reset at the current rate. The next reset of credits is in 5 d.";
+    const LASTING: &str = "600 credits are left, and last until their reset at the current rate. \
+                           The next reset of credits is in 5 d.";
+    const LASTING_OF_TWO: &str = "1,200 credits are left, and last until their reset at the current rate. \
+                           The next reset of credits is in 5 d.";
     const RESET: &str = "The next reset of credits is in 5 d.";
 
     #[test]
     fn active_keys_serve_requests() {
-        check(&[key("active")], Urgency::Good, "Yes: the key can serve requests.", LASTING);
-        check(
+        check_headline(&[key("active")], Urgency::Good, "Yes: the key can serve requests.", LASTING);
+        check_headline(
             &[key("active"), key("active")],
             Urgency::Good,
             "Yes: all 2 keys can serve requests.",
@@ -207,55 +220,67 @@ mod tests {
     #[test]
     fn a_key_that_needs_attention_is_a_warning() {
         let title = "Yes: 2 of 2 keys can serve requests.";
-        check(&[key("active"), key("near_limit")], Urgency::Warning, title, LASTING_OF_TWO);
+        check_headline(&[key("active"), key("near_limit")], Urgency::Warning, title, LASTING_OF_TWO);
         for state in ["rate_limited", "exhausted", "invalid", "paused"] {
             let title = "Yes: 1 of 2 keys can serve requests.";
-            check(&[key("active"), key(state)], Urgency::Warning, title, LASTING_OF_TWO);
+            check_headline(&[key("active"), key(state)], Urgency::Warning, title, LASTING_OF_TWO);
         }
     }
 
     #[test]
-    fn without_an_active_key_the_reason_and_the_end_are_named() {
-        let until = |state, until: &str| KeyDocument { until: Some(until.to_owned()), ..key(state) };
+    fn without_an_active_key_the_reason_and_the_next_usable_time_are_named() {
+        let usable_at = |state, time: &str| KeyDocument { until: Some(time.to_owned()), ..key(state) };
         let first = "The first key can be used again in 3 h.";
-        let exhausted = [until("exhausted", IN_5_DAYS), until("exhausted", IN_3_HOURS)];
-        check(&exhausted, Urgency::Bad, "No: all keys are exhausted.", first);
-        check(&[key("paused"), key("paused")], Urgency::Bad, "No: all keys are paused.", RESET);
+        let exhausted = [usable_at("exhausted", IN_5_DAYS), usable_at("exhausted", IN_3_HOURS)];
+        check_headline(&exhausted, Urgency::Bad, "No: all keys are exhausted.", first);
+        check_headline(&[key("paused"), key("paused")], Urgency::Bad, "No: all keys are paused.", RESET);
         let invalid = KeyDocument { resets_at: None, ..key("invalid") };
         let detail = "See below for the reason of each key.";
-        check(&[invalid], Urgency::Bad, "No: all keys are invalid.", detail);
-        let mixed = [key("paused"), until("rate_limited", IN_3_HOURS)];
-        check(&mixed, Urgency::Bad, "No: no key is active.", first);
-        // A time in the past is not announced.
-        check(&[until("rate_limited", BEFORE)], Urgency::Bad, "No: no key is active.", RESET);
+        check_headline(&[invalid], Urgency::Bad, "No: all keys are invalid.", detail);
+        let mixed = [key("paused"), usable_at("rate_limited", IN_3_HOURS)];
+        check_headline(&mixed, Urgency::Bad, "No: no key is active.", first);
+        // A time in the past must not appear in the headline.
+        check_headline(&[usable_at("rate_limited", BEFORE)], Urgency::Bad, "No: no key is active.", RESET);
     }
 
     #[test]
     fn the_state_of_the_program_comes_first() {
         let detail = "See below for the reason of each key.";
-        check(&[], Urgency::Bad, "No: the pool has no keys.", detail);
+        check_headline(&[], Urgency::Bad, "No: the pool has no keys.", detail);
         let unreachable = |overview: &mut OverviewDocument| overview.upstream = "unreachable";
-        check_with(unreachable, &[key("active")], Urgency::Bad, "No: ElevenLabs cannot be reached.", LASTING);
+        check_changed_headline(
+            unreachable,
+            &[key("active")],
+            Urgency::Bad,
+            "No: ElevenLabs cannot be reached.",
+            LASTING,
+        );
         let draining = |overview: &mut OverviewDocument| overview.draining = true;
-        check_with(draining, &[key("active")], Urgency::Warning, "Keychoir is shutting down.", LASTING);
+        check_changed_headline(
+            draining,
+            &[key("active")],
+            Urgency::Warning,
+            "Keychoir is shutting down.",
+            LASTING,
+        );
     }
 
     #[test]
-    fn the_end_of_the_credits_is_named() {
+    fn the_time_at_which_the_credits_run_out_is_named() {
         let title = "Yes: the key can serve requests.";
         let check_end = |exhausted_at: &str, detail: &str| {
             let change = |overview: &mut OverviewDocument| {
                 overview.credits.exhausted_at = Some(exhausted_at.to_owned());
             };
-            check_with(change, &[key("active")], Urgency::Good, title, detail);
+            check_changed_headline(change, &[key("active")], Urgency::Good, title, detail);
         };
         check_end(IN_3_HOURS, "At the current rate, the credits run out in 3 h, before their reset.");
         check_end(NOW, "At the current rate, the credits run out now.");
         check_end(BEFORE, "At the current rate, the credits run out now.");
         let unknown = KeyDocument { credits_limit: None, credits_remaining: None, ..key("active") };
-        check(&[unknown], Urgency::Good, title, "The number of credits is not known yet.");
+        check_headline(&[unknown], Urgency::Good, title, "The number of credits is not known yet.");
         let without_reset = KeyDocument { resets_at: None, ..key("active") };
-        check(&[without_reset], Urgency::Good, title, "600 credits are left.");
+        check_headline(&[without_reset], Urgency::Good, title, "600 credits are left.");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The frame of every page: navigation, notice, and content.
+//! Lists the pages of the dashboard, and renders the parts that all pages share: the head, the navigation and the
+//! notice about the last action.
 
 use maud::{DOCTYPE, Markup, html};
 
@@ -7,7 +8,7 @@ use maud::{DOCTYPE, Markup, html};
 pub(super) enum Page {
     Overview,
     Keys,
-    /// The details of one key, which `?id=` names.
+    /// The details of one key, whose id is the parameter `id` of the query.
     Key,
     Live,
     Usage,
@@ -21,11 +22,12 @@ impl Page {
     const NAVIGATION: [Self; 7] =
         [Self::Overview, Self::Keys, Self::Live, Self::Usage, Self::Clients, Self::Connect, Self::System];
 
-    pub(super) fn at(path: &str) -> Option<Self> {
+    /// Returns the page at a path below the dashboard, or `None` for another path.
+    pub(super) fn from_path(path: &str) -> Option<Self> {
         [Self::Key].into_iter().chain(Self::NAVIGATION).find(|page| page.path() == path)
     }
 
-    /// Returns the path below the dashboard. All pages are at one level, so that links are relative.
+    /// Returns the path below the dashboard. All pages are at one level, so that relative links work on each page.
     pub(super) fn path(self) -> &'static str {
         match self {
             Self::Overview => "",
@@ -39,6 +41,7 @@ impl Page {
         }
     }
 
+    /// Returns the name of the page in its title and in the navigation.
     fn title(self) -> &'static str {
         match self {
             Self::Overview => "Overview",
@@ -52,7 +55,7 @@ impl Page {
         }
     }
 
-    /// Returns whether the page has a chart.
+    /// Whether the page contains a chart.
     fn has_chart(self) -> bool {
         match self {
             Self::Overview | Self::Usage => true,
@@ -60,8 +63,8 @@ impl Page {
         }
     }
 
-    /// Returns the page that is marked in the navigation.
-    fn section(self) -> Self {
+    /// Returns the page that the navigation marks as the current page.
+    fn navigation_page(self) -> Self {
         if self == Self::Key { Self::Keys } else { self }
     }
 }
@@ -69,15 +72,17 @@ impl Page {
 /// A message about the last action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Notice {
+    /// The action succeeded, with this message.
     Done(&'static str),
+    /// The action failed, with this message.
     Failed(String),
     /// An HTML fragment, such as a new token.
     Content(String),
 }
 
 impl Notice {
-    /// Returns the message about the action with this code, which a redirect contains.
-    pub(super) fn of_done(code: &str) -> Option<Self> {
+    /// Returns the notice for the parameter `done` of the query, which the redirect after an action contains.
+    pub(super) fn from_code(code: &str) -> Option<Self> {
         Some(Self::Done(match code {
             "paused" => "The key is paused. Its running requests end normally.",
             "resumed" => "The key is in use again.",
@@ -89,6 +94,7 @@ impl Notice {
         }))
     }
 
+    /// Renders the notice.
     fn render(&self) -> Markup {
         match self {
             Self::Done(message) => {
@@ -102,23 +108,29 @@ impl Notice {
     }
 }
 
-/// Renders a page.
-pub(super) fn page(page: Page, notice: Option<&Notice>, content: &Markup) -> Markup {
+/// Renders a page with its navigation and a notice.
+pub(super) fn render_page(page: Page, notice: Option<&Notice>, content: &Markup) -> Markup {
     let navigation = html! {
         nav aria-label="Pages" {
             ul {
                 @for target in Page::NAVIGATION {
                     @let href = if target.path().is_empty() { "./" } else { target.path() };
-                    li { a href=(href) aria-current=[(target == page.section()).then_some("page")] { (target.title()) } }
+                    li { a href=(href) aria-current=[(target == page.navigation_page()).then_some("page")] { (target.title()) } }
                 }
             }
         }
         form method="post" action="logout" { button.quiet type="submit" { "Sign out" } }
     };
-    document(
+    let chart_files = html! {
+        @if page.has_chart() {
+            link rel="stylesheet" href="assets/uplot.css";
+            script src="assets/uplot.js" defer {}
+        }
+    };
+    render_document(
         page.title(),
         page.path(),
-        page.has_chart(),
+        &chart_files,
         Some(&navigation),
         &html! {
             @if let Some(notice) = notice { (notice.render()) }
@@ -127,15 +139,17 @@ pub(super) fn page(page: Page, notice: Option<&Notice>, content: &Markup) -> Mar
     )
 }
 
-/// Renders a page without navigation.
-pub(super) fn bare_page(title: &str, content: &Markup) -> Markup {
-    document(title, "login", false, None, content)
+/// Renders a page without navigation, such as the login page.
+pub(super) fn render_bare_page(title: &str, content: &Markup) -> Markup {
+    render_document(title, "login", &html! {}, None, content)
 }
 
-fn document(
+/// Renders a whole document. The script identifies the page by `name`, and `chart_files` links the files that draw
+/// charts.
+fn render_document(
     title: &str,
     name: &str,
-    has_chart: bool,
+    chart_files: &Markup,
     navigation: Option<&Markup>,
     content: &Markup,
 ) -> Markup {
@@ -149,10 +163,7 @@ fn document(
                 title { (title) " · Keychoir" }
                 link rel="icon" href="assets/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="assets/app.css";
-                @if has_chart {
-                    link rel="stylesheet" href="assets/uplot.css";
-                    script src="assets/uplot.js" defer {}
-                }
+                (chart_files)
                 script type="module" src="assets/app.js" {}
             }
             body data-page=(name) {

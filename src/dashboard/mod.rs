@@ -1,8 +1,9 @@
-//! The dashboard at `/_/`: pages on which operators see the state of the pool and change it.
+//! Serves the dashboard at `/_/`: pages on which operators see the state of the pool and change it.
 //!
-//! The pages are rendered here and work without JavaScript: links, forms and reloads. One script
-//! (`assets/app.js`) adds live values, charts and times of the viewer's zone. Pages read snapshots, sums and short
-//! lists only. Changes are the same as those of the admin API. A session opens the pages; `session` checks it.
+//! The server renders the pages, and their links and forms work without JavaScript. One script (`assets/app.js`) adds
+//! live values, charts and times of the viewer's zone. To render a page, the server reads only snapshots, sums and
+//! short lists. Forms make the same changes as the admin API. Each request except the login needs a session of `admin`,
+//! whose token is in a cookie (`session.rs`).
 
 mod actions;
 mod assets;
@@ -35,33 +36,38 @@ use crate::telemetry::EventSelection;
 use form::Form;
 use history_cache::HistoryCache;
 use layout::Page;
-use response::{found_elsewhere, html, method_not_allowed, text};
+use response::{html, method_not_allowed, redirect, text};
 use shared_render::SharedRender;
 
 /// The prefix of all paths of the dashboard.
 const PREFIX: &str = "/_/";
 
-/// The dashboard. Clones share its state.
+/// The dashboard. All clones share its state.
 #[derive(Clone, Debug)]
 pub struct Dashboard(Arc<Inner>);
 
+/// The state of the dashboard.
 #[derive(Debug)]
 struct Inner {
     admin: Arc<Admin>,
     history: HistoryCache,
     overview: SharedRender,
+    /// The address for clients, or `None` if clients and operators use the same address.
     client_address: Option<SocketAddr>,
 }
 
-/// A request for a page, by an operator with a session.
+/// A request of an operator with a session, and the data from which pages are rendered.
 struct PageRequest<'r> {
     admin: &'r Admin,
     history: &'r HistoryCache,
     overview: &'r SharedRender,
+    /// The parameters of the query.
     query: Form,
-    /// The base URL of the server as the browser sees it.
+    /// The base URL at which the browser reached the server.
     base_url: String,
+    /// The address for clients, or `None` if clients and operators use the same address.
     client_address: Option<SocketAddr>,
+    /// The time of the request.
     now: UnixMs,
 }
 
@@ -77,18 +83,18 @@ impl Dashboard {
         }))
     }
 
-    /// Returns whether the dashboard serves a path.
+    /// Returns whether a path belongs to the dashboard.
     #[must_use]
     pub fn serves(path: &str) -> bool {
         path.starts_with(PREFIX) || path == "/_"
     }
 
-    /// Responds to a request for one of the paths of the dashboard. `is_foreign_page` is true if a web page of another
-    /// origin sent the request.
+    /// Responds to a request for a path of the dashboard. `peer` is the address of the browser, and `is_foreign_page`
+    /// is true if a web page of another origin sent the request.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future does not cancel a change that has been sent to its task.
+    /// Dropping the future does not cancel a change that was already submitted to the controller.
     pub async fn respond<B>(
         &self,
         request: Request<B>,
@@ -105,10 +111,11 @@ impl Dashboard {
         } else {
             self.route(&head, body, peer).await
         };
-        response::secure(response.headers_mut());
+        response::set_security_headers(response.headers_mut());
         response
     }
 
+    /// Responds to a request of this origin: files, the login, pages and forms.
     async fn route<B>(&self, head: &Parts, body: B, peer: Option<IpAddr>) -> Response<ApiBody>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -116,8 +123,8 @@ impl Dashboard {
     {
         let admin = &*self.0.admin;
         let Some(path) = head.uri.path().strip_prefix(PREFIX) else {
-            // Relative, so that it is also right behind a prefix that another proxy removes.
-            return found_elsewhere(StatusCode::PERMANENT_REDIRECT, "_/");
+            // The location is relative, because another proxy may add a prefix to the path.
+            return redirect(StatusCode::PERMANENT_REDIRECT, "_/");
         };
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         if let Some(name) = path.strip_prefix("assets/") {
@@ -138,39 +145,46 @@ impl Dashboard {
         }
         if path == "login" {
             return if is_read {
-                html(StatusCode::OK, &pages::login(None))
+                html(StatusCode::OK, &pages::render_login(None))
             } else {
                 self.sign_in(head, body, peer).await
             };
         }
-        let Some(token) = session::token(&head.headers).filter(|token| admin.sessions.record_use(token, now))
+        let Some(token) =
+            session::find_token(&head.headers).filter(|token| admin.sessions.record_use(token, now))
         else {
             return match path {
                 "events" => text(StatusCode::UNAUTHORIZED, "The session has ended.\n"),
-                // All pages are at one level. A deeper path leads to the login page as well.
-                _ => found_elsewhere(StatusCode::SEE_OTHER, &format!("{}login", upwards(path))),
+                // The login page is at the level of all pages, above a deeper path.
+                _ => redirect(StatusCode::SEE_OTHER, &format!("{}login", relative_parent(path))),
             };
         };
         if is_read {
-            return self.page(path, head, token, now).await;
+            return self.respond_with_page(path, head, token, now).await;
         }
         if path == "logout" {
             admin.sessions.end(token);
             return session::sign_out(&head.headers);
         }
-        let form = match form::read(&head.headers, body, admin.form_timeout()).await {
+        let form = match form::read_form(&head.headers, body, admin.form_timeout()).await {
             Ok(form) => form,
             Err(error) => return text(error.status(), error.message()),
         };
-        actions::perform(&self.request(head, now), path, &form, peer).await
+        actions::perform(&self.page_request(head, now), path, &form, peer).await
     }
 
-    /// Responds to a page. Returns 404 for an unknown path.
-    async fn page(&self, path: &str, head: &Parts, token: &str, now: UnixMs) -> Response<ApiBody> {
-        let request = self.request(head, now);
+    /// Responds with a page, the stream of events or the CSV file at `path`, or with 404.
+    async fn respond_with_page(
+        &self,
+        path: &str,
+        head: &Parts,
+        token: &str,
+        now: UnixMs,
+    ) -> Response<ApiBody> {
+        let request = self.page_request(head, now);
         match path {
             "events" => {
-                // The stream of a HEAD request would never be read.
+                // The response to a HEAD request has no body, so no stream is opened.
                 if head.method == Method::HEAD {
                     return text(StatusCode::OK, "");
                 }
@@ -188,41 +202,44 @@ impl Dashboard {
                     .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,
-            _ => match Page::at(path) {
+            _ => match Page::from_path(path) {
                 Some(page) => html(StatusCode::OK, &request.render(page, None).await),
-                // The links of a page are relative to the level of all pages.
-                None if path.contains('/') => found_elsewhere(StatusCode::SEE_OTHER, &upwards(path)),
-                None => html(StatusCode::NOT_FOUND, &pages::not_found()),
+                // The relative links of a page would be wrong below the level of all pages.
+                None if path.contains('/') => redirect(StatusCode::SEE_OTHER, &relative_parent(path)),
+                None => html(StatusCode::NOT_FOUND, &pages::render_not_found()),
             },
         }
     }
 
+    /// Starts a session if the form contains a valid one-time code.
     async fn sign_in<B>(&self, head: &Parts, body: B, peer: Option<IpAddr>) -> Response<ApiBody>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let admin = &*self.0.admin;
-        let form = match form::read(&head.headers, body, admin.form_timeout()).await {
+        let form = match form::read_form(&head.headers, body, admin.form_timeout()).await {
             Ok(form) => form,
             Err(error) => return text(error.status(), error.message()),
         };
         let now = clock::now();
         if admin.is_refused(peer, now) {
             let message = "Too many wrong codes came from this address. Wait a minute and try again.";
-            return html(StatusCode::TOO_MANY_REQUESTS, &pages::login(Some(message)));
+            return html(StatusCode::TOO_MANY_REQUESTS, &pages::render_login(Some(message)));
         }
         match admin.sessions.start(form.value("code").unwrap_or_default(), now) {
             Some(token) => session::sign_in(&head.headers, &token, admin.sessions.max_duration()),
             None => {
                 admin.record_wrong_code(peer, now);
-                let message = "This code is wrong, was used already, or has expired. Run `keychoir dashboard` for another one.";
-                html(StatusCode::FORBIDDEN, &pages::login(Some(message)))
+                let message = "This code is wrong, was used already, or has expired. Run `keychoir dashboard` for \
+                               another one.";
+                html(StatusCode::FORBIDDEN, &pages::render_login(Some(message)))
             }
         }
     }
 
-    fn request(&self, head: &Parts, now: UnixMs) -> PageRequest<'_> {
+    /// Returns the request with the data from which pages are rendered.
+    fn page_request(&self, head: &Parts, now: UnixMs) -> PageRequest<'_> {
         let admin = &*self.0.admin;
         PageRequest {
             admin,
@@ -236,30 +253,30 @@ impl Dashboard {
     }
 }
 
-/// Returns the relative path from a path below the dashboard to the level of its pages.
-fn upwards(path: &str) -> String {
+/// Returns the relative path from a path below the dashboard up to the level of all pages.
+fn relative_parent(path: &str) -> String {
     "../".repeat(path.matches('/').count())
 }
 
 impl PageRequest<'_> {
-    /// Returns the base URL for clients.
+    /// Returns the base URL that clients use.
     fn client_url(&self) -> String {
         client_url::client_url(&self.base_url, self.client_address, &self.admin.config.load().base_path)
     }
 
-    /// Renders a page with a notice about the last action.
+    /// Renders a page. The notice is `notice`, or that of the action which the query contains.
     async fn render(&self, page: Page, notice: Option<layout::Notice>) -> Markup {
-        let notice = notice.or_else(|| self.query.value("done").and_then(layout::Notice::of_done));
+        let notice = notice.or_else(|| self.query.value("done").and_then(layout::Notice::from_code));
         let content = match page {
-            Page::Overview => pages::overview(self).await,
-            Page::Keys => pages::keys(self),
-            Page::Key => pages::key(self),
-            Page::Live => pages::live(self).await,
-            Page::Usage => pages::usage(self).await,
-            Page::Clients => pages::clients(self).await,
-            Page::Connect => pages::connect(self),
-            Page::System => pages::system(self).await,
+            Page::Overview => pages::render_overview(self).await,
+            Page::Keys => pages::render_keys(self),
+            Page::Key => pages::render_key(self),
+            Page::Live => pages::render_live(self).await,
+            Page::Usage => pages::render_usage(self).await,
+            Page::Clients => pages::render_clients(self).await,
+            Page::Connect => pages::render_connect(self),
+            Page::System => pages::render_system(self).await,
         };
-        layout::page(page, notice.as_ref(), &content)
+        layout::render_page(page, notice.as_ref(), &content)
     }
 }

@@ -1,4 +1,4 @@
-//! The responses of the dashboard and their headers.
+//! Builds the responses of the dashboard, and sets the headers by which browsers protect its pages.
 
 use bytes::Bytes;
 use http::header::{
@@ -10,16 +10,17 @@ use maud::Markup;
 
 use crate::admin::ApiBody;
 
-/// No inline script or style, nothing of other hosts, and no text that becomes a script.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+/// The content security policy. It forbids inline scripts and styles, files of other hosts, frames, and scripts from
+/// text.
+const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'";
 
-/// Sets the headers that every response of the dashboard has.
-pub(super) fn secure(headers: &mut HeaderMap) {
+/// Sets the headers that protect every response of the dashboard.
+pub(super) fn set_security_headers(headers: &mut HeaderMap) {
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    // With `no-referrer`, a browser would send `Origin: null` with the forms of this page.
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_POLICY));
+    // With the policy `no-referrer`, a browser would send `Origin: null` with forms, which `session.rs` refuses.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     for name in ["cross-origin-opener-policy", "cross-origin-resource-policy"] {
@@ -27,14 +28,17 @@ pub(super) fn secure(headers: &mut HeaderMap) {
     }
 }
 
+/// Returns a response with a page.
 pub(super) fn html(status: StatusCode, page: &Markup) -> Response<ApiBody> {
     with_type(status, "text/html; charset=utf-8", page.0.clone())
 }
 
+/// Returns a response with plain text.
 pub(super) fn text(status: StatusCode, message: impl Into<Bytes>) -> Response<ApiBody> {
     with_type(status, "text/plain; charset=utf-8", message)
 }
 
+/// Returns a response with content of any type.
 pub(super) fn with_type(
     status: StatusCode,
     content_type: &'static str,
@@ -46,6 +50,7 @@ pub(super) fn with_type(
     response
 }
 
+/// Returns a response with status 405 and the permitted methods.
 pub(super) fn method_not_allowed(methods: &'static str) -> Response<ApiBody> {
     let mut response =
         text(StatusCode::METHOD_NOT_ALLOWED, format!("This path has the methods {methods}.\n"));
@@ -53,8 +58,8 @@ pub(super) fn method_not_allowed(methods: &'static str) -> Response<ApiBody> {
     response
 }
 
-/// Redirects to a path relative to the requested one.
-pub(super) fn found_elsewhere(status: StatusCode, location: &str) -> Response<ApiBody> {
+/// Returns a redirect to a location that is relative to the requested path.
+pub(super) fn redirect(status: StatusCode, location: &str) -> Response<ApiBody> {
     let mut response = text(status, "");
     if let Ok(location) = HeaderValue::from_str(location) {
         response.headers_mut().insert(LOCATION, location);

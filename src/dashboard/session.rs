@@ -1,29 +1,31 @@
-//! The session of a browser: its cookie, and the check that a form belongs to a page of this server.
+//! Reads and sets the cookie with the token of a session, and decides whether a page of this server sent a form.
 //!
-//! A browser sends cookies to all ports of a host, so the name of the cookie contains the port: two servers on one
-//! machine do not replace each other's session. A form is accepted only from a page of exactly this scheme, host and
-//! port, because `SameSite` treats pages on other ports as the same site.
+//! A browser sends cookies to all ports of a host. The name of the cookie therefore contains the port, so that two
+//! servers on one machine do not replace each other's cookie. A form is accepted only from a page with the host and
+//! port of this server. The cookie's attribute `SameSite` does not suffice, because it treats all ports of a host as
+//! the same site.
 
 use std::time::Duration;
 
 use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SET_COOKIE};
 use http::{Response, StatusCode};
 
-use super::response::found_elsewhere;
+use super::response::redirect;
 use crate::admin::{ApiBody, DashboardSecret};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Returns the token in the cookie.
-pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
+/// Returns the token of the session in the cookie of this server.
+pub(super) fn find_token(headers: &HeaderMap) -> Option<&str> {
     let name = cookie_name(headers);
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut cookies = cookies.flat_map(|value| value.split(';')).map(str::trim);
     cookies.find_map(|cookie| cookie.strip_prefix(&*name)?.strip_prefix('='))
 }
 
-/// Returns whether a page of this server sent a form. Browsers report the origin of a form in `Origin`, and in
-/// `Sec-Fetch-Site`.
+/// Returns whether a page of this server sent a form. A browser sends the origin of the page in `Origin`, and its
+/// relation to this server in `Sec-Fetch-Site`. At least one of the headers must exist, and each that exists must
+/// match.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
@@ -39,38 +41,39 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Returns whether the browser uses HTTPS, as the origin of its form says. Another proxy may end TLS.
+/// Returns whether the browser uses HTTPS, by the origin of its form or the `X-Forwarded-Proto` of another proxy, which
+/// may end TLS.
 pub(super) fn is_https(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
     let forwarded = headers.get("x-forwarded-proto").map(HeaderValue::as_bytes);
     origin.is_some_and(|origin| origin.starts_with(b"https://")) || forwarded == Some(b"https")
 }
 
-/// Sets the cookie of a new session, and shows the overview.
+/// Returns a response that sets the cookie of a new session and redirects to the overview.
 pub(super) fn sign_in(headers: &HeaderMap, token: &DashboardSecret, max_age: Duration) -> Response<ApiBody> {
     set_cookie(headers, token.expose(), max_age)
 }
 
-/// Removes the cookie, and shows the login page.
+/// Returns a response that removes the cookie and redirects to the login page.
 pub(super) fn sign_out(headers: &HeaderMap) -> Response<ApiBody> {
     set_cookie(headers, "", Duration::ZERO)
 }
 
+/// Returns a response that sets the cookie, and redirects to the overview, or to the login page if `value` is empty.
 fn set_cookie(headers: &HeaderMap, value: &str, max_age: Duration) -> Response<ApiBody> {
     let (name, seconds) = (cookie_name(headers), max_age.as_secs());
     let secure = if is_https(headers) { "; Secure" } else { "" };
     let cookie = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
-    // A browser does not send a `SameSite=Strict` cookie with a request that a link of another page started, also
-    // after a redirect. The page that sent the form is one of this server.
+    // A browser sends a `SameSite=Strict` cookie after this redirect, because a page of this server has sent the form.
     let location = if value.is_empty() { "login" } else { "./" };
-    let mut response = found_elsewhere(StatusCode::SEE_OTHER, location);
+    let mut response = redirect(StatusCode::SEE_OTHER, location);
     if let Ok(cookie) = HeaderValue::from_str(&cookie) {
         response.headers_mut().insert(SET_COOKIE, cookie);
     }
     response
 }
 
-/// Returns the name of the cookie for the port in the address that the browser uses.
+/// Returns the name of the cookie, with the port in the address that the browser uses.
 fn cookie_name(headers: &HeaderMap) -> String {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let port = host.rsplit_once(':').map(|(_, port)| port);
@@ -95,7 +98,7 @@ mod tests {
     fn check_form(sent: &[(&'static str, &'static str)], is_accepted: bool) {
         let mut sent = sent.to_vec();
         sent.push(("host", "localhost:11011"));
-        assert_eq!(is_same_origin(&headers(&sent)), is_accepted, "{sent:?}");
+        assert_eq!(is_same_origin(&headers(&sent)), is_accepted, "whether a form with {sent:?} is accepted");
     }
 
     #[test]
@@ -120,10 +123,10 @@ mod tests {
     #[test]
     fn the_cookie_of_this_port_is_read() {
         let cookies = "a=1; keychoir_session_80=other; keychoir_session_11011=token";
-        assert_eq!(token(&headers(&[("host", "localhost:11011"), ("cookie", cookies)])), Some("token"));
-        assert_eq!(token(&headers(&[("host", "[::1]:80"), ("cookie", cookies)])), Some("other"));
-        assert_eq!(token(&headers(&[("host", "keys.example"), ("cookie", cookies)])), None);
-        assert_eq!(token(&headers(&[("host", "[::1]"), ("cookie", "keychoir_session=x")])), Some("x"));
+        assert_eq!(find_token(&headers(&[("host", "localhost:11011"), ("cookie", cookies)])), Some("token"));
+        assert_eq!(find_token(&headers(&[("host", "[::1]:80"), ("cookie", cookies)])), Some("other"));
+        assert_eq!(find_token(&headers(&[("host", "keys.example"), ("cookie", cookies)])), None);
+        assert_eq!(find_token(&headers(&[("host", "[::1]"), ("cookie", "keychoir_session=x")])), Some("x"));
     }
 
     #[test]
@@ -135,6 +138,6 @@ mod tests {
         let plain = cookie(&[("host", "localhost:11011"), ("origin", "http://localhost:11011")]);
         assert_eq!(plain, "keychoir_session_11011=kcs_1; Path=/; Max-Age=60; HttpOnly; SameSite=Strict");
         let secure = cookie(&[("host", "keys.example"), ("origin", "https://keys.example")]);
-        assert!(secure.ends_with("; Secure"), "{secure}");
+        assert!(secure.ends_with("; Secure"), "{secure} must be restricted to HTTPS");
     }
 }

@@ -1,5 +1,6 @@
-//! Builds the calls of the Lua scripts for one beat: the round trip in which a replica states its use to Redis and
-//! receives its grants. `replica.rs` makes the statements, and `beat_replies.rs` applies the replies.
+//! Defines a beat, which is the round trip in which a replica sends its statements to Redis and receives its grants,
+//! and builds the calls of the Lua scripts for it. `replica.rs` makes the statements, and `beat_replies.rs` applies the
+//! replies.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,10 +8,10 @@ use std::time::Duration;
 
 use super::credit_statement::CreditStatement;
 use super::credits::GRANT_LEASE;
-use super::maps::Outdated;
+use super::maps::OutdatedMaps;
 use super::members::{ENDED_MEMBER_TTL, LEADER_TTL, MEMBER_TTL};
 use super::replica::Replica;
-use super::scripts::{self, Map, ScriptCall};
+use super::scripts::{self, ChangeMap, ScriptCall};
 use super::shared_clock::Moment;
 use super::slots::{SlotStatement, slots_call};
 use crate::policy::concurrency_group::ConcurrencyGroup;
@@ -20,19 +21,19 @@ use crate::pool::Workspace;
 /// Time to live of a workspace's credits in Redis after the last statement about them.
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 
-/// The number of arguments of one amount, as `ARGUMENTS` in `grants.lua`.
+/// The number of arguments of one statement, which is `ARGUMENTS` in `grants.lua`.
 const GRANT_ARGUMENTS: usize = 15;
 
-/// The time for which a replica keeps its place in the line of `grants.lua` after its credits suffice for a queued
-/// request, so that it can also get a slot.
-pub(super) const TURN: Duration = Duration::from_secs(2);
+/// The maximum time for which a replica keeps its place in the line of `grants.lua` after its credits suffice for a
+/// queued request. The request may also need a slot, so it cannot always start at once.
+pub(super) const MAX_TURN: Duration = Duration::from_secs(2);
 
-/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although none were lost.
-/// If a replica ends, and a failover of Redis loses its last statement, charges of this time may be lost.
+/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although Redis has lost
+/// none. If a replica ends, and a failover of Redis loses its last statement, its charges of this time may be lost.
 const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Maximum number of workspaces in one demand. A queued request needs only one of them, and the next demand contains
-/// others.
+/// Maximum number of workspaces in one demand. A queued request needs credits of only one workspace, and the next
+/// demand contains other workspaces.
 const MAX_DEMANDED_WORKSPACES: usize = 8;
 
 /// The reason for a beat.
@@ -42,55 +43,62 @@ pub(super) enum BeatCause {
     Interval,
     /// Queued requests, missed messages, a new connection or the end of the program need a reply.
     ReplyNeeded,
-    /// Other replicas need credits or slots of some workspaces ([`Replica::record_demand`]). This replica states those
-    /// in which it holds more than it needs.
+    /// Other replicas need credits or slots of some workspaces ([`Replica::record_demand`]). The beat contains those
+    /// workspaces of which this replica holds more than it needs.
     DemandedByOthers,
 }
 
-/// The statements of one beat, and the calls that make them.
+/// The statements of one beat, and the calls that send them.
 #[derive(Debug)]
 pub(super) struct Beat {
     pub(super) calls: Vec<ScriptCall>,
-    pub(super) sent: Moment,
+    pub(super) sent_at: Moment,
+    /// All workspaces of the pool at the time of the beat.
     pub(super) workspaces: HashMap<SharedId, Arc<Workspace>>,
     pub(super) credits: Vec<(SharedId, CreditStatement)>,
     pub(super) slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
     /// The sum of the slots that the replica uses or may use.
     pub(super) held_slots: u64,
-    /// Whether a statement differs from the last statement, or a full beat is due.
+    /// Whether a statement differs from the last statement, or a full beat is due. Other beats of
+    /// [`BeatCause::Interval`] are not sent.
     pub(super) is_due: bool,
+    /// Whether the beat contains the statements about all subjects, also those that have not changed.
     pub(super) is_full: bool,
 }
 
-/// The result of a beat.
+/// The tasks that follow from the replies to a beat.
 #[derive(Debug, Default)]
 pub(super) struct BeatOutcome {
-    pub(super) outdated: Outdated,
+    /// The maps that this replica must read or send again.
+    pub(super) outdated: OutdatedMaps,
     /// Whether Redis has lost the statements of this replica.
     pub(super) is_lost: bool,
-    /// Whether another program states itself under the id of this replica, because it has a copy of its database.
+    /// Whether another program sends statements with the id of this replica, because it has a copy of its database.
     pub(super) has_duplicate_id: bool,
     /// The workspaces of which other replicas hold credits or slots that this replica needs.
-    pub(super) unmet: BTreeSet<SharedId>,
-    /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
+    pub(super) unmet_demands: BTreeSet<SharedId>,
+    /// Whether the next beat must follow at once, because this beat only read the earlier statements of this replica,
+    /// or Redis lacks data that this replica restores.
     pub(super) is_incomplete: bool,
 }
 
 impl BeatOutcome {
-    /// Returns the workspaces of the next demand. They change with the number of the statement.
-    pub(super) fn demanded_workspaces(&self, statement: u64) -> Vec<SharedId> {
-        let count = self.unmet.len();
-        let turn = usize::try_from(statement).unwrap_or(0).wrapping_mul(MAX_DEMANDED_WORKSPACES);
-        let first = turn.checked_rem(count).unwrap_or(0);
-        let workspaces = self.unmet.iter().cycle().skip(first);
+    /// Returns the workspaces of the next demand. If there are too many for one demand, `statement_number` selects
+    /// them, so that successive demands contain all of them.
+    pub(super) fn demanded_workspaces(&self, statement_number: u64) -> Vec<SharedId> {
+        let count = self.unmet_demands.len();
+        let offset = usize::try_from(statement_number).unwrap_or(0).wrapping_mul(MAX_DEMANDED_WORKSPACES);
+        let first = offset.checked_rem(count).unwrap_or(0);
+        let workspaces = self.unmet_demands.iter().cycle().skip(first);
         workspaces.take(count.min(MAX_DEMANDED_WORKSPACES)).copied().collect()
     }
 }
 
 impl Replica {
+    /// Returns the call of `members.lua`, which renews this replica and its leadership, or removes both at its end.
     pub(super) fn members_call(&self) -> ScriptCall {
         let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
-        keys.extend(Map::ALL.map(|map| self.keyspace.map(map)));
+        keys.extend(ChangeMap::ALL.map(|map| self.keyspace.map(map)));
         let (member_ttl, leader_ttl) = match (self.is_leaving, self.can_lead) {
             (true, _) => (Duration::ZERO, Duration::ZERO),
             (false, true) => (MEMBER_TTL, LEADER_TTL),
@@ -102,13 +110,14 @@ impl Replica {
         ScriptCall { script: scripts::MEMBERS, keys, arguments }
     }
 
+    /// Returns the call of `grants.lua` with these statements.
     pub(super) fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
         let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
         let numbers = [
-            self.replicas.into(),
+            self.live_replicas.into(),
             millis(GRANT_LEASE),
-            self.statement,
-            millis(TURN),
+            self.statement_number,
+            millis(MAX_TURN),
             millis(MIN_LIST_INTERVAL),
         ];
         let mut arguments = vec![self.id.clone()];
@@ -119,12 +128,13 @@ impl Replica {
         ScriptCall { script: scripts::GRANTS, keys, arguments }
     }
 
-    /// Returns the charges of other replicas that Redis has lost, as `replica used run before` for each replica, for
-    /// `grants.lua`.
+    /// Returns the charges of other replicas that Redis has lost, in the format of `grants.lua`:
+    /// `replica used run before` for each replica.
     fn lost_use_argument(&self, workspace: SharedId) -> String {
         self.workspaces.get(&workspace).map(|state| state.credits.lost_use_argument()).unwrap_or_default()
     }
 
+    /// Returns the call of `slots.lua` with these statements.
     pub(super) fn slots_call(
         &self,
         statements: &[(SharedId, ConcurrencyGroup, SlotStatement)],
@@ -140,11 +150,11 @@ impl Replica {
     }
 }
 
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Returns the arguments that state one amount to `grants.lua`, in its order.
+/// Returns the arguments of one statement, in the order that `grants.lua` expects.
 pub(super) fn grant_arguments(
     statement: &CreditStatement,
     lost_use_argument: String,
@@ -164,9 +174,9 @@ pub(super) fn grant_arguments(
         used_by_others,
         epoch,
     } = *statement;
-    let argument = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    let optional = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
-        argument(used),
+        optional(used),
         run.to_string(),
         used_before.to_string(),
         reserved.to_string(),
@@ -175,7 +185,7 @@ pub(super) fn grant_arguments(
         held.to_string(),
         limit.to_string(),
         base.map(|(base, _)| base.to_string()).unwrap_or_default(),
-        argument(base.map(|(_, stamp)| stamp)),
+        optional(base.map(|(_, stamp)| stamp)),
         u8::from(is_idle).to_string(),
         ttl.as_millis().to_string(),
         used_by_others.to_string(),

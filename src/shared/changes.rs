@@ -1,5 +1,5 @@
-//! Converts changes of the pool to entries of the maps, and applies the entries of other replicas to the pool.
-//! `maps.rs` stores the entries in Redis.
+//! Converts changes of the pool, polls and the overlay to entries of the maps of changes, and applies the entries of
+//! other replicas to the pool. `maps.rs` builds the calls that store the entries in Redis.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -14,7 +14,7 @@ use super::maps::MapEntry;
 use super::overlay::SealedOverlay;
 use super::polls::{SharedPoll, format_poll, parse_poll};
 use super::replica::Replica;
-use super::scripts::Map;
+use super::scripts::ChangeMap;
 use super::shared_clock::Moment;
 use crate::policy::evidence::{ClaimedFault, Evidence};
 use crate::policy::shared_id::{SharedId, SharedKind};
@@ -27,13 +27,13 @@ use crate::telemetry::log_transitions;
 
 /// Time to live of the result of a poll, longer than any interval between two polls.
 const POLL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
-/// Time to live of the overlay. Every replica also has it in its own files.
+/// Time to live of the overlay. It may expire, because every replica also has the overlay in its own files.
 const OVERLAY_TTL: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// Time to live of a refusal of a kind of request, longer than the restriction that it causes.
+/// Time to live of a refusal of a certain kind of request, longer than the restriction that it causes.
 const REFUSAL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
 
 impl Replica {
-    /// Returns the entry that states a change of the pool.
+    /// Returns the entry with a change of the pool.
     pub(super) fn entry_of_change(&mut self, change: &PoolChange) -> MapEntry {
         let mut entry = match change {
             PoolChange::Refused { key, is_about_key, evidence } => {
@@ -41,7 +41,13 @@ impl Replica {
             }
             PoolChange::Refuted { key, is_about_key, claim, at } => {
                 let name = EvidenceName::new(*key, *is_about_key, *claim);
-                self.entry(Map::Evidence, name.to_string(), *at, evidence_ttl(*claim), REFUTED.to_owned())
+                self.entry(
+                    ChangeMap::Evidence,
+                    name.to_string(),
+                    *at,
+                    evidence_ttl(*claim),
+                    REFUTED.to_owned(),
+                )
             }
             PoolChange::Restricted(record) => self.refusal_entry(record),
         };
@@ -49,21 +55,21 @@ impl Replica {
         entry
     }
 
-    /// Returns the entry that states a poll by this replica.
+    /// Returns the entry with the result of a poll by this replica, or `None` if a known entry is newer.
     pub(super) fn entry_of_poll(&mut self, poll: OwnPoll) -> Option<MapEntry> {
         let workspace = self.pool.roster().reported_workspace(poll.key);
         let region = poll.region.map(|region| region.host().to_owned());
         let value = format_poll(&SharedPoll { observation: poll.observation, workspace, region });
-        let entry = self.entry(Map::Polls, key_id(poll.key).to_string(), poll.at, POLL_TTL, value);
+        let entry = self.entry(ChangeMap::Polls, key_id(poll.key).to_string(), poll.at, POLL_TTL, value);
         self.maps.record(&entry).then_some(entry)
     }
 
-    /// Returns all entries of a map that this replica can state from its own knowledge.
-    pub(super) fn restate(&mut self, map: Map, now: UnixMs) -> Vec<MapEntry> {
+    /// Returns the entries of a map that this replica can make from its pool and that Redis may have lost.
+    pub(super) fn entries_to_resend(&mut self, map: ChangeMap, now: UnixMs) -> Vec<MapEntry> {
         let roster = self.pool.roster();
         let mut entries = Vec::new();
         match map {
-            Map::Evidence => {
+            ChangeMap::Evidence => {
                 for key in roster.keys() {
                     let fingerprint = key.api_key().fingerprint();
                     let about_key = key.evidence().into_iter().map(|evidence| (true, evidence));
@@ -74,13 +80,13 @@ impl Replica {
                     }));
                 }
             }
-            Map::Refusals => {
+            ChangeMap::Refusals => {
                 let restrictions = self.pool.restrictions().all(now);
                 entries
                     .extend(restrictions.iter().map(|restriction| self.refusal_entry(&restriction.record)));
             }
-            // The leader states the next poll, and the owner of the overlay states it by itself.
-            Map::Polls | Map::Overlay => {}
+            // The next poll of the leader replaces a lost poll, and `OpenLink` sends the overlay by itself.
+            ChangeMap::Polls | ChangeMap::Overlay => {}
         }
         entries.retain(|entry| self.maps.record(entry));
         entries
@@ -88,46 +94,55 @@ impl Replica {
 
     fn evidence_entry(&self, key: Fingerprint, is_about_key: bool, evidence: &Evidence) -> MapEntry {
         let name = EvidenceName::new(key, is_about_key, evidence.claim).to_string();
-        self.entry(Map::Evidence, name, evidence.at, evidence_ttl(evidence.claim), format_evidence(evidence))
+        self.entry(
+            ChangeMap::Evidence,
+            name,
+            evidence.at,
+            evidence_ttl(evidence.claim),
+            format_evidence(evidence),
+        )
     }
 
     fn refusal_entry(&self, record: &RefusalRecord) -> MapEntry {
-        // The name of a workspace stays on this machine. Other replicas find the workspace by the key.
+        // The name of the workspace and the message of the provider stay on this machine. Other replicas find the
+        // workspace by the key.
         let record =
             RefusalRecord { workspace: OwnerId::from_stored(""), source: Arc::default(), ..record.clone() };
         let features = format!("{:?} {:?} {}", record.features, record.verdict.as_str(), record.key);
         let name = SharedId::new(SharedKind::Identifier, &[features.as_bytes()]).to_string();
-        self.entry(Map::Refusals, name, record.at, REFUSAL_TTL, refusal_to_json(&record))
+        self.entry(ChangeMap::Refusals, name, record.at, REFUSAL_TTL, refusal_to_json(&record))
     }
 
-    fn entry(&self, map: Map, name: String, at: UnixMs, ttl: Duration, value: String) -> MapEntry {
+    /// Returns an entry that expires `ttl` after `at`.
+    fn entry(&self, map: ChangeMap, name: String, at: UnixMs, ttl: Duration, value: String) -> MapEntry {
         let stamp = self.clock.to_shared(at);
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         MapEntry { map, name, stamp, expires_ms: stamp.saturating_add(ttl), value }
     }
 
-    /// Returns the entry that states the overlay of this replica.
+    /// Returns the entry with the overlay of this replica, or `None` if a known entry is newer.
     pub(super) fn overlay_entry(&mut self, overlay: &SealedOverlay, now: UnixMs) -> Option<MapEntry> {
-        // The name is the same for all replicas, so that the last statement replaces all earlier statements. Each
-        // replica merges every statement with its own overlay, and states the result if it differs.
+        // The name is the same for all replicas, so that the last overlay replaces all earlier overlays. Each replica
+        // merges every overlay that it receives with its own overlay, and stores the result if it differs.
         let value = BASE64_STANDARD.encode(overlay.as_bytes());
-        let entry = self.entry(Map::Overlay, "overlay".to_owned(), now, OVERLAY_TTL, value);
+        let entry = self.entry(ChangeMap::Overlay, "overlay".to_owned(), now, OVERLAY_TTL, value);
         self.maps.record(&entry).then_some(entry)
     }
 
-    /// Applies an entry that `replica` has stated. Returns whether it is newer than the known entry.
+    /// Applies an entry of `replica` to the pool. Returns whether the entry is newer than the known entry and has not
+    /// expired.
     pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str, moment: Moment) -> bool {
         let shared_now = self.clock.to_shared(moment.now);
         if entry.expires_ms <= shared_now || !self.maps.record(entry) {
             return false;
         }
-        let effect = match entry.map {
-            Map::Evidence => self.apply_evidence(entry, replica, moment.now),
-            Map::Refusals => self.apply_refusal(entry, moment.now),
-            Map::Polls => self.apply_poll(entry, replica, moment.now),
-            Map::Overlay => Some(()),
+        let applied = match entry.map {
+            ChangeMap::Evidence => self.apply_evidence(entry, replica, moment.now),
+            ChangeMap::Refusals => self.apply_refusal(entry, moment.now),
+            ChangeMap::Polls => self.apply_poll(entry, replica, moment.now),
+            ChangeMap::Overlay => Some(()),
         };
-        if effect.is_none() {
+        if applied.is_none() {
             debug!(map = entry.map.as_str(), replica, "an entry of another replica has no effect here");
         }
         true
@@ -155,7 +170,7 @@ impl Replica {
         let mut record = refusal_from_json(&entry.value)?;
         record.at = self.clock.to_local(entry.stamp).min(now);
         let roster = self.pool.roster();
-        // A key that is not configured here restricts nothing.
+        // A refusal of a key that this replica does not have is ignored.
         roster.find(record.key)?;
         self.pool.record_shared_restriction(&roster, record, now);
         Some(())
@@ -175,7 +190,7 @@ impl Replica {
         {
             self.pool.record_region(key, &region);
         }
-        // The workspace or the region may have replaced the roster.
+        // Recording the workspace or the region may have replaced the roster.
         let roster = self.pool.roster();
         let key = self.key_index.find(&roster, id)?;
         let at = self.clock.to_local(entry.stamp).min(now);
@@ -184,14 +199,13 @@ impl Replica {
     }
 }
 
-/// Parses the overlay of another replica.
+/// Parses the value of an entry with the overlay of another replica.
 pub(super) fn parse_overlay(value: &str) -> Option<SealedOverlay> {
     let bytes = BASE64_STANDARD.decode(value).ok()?;
     SealedOverlay::parse(bytes).ok()
 }
 
-/// Returns the time to live of the evidence of a claim in Redis, for replicas that start later. Replicas restate
-/// evidence that is still effective.
+/// Returns the time to live of the evidence of a claim in Redis. Replicas that start within this time read it.
 fn evidence_ttl(claim: ClaimedFault) -> Duration {
     const DAY: u64 = 24 * 3_600;
     Duration::from_secs(match claim {
@@ -204,21 +218,22 @@ fn evidence_ttl(claim: ClaimedFault) -> Duration {
     })
 }
 
-/// Finds keys by the digests that name them in Redis.
+/// Finds keys by their digests, which are their names in Redis.
 #[derive(Debug, Default)]
 pub(super) struct KeyIndex {
-    /// The roster of the positions.
+    /// The roster to which the positions belong.
     roster: Weak<Roster>,
     positions: HashMap<SharedId, usize>,
 }
 
 impl KeyIndex {
+    /// Returns the key with a digest. Computes the digests of all keys again if the roster was replaced.
     fn find<'r>(&mut self, roster: &'r Arc<Roster>, id: SharedId) -> Option<&'r Arc<Key>> {
         if !std::ptr::eq(self.roster.as_ptr(), Arc::as_ptr(roster)) {
             let keys = roster.keys().iter().enumerate();
             self.positions =
                 keys.map(|(position, key)| (key_id(key.api_key().fingerprint()), position)).collect();
-            // The reference keeps the address from being used for another roster.
+            // While this reference exists, no other roster can have the same address.
             self.roster = Arc::downgrade(roster);
         }
         roster.keys().get(*self.positions.get(&id)?)

@@ -1,5 +1,5 @@
-//! States the use of the clients' quotas, rate limits and concurrent requests at each beat, and gives the shares of
-//! this replica to the proxy.
+//! Shares the limits of clients with other replicas: makes the statements about the clients' quotas and concurrent
+//! requests for each beat, and sets the shares of this replica in the proxy, also those of rate limits.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use redis::Value;
 
 use super::link::client_id;
 use super::quotas::{parse_quota_reply, quota_call};
-use super::reply::{UnexpectedReply, flatten};
+use super::reply::{UnexpectedReply, flatten_lists};
 use super::scripts::{Keyspace, MAX_SUBJECTS, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
 use super::slots::{Fallback, SlotDemand, SlotGrant, SlotStatement, Slots, slots_call};
@@ -16,17 +16,17 @@ use crate::policy::client::ClientName;
 use crate::pool::{RunningCount, SlotUse};
 use crate::proxy::{ClientShare, ClientUsage, QuotaStatement, StatementScope};
 
-/// Interval between two statements of all used quotas. A request whose grant is insufficient states its quota at
-/// once.
+/// Interval between two statements about all active quotas. A request whose grant is insufficient sends the statement
+/// about its quota at once.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The shares of this replica in the limits of clients.
 #[derive(Debug, Default)]
 pub(super) struct ClientShares {
     slots: HashMap<ClientName, Slots>,
-    last_quota_statement: Option<std::time::Instant>,
-    /// Whether Redis may have lost the use of quotas, so that the next beat states all of them.
-    must_restate: bool,
+    quotas_sent_at: Option<std::time::Instant>,
+    /// Whether Redis may have lost the use of quotas, so that the next beat contains the statements about all of them.
+    must_resend: bool,
 }
 
 /// The statements about clients in one beat.
@@ -38,48 +38,51 @@ pub(super) struct ClientBeat {
 }
 
 impl ClientShares {
-    /// States all quotas with the next beat.
-    pub(super) fn restate(&mut self) {
-        self.must_restate = true;
+    /// Adds the statements about all quotas to the next beat.
+    pub(super) fn resend_all(&mut self) {
+        self.must_resend = true;
     }
 
-    /// Returns the statements of the next beat, which must be sent.
-    pub(super) fn beat(
+    /// Returns the statements of the next beat. The caller must send them, because they count as sent.
+    pub(super) fn make_beat(
         &mut self,
         usage: &ClientUsage,
-        call: CallContext<'_>,
+        context: CallContext<'_>,
         clock: SharedClock,
         moment: Moment,
     ) -> ClientBeat {
         let mut beat = ClientBeat::default();
         let is_due = self
-            .last_quota_statement
+            .quotas_sent_at
             .is_none_or(|last| moment.instant.saturating_duration_since(last) >= QUOTA_INTERVAL);
-        if is_due || self.must_restate {
-            let scope = if self.must_restate { StatementScope::All } else { StatementScope::Active };
+        if is_due || self.must_resend {
+            let scope = if self.must_resend { StatementScope::All } else { StatementScope::Active };
             beat.quotas = usage.quota_statements(scope, moment.now);
-            self.last_quota_statement = Some(moment.instant);
+            self.quotas_sent_at = Some(moment.instant);
         }
         for activity in usage.take_activity() {
             let slots = self.slots.entry(activity.client.clone()).or_default();
             let peak = activity.demand.max(activity.running).max(u32::from(activity.is_recent));
             let count = RunningCount { running: activity.running, peak };
             let slot_use = SlotUse { count, max: activity.max_concurrent };
-            if let Some(statement) =
-                slots.statement(slot_use, SlotDemand::default(), clock.to_shared(moment.now), moment.instant)
-            {
+            if let Some(statement) = slots.make_statement(
+                slot_use,
+                SlotDemand::default(),
+                clock.to_shared(moment.now),
+                moment.instant,
+            ) {
                 beat.slots.push((activity.client, statement));
             }
         }
         for statements in beat.quotas.chunks(MAX_SUBJECTS) {
-            beat.calls.push(quota_call(call.keyspace, call.replica, call.replicas, statements));
+            beat.calls.push(quota_call(context.keyspace, context.replica, context.replicas, statements));
         }
         for statements in beat.slots.chunks(MAX_SUBJECTS) {
             let key =
-                |(client, _): &(ClientName, SlotStatement)| call.keyspace.client_slots(client_id(client));
+                |(client, _): &(ClientName, SlotStatement)| context.keyspace.client_slots(client_id(client));
             let keys = statements.iter().map(key).collect();
             beat.calls.push(slots_call(
-                call.replica,
+                context.replica,
                 keys,
                 statements.iter().map(|(_, statement)| statement),
             ));
@@ -92,7 +95,7 @@ impl ClientShares {
     /// # Errors
     ///
     /// Fails when a reply does not have the form that the scripts return.
-    pub(super) fn apply(
+    pub(super) fn apply_replies(
         &mut self,
         usage: &ClientUsage,
         beat: &ClientBeat,
@@ -102,30 +105,30 @@ impl ClientShares {
     ) -> Result<(), UnexpectedReply> {
         let quota_calls = beat.quotas.len().div_ceil(MAX_SUBJECTS);
         let (quota_replies, slot_replies) = replies.split_at_checked(quota_calls).ok_or(UnexpectedReply)?;
-        let quota_replies = flatten(quota_replies)?;
-        let slot_replies = flatten(slot_replies)?;
+        let quota_replies = flatten_lists(quota_replies)?;
+        let slot_replies = flatten_lists(slot_replies)?;
         if quota_replies.len() != beat.quotas.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
-        self.must_restate &= beat.quotas.is_empty();
+        self.must_resend &= beat.quotas.is_empty();
         for (statement, reply) in beat.quotas.iter().zip(quota_replies) {
             usage.apply_grant(statement, parse_quota_reply(reply, sent_at.instant));
         }
         for ((client, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let grant = SlotGrant::from_value(reply)?;
             if let Some(slots) = self.slots.get_mut(client) {
-                slots.apply(*statement, grant, sent_at.instant);
+                slots.apply_grant(*statement, grant, sent_at.instant);
                 let max_concurrent = slots.share();
                 let rate_divisor = grant.active_replicas.max(1);
                 usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
             }
         }
-        // The clients without a current grant are idle at this replica.
+        // A client without a current grant is idle at this replica, and gets an equal part.
         self.fall_back(usage, replicas, Fallback::EqualPart, sent_at);
         Ok(())
     }
 
-    /// Replaces the shares without a current grant by the shares of `fallback`.
+    /// Changes the shares of clients without a current grant by the rule `fallback`.
     pub(super) fn fall_back(
         &mut self,
         usage: &ClientUsage,
@@ -142,10 +145,11 @@ impl ClientShares {
     }
 }
 
-/// The arguments that all calls of a replica have in common.
+/// The arguments that all calls of one beat have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallContext<'a> {
     pub(super) keyspace: &'a Keyspace,
+    /// The id of this replica.
     pub(super) replica: &'a str,
     /// The number of live replicas.
     pub(super) replicas: u32,
@@ -180,7 +184,7 @@ mod tests {
     };
 
     /// Returns the number of requests of the client that are admitted at the same time.
-    fn admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
+    fn count_admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
         let admit = || usage.admit(client, ADMISSION, now).now_or_never().unwrap();
         let permits: Vec<ClientPermit> = std::iter::repeat_with(admit).map_while(Result::ok).collect();
         permits.len()
@@ -212,17 +216,17 @@ mod tests {
         let sent_at = Moment { now, instant: clock::instant() };
         let statement = SlotStatement { held: 0, demand: 8, lacks_credits: false, max: 8, max_stamp: 1 };
         let beat = ClientBeat { slots: vec![(client.name.clone(), statement)], ..ClientBeat::default() };
-        shares.slots.entry(client.name.clone()).or_default().statement(
+        shares.slots.entry(client.name.clone()).or_default().make_statement(
             SlotUse { count: RunningCount { running: 0, peak: 8 }, max: Some(8) },
             SlotDemand::default(),
             1,
             sent_at.instant,
         );
         let grant = Array(vec![Array([7, 8, 1, 1, 0, 0].map(Int).to_vec())]);
-        shares.apply(&usage, &beat, &[grant], 2, sent_at).unwrap();
-        assert_eq!(admitted(&usage, &client, now), 7, "the share that Redis granted");
+        shares.apply_replies(&usage, &beat, &[grant], 2, sent_at).unwrap();
+        assert_eq!(count_admitted(&usage, &client, now), 7, "the share must be the grant of Redis");
         let later = Moment { now, instant: sent_at.instant + SLOT_LEASE };
-        shares.apply(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
-        assert_eq!(admitted(&usage, &client, now), 4, "an equal part of 8 without a grant");
+        shares.apply_replies(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
+        assert_eq!(count_admitted(&usage, &client, now), 4, "the share must be half of 8 after the lease");
     }
 }

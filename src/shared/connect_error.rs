@@ -1,5 +1,6 @@
-//! Classifies the failures of a connection to Redis, each with a message that says how to correct it. No message
-//! contains a credential: Redis quotes the arguments of an unknown command, so the texts of Redis are not shown.
+//! Classifies the failures of a connection to Redis. The message of each class names the correction. No message
+//! contains a text of Redis, which may quote a password: the error for an unknown command contains the arguments of the
+//! command.
 
 use std::io;
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub enum RedisConnectError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// The connection was not ready in time.
+    /// The connection was not ready within `redis.connect_timeout`.
     #[error(
         "{server} does not respond within {} ms: correct the address and the scheme in redis.url (rediss:// for TLS \
          only) or the firewall, or raise redis.connect_timeout",
@@ -74,7 +75,7 @@ pub enum RedisConnectError {
         /// The name in the URL.
         master: String,
     },
-    /// No sentinel responded. Contains the error of the last sentinel.
+    /// No sentinel responded. The error is that of the last sentinel.
     #[error("no sentinel returned the address of the master: {0}")]
     NoSentinel(Box<RedisConnectError>),
 }
@@ -82,7 +83,7 @@ pub enum RedisConnectError {
 /// The reason why Redis refuses a connection or a command. The text continues a sentence that names the server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RedisRefusal {
-    /// A password is required, and none is configured.
+    /// Redis requires a password, and none is configured.
     #[error("requires a password: write USER:PASSWORD@ or :PASSWORD@ before the host in redis.url")]
     PasswordRequired,
     /// The user or the password is wrong.
@@ -95,10 +96,10 @@ pub enum RedisRefusal {
         "denies a command, key or channel of the pool: run the line `ACL SETUSER` that `keychoir check --online` prints"
     )]
     PermissionDenied,
-    /// The version is too old.
+    /// The server is older than the oldest supported version.
     #[error("is too old or has no RESP3: Redis 6.2, Valkey 7.2 or a later version is required")]
     TooOld,
-    /// The data is still being loaded.
+    /// The server is still loading its data.
     #[error("is still loading its data: wait until it is ready")]
     Loading,
     /// The server is a replica.
@@ -109,7 +110,7 @@ pub enum RedisRefusal {
     /// The server is a sentinel.
     #[error("is a sentinel: write redis+sentinel://HOST:PORT/MASTER in redis.url")]
     Sentinel,
-    /// The server is configured as a sentinel, but is not a sentinel.
+    /// The server is listed as a sentinel in the URL, but is not a sentinel.
     #[error("is not a sentinel: correct its port in redis.url, or write redis://HOST:PORT without sentinels")]
     NotSentinel,
     /// The sentinel requires a password.
@@ -118,10 +119,10 @@ pub enum RedisRefusal {
          user default the command SENTINEL GET-MASTER-ADDR-BY-NAME"
     )]
     SentinelPassword,
-    /// Connections from other machines are refused without a password.
+    /// The server has no password and refuses connections from other machines.
     #[error("accepts connections of its own machine only (protected mode): set a password in Redis")]
     ProtectedMode,
-    /// Redis has its maximum number of connections.
+    /// The server has its maximum number of connections.
     #[error("has its maximum number of connections: raise maxclients in Redis")]
     TooManyClients,
     /// The database does not exist.
@@ -135,7 +136,7 @@ pub enum RedisRefusal {
     /// The cluster cannot serve the key.
     #[error("is in a cluster that cannot serve the pool ({0}): check it with `redis-cli cluster info`")]
     Cluster(String),
-    /// Another error, with its code only.
+    /// Another error, of which only the code is shown.
     #[error("refuses the connection ({0}): see the log of Redis")]
     Other(String),
 }
@@ -147,14 +148,14 @@ impl RedisRefusal {
         if error.kind() == ErrorKind::RESP3NotSupported {
             return Some(Self::TooOld);
         }
-        // The errors of a pipeline are in a list.
+        // The first error decides, because the error of a pipeline contains the errors of all its commands.
         let server_error = error.clone().into_server_errors()?.first()?.1.clone();
         let detail = server_error.details().unwrap_or_default();
         Some(match server_error.code() {
             "NOAUTH" => Self::PasswordRequired,
             "WRONGPASS" => Self::WrongPassword,
             "NOPERM" => Self::PermissionDenied,
-            // Redis before 7 and scripts report a denied command by this text only.
+            // Redis before version 7 reports a command that is denied in a script only by this text.
             _ if detail.contains("user executing the script") => Self::PermissionDenied,
             "NOPROTO" => Self::TooOld,
             _ if detail.starts_with("unknown command") => Self::TooOld,
@@ -176,11 +177,12 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(response: &str, expected: Option<RedisRefusal>) {
+    fn check_refusal(response: &str, expected: Option<RedisRefusal>) {
         let error = parse_redis_value(response.as_bytes()).unwrap().extract_error().unwrap_err();
         let refusal = RedisRefusal::from_error(&error);
-        assert_eq!(refusal, expected, "{response}");
-        assert!(!refusal.unwrap().to_string().contains("hunter2"), "{response}");
+        assert_eq!(refusal, expected, "the refusal for {response:?}");
+        let message = refusal.unwrap().to_string();
+        assert!(!message.contains("hunter2"), "the message for {response:?} must not contain the password");
     }
 
     #[test]
@@ -211,7 +213,7 @@ mod tests {
             ("-ERR max number of clients reached\r\n", RedisRefusal::TooManyClients),
             ("-ERR hunter2\r\n", RedisRefusal::Other("ERR".to_owned())),
         ] {
-            check(response, Some(expected));
+            check_refusal(response, Some(expected));
         }
     }
 

@@ -1,8 +1,8 @@
-//! Opens the connection to Redis: TCP, TLS or a Unix socket, the address of the master from sentinels, and the
-//! handshake of the protocol.
+//! Opens a connection to Redis: finds the master with sentinels, opens a stream over TCP, TLS or a Unix socket,
+//! performs the handshake of the protocol, and refuses a server that replicas cannot use.
 //!
-//! The stream is opened here and not by the client library, so that TLS has the same library and settings as
-//! everywhere in the program, and so that each reason for a failure has its own message.
+//! This file opens the stream instead of the client library, so that TLS uses the same library and settings as the rest
+//! of the program, and so that each reason for a failure has a separate message.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,11 +24,11 @@ use crate::policy::redis_url::{RedisAddress, RedisLocation, RedisTransport, Redi
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{BoxedStream, TcpError, TlsError, connect_tcp, private_tls_config};
 
-/// The oldest version with RESP3, access control of channels, and all commands that replicas use. All versions of
-/// Valkey are later.
+/// The oldest version of Redis with RESP3, access control of channels, and all commands that replicas use. All versions
+/// of Valkey have higher numbers.
 const MIN_VERSION: (u32, u32) = (6, 2);
 
-/// A Redis to which connections can be opened. `Debug` prints no credentials.
+/// The address and the settings with which connections to a Redis are opened. `Debug` prints no credentials.
 #[derive(Clone)]
 pub struct RedisEndpoint {
     url: RedisUrl,
@@ -37,23 +37,24 @@ pub struct RedisEndpoint {
     response_timeout: Duration,
 }
 
-/// An open connection. Dropping it closes the connection, also for clones of `commands`.
+/// An open connection. Dropping it closes the connection, so that clones of `commands` fail.
 #[derive(Debug)]
 pub struct RedisConnection {
-    /// Sends commands. May be cloned. A command fails after `redis.response_timeout` without a response.
+    /// Sends commands. All clones use the same connection. A command fails after `redis.response_timeout` without a
+    /// response.
     pub commands: MultiplexedConnection,
     /// Receives the messages of subscribed channels.
     pub pushes: Pushes,
-    /// The address and the version of the server.
+    /// The server of the connection.
     pub server: RedisServer,
-    /// Drives the connection.
+    /// Ends the task that reads and writes the stream.
     _driver: AbortOnDrop,
 }
 
 /// The address, the product and the version of a Redis server, from its response to HELLO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisServer {
-    /// The address of the server, without credentials. With sentinels, that of the master.
+    /// The address of the server, without credentials. With sentinels, it is the address of the master.
     pub address: String,
     /// `redis`, `valkey` or another product.
     pub product: String,
@@ -62,7 +63,7 @@ pub struct RedisServer {
 }
 
 impl RedisEndpoint {
-    /// Prepares connections. Nothing is opened yet.
+    /// Creates an endpoint from settings. [`RedisEndpoint::open`] opens connections.
     ///
     /// # Errors
     ///
@@ -76,10 +77,10 @@ impl RedisEndpoint {
         })
     }
 
-    /// Opens a connection within `redis.connect_timeout`. `tasks` runs its driver, which ends with the connection.
+    /// Opens a connection within `redis.connect_timeout`. `tasks` spawns the task that reads and writes the stream.
     ///
-    /// The server is a master and has loaded its data at this time. If it becomes a replica or loads data later, a
-    /// command fails with the error of that state.
+    /// When this function returns, the server is a master and has loaded its data. If the server becomes a replica or
+    /// loads data later, a command fails with an error of Redis.
     ///
     /// # Errors
     ///
@@ -90,9 +91,11 @@ impl RedisEndpoint {
     /// Dropping the future closes the connection.
     pub async fn open(&self, tasks: &Tasks) -> Result<RedisConnection, RedisConnectError> {
         let timeout = self.connect_timeout;
-        // The future of a handshake is large.
-        let result = tokio::time::timeout(timeout, Box::pin(self.open_without_timeout(tasks))).await;
-        result.unwrap_or_else(|_| Err(RedisConnectError::Timeout { server: self.url.to_string(), timeout }))
+        // The future is large. In a box, it does not enlarge the futures that contain it.
+        let opening = Box::pin(self.open_without_timeout(tasks));
+        tokio::time::timeout(timeout, opening)
+            .await
+            .unwrap_or_else(|_| Err(RedisConnectError::Timeout { server: self.url.to_string(), timeout }))
     }
 
     /// Returns the node that a cluster names in a MOVED error, or `None` for any other error.
@@ -100,9 +103,9 @@ impl RedisEndpoint {
     pub fn redirect(&self, error: &RedisError) -> Option<Self> {
         let RedisLocation::Server(current, transport) = &self.url.location else { return None };
         let errors = error.clone().into_server_errors()?;
-        let moved_error = errors.iter().find(|(_, error)| error.code() == "MOVED")?;
-        // `SLOT HOST:PORT`, with an empty host for the same host, and an IPv6 address without brackets.
-        let (host, port) = moved_error.1.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+        let (_, moved_error) = errors.iter().find(|(_, error)| error.code() == "MOVED")?;
+        // The details are `SLOT HOST:PORT`. An empty host means the current host, and an IPv6 address has no brackets.
+        let (host, port) = moved_error.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
         let host = if matches!(host, "" | "?") { &current.host } else { host };
         let address = RedisAddress { host: host.to_owned(), port: port.parse().ok()? };
         let url = RedisUrl { location: RedisLocation::Server(address, *transport), ..self.url.clone() };
@@ -126,9 +129,10 @@ impl RedisEndpoint {
                 (self.open_tcp(&address, sentinels.transport).await?, address.to_string())
             }
         };
-        self.shake_hands(stream, address, tasks).await
+        self.perform_handshake(stream, address, tasks).await
     }
 
+    /// Opens a TCP connection, and performs the TLS handshake if `transport` requires it.
     async fn open_tcp(
         &self,
         address: &RedisAddress,
@@ -148,42 +152,42 @@ impl RedisEndpoint {
         Ok(Box::new(self.tls.connect(name, tcp).await.map_err(tls_error)?))
     }
 
-    /// Performs the handshake of the protocol, and checks that replicas can use the server.
-    async fn shake_hands(
+    /// Performs the handshake of the protocol. Fails if replicas cannot use the server.
+    async fn perform_handshake(
         &self,
         stream: BoxedStream,
         address: String,
         tasks: &Tasks,
     ) -> Result<RedisConnection, RedisConnectError> {
         let failed = |error: RedisError| connect_error(&address, &error);
-        let (push, pushes) = push::queue();
+        let (push, pushes) = push::create_queue();
         let config = connection_config().set_push_sender(push);
         let (mut commands, driver) =
             MultiplexedConnection::new_with_config(&self.connection_info(), stream, config)
                 .await
                 .map_err(failed)?;
         let driver = tasks.spawn_guarded(driver);
-        // Without an argument, HELLO changes nothing. It requires no permission.
+        // Without an argument, HELLO only returns the product, the version and the role. It requires no permission.
         let hello: HashMap<String, Value> =
             redis::cmd("HELLO").query_async(&mut commands).await.map_err(failed)?;
-        let server = check_server(&hello, &address)?;
+        let server = parse_hello(&hello, &address)?;
         if self.url.database != 0 {
-            let result = redis::cmd("SELECT").arg(self.url.database).exec_async(&mut commands).await;
-            result.map_err(|error| match RedisRefusal::from_error(&error) {
+            let selection = redis::cmd("SELECT").arg(self.url.database).exec_async(&mut commands).await;
+            selection.map_err(|error| match RedisRefusal::from_error(&error) {
                 Some(RedisRefusal::Other(_)) => {
                     RedisConnectError::Refused { server: address.clone(), refusal: RedisRefusal::Database }
                 }
                 Some(_) | None => failed(error),
             })?;
         }
-        // HELLO is allowed while Redis loads its data, and PING is not.
+        // Redis responds to HELLO while it loads its data, and refuses PING.
         redis::cmd("PING").exec_async(&mut commands).await.map_err(failed)?;
         commands.set_response_timeout(self.response_timeout);
         Ok(RedisConnection { commands, pushes, server, _driver: driver })
     }
 
-    /// Returns the settings of the handshake. `CLIENT SETINFO` is not sent: Redis before 7.2 does not know it, and an
-    /// `ACL SETUSER` command that permits an unknown command fails.
+    /// Returns the settings of the handshake. The client library must not send `CLIENT SETINFO`: it would need a
+    /// permission, but Redis before 7.2 refuses an `ACL SETUSER` command that permits a command unknown to it.
     fn connection_info(&self) -> RedisConnectionInfo {
         let mut info =
             RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
@@ -196,8 +200,9 @@ impl RedisEndpoint {
         info
     }
 
-    /// Queries all sentinels at the same time, because a sentinel that is down may not respond, and returns the first
-    /// reply. A sentinel that was partitioned may name an old master, which then reports that it is a replica.
+    /// Queries all sentinels at the same time, because a sentinel that is down may not respond. Returns the first
+    /// address of a master. A sentinel without contact to the others may return the address of a former master. If that
+    /// server is a replica, the handshake refuses it.
     async fn find_master(&self, group: &SentinelGroup) -> Result<RedisAddress, RedisConnectError> {
         let mut queries = JoinSet::new();
         for sentinel in &group.sentinels {
@@ -205,12 +210,12 @@ impl RedisEndpoint {
             queries.spawn(async move { endpoint.query_sentinel(&sentinel, &group).await });
         }
         let (mut has_response, mut failure) = (false, None);
-        while let Some(result) = queries.join_next().await {
-            match result {
+        while let Some(query) = queries.join_next().await {
+            match query {
                 Ok(Ok(Some(address))) => return Ok(address),
                 Ok(Ok(None)) => has_response = true,
                 Ok(Err(error)) => failure = Some(error),
-                // A query that panicked has no reply.
+                // A query that has panicked has no reply.
                 Err(_) => {}
             }
         }
@@ -220,8 +225,8 @@ impl RedisEndpoint {
         }
     }
 
-    /// Queries one sentinel for the address of the master, without authentication. Returns `None` if the sentinel
-    /// does not know the master.
+    /// Queries one sentinel for the address of the master without authentication. Returns `None` if the sentinel does
+    /// not know the master.
     async fn query_sentinel(
         &self,
         sentinel: &RedisAddress,
@@ -234,7 +239,7 @@ impl RedisEndpoint {
         let failed = |error: RedisError| {
             let refusal = match RedisRefusal::from_error(&error) {
                 Some(RedisRefusal::PasswordRequired) => RedisRefusal::SentinelPassword,
-                // A Redis server that is not a sentinel does not know the command SENTINEL.
+                // The error for an unknown command means here that the server does not know SENTINEL.
                 Some(RedisRefusal::TooOld) => RedisRefusal::NotSentinel,
                 Some(_) | None => return connect_error(&name, &error),
             };
@@ -260,11 +265,12 @@ impl fmt::Debug for RedisEndpoint {
     }
 }
 
-/// Returns settings without timeouts, because `redis.connect_timeout` bounds the handshake.
+/// Returns settings of the client library without timeouts, because `redis.connect_timeout` bounds the handshake.
 fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
 
+/// Converts an error of the handshake with the server at `address`.
 fn connect_error(address: &str, error: &RedisError) -> RedisConnectError {
     let server = address.to_owned();
     match RedisRefusal::from_error(error) {
@@ -273,8 +279,8 @@ fn connect_error(address: &str, error: &RedisError) -> RedisConnectError {
     }
 }
 
-/// Checks the version and the role in the response to HELLO.
-fn check_server(hello: &HashMap<String, Value>, address: &str) -> Result<RedisServer, RedisConnectError> {
+/// Parses the response to HELLO. Fails if the server is a sentinel, too old, or a replica.
+fn parse_hello(hello: &HashMap<String, Value>, address: &str) -> Result<RedisServer, RedisConnectError> {
     let text = |name: &str| match hello.get(name) {
         Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
         Some(Value::SimpleString(text) | Value::VerbatimString { text, .. }) => text.clone(),
@@ -294,7 +300,7 @@ fn check_server(hello: &HashMap<String, Value>, address: &str) -> Result<RedisSe
     Err(RedisConnectError::Refused { server: server.address, refusal })
 }
 
-/// Returns the first two numbers of a version. Products other than Redis and Valkey may have another notation.
+/// Returns the first two numbers of a version, or `None` for another notation, which other products may have.
 fn parse_version(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -330,7 +336,8 @@ mod tests {
     fn an_endpoint_is_printed_without_its_credentials() {
         let endpoint = RedisEndpoint::new(&settings()).unwrap();
         let printed = format!("{endpoint:?}{endpoint:#?}{:?}", settings());
-        assert!(!printed.contains("alice") && !printed.contains("hunter2"), "{printed}");
+        assert!(!printed.contains("alice"), "{printed} must not contain the user");
+        assert!(!printed.contains("hunter2"), "{printed} must not contain the password");
     }
 
     #[test]
@@ -349,32 +356,40 @@ mod tests {
         ] {
             let error = parse_redis_value(response.as_bytes()).unwrap().extract_error().unwrap_err();
             let next = endpoint.redirect(&error);
-            assert_eq!(next.as_ref().map(|next| next.url.to_string()).as_deref(), expected, "{response}");
-            assert!(next.is_none_or(|next| next.url.credentials == endpoint.url.credentials));
+            assert_eq!(
+                next.as_ref().map(|next| next.url.to_string()).as_deref(),
+                expected,
+                "the node that {response:?} names"
+            );
+            assert!(
+                next.is_none_or(|next| next.url.credentials == endpoint.url.credentials),
+                "{response:?} must not change the credentials"
+            );
         }
         let mut unix = settings();
         unix.url.location = RedisLocation::Unix("/r".to_owned());
         let error = parse_redis_value(b"-MOVED 1 h:1\r\n").unwrap().extract_error().unwrap_err();
-        assert!(RedisEndpoint::new(&unix).unwrap().redirect(&error).is_none());
+        let redirected = RedisEndpoint::new(&unix).unwrap().redirect(&error);
+        assert!(redirected.is_none(), "a Unix socket must not be redirected to a node of a cluster");
     }
 
     #[test]
     fn a_server_must_be_a_master_of_a_recent_version() {
-        let check = |version: &str, mode: &str, role: &str| {
+        let check_hello = |version: &str, mode: &str, role: &str| {
             let fields = [("server", "redis"), ("version", version), ("mode", mode), ("role", role)];
             let hello = fields.map(|(name, value)| (name.to_owned(), Value::SimpleString(value.to_owned())));
-            match check_server(&hello.into(), "h:1") {
+            match parse_hello(&hello.into(), "h:1") {
                 Ok(server) => Ok(server.version),
                 Err(RedisConnectError::Refused { refusal, .. }) => Err(refusal),
-                Err(other) => panic!("{other}"),
+                Err(other) => panic!("the server must be accepted or refused, not {other}"),
             }
         };
-        assert_eq!(check("6.2.0", "standalone", "master"), Ok("6.2.0".to_owned()));
-        assert_eq!(check("10.0.1", "cluster", "master"), Ok("10.0.1".to_owned()));
-        assert_eq!(check("unknown", "", ""), Ok("unknown".to_owned()));
-        assert_eq!(check("6.0.16", "standalone", "master"), Err(RedisRefusal::TooOld));
-        assert_eq!(check("5.9.9", "standalone", "master"), Err(RedisRefusal::TooOld));
-        assert_eq!(check("7.0.15", "standalone", "replica"), Err(RedisRefusal::ReadOnly));
-        assert_eq!(check("7.0.15", "sentinel", ""), Err(RedisRefusal::Sentinel));
+        assert_eq!(check_hello("6.2.0", "standalone", "master"), Ok("6.2.0".to_owned()));
+        assert_eq!(check_hello("10.0.1", "cluster", "master"), Ok("10.0.1".to_owned()));
+        assert_eq!(check_hello("unknown", "", ""), Ok("unknown".to_owned()));
+        assert_eq!(check_hello("6.0.16", "standalone", "master"), Err(RedisRefusal::TooOld));
+        assert_eq!(check_hello("5.9.9", "standalone", "master"), Err(RedisRefusal::TooOld));
+        assert_eq!(check_hello("7.0.15", "standalone", "replica"), Err(RedisRefusal::ReadOnly));
+        assert_eq!(check_hello("7.0.15", "sentinel", ""), Err(RedisRefusal::Sentinel));
     }
 }

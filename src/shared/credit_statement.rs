@@ -1,10 +1,10 @@
-//! Defines the statement of a replica about the credits of a workspace, and parses the reply of `grants.lua` to it.
-//! `credits.rs` makes the statements and applies the replies.
+//! Defines the statement of a replica about the credits of a workspace, and parses the grant in the reply of
+//! `grants.lua`. `credits.rs` makes the statements and applies the grants.
 
 use redis::Value;
 
 use super::replica_use::ReplicaUse;
-use super::reply::{UnexpectedReply, amount, integer, text, tuple};
+use super::reply::{UnexpectedReply, parse_amount, parse_integer, parse_text, parse_tuple};
 
 /// The statement of this replica about the credits of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) struct CreditStatement {
     pub(super) held: u64,
     /// The maximum of the count.
     pub(super) limit: u64,
-    /// A changed base, and the shared time at which it was received.
+    /// A changed base, and the time at which it was received, in milliseconds by the clock of Redis.
     pub(super) base: Option<(i64, u64)>,
     /// Whether the replica has not used the workspace recently.
     pub(super) is_idle: bool,
@@ -36,7 +36,7 @@ pub(super) struct CreditStatement {
 }
 
 impl CreditStatement {
-    /// Returns the credits that the requests of this replica may cost.
+    /// Returns the credits that requests in flight and queued requests need.
     pub(super) fn needed(self) -> u64 {
         self.reserved.saturating_add(self.queued)
     }
@@ -52,23 +52,28 @@ impl CreditStatement {
         Self { reserved: 0, queued: 0, least: 0, held: used, limit: 0, ..self }
     }
 
-    /// Whether another statement would lead to the same reply.
-    pub(super) fn is_same(self, other: Self) -> bool {
-        let without_base = |statement| Self { base: None, held: 0, used_by_others: 0, epoch: 0, ..statement };
-        self.base.is_some() == other.base.is_some() && without_base(self) == without_base(other)
+    /// Whether Redis would reply to both statements with the same grant.
+    pub(super) fn is_equivalent_to(self, other: Self) -> bool {
+        let relevant = |statement| Self { base: None, held: 0, used_by_others: 0, epoch: 0, ..statement };
+        self.base.is_some() == other.base.is_some() && relevant(self) == relevant(other)
     }
 }
 
-/// The reply to a [`CreditStatement`].
+/// The reply of `grants.lua` to a [`CreditStatement`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CreditGrant {
+    /// The amount up to which this replica may charge and reserve credits.
     pub(super) granted: u64,
+    /// The sum of the charges of other replicas.
     pub(super) used_by_others: u64,
+    /// The newest base.
     pub(super) base: i64,
+    /// The time at which the base was received, in milliseconds by the clock of Redis. 0 if Redis knows no base.
     pub(super) base_stamp: u64,
+    /// Whether this replica may exceed the credits that are left.
     pub(super) may_exceed: bool,
-    /// The charges in the last statement of this replica, or `None` if Redis knows no statement.
-    pub(super) stated_before: Option<u64>,
+    /// The charges that this replica has reported before, or `None` if Redis knows no earlier statement.
+    pub(super) last_reported_use: Option<u64>,
     /// The credits that are left for all replicas together.
     pub(super) left: u64,
     /// Whether other replicas hold more credits than they need while this replica has too few.
@@ -88,38 +93,38 @@ impl CreditGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
         let [
             granted,
-            others,
+            used_by_others,
             base,
-            stamp,
+            base_stamp,
             may_exceed,
-            before,
+            last_reported_use,
             left,
-            unmet,
+            is_demand_unmet,
             run,
             used_before,
             epoch,
             has_uses,
             uses,
-        ] = tuple(value)?;
-        let has_uses = integer(has_uses)? == 1;
+        ] = parse_tuple(value)?;
+        let has_uses = parse_integer(has_uses)? == 1;
         Ok(Self {
-            granted: amount(granted)?,
-            used_by_others: amount(others)?,
-            base: integer(base)?,
-            base_stamp: amount(stamp)?,
-            may_exceed: integer(may_exceed)? == 1,
-            stated_before: u64::try_from(integer(before)?).ok(),
-            left: amount(left)?,
-            is_demand_unmet: integer(unmet)? == 1,
-            run: amount(run)?,
-            used_before: amount(used_before)?,
-            epoch: amount(epoch)?,
-            uses: if has_uses { Some(parse_uses(text(uses)?)?) } else { None },
+            granted: parse_amount(granted)?,
+            used_by_others: parse_amount(used_by_others)?,
+            base: parse_integer(base)?,
+            base_stamp: parse_amount(base_stamp)?,
+            may_exceed: parse_integer(may_exceed)? == 1,
+            last_reported_use: u64::try_from(parse_integer(last_reported_use)?).ok(),
+            left: parse_amount(left)?,
+            is_demand_unmet: parse_integer(is_demand_unmet)? == 1,
+            run: parse_amount(run)?,
+            used_before: parse_amount(used_before)?,
+            epoch: parse_amount(epoch)?,
+            uses: if has_uses { Some(parse_uses(parse_text(uses)?)?) } else { None },
         })
     }
 }
 
-/// Parses "replica used run before" of each replica.
+/// Parses `replica used run before` for each replica.
 fn parse_uses(text: &str) -> Result<Vec<(String, ReplicaUse)>, UnexpectedReply> {
     let mut words = text.split_ascii_whitespace();
     let mut uses = Vec::new();

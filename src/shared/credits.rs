@@ -1,9 +1,9 @@
-//! Divides the credits of a workspace, on the side of one replica: states the charges of the replica, and applies the
-//! grants of `grants.lua`.
+//! Shares the credits of a workspace with other replicas, on the side of one replica: makes the statements about the
+//! credits that the replica uses and needs, and applies the grants of `grants.lua`.
 //!
-//! The charges of a replica are a sum that only grows. The count of a workspace is the base, which the provider
-//! reports, plus the charges of all replicas. A grant is the amount up to which a replica may charge and reserve
-//! credits until its lease ends. `grants.lua` computes the count and the grants.
+//! The charges of a replica are a sum that only grows. The count of a workspace is its base plus the charges of all
+//! replicas. The base contains the use that the provider reports and no replica has charged. A grant is the amount up
+//! to which a replica may charge and reserve credits until its lease ends. `grants.lua` computes the grants.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,19 +14,20 @@ use crate::pool::{CreditShare, CreditUse};
 
 /// The lease of a grant: the time after a statement for which Redis reserves the grant for the replica.
 pub(super) const GRANT_LEASE: Duration = Duration::from_secs(10);
-/// The time before the end of a lease at which a replica stops using its grant, because clocks and messages differ.
+/// The time before the end of a lease at which a replica stops using its grant, because the clock of Redis may run
+/// faster than the clock of the replica.
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(1);
-/// The time without use after which a replica keeps only a small grant.
+/// The time without charged, reserved or queued credits after which a replica keeps only a small grant.
 const IDLE_AFTER: Duration = Duration::from_secs(30);
 
-/// The stamp of a base that is restored from a database. Every polled base has a higher stamp.
+/// The stamp of a base that is restored from a database. Each base that results from a poll has a higher stamp.
 const RESTORED_STAMP: u64 = 1;
 
-/// The state of the credits of a workspace at this replica.
+/// The credits of a workspace, as this replica knows them: the charges of all replicas, the base and the grant.
 #[derive(Debug)]
 pub(super) struct Credits {
-    /// The charges of this replica before this process, or before the pool reset its count. `None` until Redis has
-    /// returned them.
+    /// The charges of this replica that [`CreditUse::charged_here`] does not contain: those of earlier processes, and
+    /// those before the pool replaced the workspace. `None` until Redis has returned them.
     used_before: Option<u64>,
     /// The number of this process, which is higher than the numbers of its earlier processes.
     run: u64,
@@ -34,28 +35,29 @@ pub(super) struct Credits {
     used_by_earlier: u64,
     /// [`CreditUse::charged_here`] at the last statement.
     charged: i64,
-    /// The charges of each other replica that this replica knows. The amounts only grow.
+    /// The known charges of each other replica. The amounts only grow.
     uses: BTreeMap<String, ReplicaUse>,
     /// The sum of the charges of all other replicas. `uses` may be older, because Redis returns the charges of each
-    /// replica only to the first replica that states its use after they have changed.
+    /// replica only to the first replica that sends a statement after they have changed.
     used_by_others: u64,
     /// The last [`CreditGrant::epoch`], or 0 if Redis must return the charges of each replica.
     epoch: u64,
     /// The replicas whose `uses` Redis has lost in part.
     lost_uses: Vec<String>,
-    /// The last applied [`CreditUse::foreign`]. Another value in the pool is a change by this replica, such as a
-    /// poll.
+    /// The last applied [`CreditUse::foreign`]. If the pool has another amount, this replica has changed it, for
+    /// example by a poll.
     foreign: Option<i64>,
-    /// The last known base, and the shared time at which it was received.
+    /// The last known base.
     base: i64,
+    /// The time at which the base was received, in milliseconds by the clock of Redis.
     base_stamp: u64,
     /// Whether Redis has lost the base.
     is_base_lost: bool,
-    /// Whether the last reply contained charges of an earlier process that were unknown, so that it has not been
-    /// applied.
+    /// Whether the last reply contained unknown charges of an earlier process. Such a reply is not applied.
     is_restored_late: bool,
     /// The [`CreditUse::foreign`] that was restored from the database, if Redis did not know the workspace.
     restored_foreign: Option<i64>,
+    /// The last time at which credits were charged, reserved or queued.
     last_used: Instant,
     /// The end of the grant, or `None` without a grant.
     lease_end: Option<Instant>,
@@ -67,22 +69,24 @@ pub(super) struct Credits {
     held_at_redis: u64,
     /// Whether this replica may exceed the credits that are left.
     may_exceed: bool,
-    /// Whether the last reply contained too little for any of the queued requests.
+    /// Whether the grant in the last reply was too small for each of the queued requests.
     is_waiting: bool,
 }
 
-/// A use of credits, and the circumstances under which it is stated.
+/// The use and the demand of credits that a statement contains.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CreditSituation {
     pub(super) usage: CreditUse,
     /// The maximum of the count.
     pub(super) limit: u64,
-    /// The sum of the estimated costs of the queued requests, and the cost of the cheapest of them.
+    /// The credits that queued requests need in addition, by their estimated costs.
     pub(super) queued: u64,
+    /// The estimated cost of the cheapest queued request.
     pub(super) least: u64,
     /// Whether this process has received the result of a poll.
     pub(super) is_polled: bool,
-    /// The shared time of the last poll, or of this statement if there was no poll since the last statement.
+    /// The time of the last poll, or of this statement if there was no poll since the last statement, in milliseconds
+    /// by the clock of Redis.
     pub(super) base_time: u64,
     pub(super) instant: Instant,
 }
@@ -114,14 +118,14 @@ impl Credits {
         }
     }
 
-    /// Returns the statement of the next beat.
-    pub(super) fn statement(&mut self, situation: CreditSituation) -> CreditStatement {
+    /// Returns the statement for the next beat.
+    pub(super) fn make_statement(&mut self, situation: CreditSituation) -> CreditStatement {
         let CreditSituation { usage, limit, queued, least, is_polled, base_time, instant } = situation;
         if usage.charged_here != self.charged || usage.reserved > 0 || queued > 0 {
             self.last_used = instant;
         }
         if usage.charged_here < self.charged {
-            // The pool has replaced the workspace, and counts from zero again.
+            // The pool has replaced the workspace, and counts its charges from zero.
             let former_charges = u64::try_from(self.charged).unwrap_or(0);
             self.used_before = self.used_before.map(|used| used.saturating_add(former_charges));
         }
@@ -155,13 +159,14 @@ impl Credits {
         }
     }
 
-    /// Requests the charges of each replica with the next statement, because Redis may have lost a part of them, as
+    /// Requests the charges of each replica with the next statement. Redis may have lost a part of them, for example
     /// after a failover.
     pub(super) fn request_uses(&mut self) {
         self.epoch = 0;
     }
 
-    /// Returns `replica used run before` for each replica whose charges Redis has lost in part.
+    /// Returns the charges that Redis has lost in part, in the format of `grants.lua`: `replica used run before` for
+    /// each replica.
     pub(super) fn lost_use_argument(&self) -> String {
         let parts = self.lost_uses.iter().filter_map(|replica| {
             let used = self.uses.get(replica)?;
@@ -183,18 +188,19 @@ impl Credits {
         self.may_exceed
     }
 
-    /// Whether the last reply contained too little for any of the queued requests.
+    /// Whether the grant in the last reply was too small for each of the queued requests.
     pub(super) fn is_waiting(&self) -> bool {
         self.is_waiting
     }
 
-    /// Whether `statement` returns credits: Redis reserves more for this replica than it holds.
-    pub(super) fn is_returned_by(&self, statement: CreditStatement) -> bool {
+    /// Whether `statement` returns credits, because Redis reserves more for this replica than the statement holds.
+    pub(super) fn are_returned_by(&self, statement: CreditStatement) -> bool {
         statement.held < self.held_at_redis
     }
 
-    /// Applies the reply to a statement that was sent at `sent_at`. Returns the share of this replica.
-    pub(super) fn apply(
+    /// Applies the reply to a statement that was sent at `sent_at`. `shared_now` is the time of Redis in the reply.
+    /// Returns the new share of this replica, or `None` if it does not change because another statement must follow.
+    pub(super) fn apply_grant(
         &mut self,
         statement: CreditStatement,
         grant: &CreditGrant,
@@ -207,7 +213,8 @@ impl Credits {
         self.record_uses(grant);
         let is_earlier = grant.run > self.run;
         if is_earlier || self.used_before.is_none() {
-            // This is usually the time of the first reply, but a higher number if the clock of Redis was set back.
+            // The number is the time of the reply, except that it must exceed the number of the earlier process if the
+            // clock of Redis was set back.
             self.run = shared_now.max(grant.run + 1);
         }
         let Some(used_before) = self.used_before else {
@@ -227,7 +234,7 @@ impl Credits {
         self.record_base(grant);
         let is_base_superseded = statement.base.is_none() && self.foreign != Some(usage.foreign);
         if is_base_superseded {
-            // A poll has changed the count while the statement was on its way. The next statement contains it.
+            // A poll has changed the count after the statement was made. The next statement contains the change.
             return None;
         }
         let foreign =
@@ -235,7 +242,7 @@ impl Credits {
         self.foreign = Some(foreign);
         self.lease_end = Some(sent_at + GRANT_LEASE - LEASE_MARGIN);
         let has_lost_data = self.has_redis_lost_data();
-        // Redis grants too much while it lacks charges of other replicas.
+        // While Redis lacks charges of other replicas, its grant may be too large.
         let granted = if has_lost_data { grant.granted.min(statement.held) } else { grant.granted };
         self.bound = Some(granted.cast_signed().saturating_sub_unsigned(used_before));
         self.may_exceed = grant.may_exceed && !has_lost_data;
@@ -244,7 +251,7 @@ impl Credits {
     }
 
     /// Records the charges of other replicas, and the replicas whose charges Redis has lost in part. Each replica
-    /// restores all charges that it knows, so that the charges of a replica that has ended are not lost.
+    /// restores all charges that it knows, also those of replicas that have ended.
     fn record_uses(&mut self, grant: &CreditGrant) {
         self.lost_uses.clear();
         self.epoch = grant.epoch;
@@ -252,20 +259,20 @@ impl Credits {
             self.used_by_others = grant.used_by_others;
             return;
         };
-        for (replica, redis_use) in uses {
-            let own_record = self.uses.entry(replica.clone()).or_default();
-            *own_record = own_record.merged(*redis_use);
+        for (replica, use_at_redis) in uses {
+            let known_use = self.uses.entry(replica.clone()).or_default();
+            *known_use = known_use.merged(*use_at_redis);
         }
         let used_at_redis: BTreeMap<&str, u64> =
-            uses.iter().map(|(replica, redis_use)| (replica.as_str(), redis_use.used)).collect();
-        let is_lost = |(replica, own_record): &(&String, &ReplicaUse)| {
-            used_at_redis.get(replica.as_str()) < Some(&own_record.used)
+            uses.iter().map(|(replica, use_at_redis)| (replica.as_str(), use_at_redis.used)).collect();
+        let is_lost = |(replica, known_use): &(&String, &ReplicaUse)| {
+            used_at_redis.get(replica.as_str()) < Some(&known_use.used)
         };
         self.lost_uses = self.uses.iter().filter(is_lost).map(|(replica, _)| replica.clone()).collect();
-        self.used_by_others = self.uses.values().map(|own_record| own_record.used).sum();
+        self.used_by_others = self.uses.values().map(|known_use| known_use.used).sum();
     }
 
-    /// Records the base, unless Redis has lost the newer base that this replica knows.
+    /// Records the base, unless this replica knows a newer base, which Redis has lost.
     fn record_base(&mut self, grant: &CreditGrant) {
         self.is_base_lost = (grant.base_stamp, grant.base) < (self.base_stamp, self.base);
         if !self.is_base_lost {
@@ -279,46 +286,48 @@ impl Credits {
         self.is_restored_late || self.has_redis_lost_data()
     }
 
+    /// Whether Redis lacks the base or charges that this replica knows.
     fn has_redis_lost_data(&self) -> bool {
         self.is_base_lost || !self.lost_uses.is_empty()
     }
 
-    /// Continues the statements of an earlier process of this replica. Credits that are counted here and not at Redis
-    /// were charged by that process and never stated, because it ended before its next beat.
+    /// Continues the statements of an earlier process of this replica. The count in the database of this replica may be
+    /// higher than the count at Redis. That process has charged the difference and ended before it reported it.
     fn restore(&mut self, grant: &CreditGrant, usage: CreditUse) {
         let count = usage.charged_here.saturating_add(usage.foreign);
-        let stated_charges = grant.stated_before.unwrap_or(0);
-        let shared_count = grant
+        let reported_charges = grant.last_reported_use.unwrap_or(0);
+        let count_at_redis = grant
             .base
-            .saturating_add_unsigned(stated_charges)
+            .saturating_add_unsigned(reported_charges)
             .saturating_add_unsigned(grant.used_by_others)
             .saturating_add(usage.charged_here);
-        let is_known = grant.base_stamp > 0 || grant.stated_before.is_some() || grant.used_by_others > 0;
-        let unstated_charges = if is_known && grant.stated_before.is_some() {
-            u64::try_from(count.saturating_sub(shared_count)).unwrap_or(0)
+        let is_known = grant.base_stamp > 0 || grant.last_reported_use.is_some() || grant.used_by_others > 0;
+        let unreported_charges = if is_known && grant.last_reported_use.is_some() {
+            u64::try_from(count.saturating_sub(count_at_redis)).unwrap_or(0)
         } else {
             0
         };
-        self.used_by_earlier = stated_charges.saturating_add(unstated_charges);
+        self.used_by_earlier = reported_charges.saturating_add(unreported_charges);
         self.used_before = Some(self.used_by_earlier);
         (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
-        // If Redis does not know the workspace, the count of this replica becomes the base. Otherwise, the base of
-        // Redis applies.
+        // If Redis does not know the workspace, the next statement makes the count of this replica the base. Otherwise,
+        // this replica uses the base of Redis.
         self.foreign = is_known.then_some(usage.foreign);
         self.restored_foreign = (!is_known).then_some(usage.foreign);
         self.charged = usage.charged_here;
     }
 
-    /// Returns a share without a bound for a workspace whose credits are unlimited now. Returns `None` if the share has
-    /// no bound already.
+    /// Returns a share without a bound, for a workspace with unlimited credits. Returns `None` if the last share has no
+    /// bound either.
     pub(super) fn stop_dividing(&mut self, usage: CreditUse) -> Option<CreditShare> {
         self.bound.take()?;
         (self.lease_end, self.may_exceed, self.is_waiting) = (None, false, false);
         Some(CreditShare { foreign: usage.foreign, granted: None, may_overcommit: true })
     }
 
-    /// Returns the share of this replica after its grant has ended and there is no new grant: an equal part of the
-    /// credits that were left, for each of the `replicas`. Returns `None` while the grant is valid.
+    /// Returns the share of this replica without a grant: one of `replicas` equal parts of the credits that are left.
+    /// `count_left` is the number of credits that are left by the count of this replica. Returns `None` while a grant
+    /// is valid, and if the share does not change.
     pub(super) fn fall_back(
         &mut self,
         usage: CreditUse,
@@ -349,13 +358,13 @@ impl Credits {
         self.used_before.map(|before| before.saturating_add_signed(usage.charged_here))
     }
 
-    /// Returns the charges of another replica that this replica knows.
+    /// Returns the known charges of another replica.
     pub(super) fn used_by(&self, replica: &str) -> u64 {
-        self.uses.get(replica).map_or(0, |own_record| own_record.used)
+        self.uses.get(replica).map_or(0, |known_use| known_use.used)
     }
 
     /// Returns the amount up to which this process may use credits, and the credits that were left at the last reply.
-    pub(super) fn bound(&self) -> (Option<i64>, u64) {
+    pub(super) fn bound_and_left(&self) -> (Option<i64>, u64) {
         (self.bound, self.left)
     }
 }

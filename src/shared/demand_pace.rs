@@ -1,27 +1,28 @@
-//! Limits how often a replica publishes a demand for credits, and how often it responds to the demands of other
-//! replicas. Without these limits, the number of statements of a pool without spare credits would grow with the
-//! square of its replicas.
+//! Limits how often a replica publishes a demand for credits or slots, and how often it responds to the demands of
+//! other replicas. Each demand causes a response of every other replica. Without these limits, the number of responses
+//! in a pool without spare credits would grow with the square of the number of replicas.
 
 use std::time::{Duration, Instant};
 
 /// Minimum time between two demands of this replica, and between two of its responses.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
-/// Maximum of the minimum time between two demands, which doubles while other replicas return nothing.
+/// The upper limit of the minimum time between two demands, which doubles while other replicas return too little.
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The times of the last demand and the last response of this replica.
+/// The times of the last demand and the last response of this replica, from which the next ones follow.
 #[derive(Debug, Default)]
 pub(super) struct DemandPace {
     demanded_at: Option<Instant>,
-    /// The minimum time to the next demand; zero after a met demand.
+    /// The minimum time between the last demand and the next demand. It is zero after a demand was met.
     min_interval: Duration,
     responded_at: Option<Instant>,
     is_response_due: bool,
 }
 
 impl DemandPace {
-    /// Records and permits a demand if `is_unmet` and the interval has passed. Returns whether it must be published.
-    pub(super) fn try_publish_demand(&mut self, is_unmet: bool, now: Instant) -> bool {
+    /// Returns whether a demand must be published at `now`: the demand is unmet, and the minimum time has passed.
+    /// Records the time of that demand.
+    pub(super) fn must_publish_demand(&mut self, is_unmet: bool, now: Instant) -> bool {
         if !is_unmet {
             self.min_interval = Duration::ZERO;
             return false;
@@ -40,13 +41,13 @@ impl DemandPace {
         self.is_response_due = true;
     }
 
-    /// Returns when this replica must respond, or `None` if no demand is open.
+    /// Returns the time at which this replica must respond, or `None` if it has responded to all demands.
     pub(super) fn response_at(&self, now: Instant) -> Option<Instant> {
         let response_at = self.responded_at.map_or(now, |at| at + MIN_INTERVAL);
         self.is_response_due.then_some(response_at)
     }
 
-    /// Records that this replica responds: it states the credits and slots that it does not need.
+    /// Records that this replica responds, by beats that return the credits and slots that it does not need.
     pub(super) fn record_response(&mut self, now: Instant) {
         self.is_response_due = false;
         self.responded_at = Some(now);
@@ -63,13 +64,20 @@ mod tests {
         let start = clock::instant();
         let mut pace = DemandPace::default();
         let published_at: Vec<u64> = (0..5_000)
-            .filter(|ms| pace.try_publish_demand(true, start + Duration::from_millis(*ms)))
+            .filter(|ms| pace.must_publish_demand(true, start + Duration::from_millis(*ms)))
             .collect();
-        assert_eq!(published_at, [0, 100, 300, 700, 1_500, 2_500, 3_500, 4_500]);
-        assert!(!pace.try_publish_demand(false, start + Duration::from_millis(5_000)));
+        assert_eq!(
+            published_at,
+            [0, 100, 300, 700, 1_500, 2_500, 3_500, 4_500],
+            "the interval must double up to one second"
+        );
         assert!(
-            pace.try_publish_demand(true, start + Duration::from_millis(5_001)),
-            "a new demand must not wait"
+            !pace.must_publish_demand(false, start + Duration::from_millis(5_000)),
+            "a demand that is met must not be published"
+        );
+        assert!(
+            pace.must_publish_demand(true, start + Duration::from_millis(5_001)),
+            "the first demand after a met demand must be published at once"
         );
     }
 
@@ -77,13 +85,17 @@ mod tests {
     fn several_demands_get_one_response() {
         let start = clock::instant();
         let mut pace = DemandPace::default();
-        assert_eq!(pace.response_at(start), None);
+        assert_eq!(pace.response_at(start), None, "no response is due without a demand");
         pace.record_demand();
         pace.record_demand();
-        assert_eq!(pace.response_at(start), Some(start));
+        assert_eq!(pace.response_at(start), Some(start), "the first response is due at once");
         pace.record_response(start);
-        assert_eq!(pace.response_at(start), None);
+        assert_eq!(pace.response_at(start), None, "one response is enough for both demands");
         pace.record_demand();
-        assert_eq!(pace.response_at(start), Some(start + MIN_INTERVAL));
+        assert_eq!(
+            pace.response_at(start),
+            Some(start + MIN_INTERVAL),
+            "the next response must wait for the minimum interval"
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! Encrypts a document so that each replica with one of several API keys can read it, and Redis and the
-//! network cannot.
+//! Encrypts a document so that each replica with one of several API keys can read it, and Redis and the network cannot.
+//! `overlay.rs` uses it for the overlay.
 //!
-//! The document is encrypted with a random data key, and the data key once for each API key, so that replicas with
-//! different lists of keys need only one key in common. All encryption is ChaCha20-Poly1305. A sealed document is
+//! A random data key encrypts the document, and each API key encrypts the data key, so that replicas with different
+//! lists of keys need only one key in common. All encryption is ChaCha20-Poly1305. A sealed document has these parts:
 //!
 //! | part | bytes |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | for each recipient: its id, the encrypted data key | 16 + 48 |
 //! | encrypted document | its length + 16 |
 //!
-//! The salt makes the wrapping key of each API key and document unique (HKDF-SHA256), so that the nonces are
-//! constant. Everything before the encrypted document is authenticated with it.
+//! A wrapping key is derived from an API key and the random salt (HKDF-SHA256), so that no key encrypts twice and the
+//! nonces can be constant. The parts before the encrypted document are authenticated together with it.
 
 use std::fmt;
 
@@ -25,11 +25,12 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::secret::ApiKey;
 
-/// Maximum bytes of a document. The overlay is at most 1 MiB, and JSON with its keys at most twice as long.
+/// Maximum size of a document in bytes. The file of the overlay has at most 1 MiB, and its document, which is JSON with
+/// the keys, at most about twice as much.
 pub(super) const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Maximum API keys that can open a document. Two replicas of one pool have most keys in common, so the first keys
-/// suffice, and the list stays below 4 KiB.
+/// Maximum number of API keys that can open a document. Two replicas of one pool have most keys in common, so the first
+/// keys suffice. The recipients then have about 5 KiB.
 const MAX_RECIPIENTS: usize = 64;
 
 const SALT_BYTES: usize = 32;
@@ -44,18 +45,18 @@ const RECIPIENT_DOMAIN: &[u8] = b"keychoir:recipient:1:";
 /// The purpose of the key that is derived from an API key.
 const WRAPPING_KEY_INFO: &[u8] = b"keychoir:envelope:1:data-key";
 
-/// A document that was decrypted. It contains secrets and cannot be printed.
+/// A document in plain text, before its encryption or after its decryption. It contains secrets and cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretDocument(Vec<u8>);
 
 impl SecretDocument {
-    /// Wraps a document with secrets.
+    /// Creates a document from its plain text.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// Returns the plain document.
+    /// Returns the plain text.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
@@ -105,7 +106,8 @@ impl From<Unspecified> for SealEnvelopeError {
     }
 }
 
-/// Encrypts `document` for the first 64 of these API keys. `header` is the plain start of the result.
+/// Encrypts `document` for the first [`MAX_RECIPIENTS`] of these API keys. The sealed document begins with `header` in
+/// plain text.
 pub(super) fn seal<'k>(
     header: &[u8],
     document: &SecretDocument,
@@ -132,11 +134,15 @@ pub(super) fn seal<'k>(
     sealed.extend_from_slice(&salt);
     sealed.push(count.ok_or(SealEnvelopeError::NoKey)?);
     for (id, key) in recipients {
-        let mut wrapped = data_key.to_vec();
+        let mut wrapped_key = data_key.to_vec();
         let associated = Aad::from([header, &salt, &id].concat());
-        wrapping_key(&salt, key)?.seal_in_place_append_tag(single_use_nonce(), associated, &mut wrapped)?;
+        wrapping_key(&salt, key)?.seal_in_place_append_tag(
+            single_use_nonce(),
+            associated,
+            &mut wrapped_key,
+        )?;
         sealed.extend_from_slice(&id);
-        sealed.extend_from_slice(&wrapped);
+        sealed.extend_from_slice(&wrapped_key);
     }
     let mut encrypted = plain.clone();
     cipher(&data_key)?.seal_in_place_append_tag(
@@ -154,56 +160,35 @@ pub(super) fn open<'k>(
     sealed: &[u8],
     keys: impl IntoIterator<Item = &'k ApiKey>,
 ) -> Result<SecretDocument, OpenEnvelopeError> {
-    let Layout { header, salt, recipients, authenticated, encrypted } =
-        Layout::parse(header_length, sealed).ok_or(OpenEnvelopeError::UnknownFormat)?;
-    let mut result = Err(OpenEnvelopeError::NoCommonKey);
+    let parts = SealedParts::parse(header_length, sealed).ok_or(OpenEnvelopeError::UnknownFormat)?;
+    let mut opened = Err(OpenEnvelopeError::NoCommonKey);
     for key in keys {
         let id = recipient_id(key);
         let Some(recipient) =
-            recipients.chunks_exact(RECIPIENT_BYTES).find(|recipient| recipient.starts_with(&id))
+            parts.recipients.chunks_exact(RECIPIENT_BYTES).find(|recipient| recipient.starts_with(&id))
         else {
             continue;
         };
-        // Another replica may have changed the entry of one key only, so the next key is tried.
-        result = decrypt(header, salt, recipient, key, authenticated, encrypted)
-            .map_err(|Unspecified| OpenEnvelopeError::Tampered);
-        if result.is_ok() {
+        // If only the recipient of this key was changed, the next key can still open the document.
+        opened = parts.decrypt(recipient, key).map_err(|Unspecified| OpenEnvelopeError::Tampered);
+        if opened.is_ok() {
             break;
         }
     }
-    result
-}
-
-fn decrypt(
-    header: &[u8],
-    salt: &[u8],
-    recipient: &[u8],
-    key: &ApiKey,
-    authenticated: &[u8],
-    encrypted: &[u8],
-) -> Result<SecretDocument, Unspecified> {
-    let (id, wrapped) = recipient.split_at_checked(ID_BYTES).ok_or(Unspecified)?;
-    let mut wrapped = wrapped.to_vec();
-    let associated = Aad::from([header, salt, id].concat());
-    let data_key = wrapping_key(salt, key)?.open_in_place(single_use_nonce(), associated, &mut wrapped)?;
-    let mut document = encrypted.to_vec();
-    let plain =
-        cipher(data_key)?.open_in_place(single_use_nonce(), Aad::from(authenticated), &mut document)?.len();
-    document.truncate(plain);
-    Ok(SecretDocument(document))
+    opened
 }
 
 /// The parts of a sealed document.
-struct Layout<'a> {
+struct SealedParts<'a> {
     header: &'a [u8],
     salt: &'a [u8],
     recipients: &'a [u8],
-    /// Everything before the encrypted document.
+    /// All parts before the encrypted document.
     authenticated: &'a [u8],
     encrypted: &'a [u8],
 }
 
-impl<'a> Layout<'a> {
+impl<'a> SealedParts<'a> {
     /// Splits a sealed document into its parts. Returns `None` if it is too short, too long or has an impossible
     /// number of recipients.
     fn parse(header_length: usize, sealed: &'a [u8]) -> Option<Self> {
@@ -218,6 +203,21 @@ impl<'a> Layout<'a> {
         }
         let (authenticated, _) = sealed.split_at_checked(sealed.len() - encrypted.len())?;
         Some(Self { header, salt, recipients, authenticated, encrypted })
+    }
+
+    /// Decrypts the data key of `recipient` with its API key, and the document with the data key.
+    fn decrypt(&self, recipient: &[u8], key: &ApiKey) -> Result<SecretDocument, Unspecified> {
+        let (id, wrapped_key) = recipient.split_at_checked(ID_BYTES).ok_or(Unspecified)?;
+        let mut wrapped_key = wrapped_key.to_vec();
+        let associated = Aad::from([self.header, self.salt, id].concat());
+        let data_key =
+            wrapping_key(self.salt, key)?.open_in_place(single_use_nonce(), associated, &mut wrapped_key)?;
+        let mut document = self.encrypted.to_vec();
+        let authenticated = Aad::from(self.authenticated);
+        let plain_length =
+            cipher(data_key)?.open_in_place(single_use_nonce(), authenticated, &mut document)?.len();
+        document.truncate(plain_length);
+        Ok(SecretDocument(document))
     }
 }
 
@@ -239,12 +239,13 @@ fn wrapping_key(salt: &[u8], key: &ApiKey) -> Result<LessSafeKey, Unspecified> {
     Ok(LessSafeKey::new(UnboundKey::from(derived)))
 }
 
+/// Returns the cipher of the document.
 fn cipher(data_key: &[u8]) -> Result<LessSafeKey, Unspecified> {
     Ok(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, data_key)?))
 }
 
-/// Returns the nonce of a key that encrypts only once: the data key is random, and a wrapping key depends on the
-/// random salt.
+/// Returns a constant nonce, for a key that encrypts only once. The data key is random, and a wrapping key depends on
+/// the random salt.
 fn single_use_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; NONCE_LEN])
 }
@@ -265,7 +266,7 @@ mod tests {
         SecretDocument::new(text.as_bytes().to_vec())
     }
 
-    fn sealed(keys: &[ApiKey]) -> Vec<u8> {
+    fn seal_for(keys: &[ApiKey]) -> Vec<u8> {
         seal(HEADER, &document("secret text"), keys).unwrap()
     }
 
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn any_common_key_opens_a_document() {
-        let sealed = sealed(&[key(1), key(2), key(2)]);
+        let sealed = seal_for(&[key(1), key(2), key(2)]);
         for keys in [vec![key(1)], vec![key(2)], vec![key(7), key(2)]] {
             assert_eq!(open_with(&sealed, &keys).unwrap().expose(), b"secret text");
         }
@@ -283,11 +284,11 @@ mod tests {
 
     #[test]
     fn another_key_and_no_key_do_not_open_a_document() {
-        let sealed = sealed(&[key(1)]);
+        let sealed = seal_for(&[key(1)]);
         for keys in [vec![], vec![key(2)]] {
             assert_eq!(open_with(&sealed, &keys), Err(OpenEnvelopeError::NoCommonKey));
         }
-        // An entry that names the recipient does not help without its key.
+        // A recipient whose id is changed to that of another key cannot be opened with the other key.
         let mut renamed = sealed.clone();
         let start = HEADER.len() + SALT_BYTES + 1;
         renamed[start..start + ID_BYTES].copy_from_slice(&recipient_id(&key(2)));
@@ -296,19 +297,20 @@ mod tests {
 
     #[test]
     fn a_document_contains_neither_the_text_nor_a_key() {
-        let sealed = sealed(&[key(1)]);
+        let sealed = seal_for(&[key(1)]);
         let contains = |needle: &[u8]| sealed.windows(needle.len()).any(|window| window == needle);
-        assert!(!contains(b"secret text") && !contains(key(1).expose().as_bytes()));
+        assert!(!contains(b"secret text"), "the text must be encrypted");
+        assert!(!contains(key(1).expose().as_bytes()), "a sealed document must not contain a key");
         let digits = key(1).fingerprint().to_string();
         let fingerprint: Vec<u8> =
             (0..8).map(|index| u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).unwrap()).collect();
         assert!(!contains(&fingerprint), "the id of a recipient must differ from the fingerprint");
-        assert_ne!(sealed, super::tests::sealed(&[key(1)]), "each document must have its own data key");
+        assert_ne!(sealed, seal_for(&[key(1)]), "each document must have its own data key");
     }
 
     #[test]
     fn a_document_that_was_changed_or_cut_is_refused() {
-        let sealed = sealed(&[key(1), key(2)]);
+        let sealed = seal_for(&[key(1), key(2)]);
         for index in 0..sealed.len() {
             let mut changed = sealed.clone();
             changed[index] ^= 1;
@@ -322,8 +324,8 @@ mod tests {
     #[test]
     fn at_most_64_keys_are_recipients() {
         let keys: Vec<ApiKey> = (0..65).map(key).collect();
-        let sealed = sealed(&keys);
-        assert!(open_with(&sealed, &keys[63..64]).is_ok());
+        let sealed = seal_for(&keys);
+        assert!(open_with(&sealed, &keys[63..64]).is_ok(), "the 64th key must open the document");
         assert_eq!(open_with(&sealed, &keys[64..]), Err(OpenEnvelopeError::NoCommonKey));
         assert_eq!(seal(HEADER, &document(""), &[]), Err(SealEnvelopeError::NoKey));
     }

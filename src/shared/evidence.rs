@@ -1,8 +1,8 @@
-//! Formats and parses evidence as an entry of the map of evidence: the claim of a refusal, and the key or workspace
-//! that it is about.
+//! Formats and parses evidence as an entry of the map of evidence. The name of an entry contains the claim of a
+//! refusal, and the key or workspace that the refusal is about. Its value contains the amounts.
 //!
-//! A workspace is named by one of its keys, because replicas may know its identifier or not. The provider's message
-//! is not shared, because it may contain data of a client.
+//! The name of a workspace is the digest of one of its keys, because not all replicas know the workspace's identifier.
+//! The entry does not contain the provider's message, which may contain data of a client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// The value that replaces refuted evidence.
+/// The value of an entry whose evidence is refuted.
 pub(super) const REFUTED: &str = "-";
 
 /// Returns the digest by which replicas name a key in Redis.
@@ -26,7 +26,9 @@ pub(super) fn key_id(fingerprint: Fingerprint) -> SharedId {
 /// The name of an entry: a claim about a key or a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct EvidenceName {
+    /// The digest of the key.
     pub(super) key: SharedId,
+    /// Whether the claim is about the key and not about its workspace.
     pub(super) is_about_key: bool,
     claim: ClaimName,
 }
@@ -55,7 +57,7 @@ impl EvidenceName {
         Self { key: key_id(key), is_about_key, claim }
     }
 
-    /// Whether `evidence` makes this claim.
+    /// Whether `evidence` contains a claim of this kind.
     pub(super) fn matches(&self, evidence: &Evidence) -> bool {
         match (self.claim, evidence.claim) {
             (ClaimName::Credits, ClaimedFault::Credits { .. })
@@ -76,6 +78,7 @@ impl EvidenceName {
         }
     }
 
+    /// Parses a name in the format of its `Display` implementation.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let is_about_key = match parts.next()? {
@@ -115,7 +118,7 @@ impl std::fmt::Display for EvidenceName {
     }
 }
 
-/// The amounts of a claim, and its circumstances.
+/// The value of an entry as JSON: the amounts of the claim, and the circumstances of the refusal.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct SharedEvidence {
@@ -133,7 +136,7 @@ struct SharedEvidence {
     status: Option<u16>,
 }
 
-/// Formats evidence without its claim and its time.
+/// Formats evidence without its kind of claim and its time, which are in the name and the stamp of the entry.
 pub(super) fn format_evidence(evidence: &Evidence) -> String {
     let (reported, scaled_remaining) = match evidence.claim {
         ClaimedFault::Credits { reported, scaled_remaining } => (reported, Some(scaled_remaining)),
@@ -153,11 +156,12 @@ pub(super) fn format_evidence(evidence: &Evidence) -> String {
         is_repeated_elsewhere: evidence.is_repeated_elsewhere,
         status: evidence.source.status,
     };
-    // Numbers and booleans are always valid JSON.
+    // Formatting numbers and booleans as JSON cannot fail.
     serde_json::to_string(&document).unwrap_or_default()
 }
 
-/// Parses the evidence of another replica. `at` is the local time of the refusal, `replica` the id of that replica.
+/// Parses the evidence of another replica. `at` is the local time of the refusal, and `replica` is the id of that
+/// replica.
 pub(super) fn parse_evidence(name: &EvidenceName, text: &str, at: UnixMs, replica: &str) -> Option<Evidence> {
     let document: SharedEvidence = serde_json::from_str(text).ok()?;
     let claim = match name.claim {
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_survives_the_way_to_another_replica() {
+    fn evidence_is_parsed_as_it_was_formatted() {
         let claims = [
             ClaimedFault::Credits { reported: Some((3, 10)), scaled_remaining: 6 },
             ClaimedFault::Credits { reported: None, scaled_remaining: 0 },
@@ -220,18 +224,21 @@ mod tests {
                 },
             };
             let name = EvidenceName::new(fingerprint(), false, claim);
-            assert_eq!(EvidenceName::parse(&name.to_string()), Some(name), "{name}");
-            assert!(name.matches(&evidence));
+            assert_eq!(EvidenceName::parse(&name.to_string()), Some(name), "{name} must be parsed");
+            assert!(name.matches(&evidence), "{name} must match its evidence");
             let text = format_evidence(&evidence);
-            assert!(!text.contains("secret") && !text.contains("id\""), "{text}");
+            assert!(
+                !text.contains("secret") && !text.contains("id\""),
+                "{text} must not contain the message or the request id"
+            );
             let received = parse_evidence(&name, &text, evidence.at, "r1").unwrap();
             let source = RefusalSource { status: Some(429), ..received.source.clone() };
-            assert_eq!(received, Evidence { source, ..evidence }, "{text}");
+            assert_eq!(received, Evidence { source, ..evidence }, "{text} must contain the evidence");
         }
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn unknown_names_and_values_are_refused() {
         let id = key_id(fingerprint());
         for name in [
             String::new(),
@@ -242,7 +249,7 @@ mod tests {
             format!("key:{id}:rate_limited"),
             "key:0:locked".to_owned(),
         ] {
-            assert_eq!(EvidenceName::parse(&name), None, "{name}");
+            assert_eq!(EvidenceName::parse(&name), None, "{name:?} must be refused");
         }
         let name = EvidenceName::new(fingerprint(), true, ClaimedFault::Locked);
         assert_eq!(parse_evidence(&name, REFUTED, UnixMs(0), "r1"), None);

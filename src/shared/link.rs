@@ -1,6 +1,6 @@
 //! Implements `proxy::ReplicaLink` with Redis: looks up data of other replicas for a client's request, and queues the
-//! owners of identifiers that requests prove. A lookup is a command on the connection of the replica. It ends within
-//! `redis.wait_timeout`, with or without a reply.
+//! owners of identifiers that responses of the provider prove. A lookup is a pipeline of commands on the connection of
+//! the replica. It ends within `redis.wait_timeout`, with or without a reply.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,41 +24,42 @@ use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::pool::{OwnerId, Pool};
 use crate::proxy::{FoundOwner, LinkFuture, LookupResult, QuotaReply, QuotaStatement, ReplicaLink};
 
-/// Maximum number of queued updates. An update beyond it is dropped. Other replicas then find the owner by requests
-/// to the accounts.
+/// Maximum number of updates in each queue. An update beyond it is dropped. Other replicas then find the owner by
+/// requests to the accounts.
 const MAX_QUEUED_UPDATES: usize = 8_192;
 /// Time to live of the account that served a list to a client.
 const LIST_ACCOUNT_TTL: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// Maximum time to live of an owner, and the time to live if the configuration has no limit.
+/// Maximum time to live of an owner. It is also the time to live of owners that the configuration keeps forever.
 const MAX_OWNER_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
 
-/// Looks up and publishes data in Redis for requests.
+/// The connection to Redis that requests use for their lookups, and the queues of the owners that they prove.
 pub(super) struct RedisLink {
     /// `None` while the replica is alone.
     commands: ArcSwapOption<MultiplexedConnection>,
     breaker: LookupBreaker,
-    replicas: AtomicU32,
+    /// The number of live replicas at the last beat.
+    live_replicas: AtomicU32,
     replica_id: ArcSwap<String>,
     keyspace: Keyspace,
     wait_timeout: Duration,
     pool: Arc<Pool>,
     owner_limits: RetentionLimits,
-    updates: mpsc::Sender<OwnerUpdate>,
-    counts: LinkCounts,
+    urgent_updates: mpsc::Sender<OwnerUpdate>,
     frequent_updates: mpsc::Sender<OwnerUpdate>,
+    counts: LinkCounts,
 }
 
-/// The queued updates of owners.
+/// The receivers of the queued updates. The task of the link sends the updates to Redis.
 #[derive(Debug)]
 pub(super) struct OwnerUpdates {
     /// Updates that the next request of a client may need, such as a cloned voice or the cursor of a list.
     pub(super) urgent: mpsc::Receiver<OwnerUpdate>,
-    /// Updates that every speech request causes, so that they are stored less often and together.
+    /// Updates that every speech request causes. They are stored less often, and many with one call.
     pub(super) frequent: mpsc::Receiver<OwnerUpdate>,
 }
 
 impl OwnerUpdates {
-    /// Discards the next update.
+    /// Waits for the next update and discards it.
     ///
     /// # Cancel safety
     ///
@@ -76,13 +77,13 @@ impl OwnerUpdates {
 #[derive(Debug)]
 pub(super) struct OwnerUpdate {
     subject: UpdateSubject,
-    /// `None` if the entry is removed.
-    owner: Option<SharedId>,
+    /// The account, or `None` if it is removed.
+    account: Option<SharedId>,
     ttl: Duration,
 }
 
-/// The subject of an update. The task of the link computes its key in Redis, so that requests do not compute its
-/// digest.
+/// The identifier or the client of an update. The task of the link computes its key in Redis, which needs a digest, so
+/// that requests need not compute it.
 #[derive(Debug)]
 enum UpdateSubject {
     Owner(Identifier),
@@ -90,7 +91,7 @@ enum UpdateSubject {
 }
 
 impl UpdateSubject {
-    fn key(&self, keyspace: &Keyspace) -> String {
+    fn redis_key(&self, keyspace: &Keyspace) -> String {
         match self {
             Self::Owner(identifier) => keyspace.owner(identifier_id(identifier)),
             Self::List(client) => keyspace.list_account(client_id(client)),
@@ -110,23 +111,23 @@ pub(super) struct RedisLinkSettings {
 }
 
 impl RedisLink {
-    /// Creates a link that is not connected, and the queues of the updates that the task sends.
+    /// Creates a link without a connection, and the receivers of its queues.
     pub(super) fn new(settings: RedisLinkSettings) -> (Self, OwnerUpdates) {
         let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits, counts } = settings;
-        let (updates, urgent) = mpsc::channel(MAX_QUEUED_UPDATES);
+        let (urgent_updates, urgent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let (frequent_updates, frequent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let link = Self {
             commands: ArcSwapOption::empty(),
             breaker: LookupBreaker::default(),
-            replicas: AtomicU32::new(1),
+            live_replicas: AtomicU32::new(1),
             replica_id: ArcSwap::from_pointee(replica_id),
             keyspace,
             wait_timeout,
             pool,
             owner_limits,
-            updates,
-            counts,
+            urgent_updates,
             frequent_updates,
+            counts,
         };
         (link, OwnerUpdates { urgent, frequent })
     }
@@ -136,19 +137,19 @@ impl RedisLink {
         self.commands.store(commands.map(Arc::new));
     }
 
-    /// States quotas under a new id from now on.
+    /// Sends the statements about quotas with a new replica id from this call on.
     pub(super) fn replace_id(&self, id: String) {
         self.replica_id.store(Arc::new(id));
     }
 
     /// Records the number of replicas that the reply to a beat contains, and its round trip.
-    pub(super) fn record_beat(&self, replicas: u32, round_trip: Duration) {
+    pub(super) fn record_beat(&self, live_replicas: u32, round_trip: Duration) {
         self.breaker.record_beat(round_trip < self.wait_timeout);
-        self.replicas.store(replicas, Ordering::Relaxed);
+        self.live_replicas.store(live_replicas, Ordering::Relaxed);
     }
 
-    /// Sends commands, and returns their replies, or `None` if they do not arrive within `redis.wait_timeout`, or if the
-    /// last replies did not.
+    /// Sends commands, and returns their replies. Returns `None` if the replies do not arrive within
+    /// `redis.wait_timeout`, or without sending the commands if the replica is alone or the breaker is open.
     async fn look_up<T: FromRedisValue>(&self, pipeline: Pipeline) -> Option<T> {
         let mut commands = self.commands.load().as_deref()?.clone();
         if !self.breaker.try_start() {
@@ -167,9 +168,9 @@ impl RedisLink {
         }
     }
 
-    fn queue_update(&self, update: OwnerUpdate) {
-        // See `MAX_QUEUED_UPDATES`.
-        let _ = self.updates.try_send(update);
+    fn queue_urgent_update(&self, update: OwnerUpdate) {
+        // The update is dropped when the queue is full, as `MAX_QUEUED_UPDATES` explains.
+        let _ = self.urgent_updates.try_send(update);
     }
 }
 
@@ -185,7 +186,7 @@ pub(super) fn client_id(client: &ClientName) -> SharedId {
 
 impl ReplicaLink for RedisLink {
     fn replicas(&self) -> u32 {
-        self.replicas.load(Ordering::Relaxed)
+        self.live_replicas.load(Ordering::Relaxed)
     }
 
     fn find_owners<'a>(
@@ -197,15 +198,15 @@ impl ReplicaLink for RedisLink {
             for identifier in identifiers {
                 pipeline.cmd("GET").arg(self.keyspace.owner(identifier_id(identifier)));
             }
-            let Some(owners) = self.look_up::<Vec<Option<String>>>(pipeline).await else {
+            let Some(accounts) = self.look_up::<Vec<Option<String>>>(pipeline).await else {
                 return LookupResult::Unknown;
             };
             let roster = self.pool.roster();
             let owners: Vec<FoundOwner> = identifiers
                 .iter()
-                .zip(owners)
-                .filter_map(|(identifier, owner)| {
-                    let owner = roster.owner_with_shared_id(SharedId::parse(&owner?)?)?;
+                .zip(accounts)
+                .filter_map(|(identifier, account)| {
+                    let owner = roster.owner_with_shared_id(SharedId::parse(&account?)?)?;
                     Some(FoundOwner { identifier: *identifier, owner })
                 })
                 .collect();
@@ -214,24 +215,24 @@ impl ReplicaLink for RedisLink {
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
-        let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
-        let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
+        let Some(account) = self.pool.roster().shared_id_of(owner) else { return };
+        let max_idle = self.owner_limits.max_idle(identifier.kind.storage_class());
         let update = OwnerUpdate {
             subject: UpdateSubject::Owner(identifier),
-            owner: Some(owner),
-            ttl: idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
+            account: Some(account),
+            ttl: max_idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
         };
         if [ResourceKind::Request, ResourceKind::HistoryItem].contains(&identifier.kind) {
-            // See `MAX_QUEUED_UPDATES`.
+            // The update is dropped when the queue is full, as `MAX_QUEUED_UPDATES` explains.
             let _ = self.frequent_updates.try_send(update);
         } else {
-            self.queue_update(update);
+            self.queue_urgent_update(update);
         }
     }
 
     fn remove_owner(&self, identifier: Identifier) {
         let subject = UpdateSubject::Owner(identifier);
-        self.queue_update(OwnerUpdate { subject, owner: None, ttl: Duration::ZERO });
+        self.queue_urgent_update(OwnerUpdate { subject, account: None, ttl: Duration::ZERO });
     }
 
     fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
@@ -250,10 +251,10 @@ impl ReplicaLink for RedisLink {
     }
 
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
-        let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
-        self.queue_update(OwnerUpdate {
+        let Some(account) = self.pool.roster().shared_id_of(owner) else { return };
+        self.queue_urgent_update(OwnerUpdate {
             subject: UpdateSubject::List(client.clone()),
-            owner: Some(owner),
+            account: Some(account),
             ttl: LIST_ACCOUNT_TTL,
         });
     }
@@ -264,11 +265,11 @@ impl ReplicaLink for RedisLink {
             let statements = std::slice::from_ref(statement);
             let call = quota_call(&self.keyspace, &self.replica_id.load(), self.replicas(), statements);
             let mut pipeline = redis::pipe();
-            pipeline.add_command(call.command());
+            pipeline.add_command(call.to_command());
             let Some([reply]) = self.look_up::<[Value; 1]>(pipeline).await else {
                 return QuotaReply::Unknown;
             };
-            let replies = super::reply::list(&reply);
+            let replies = super::reply::parse_list(&reply);
             replies
                 .ok()
                 .and_then(<[Value]>::first)
@@ -286,10 +287,10 @@ impl fmt::Debug for RedisLink {
 /// Returns the call of `owners.lua` that stores these updates.
 pub(super) fn owners_call(keyspace: &Keyspace, updates: &[OwnerUpdate]) -> ScriptCall {
     let mut arguments = Vec::with_capacity(2 * updates.len());
-    for OwnerUpdate { owner, ttl, .. } in updates {
-        let owner = owner.map(|id| id.to_string()).unwrap_or_default();
-        arguments.extend([owner, ttl.as_millis().max(1).to_string()]);
+    for OwnerUpdate { account, ttl, .. } in updates {
+        let account = account.map(|id| id.to_string()).unwrap_or_default();
+        arguments.extend([account, ttl.as_millis().max(1).to_string()]);
     }
-    let keys = updates.iter().map(|update| update.subject.key(keyspace)).collect();
+    let keys = updates.iter().map(|update| update.subject.redis_key(keyspace)).collect();
     ScriptCall { script: OWNERS, keys, arguments }
 }

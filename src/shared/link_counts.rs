@@ -1,4 +1,4 @@
-//! Counts the commands, the round trips and the failures of the connection to Redis, for the metrics page.
+//! Counts the commands, the round trips and the failures of the connection to Redis, and adds them to the metrics.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use redis::RedisError;
 use super::connect_error::{RedisConnectError, RedisRefusal};
 use crate::telemetry::Histogram;
 
-/// Bucket bounds in seconds: from a Redis on the same machine (0.1 ms) to the default of `redis.response_timeout`
-/// (250 ms), and 1 s for a longer timeout.
+/// The upper bounds of the buckets in seconds: from the round trip to a Redis on the same machine (0.1 ms) to the
+/// default of `redis.response_timeout` (250 ms), and 1 s for a longer timeout.
 const ROUND_TRIP_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 
@@ -20,9 +20,9 @@ const ROUND_TRIP_BUCKETS: &[f64] =
 pub(super) enum LinkFault {
     /// The name of a host has no address.
     Name,
-    /// No connection is accepted.
+    /// No address of the host accepts a connection.
     Unreachable,
-    /// There was no response in time.
+    /// Redis did not respond in time.
     Timeout,
     /// The TLS handshake failed.
     Tls,
@@ -30,7 +30,7 @@ pub(super) enum LinkFault {
     Closed,
     /// Redis refused the login or a command.
     Refused,
-    /// The sentinels do not name a master.
+    /// No sentinel returned the address of the master.
     Sentinel,
     /// The reply of a script has an unexpected form.
     Reply,
@@ -62,7 +62,7 @@ impl LinkFault {
         }
     }
 
-    /// Returns the reason that no connection was opened.
+    /// Returns the reason that a connection could not be opened.
     pub(super) fn of_connect(error: &RedisConnectError) -> Self {
         match error {
             RedisConnectError::Name { .. } => Self::Name,
@@ -106,17 +106,17 @@ impl LinkCounts {
         self.commands.inc_by(commands as u64);
     }
 
-    /// Records the time from the commands to their last response.
+    /// Records the time from sending commands together to their last response.
     pub(super) fn record_round_trip(&self, duration: Duration) {
         self.round_trip.observe(duration);
     }
 
-    /// Counts a failed connection.
+    /// Counts a connection that failed or could not be opened.
     pub(super) fn record_error(&self, fault: LinkFault) {
         self.errors.get_or_create(&labels(fault)).inc();
     }
 
-    /// Adds the metrics to the registry of a page.
+    /// Adds the metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Commands that this replica sent to Redis";
         registry.register("redis_commands", help, self.commands.clone());
@@ -136,16 +136,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_series_of_its_own_from_the_start() {
+    fn every_reason_has_a_separate_series_from_the_start() {
         let counts = LinkCounts::default();
         counts.record_error(LinkFault::Timeout);
         let mut registry = Registry::default();
         counts.register(&mut registry);
         let page = crate::telemetry::ExpositionFormat::OpenMetrics.write_page(&[&registry]);
         let series: Vec<&str> = page.lines().filter(|line| line.starts_with("redis_errors_total{")).collect();
-        assert_eq!(series.len(), LinkFault::ALL.len(), "{page}");
-        assert!(series.contains(&"redis_errors_total{reason=\"timeout\"} 1"), "{page}");
-        assert_eq!(series.iter().filter(|line| line.ends_with(" 0")).count(), series.len() - 1, "{page}");
+        assert_eq!(series.len(), LinkFault::ALL.len(), "each reason must have one series in {page}");
+        assert!(
+            series.contains(&"redis_errors_total{reason=\"timeout\"} 1"),
+            "the timeout must be counted in {page}"
+        );
+        let zero_count = series.iter().filter(|line| line.ends_with(" 0")).count();
+        assert_eq!(zero_count, series.len() - 1, "all other reasons must have the value 0 in {page}");
     }
 
     #[test]

@@ -1,30 +1,31 @@
-//! The circuit breaker of lookups: a request waits for Redis only while Redis is expected to reply within
-//! `redis.wait_timeout`. Lookups without a reply and beats with a long round trip open the breaker, and a beat with a
-//! short round trip closes it.
+//! Decides whether a lookup may be sent: a circuit breaker, so that a request waits for Redis only while Redis is
+//! expected to reply within `redis.wait_timeout`. Three lookups without a reply open the breaker. After a beat with a
+//! long round trip, one lookup without a reply opens it. A beat with a short round trip closes it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The number of consecutive lookups without a reply after which no lookup is sent until a beat is fast enough.
 const MAX_FAILED_LOOKUPS: u32 = 3;
-/// The count of failed lookups at which one more failure opens the breaker. Then only one lookup is sent at a time, so
-/// that only one request waits for a slow Redis.
-const LAST_LOOKUP: u32 = MAX_FAILED_LOOKUPS - 1;
+/// The count of failed lookups at which one more failure opens the breaker. At this count, only one lookup is sent at a
+/// time, so that only one request waits for a slow Redis.
+const ONE_LOOKUP_LEFT: u32 = MAX_FAILED_LOOKUPS - 1;
 
-/// Counts consecutive lookups without a reply.
+/// The state of the breaker: the number of consecutive lookups without a reply.
 #[derive(Debug, Default)]
 pub(super) struct LookupBreaker {
     failed_lookups: AtomicU32,
 }
 
 impl LookupBreaker {
-    /// Whether a lookup may be sent. The caller must record its result. A last lookup whose result is not recorded,
-    /// because its client has disconnected, leaves the breaker open until the next fast beat.
+    /// Returns whether a lookup may be sent. The caller must record whether it got a reply. If only one lookup is left,
+    /// and the caller records nothing because its client has disconnected, the breaker stays open until the next fast
+    /// beat.
     pub(super) fn try_start(&self) -> bool {
         match self.failed_lookups.load(Ordering::Relaxed) {
-            ..LAST_LOOKUP => true,
-            LAST_LOOKUP => self
+            ..ONE_LOOKUP_LEFT => true,
+            ONE_LOOKUP_LEFT => self
                 .failed_lookups
-                .compare_exchange(LAST_LOOKUP, MAX_FAILED_LOOKUPS, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(ONE_LOOKUP_LEFT, MAX_FAILED_LOOKUPS, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok(),
             MAX_FAILED_LOOKUPS.. => false,
         }
@@ -46,7 +47,7 @@ impl LookupBreaker {
         if is_fast {
             self.record_reply();
         } else {
-            self.failed_lookups.fetch_max(LAST_LOOKUP, Ordering::Relaxed);
+            self.failed_lookups.fetch_max(ONE_LOOKUP_LEFT, Ordering::Relaxed);
         }
     }
 }

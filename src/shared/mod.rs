@@ -1,7 +1,8 @@
 //! Lets several replicas of Keychoir share one pool of keys through Redis.
 //!
-//! [`LinkTask`] keeps one connection to Redis. At each beat it states the use of this replica and receives its
-//! grants, and it applies the changes that other replicas publish. Without `[redis]`, this module does not run.
+//! [`LinkTask`] keeps one connection to Redis. At each beat it reports the use of this replica and receives its
+//! grants, and it applies the changes that other replicas publish. [`probe()`] tries a Redis for
+//! `keychoir check --online`. Without `[redis]` in the configuration, nothing of this module runs.
 
 mod beat_calls;
 mod beat_replies;
@@ -53,20 +54,21 @@ pub use probe::{RedisProbe, RedisProbeError, RedisProbeStep, probe};
 pub use push::{Push, Pushes};
 pub use redis_acl::acl_setuser_command;
 pub use task::{LinkHandles, LinkInputs, LinkTask, new_replica_id};
-pub use view::{LinkState, PoolView, ReplicaInfo, SharedPoolView};
+pub use view::{LinkState, ListedReplica, PoolView, SharedPoolView};
 
 /// The Redis that replicas share, and the timing of the connection to it.
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
     /// The address of Redis, its sentinels or its Unix socket, with the credentials.
     pub url: RedisUrl,
-    /// A PEM file of the only certificate authorities that are trusted for Redis, or `None` for the public ones.
+    /// A PEM file of the only certificate authorities that are trusted for Redis. `None` if the public authorities
+    /// are trusted.
     pub ca_file: Option<PathBuf>,
     /// The pool that the replicas share.
     pub pool: SharedPoolName,
     /// Maximum time that a client's request waits for a reply of Redis.
     pub wait_timeout: Duration,
-    /// Interval between two statements of a replica while its use changes.
+    /// Interval between two beats of a replica while its use changes.
     pub beat_interval: Duration,
     /// Time without a response after which Redis counts as lost.
     pub response_timeout: Duration,

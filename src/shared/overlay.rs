@@ -1,5 +1,5 @@
-//! Encrypts and decrypts the overlay for other replicas, and creates the channels between the owner of the overlay
-//! (`control/merge.rs`) and the connection to Redis. The connection receives only versions and encrypted bytes.
+//! Encrypts the overlay for other replicas and decrypts theirs, and creates the channels between the owner of the
+//! overlay (`control/merge.rs`) and the task of the link. The task receives only versions and encrypted bytes.
 
 use std::fmt;
 
@@ -13,25 +13,25 @@ use crate::secret::ApiKey;
 /// The first bytes of a sealed overlay. Increment the number when the format changes.
 const MAGIC: [u8; 4] = *b"KCO1";
 
-/// The bytes of the hash of a content.
+/// The number of bytes of a content hash.
 const HASH_BYTES: usize = 16;
 
-/// The bytes of the plain header: the magic bytes and the version.
+/// The number of bytes of the plain header: the magic bytes and the version.
 const HEADER_BYTES: usize = MAGIC.len() + 8 + 8 + HASH_BYTES;
 
-/// Maximum number of queued overlays of other replicas. Each overlay contains all changes, so that a longer queue
-/// would only delay the last overlay.
+/// Maximum number of queued overlays of other replicas. Each overlay contains all changes, so a longer queue would only
+/// delay the last overlay.
 const MAX_QUEUED_OVERLAYS: usize = 16;
 
-/// The version of an overlay, which is no secret. A merged overlay has a higher version than the overlays that it
-/// was merged from, except overlays with the same content.
+/// The version of an overlay, which is not secret. A merged overlay has a higher version than the overlays from which
+/// it was merged, except an overlay with the same content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OverlayVersion {
-    /// The number of changes so far.
+    /// The number of changes that led to the overlay.
     pub generation: u64,
     /// The time of the last change, which can be ahead of the clock.
     pub changed_at: UnixMs,
-    /// The first bytes of a hash of the content, without the generation.
+    /// The first bytes of a hash of the content. The hash does not include the generation.
     pub content_hash: [u8; HASH_BYTES],
 }
 
@@ -87,7 +87,7 @@ impl SealedOverlay {
         Ok(Self { version, bytes })
     }
 
-    /// Returns the version, which is compared before an overlay is stored or merged.
+    /// Returns the version, by which replicas decide whether to store or merge the overlay.
     #[must_use]
     pub fn version(&self) -> OverlayVersion {
         self.version
@@ -125,21 +125,21 @@ fn parse_version(bytes: &[u8]) -> Option<OverlayVersion> {
     })
 }
 
-/// The side of the connection to Redis.
+/// The ends of the channels that the task of the link uses.
 #[derive(Debug)]
 pub struct OverlayPort {
-    /// The overlay of this replica: as it is at the start, and after each change.
+    /// Contains the overlay of this replica at the start, and after each change.
     pub outgoing: watch::Receiver<SealedOverlay>,
-    /// Receives the overlays of other replicas.
+    /// Sends the overlays of other replicas to the owner.
     pub incoming: mpsc::Sender<SealedOverlay>,
 }
 
-/// The side of the owner of the overlay.
+/// The ends of the channels that the owner of the overlay uses.
 #[derive(Debug)]
 pub struct OverlayExchange {
-    /// Publishes the overlay of this replica.
+    /// Sends the overlay of this replica to Redis.
     pub outgoing: watch::Sender<SealedOverlay>,
-    /// The overlays of other replicas.
+    /// Receives the overlays of other replicas.
     pub incoming: mpsc::Receiver<SealedOverlay>,
 }
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_is_read_with_its_version() {
+    fn an_overlay_is_parsed_with_its_version() {
         let key = ApiKey::new(KEY).unwrap();
         let version = version(7, 1_800_000_000_000, 9);
         let document = SecretDocument::new(b"text".to_vec());

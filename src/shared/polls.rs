@@ -1,5 +1,5 @@
-//! Formats and parses the result of a poll as an entry of the map of polls. One replica polls the provider, and all
-//! replicas apply its results.
+//! Formats and parses the result of a poll, which is the value of an entry in the map of polls. One replica polls the
+//! provider, and all replicas apply its results.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,19 +10,21 @@ use crate::policy::shared_id::SharedId;
 use crate::policy::verdict::Verdict;
 use crate::pool::Observation;
 
-/// A poll with its key and the digest of the workspace that the provider reported.
+/// The result of a poll of one key, as all replicas receive it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SharedPoll {
     pub(super) observation: Observation,
+    /// The digest of the workspace that the provider reported.
     pub(super) workspace: Option<SharedId>,
-    /// The host of the key's region, if it is not the default one.
+    /// The host of the key's region, or `None` for the default region.
     pub(super) region: Option<String>,
 }
 
+/// A [`SharedPoll`] as JSON.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct PollDocument {
-    /// `quota`, `unreadable`, `invalid` or `wrong_host`.
+    /// The kind of the observation: [`QUOTA`], [`UNREADABLE`], [`INVALID`] or [`WRONG_HOST`].
     result: String,
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,7 +55,8 @@ const UNREADABLE: &str = "unreadable";
 const INVALID: &str = "invalid";
 const WRONG_HOST: &str = "wrong_host";
 
-/// Formats the result of a poll. The reset date is the provider's, so that it is the same on every machine.
+/// Formats the result of a poll. The time of the reset is that of the provider, so it needs no conversion to the clock
+/// of Redis.
 pub(super) fn format_poll(poll: &SharedPoll) -> String {
     let workspace = poll.workspace.map(|id| id.to_string());
     let region = poll.region.clone();
@@ -83,11 +86,11 @@ pub(super) fn format_poll(poll: &SharedPoll) -> String {
             PollDocument { result: result.to_owned(), workspace, region, ..PollDocument::default() }
         }
     };
-    // Texts, numbers and booleans are always valid JSON.
+    // Formatting texts, numbers and booleans as JSON cannot fail.
     serde_json::to_string(&document).unwrap_or_default()
 }
 
-/// Parses the result of another replica's poll. Returns `None` for a text of an unknown form.
+/// Parses the result of a poll by `replica`. Returns `None` for a text of an unknown form.
 pub(super) fn parse_poll(text: &str, replica: &str) -> Option<SharedPoll> {
     let document: PollDocument = serde_json::from_str(text).ok()?;
     let workspace = document.workspace.as_deref().and_then(SharedId::parse);
@@ -128,7 +131,7 @@ mod tests {
     use crate::policy::units::UnixMs;
 
     #[test]
-    fn a_poll_survives_the_way_to_another_replica() {
+    fn a_poll_is_parsed_as_it_was_formatted() {
         let quota = |extension| Observation::Quota {
             quota: Quota { count: 7, limit: Some(10), extension, resets_at: Some(UnixMs(1_796_000_000_000)) },
             tier: Some("creator".to_owned()),
@@ -157,7 +160,7 @@ mod tests {
                 region: None,
             };
             let text = format_poll(&poll);
-            assert!(!text.contains("a text"), "{text}");
+            assert!(!text.contains("a text"), "{text} must not contain the message of the provider");
             let Some(SharedPoll { observation: Observation::Invalid { verdict: received, .. }, .. }) =
                 parse_poll(&text, "r1")
             else {
@@ -168,9 +171,9 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn texts_of_an_unknown_form_are_refused() {
         for text in ["", "-", "{}", r#"{"result":"other"}"#, r#"{"result":"quota","count":-1}"#] {
-            assert_eq!(parse_poll(text, "r1"), None, "{text}");
+            assert_eq!(parse_poll(text, "r1"), None, "{text:?} must be refused");
         }
     }
 }

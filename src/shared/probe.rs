@@ -1,6 +1,6 @@
-//! Checks for `keychoir check --online` whether a replica can use a Redis: connects, runs a script with all commands
-//! of the replicas' scripts, and publishes and receives a message. It leaves only a key that expires after a few
-//! seconds.
+//! Tries for `keychoir check --online` whether a replica can use a Redis: connects, runs a script with all commands of
+//! the replicas' scripts, and publishes and receives a message. The only trace of a probe is a key that expires after 5
+//! s.
 
 use std::fmt;
 use std::io;
@@ -38,7 +38,7 @@ return time[1] * 1000 + math.floor(time[2] / 1000)";
 
 /// The beginning of the message that a probe publishes. Replicas ignore it.
 const MESSAGE_PREFIX: &str = "check ";
-/// Maximum nodes of a cluster that are tried. A stable cluster needs two.
+/// Maximum number of nodes of a cluster that are tried. In a stable cluster, the first node names the right one.
 const MAX_REDIRECTS: usize = 3;
 /// The number of measured round trips.
 const ROUND_TRIPS: usize = 5;
@@ -46,9 +46,9 @@ const ROUND_TRIPS: usize = 5;
 /// The result of a probe.
 #[derive(Clone, Debug)]
 pub struct RedisProbe {
-    /// The server. In a cluster, the node that has the pool.
+    /// The server. In a cluster, it is the node that has the keys of the pool.
     pub server: RedisServer,
-    /// The least of several round trips.
+    /// The shortest of several round trips.
     pub round_trip: Duration,
     /// The time of the server.
     pub server_time: UnixMs,
@@ -62,7 +62,7 @@ pub enum RedisProbeError {
     /// `redis.ca_file` cannot be used.
     #[error("redis.ca_file: {0}")]
     Tls(#[from] TlsError),
-    /// No connection was opened.
+    /// No connection could be opened.
     #[error(transparent)]
     Connect(#[from] RedisConnectError),
     /// Redis refused a step.
@@ -72,7 +72,7 @@ pub enum RedisProbeError {
         server: String,
         /// The step that was refused.
         step: RedisProbeStep,
-        /// The reason of Redis.
+        /// The reason that Redis returned.
         refusal: RedisRefusal,
     },
     /// A step had no response in time, or the connection ended.
@@ -103,7 +103,7 @@ impl RedisProbeError {
     }
 }
 
-/// A step of a probe, with the permission that it needs.
+/// A step of a probe. Its text names the commands that need a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedisProbeStep {
     /// Commands without a script.
@@ -127,7 +127,8 @@ impl fmt::Display for RedisProbeStep {
     }
 }
 
-/// Tries the Redis of `settings`. Each step is bounded by `redis.connect_timeout` or `redis.response_timeout`.
+/// Tries the Redis of `settings`. `redis.connect_timeout` bounds the connection, and `redis.response_timeout` bounds
+/// each other step.
 ///
 /// # Errors
 ///
@@ -137,13 +138,13 @@ pub async fn probe(settings: &LinkSettings) -> Result<RedisProbe, RedisProbeErro
     let mut endpoint = RedisEndpoint::new(settings)?;
     let mut connection = endpoint.open(&tasks).await?;
     for _ in 0..MAX_REDIRECTS {
-        let error = match try_connection(settings, &mut connection).await {
+        let failure = match try_connection(settings, &mut connection).await {
             Ok(probe) => return Ok(probe),
             Err(failure) => failure,
         };
-        match endpoint.redirect(&error.error) {
+        match endpoint.redirect(&failure.error) {
             Some(node) => endpoint = node,
-            None => return Err(error.into_probe_error(settings, &connection.server)),
+            None => return Err(failure.into_probe_error(settings, &connection.server)),
         }
         connection = endpoint.open(&tasks).await?;
     }
@@ -167,11 +168,12 @@ impl StepFailure {
     }
 }
 
-/// Returns the function that adds the step to an error.
-fn in_step(step: RedisProbeStep) -> impl Fn(RedisError) -> StepFailure {
+/// Returns a function that adds the step to an error.
+fn fail_in(step: RedisProbeStep) -> impl Fn(RedisError) -> StepFailure {
     move |error| StepFailure { step, error }
 }
 
+/// Runs all steps of a probe on an open connection.
 async fn try_connection(
     settings: &LinkSettings,
     connection: &mut RedisConnection,
@@ -180,9 +182,7 @@ async fn try_connection(
     let key = format!("{}check", settings.pool.key_prefix());
     let channel = settings.pool.changes_channel();
     let token = format!("{MESSAGE_PREFIX}{:016x}", fastrand::u64(..));
-    let step = in_step(RedisProbeStep::Subscribe);
-    commands.subscribe(&channel).await.map_err(step)?;
-    let step = in_step(RedisProbeStep::Script);
+    commands.subscribe(&channel).await.map_err(fail_in(RedisProbeStep::Subscribe))?;
     let server_time: u64 = redis::cmd("EVAL")
         .arg(SCRIPT)
         .arg(1)
@@ -191,11 +191,10 @@ async fn try_connection(
         .arg(&channel)
         .query_async(commands)
         .await
-        .map_err(step)?;
+        .map_err(fail_in(RedisProbeStep::Script))?;
     let local_time = clock::now();
-    let step = in_step(RedisProbeStep::Commands);
-    let round_trip = try_commands(commands, &key, &token).await.map_err(step)?;
-    let is_delivered = tokio::time::timeout(settings.response_timeout, async {
+    let round_trip = try_commands(commands, &key, &token).await.map_err(fail_in(RedisProbeStep::Commands))?;
+    let delivery = tokio::time::timeout(settings.response_timeout, async {
         while let Some(push) = connection.pushes.next().await {
             if push == Push::Message(token.clone().into_bytes()) {
                 return true;
@@ -203,7 +202,7 @@ async fn try_connection(
         }
         false
     });
-    if !is_delivered.await.unwrap_or(false) {
+    if !delivery.await.unwrap_or(false) {
         let error = RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
         return Err(StepFailure { step: RedisProbeStep::Publish, error });
     }
@@ -215,15 +214,15 @@ async fn try_connection(
     })
 }
 
-/// Uses the commands that replicas send without a script, and returns the least round trip.
+/// Sends the commands that replicas send without a script, and returns the shortest round trip.
 async fn try_commands(commands: &mut MultiplexedConnection, key: &str, value: &str) -> RedisResult<Duration> {
     redis::cmd("SET").arg(key).arg(value).arg("PX").arg(5_000).exec_async(commands).await?;
     redis::cmd("GET").arg(key).exec_async(commands).await?;
-    let mut least = Duration::MAX;
+    let mut shortest = Duration::MAX;
     for _ in 0..ROUND_TRIPS {
         let start = clock::instant();
         redis::cmd("PING").exec_async(commands).await?;
-        least = least.min(clock::elapsed_since(start));
+        shortest = shortest.min(clock::elapsed_since(start));
     }
-    Ok(least)
+    Ok(shortest)
 }

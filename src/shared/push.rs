@@ -1,4 +1,4 @@
-//! Queues the messages that Redis pushes over the connection, in bounded memory. The connection fills the queue, and
+//! Queues the messages that Redis pushes over a connection, in bounded memory. The client library fills the queue, and
 //! `open_link.rs` reads it.
 
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-/// Maximum queued messages. Replicas publish a few messages per second.
-const MAX_QUEUED: usize = 256;
-/// Maximum bytes of a message. Messages of replicas have less than 1 KiB, and another program that publishes on the
-/// channel must not use more memory than `MAX_QUEUED` of these.
+/// Maximum number of queued messages. Replicas publish a few messages per second.
+const MAX_QUEUED_MESSAGES: usize = 256;
+/// Maximum size of a queued message in bytes. Together with [`MAX_QUEUED_MESSAGES`], it bounds the memory that another
+/// program can use by publishing on the channel. A larger message, such as a very large overlay, counts as missed, and
+/// the replica reads the map instead.
 const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 
 /// An event on the channel of the pool.
@@ -20,11 +21,11 @@ const MAX_MESSAGE_SIZE: usize = 64 * 1024;
 pub enum Push {
     /// A message that a replica published.
     Message(Vec<u8>),
-    /// Messages were lost, because they were too large or arrived faster than they were read.
+    /// Messages were dropped, because they were too large or arrived faster than they were read.
     Missed,
 }
 
-/// Receives the messages of the channels to which the connection is subscribed.
+/// Receives the messages of the channels to which a connection is subscribed.
 #[derive(Debug)]
 pub struct Pushes {
     queue: mpsc::Receiver<Push>,
@@ -45,18 +46,18 @@ impl Pushes {
     }
 }
 
-/// Returns the queue and the function that fills it. The queue ends when the function is dropped.
-pub(super) fn queue() -> (impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static, Pushes) {
-    let (sender, queue) = mpsc::channel(MAX_QUEUED);
+/// Creates a queue. Returns the function that fills it and the receiver. The queue ends when the function is dropped.
+pub(super) fn create_queue() -> (impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static, Pushes) {
+    let (sender, queue) = mpsc::channel(MAX_QUEUED_MESSAGES);
     let has_missed = Arc::new(AtomicBool::new(false));
-    let missed = Arc::clone(&has_missed);
+    let sender_has_missed = Arc::clone(&has_missed);
     let push = move |info: PushInfo| {
-        let Some(event) = to_push(info) else { return Ok(()) };
+        let Some(event) = parse_push(info) else { return Ok(()) };
         match sender.try_send(event) {
             Ok(()) => Ok(()),
-            // The receiver has messages to read, so it also sees the flag.
+            // The receiver reads the flag before the next of the queued messages.
             Err(TrySendError::Full(_)) => {
-                missed.store(true, Ordering::Relaxed);
+                sender_has_missed.store(true, Ordering::Relaxed);
                 Ok(())
             }
             Err(TrySendError::Closed(_)) => Err(SendError),
@@ -65,12 +66,12 @@ pub(super) fn queue() -> (impl Fn(PushInfo) -> Result<(), SendError> + Send + Sy
     (push, Pushes { queue, has_missed })
 }
 
-/// Returns the event of a message; `None` for all other pushes, such as the confirmation of a subscription.
-fn to_push(info: PushInfo) -> Option<Push> {
+/// Returns the event of a message. Returns `None` for other pushes, such as the confirmation of a subscription.
+fn parse_push(info: PushInfo) -> Option<Push> {
     if info.kind != PushKind::Message {
         return None;
     }
-    // A message has the channel and the payload.
+    // The data of a message is the channel and then the payload.
     let Some(Value::BulkString(payload)) = info.data.into_iter().nth(1) else { return None };
     Some(if payload.len() > MAX_MESSAGE_SIZE { Push::Missed } else { Push::Message(payload) })
 }
@@ -86,7 +87,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_arrive_in_order_until_the_connection_ends() {
-        let (push, mut pushes) = queue();
+        let (push, mut pushes) = create_queue();
         push(message(b"a".to_vec())).unwrap();
         push(PushInfo { kind: PushKind::Subscribe, data: vec![] }).unwrap();
         push(PushInfo { kind: PushKind::Message, data: vec![Value::Nil] }).unwrap();
@@ -99,19 +100,19 @@ mod tests {
 
     #[tokio::test]
     async fn messages_beyond_the_bounds_are_reported_as_missed() {
-        let (push, mut pushes) = queue();
+        let (push, mut pushes) = create_queue();
         push(message(vec![0; MAX_MESSAGE_SIZE])).unwrap();
         push(message(vec![0; MAX_MESSAGE_SIZE + 1])).unwrap();
         assert_eq!(pushes.next().await, Some(Push::Message(vec![0; MAX_MESSAGE_SIZE])));
         assert_eq!(pushes.next().await, Some(Push::Missed));
-        for _ in 0..=MAX_QUEUED {
+        for _ in 0..=MAX_QUEUED_MESSAGES {
             push(message(b"a".to_vec())).unwrap();
         }
         assert_eq!(pushes.next().await, Some(Push::Missed), "a lost message must be reported");
-        for _ in 0..MAX_QUEUED {
+        for _ in 0..MAX_QUEUED_MESSAGES {
             assert_eq!(pushes.next().await, Some(Push::Message(b"a".to_vec())));
         }
         drop(pushes);
-        assert!(push(message(b"a".to_vec())).is_err());
+        assert!(push(message(b"a".to_vec())).is_err(), "a push must fail after the receiver was dropped");
     }
 }

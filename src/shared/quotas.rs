@@ -1,5 +1,5 @@
 //! Builds the calls of `quotas.lua`, which divides the quotas of clients and users between replicas, and parses the
-//! replies. `clients.rs` sends them at beats, and `link.rs` for single requests.
+//! replies. `clients.rs` sends the calls with beats, and `link.rs` for single requests.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,18 @@ use redis::Value;
 
 use super::credits::{GRANT_LEASE, LEASE_MARGIN};
 use super::link::client_id;
-use super::reply::{amount, integer, tuple};
+use super::reply::{parse_amount, parse_integer, parse_tuple};
 use super::scripts::{Keyspace, QUOTAS, ScriptCall};
 use crate::policy::client_quota::{Period, QuotaUnit};
 use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::proxy::{QuotaGrant, QuotaKey, QuotaReply, QuotaStatement};
 
-/// Time to live of the use of a quota without a period, after the last statement.
+/// Time to live of the use of a quota without a period after the last statement about it.
 const TOTAL_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
-/// The time after the end of a period for which Redis keeps the use of a quota.
+/// The time for which Redis keeps the use of a quota after the end of its period.
 const PERIOD_MARGIN: Duration = Duration::from_secs(24 * 3_600);
 
-/// Returns the call that states these quotas.
+/// Returns the call of `quotas.lua` with these statements. `replicas` is the number of live replicas.
 pub(super) fn quota_call(
     keyspace: &Keyspace,
     replica: &str,
@@ -38,16 +38,16 @@ pub(super) fn quota_call(
     ScriptCall { script: QUOTAS, keys, arguments }
 }
 
-/// Parses the reply to a statement that was sent at `sent_at`.
+/// Parses the reply to a statement that was sent at `sent_at`. A reply of an unexpected shape counts as unknown.
 pub(super) fn parse_quota_reply(reply: &Value, sent_at: Instant) -> QuotaReply {
     let parse = || {
-        let [is_granted, granted, used_by_others] = tuple(reply)?;
+        let [is_granted, granted, used_by_others] = parse_tuple(reply)?;
         let grant = QuotaGrant {
-            granted: amount(granted)?,
-            used_by_others: amount(used_by_others)?,
+            granted: parse_amount(granted)?,
+            used_by_others: parse_amount(used_by_others)?,
             valid_until: sent_at + GRANT_LEASE - LEASE_MARGIN,
         };
-        Ok::<_, super::reply::UnexpectedReply>(match integer(is_granted)? {
+        Ok::<_, super::reply::UnexpectedReply>(match parse_integer(is_granted)? {
             1 => QuotaReply::Granted(grant),
             _ => QuotaReply::Denied(grant),
         })

@@ -1,9 +1,9 @@
-//! Lists the Redis commands that a replica uses, and builds the `ACL SETUSER` command that permits only these. An
-//! operator runs that command in Redis; `keychoir check --online` prints it.
+//! Lists the Redis commands that a replica uses, and builds the `ACL SETUSER` command that permits only them.
+//! `keychoir check --online` prints that command, and an operator runs it in Redis.
 
 use super::LinkSettings;
 
-/// The commands that replicas send, directly or in scripts. HELLO needs no permission.
+/// The commands that replicas send directly or in scripts. HELLO is not listed, because it needs no permission.
 pub(super) const COMMANDS: [&str; 17] = [
     "eval",
     "get",
@@ -29,7 +29,7 @@ pub(super) const COMMANDS: [&str; 17] = [
 #[must_use]
 pub fn acl_setuser_command(settings: &LinkSettings) -> String {
     let pattern = settings.pool.access_pattern();
-    // SELECT is sent only for a database other than 0.
+    // A replica sends SELECT only for a database other than 0.
     let select = (settings.url.database != 0).then_some("select");
     let commands: Vec<String> =
         COMMANDS.into_iter().chain(select).map(|command| format!("+{command}")).collect();

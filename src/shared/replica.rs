@@ -1,6 +1,6 @@
-//! Holds the state of this replica, and computes its statements for the next beat. `beat_replies.rs` applies the
-//! replies. Both do no input or output, and take the time as an argument, so that tests can simulate many replicas on
-//! virtual time.
+//! Holds the state of this replica, and makes its statements for the next beat: what it has used, holds and needs.
+//! `beat_replies.rs` applies the replies. Neither file does input or output, and both take the time as an argument, so
+//! that tests can simulate many replicas on virtual time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -23,13 +23,13 @@ use crate::policy::shared_pool_name::SharedPoolName;
 use crate::policy::units::UnixMs;
 use crate::pool::{GroupDemand, Pool, QueuedDemand, Roster, Workspace};
 
-/// Maximum interval between two statements about a subject that did not change.
+/// Maximum interval between two full beats. A full beat contains also the statements that have not changed.
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// The assumed number of replicas before the first response of Redis, so that a replica which starts while Redis is
-/// down does not use the whole pool.
-const UNKNOWN_REPLICAS: u32 = 2;
+/// The assumed number of replicas before the first reply of Redis, so that a replica which starts while Redis is down
+/// does not use the whole pool.
+const ASSUMED_REPLICAS: u32 = 2;
 
-/// The identity and the role of this replica.
+/// The settings of a [`Replica`].
 #[derive(Debug)]
 pub(super) struct ReplicaSettings {
     pub(super) id: String,
@@ -40,7 +40,7 @@ pub(super) struct ReplicaSettings {
     pub(super) regions: Arc<[Arc<Authority>]>,
 }
 
-/// The state of this replica.
+/// The state of this replica, which its beats change.
 #[derive(Debug)]
 pub(super) struct Replica {
     pub(super) id: String,
@@ -57,28 +57,29 @@ pub(super) struct Replica {
     pub(super) can_lead: bool,
     pub(super) membership: Option<Membership>,
     /// The number of live replicas at the last reply.
-    pub(super) replicas: u32,
-    /// The number of the last statement.
-    pub(super) statement: u64,
+    pub(super) live_replicas: u32,
+    /// The number of the last beat, by which Redis recognizes a statement that arrives late.
+    pub(super) statement_number: u64,
     pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
     pub(super) last_full_beat: Option<Instant>,
     /// The workspaces whose credits or slots other replicas need.
-    demanded: BTreeSet<SharedId>,
-    /// Whether Redis does not respond, so that divided amounts are used carefully.
+    demanded_by_others: BTreeSet<SharedId>,
+    /// Whether Redis does not respond, so that this replica uses only its part of the pool.
     pub(super) is_alone: bool,
-    /// Whether Redis has received a statement of this replica over the current connection.
-    pub(super) has_stated: bool,
+    /// Whether Redis has replied to a beat over the current connection.
+    pub(super) has_reported: bool,
     /// Whether the replica returns its grants and slots, because its program ends.
     pub(super) is_leaving: bool,
 }
 
-/// The state of a workspace at this replica.
+/// The credits and slots of a workspace, as this replica knows them.
 #[derive(Debug)]
 pub(super) struct WorkspaceState {
     pub(super) credits: Credits,
-    /// The last statement, to detect changes.
+    /// The last statement that Redis has received, by which changes are detected.
     pub(super) last_statement: Option<CreditStatement>,
     pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
+    /// The time of the poll that the last statement contains.
     polled_at: Option<UnixMs>,
 }
 
@@ -113,18 +114,18 @@ impl Replica {
             started_at,
             can_lead,
             membership: None,
-            replicas: UNKNOWN_REPLICAS,
-            statement: 0,
+            live_replicas: ASSUMED_REPLICAS,
+            statement_number: 0,
             workspaces: HashMap::new(),
             last_full_beat: None,
-            demanded: BTreeSet::new(),
+            demanded_by_others: BTreeSet::new(),
             is_alone: true,
-            has_stated: false,
+            has_reported: false,
             is_leaving: false,
         }
     }
 
-    /// Returns all grants and slots with the next beat, which must be the last beat.
+    /// Prepares the last beat, which returns all grants and slots.
     pub(super) fn leave(&mut self) {
         self.is_leaving = true;
         self.last_full_beat = None;
@@ -133,22 +134,22 @@ impl Replica {
     /// Uses a new id, because another program uses the previous id.
     pub(super) fn replace_id(&mut self, id: String) {
         self.id = id;
-        // The statements under the previous id belong to the other program.
+        // The statements of the previous id belong to the other program.
         self.workspaces.clear();
         self.last_full_beat = None;
     }
 
-    /// Returns the replicas at the last reply, if there was one.
+    /// Returns the replicas in the last reply, or `None` before the first reply.
     pub(super) fn membership(&self) -> Option<&Membership> {
         self.membership.as_ref()
     }
 
-    /// Returns the number of live replicas at the last reply, at least 1.
-    pub(super) fn live_replicas(&self) -> u32 {
-        self.replicas
+    /// Returns the number of live replicas at the last reply, including this replica.
+    pub(super) fn live_replica_count(&self) -> u32 {
+        self.live_replicas
     }
 
-    /// Whether Redis does not respond.
+    /// Whether Redis does not respond, so that this replica uses only its part of the pool.
     pub(super) fn is_alone(&self) -> bool {
         self.is_alone
     }
@@ -158,33 +159,33 @@ impl Replica {
         self.is_alone || self.membership.as_ref().is_none_or(|membership| membership.leader == self.id)
     }
 
-    /// Records that Redis responds.
+    /// Records that a connection to Redis is open.
     pub(super) fn record_connected(&mut self) {
         self.is_alone = false;
     }
 
-    /// Records that Redis does not respond.
+    /// Records that there is no connection to Redis.
     pub(super) fn record_disconnected(&mut self) {
         if !mem::replace(&mut self.is_alone, true) {
             self.maps.forget_versions();
             self.workspaces.values_mut().for_each(|state| state.credits.request_uses());
-            self.has_stated = false;
+            self.has_reported = false;
         }
     }
 
-    /// Records a demand of another replica.
+    /// Records that another replica needs credits or slots of these workspaces.
     pub(super) fn record_demand(&mut self, workspaces: Vec<SharedId>) {
         let workspaces = workspaces.into_iter().filter(|workspace| self.workspaces.contains_key(workspace));
-        self.demanded.extend(workspaces);
+        self.demanded_by_others.extend(workspaces);
     }
 
-    /// Records that this replica has responded to all demands.
+    /// Records that the last beats contained this replica's response to all demands.
     pub(super) fn record_response(&mut self) {
-        self.demanded.clear();
+        self.demanded_by_others.clear();
     }
 
-    /// Returns the statements of the next beat. They contain every workspace if the last full beat is too long ago.
-    pub(super) fn beat(&mut self, moment: Moment, cause: BeatCause) -> Beat {
+    /// Returns the next beat. It is full if the last full beat was [`FULL_BEAT_INTERVAL`] ago.
+    pub(super) fn make_beat(&mut self, moment: Moment, cause: BeatCause) -> Beat {
         let roster = self.pool.roster();
         let queued = self.pool.queued_demand();
         let is_full = self
@@ -192,7 +193,7 @@ impl Replica {
             .is_none_or(|last| moment.instant.saturating_duration_since(last) >= FULL_BEAT_INTERVAL);
         let mut beat = Beat {
             calls: Vec::new(),
-            sent: moment,
+            sent_at: moment,
             workspaces: HashMap::new(),
             credits: Vec::new(),
             slots: Vec::new(),
@@ -201,15 +202,15 @@ impl Replica {
             is_full,
         };
         for workspace in roster.workspaces() {
-            self.state_credits(workspace, &queued, cause, &mut beat);
-            self.state_slots(workspace, &queued, cause, &mut beat);
+            self.add_credit_statement(workspace, &queued, cause, &mut beat);
+            self.add_slot_statements(workspace, &queued, cause, &mut beat);
             beat.workspaces.insert(workspace.shared_id(), Arc::clone(workspace));
         }
         if is_full {
-            self.forget_removed(&roster);
+            self.forget_removed_workspaces(&roster);
         }
         self.description.slots = beat.held_slots;
-        self.statement += 1;
+        self.statement_number += 1;
         self.description.started_ms = self.clock.to_shared(self.started_at);
         beat.calls.push(self.members_call());
         for credits in beat.credits.chunks(MAX_SUBJECTS) {
@@ -221,28 +222,28 @@ impl Replica {
         beat
     }
 
-    /// Adds the statement about the credits of a workspace to `beat`, unless Redis knows it already.
-    fn state_credits(
+    /// Adds the statement about the credits of a workspace to `beat`, unless Redis has received the same statement.
+    fn add_credit_statement(
         &mut self,
         workspace: &Workspace,
         queued: &QueuedDemand,
         cause: BeatCause,
         beat: &mut Beat,
     ) {
-        let moment = beat.sent;
+        let moment = beat.sent_at;
         let Some(limit) = workspace.quota(moment.now).ceiling() else { return };
         let (id, usage) = (workspace.shared_id(), workspace.credit_use());
         let polled_at = workspace.polled_at();
         let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
         let has_new_poll = mem::replace(&mut state.polled_at, polled_at) != polled_at;
         let base_time = polled_at.filter(|_| has_new_poll).unwrap_or(moment.now);
-        // Queued requests whose credits are granted wait for something else. A replica in the line keeps its place
-        // until its requests have started.
+        // Queued requests whose credits are granted wait for a slot, and need no more credits. A replica in the line of
+        // `grants.lua` keeps its place until its requests have started.
         let needs_credits = state.last_statement.is_some_and(|last| last.queued > 0)
             || !state.credits.can_start(usage, Some(queued.max_credits));
         // At most the cost of two requests, because other replicas also need the credits that are left.
         let max_queued = queued.credits.min(queued.max_credits.saturating_mul(2));
-        let statement = state.credits.statement(CreditSituation {
+        let statement = state.credits.make_statement(CreditSituation {
             usage,
             limit,
             queued: if needs_credits { max_queued } else { 0 },
@@ -252,31 +253,31 @@ impl Replica {
             instant: moment.instant,
         });
         let statement = if self.is_leaving { statement.without_need() } else { statement };
-        let is_changed = !state.last_statement.is_some_and(|last| last.is_same(statement));
+        let is_changed = !state.last_statement.is_some_and(|last| last.is_equivalent_to(statement));
         // A queued request waits until other replicas have returned the credits that they do not need.
         beat.is_due |= is_changed || statement.queued > 0;
         let is_demanded = cause == BeatCause::DemandedByOthers
-            && self.demanded.contains(&id)
+            && self.demanded_by_others.contains(&id)
             && (statement.has_unused() || state.credits.may_exceed());
         if beat.is_full
             || is_changed
             || is_demanded
-            || state.credits.is_returned_by(statement)
+            || state.credits.are_returned_by(statement)
             || statement.needed() > 0
         {
             beat.credits.push((id, statement));
         }
     }
 
-    /// Adds the statements about the concurrent requests of a workspace to `beat`, unless Redis knows them already.
-    fn state_slots(
+    /// Adds the statements about the slots of a workspace to `beat`, except those that Redis has received already.
+    fn add_slot_statements(
         &mut self,
         workspace: &Workspace,
         queued: &QueuedDemand,
         cause: BeatCause,
         beat: &mut Beat,
     ) {
-        let moment = beat.sent;
+        let moment = beat.sent_at;
         let (id, credit_use) = (workspace.shared_id(), workspace.credit_use());
         let is_limited = workspace.quota(moment.now).ceiling().is_some();
         let shared_now = self.clock.to_shared(moment.now);
@@ -284,7 +285,7 @@ impl Replica {
         for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
             let usage = workspace.sample_slots(group);
             let GroupDemand { slots: queued, min_credits } = queued.groups[group.index()];
-            // A slot is useless without credits, so a replica without credits leaves its slots to other replicas.
+            // A request needs a slot and credits, so a replica without credits leaves its slots to other replicas.
             let lacks_credits = is_limited
                 && if queued == 0 {
                     !state.credits.can_start(credit_use, None)
@@ -292,7 +293,7 @@ impl Replica {
                     state.credits.is_waiting() && !state.credits.can_start(credit_use, Some(min_credits))
                 };
             let demand = SlotDemand { queued, lacks_credits };
-            let Some(statement) = slots.statement(usage, demand, shared_now, moment.instant) else {
+            let Some(statement) = slots.make_statement(usage, demand, shared_now, moment.instant) else {
                 continue;
             };
             let statement = if self.is_leaving {
@@ -304,15 +305,15 @@ impl Replica {
             // A queued request waits until other replicas have returned a slot.
             let needs_reply = slots.is_changed(statement) || (queued > 0 && !lacks_credits);
             beat.is_due |= needs_reply;
-            let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded.contains(&id);
+            let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded_by_others.contains(&id);
             if beat.is_full || needs_reply || is_demanded {
                 beat.slots.push((id, group, statement));
             }
         }
     }
 
-    /// Forgets the workspaces that have no key any more.
-    fn forget_removed(&mut self, roster: &Roster) {
+    /// Forgets the workspaces that are not in `roster`.
+    fn forget_removed_workspaces(&mut self, roster: &Roster) {
         let workspaces = roster.workspaces();
         self.workspaces.retain(|id, _| workspaces.iter().any(|workspace| workspace.shared_id() == *id));
     }

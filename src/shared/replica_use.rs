@@ -1,8 +1,9 @@
-//! Merges two records of the credits that a replica has used. A replica continues its count after a restart, and
-//! Redis or another replica may have missed a part of it. `grants.lua` merges by the same rule.
+//! Defines the record of the credits that a replica has used, and merges two such records. A replica continues its
+//! count after a restart, and Redis or another replica may lack a part of it. `grants.lua` merges records by the same
+//! rule.
 
-/// The credits that a replica has used. A process counts only its own use. If Redis had lost the use of an earlier
-/// process when the replica started again, that use is added later, when another replica restores it.
+/// The credits that a replica has used. Each process of the replica counts only its own use. If Redis has lost the use
+/// of an earlier process when the replica starts again, that use is added when another replica restores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReplicaUse {
     /// The use of all processes.
@@ -14,19 +15,19 @@ pub(super) struct ReplicaUse {
 }
 
 impl ReplicaUse {
-    /// Merges two records of the use of the same replica, which may be of different ages, as `grants.lua` does.
+    /// Merges two records of the use of the same replica, which may be of different ages. All amounts only grow.
     pub(super) fn merged(self, other: Self) -> Self {
-        let own = |state: Self| state.used.saturating_sub(state.before);
+        let own_use = |record: Self| record.used.saturating_sub(record.before);
         let (older, newer) = if self.run <= other.run { (self, other) } else { (other, self) };
         let (before, own) = if older.run == newer.run {
-            (older.before.max(newer.before), own(older).max(own(newer)))
+            (older.before.max(newer.before), own_use(older).max(own_use(newer)))
         } else {
-            (newer.before.max(older.used), own(newer))
+            (newer.before.max(older.used), own_use(newer))
         };
         Self { used: before.saturating_add(own), run: newer.run, before }
     }
 
-    /// Parses "used run before".
+    /// Parses `used run before` from the next three words.
     pub(super) fn parse<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
         let mut number = || words.next()?.parse().ok();
         Some(Self { used: number()?, run: number()?, before: number()? })
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_parsed() {
+    fn a_formatted_use_is_parsed() {
         let replica_use = replica_use(3, 2, 1);
         assert_eq!(ReplicaUse::parse(&mut replica_use.to_string().split(' ')), Some(replica_use));
         assert_eq!(ReplicaUse::parse(&mut "3 2".split(' ')), None);
@@ -70,21 +71,25 @@ mod tests {
             charges in proptest::collection::vec(1..50_u64, 1..4),
             parts in proptest::collection::vec((0_usize..4, 0..=50_u64, any::<bool>()), 1..8),
         ) {
-            // The statement of each process, which may lack the use of the earlier processes.
-            let states = parts.iter().map(|(process, charged, is_lost)| {
+            // The records of each process, which may lack the use of the earlier processes.
+            let records = parts.iter().map(|(process, charged, is_lost)| {
                 let process = process % charges.len();
                 let before = if *is_lost { 0 } else { charges[..process].iter().sum() };
                 replica_use(before + charged.min(&charges[process]), process as u64 + 1, before)
             });
-            let states: Vec<ReplicaUse> = states.collect();
-            let merged = |states: &mut dyn Iterator<Item = &ReplicaUse>| {
-                states.fold(ReplicaUse::default(), |sum, state| sum.merged(*state))
+            let records: Vec<ReplicaUse> = records.collect();
+            let merge_all = |records: &mut dyn Iterator<Item = &ReplicaUse>| {
+                records.fold(ReplicaUse::default(), |sum, record| sum.merged(*record))
             };
-            let total = merged(&mut states.iter());
-            prop_assert!(total.used <= charges.iter().sum(), "{total:?} of {states:?}");
-            prop_assert_eq!(merged(&mut states.iter().chain(&states)).used >= total.used, true);
-            for state in &states {
-                prop_assert!(total.used >= state.used, "{total:?} of {states:?}");
+            let total = merge_all(&mut records.iter());
+            prop_assert!(
+                total.used <= charges.iter().sum(),
+                "{total:?} must not exceed the charges of {records:?}"
+            );
+            let repeated = merge_all(&mut records.iter().chain(&records));
+            prop_assert!(repeated.used >= total.used, "the use must not fall when {records:?} are merged again");
+            for record in &records {
+                prop_assert!(total.used >= record.used, "{total:?} must contain the use of {record:?}");
             }
         }
     }

@@ -1,19 +1,20 @@
-//! Converts the replies of the scripts to Rust types. A reply of an unexpected shape is an error and never a panic.
+//! Converts the values in replies of scripts to Rust types. A value of an unexpected shape is an error and never a
+//! panic.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the client library may add variants, which are all unexpected"
+    reason = "the client library may add variants, and no script returns such values"
 )]
 
 use redis::Value;
 
-/// A reply of a shape that no script of this version returns.
+/// The error for a reply of a shape that no script of this version returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Redis returned a reply of an unexpected shape")]
 pub(super) struct UnexpectedReply;
 
-/// Returns the elements of a list.
-pub(super) fn list(value: &Value) -> Result<&[Value], UnexpectedReply> {
+/// Returns the elements of a list. A missing value is an empty list.
+pub(super) fn parse_list(value: &Value) -> Result<&[Value], UnexpectedReply> {
     match value {
         Value::Array(elements) | Value::Set(elements) => Ok(elements),
         Value::Nil => Ok(&[]),
@@ -22,30 +23,32 @@ pub(super) fn list(value: &Value) -> Result<&[Value], UnexpectedReply> {
 }
 
 /// Returns the elements of several lists.
-pub(super) fn flatten(values: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
+pub(super) fn flatten_lists(values: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
     let mut elements = Vec::new();
     for value in values {
-        elements.extend(list(value)?);
+        elements.extend(parse_list(value)?);
     }
     Ok(elements)
 }
 
-/// Returns an integer, which scripts may also return as text.
-pub(super) fn integer(value: &Value) -> Result<i64, UnexpectedReply> {
+/// Returns an integer. Scripts may also return an integer as text.
+pub(super) fn parse_integer(value: &Value) -> Result<i64, UnexpectedReply> {
     match value {
         Value::Int(number) => Ok(*number),
-        Value::BulkString(_) | Value::SimpleString(_) => text(value)?.parse().map_err(|_| UnexpectedReply),
+        Value::BulkString(_) | Value::SimpleString(_) => {
+            parse_text(value)?.parse().map_err(|_| UnexpectedReply)
+        }
         _ => Err(UnexpectedReply),
     }
 }
 
 /// Returns an integer that is not negative.
-pub(super) fn amount(value: &Value) -> Result<u64, UnexpectedReply> {
-    u64::try_from(integer(value)?).map_err(|_| UnexpectedReply)
+pub(super) fn parse_amount(value: &Value) -> Result<u64, UnexpectedReply> {
+    u64::try_from(parse_integer(value)?).map_err(|_| UnexpectedReply)
 }
 
-/// Returns a text.
-pub(super) fn text(value: &Value) -> Result<&str, UnexpectedReply> {
+/// Returns a text, which must be valid UTF-8.
+pub(super) fn parse_text(value: &Value) -> Result<&str, UnexpectedReply> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).map_err(|_| UnexpectedReply),
         Value::SimpleString(text) => Ok(text),
@@ -53,16 +56,22 @@ pub(super) fn text(value: &Value) -> Result<&str, UnexpectedReply> {
     }
 }
 
-/// Returns the elements of a list of this length or longer. A later version of a script may append elements.
+/// Returns the first `N` elements of a list that has at least `N` elements. A later version of a script may append
+/// elements.
 pub(super) fn tuple<const N: usize>(value: &Value) -> Result<&[Value; N], UnexpectedReply> {
-    list(value)?.first_chunk().ok_or(UnexpectedReply)
+    parse_list(value)?.first_chunk().ok_or(UnexpectedReply)
 }
 
 /// Returns the fields and values of a hash.
-pub(super) fn fields(value: &Value) -> Result<Vec<(&str, &str)>, UnexpectedReply> {
+pub(super) fn parse_fields(value: &Value) -> Result<Vec<(&str, &str)>, UnexpectedReply> {
     match value {
-        Value::Map(pairs) => pairs.iter().map(|(field, value)| Ok((text(field)?, text(value)?))).collect(),
-        _ => list(value)?.chunks_exact(2).map(|pair| Ok((text(&pair[0])?, text(&pair[1])?))).collect(),
+        Value::Map(pairs) => {
+            pairs.iter().map(|(field, value)| Ok((parse_text(field)?, parse_text(value)?))).collect()
+        }
+        _ => parse_list(value)?
+            .chunks_exact(2)
+            .map(|pair| Ok((parse_text(&pair[0])?, parse_text(&pair[1])?)))
+            .collect(),
     }
 }
 
@@ -70,32 +79,32 @@ pub(super) fn fields(value: &Value) -> Result<Vec<(&str, &str)>, UnexpectedReply
 mod tests {
     use super::*;
 
-    fn bulk(text: &str) -> Value {
+    fn bulk_string(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
     }
 
     #[test]
-    fn values_of_the_expected_shape_are_read() {
-        assert_eq!(integer(&bulk("-7")), Ok(-7));
-        assert_eq!(amount(&Value::Int(7)), Ok(7));
-        let pair = Value::Array(vec![bulk("a"), bulk("b"), Value::Int(1)]);
-        assert_eq!(tuple::<2>(&pair).unwrap()[1], bulk("b"));
+    fn values_of_the_expected_shape_are_parsed() {
+        assert_eq!(parse_integer(&bulk_string("-7")), Ok(-7));
+        assert_eq!(parse_amount(&Value::Int(7)), Ok(7));
+        let pair = Value::Array(vec![bulk_string("a"), bulk_string("b"), Value::Int(1)]);
+        assert_eq!(parse_tuple::<2>(&pair).unwrap()[1], bulk_string("b"));
         for hash in [
-            Value::Array(vec![bulk("field"), bulk("value")]),
-            Value::Map(vec![(bulk("field"), bulk("value"))]),
+            Value::Array(vec![bulk_string("field"), bulk_string("value")]),
+            Value::Map(vec![(bulk_string("field"), bulk_string("value"))]),
         ] {
-            assert_eq!(fields(&hash), Ok(vec![("field", "value")]));
+            assert_eq!(parse_fields(&hash), Ok(vec![("field", "value")]));
         }
-        assert_eq!(fields(&Value::Nil), Ok(Vec::new()));
+        assert_eq!(parse_fields(&Value::Nil), Ok(Vec::new()));
     }
 
     #[test]
     fn other_shapes_are_errors() {
         let invalid = Value::BulkString(vec![0xff]);
-        assert_eq!(text(&invalid), Err(UnexpectedReply));
-        assert_eq!(integer(&bulk("seven")), Err(UnexpectedReply));
-        assert_eq!(amount(&Value::Int(-1)), Err(UnexpectedReply));
-        assert_eq!(tuple::<2>(&Value::Array(vec![Value::Nil])).unwrap_err(), UnexpectedReply);
-        assert_eq!(list(&Value::Int(1)), Err(UnexpectedReply));
+        assert_eq!(parse_text(&invalid), Err(UnexpectedReply));
+        assert_eq!(parse_integer(&bulk_string("seven")), Err(UnexpectedReply));
+        assert_eq!(parse_amount(&Value::Int(-1)), Err(UnexpectedReply));
+        assert_eq!(parse_tuple::<2>(&Value::Array(vec![Value::Nil])).unwrap_err(), UnexpectedReply);
+        assert_eq!(parse_list(&Value::Int(1)), Err(UnexpectedReply));
     }
 }

@@ -1,27 +1,33 @@
-//! Contains the Lua scripts that run inside Redis, and builds the names of the keys that they use. Every key has a
-//! time to live.
+//! Contains the Lua scripts that run inside Redis, lists the maps of changes, and builds the names of the keys that the
+//! scripts use. Every key has a time to live.
 
 use redis::Cmd;
 
 use crate::policy::shared_id::SharedId;
 use crate::policy::shared_pool_name::SharedPoolName;
 
+/// Records that a replica is alive, and returns all replicas and the leader.
 pub(super) const MEMBERS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/members.lua"));
+/// Divides the credits of workspaces.
 pub(super) const GRANTS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/grants.lua"));
+/// Divides the concurrent requests of workspaces and clients.
 pub(super) const SLOTS: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/slots.lua"));
+/// Stores and publishes the entries of a map of changes.
 pub(super) const NEWEST: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/newest.lua"));
+/// Divides the quotas of clients and users.
 pub(super) const QUOTAS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/quotas.lua"));
+/// Stores the owners of identifiers and the accounts of lists.
 pub(super) const OWNERS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/owners.lua"));
 
-/// Maximum number of subjects in one call, so that a call does not block Redis for long.
+/// Maximum number of subjects in one call, such as workspaces or quotas. Redis runs no other command during a call.
 pub(super) const MAX_SUBJECTS: usize = 128;
 
-/// A call of a script.
+/// A call of a script: its text, its keys and its other arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ScriptCall {
     pub(super) script: &'static str,
@@ -30,8 +36,9 @@ pub(super) struct ScriptCall {
 }
 
 impl ScriptCall {
-    /// Returns the command. The text of the script is sent with each call, because a restarted server has lost it.
-    pub(super) fn command(&self) -> Cmd {
+    /// Returns the command `EVAL`. It sends the text of the script with each call, because a restarted server has no
+    /// scripts.
+    pub(super) fn to_command(&self) -> Cmd {
         let mut command = redis::cmd("EVAL");
         command.arg(self.script).arg(self.keys.len());
         for text in self.keys.iter().chain(&self.arguments) {
@@ -41,18 +48,12 @@ impl ScriptCall {
     }
 }
 
-/// Builds the names of the keys of one pool. All keys are in one hash slot of a cluster.
-#[derive(Clone, Debug)]
-pub(super) struct Keyspace {
-    pool: SharedPoolName,
-}
-
-/// A map in which the newest entry of a name wins.
+/// A map of changes. Of several entries with the same name, the newest entry applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Map {
+pub(super) enum ChangeMap {
     /// Refusals as evidence about keys and workspaces, and their refutations.
     Evidence,
-    /// Refusals of kinds of requests.
+    /// Refusals that restrict keys for certain kinds of requests.
     Refusals,
     /// The results of polls.
     Polls,
@@ -60,7 +61,7 @@ pub(super) enum Map {
     Overlay,
 }
 
-impl Map {
+impl ChangeMap {
     pub(super) const ALL: [Self; 4] = [Self::Evidence, Self::Refusals, Self::Polls, Self::Overlay];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -76,7 +77,7 @@ impl Map {
         Self::ALL.into_iter().find(|map| map.as_str() == text)
     }
 
-    /// The index of the map in [`ALL`](Self::ALL).
+    /// Returns the index of the map in [`ALL`](Self::ALL).
     pub(super) fn index(self) -> usize {
         match self {
             Self::Evidence => 0,
@@ -86,7 +87,7 @@ impl Map {
         }
     }
 
-    /// The maximum number of entries in Redis.
+    /// Returns the maximum number of entries in Redis.
     pub(super) fn max_entries(self) -> usize {
         match self {
             Self::Evidence | Self::Polls => 8_192,
@@ -94,6 +95,12 @@ impl Map {
             Self::Overlay => 1,
         }
     }
+}
+
+/// Builds the names of the keys of one pool. All these keys are in one hash slot of a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Keyspace {
+    pool: SharedPoolName,
 }
 
 impl Keyspace {
@@ -105,19 +112,23 @@ impl Keyspace {
         self.pool.key_prefix() + name
     }
 
+    /// Returns the channel on which replicas publish changes and demands.
     pub(super) fn channel(&self) -> String {
         self.pool.changes_channel()
     }
 
+    /// Returns the key of the replicas.
     pub(super) fn members(&self) -> String {
         self.key("members")
     }
 
+    /// Returns the key of the leader's id.
     pub(super) fn leader(&self) -> String {
         self.key("leader")
     }
 
-    pub(super) fn map(&self, map: Map) -> String {
+    /// Returns the key of a map of changes.
+    pub(super) fn map(&self, map: ChangeMap) -> String {
         self.key(map.as_str())
     }
 
@@ -126,17 +137,17 @@ impl Keyspace {
         self.key(&format!("credits:{workspace}"))
     }
 
-    /// Returns the key of the concurrent requests of a concurrency group of a workspace.
+    /// Returns the key of the slots of a concurrency group, which has the index `group`, in a workspace.
     pub(super) fn slots(&self, workspace: SharedId, group: usize) -> String {
         self.key(&format!("slots:{workspace}:{group}"))
     }
 
-    /// Returns the key of the concurrent requests of a client.
+    /// Returns the key of the slots of a client.
     pub(super) fn client_slots(&self, client: SharedId) -> String {
         self.key(&format!("client:{client}"))
     }
 
-    /// Returns the key of the quota of a client or user in a period that starts at this time.
+    /// Returns the key of the quota of a client or user, `owner`, in the period that starts at `start_ms`.
     pub(super) fn quota(&self, owner: SharedId, unit: &str, period: &str, start_ms: u64) -> String {
         self.key(&format!("quota:{owner}:{unit}:{period}:{start_ms}"))
     }

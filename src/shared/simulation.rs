@@ -1,18 +1,20 @@
-//! Simulates a pool of replicas on virtual time, with random delays, lost messages, restarts and failures of Redis,
-//! and checks the invariants of the pool. The scripts, the replicas and their pools are the real code. Redis, the
+//! Simulates a pool of replicas on virtual time, with random delays, lost messages, restarts and failures of Redis, and
+//! checks the invariants of the pool. The scripts, the replicas and their pools are the code of the program. Redis, the
 //! network and the provider are models.
 //!
-//! `KEYCHOIR_SIMULATION_SEEDS=1000` runs more seeds, and `KEYCHOIR_SIMULATION_SEED=7` only one, with its statistics.
+//! `KEYCHOIR_SIMULATION_SEEDS=1000` runs the first 1,000 seeds of small pools, and `KEYCHOIR_SIMULATION_LARGE_SEEDS=3`
+//! the first 3 seeds of large pools. `KEYCHOIR_SIMULATION_SEED=7` runs only this seed, and prints its statistics.
 
 mod faults;
 mod inspect;
 mod invariants;
 mod link;
 mod provider;
+mod redis_comparison;
+mod redis_model;
 mod requests;
 mod scripts;
 mod slot_scripts;
-mod store;
 mod world;
 
 use std::rc::Rc;
@@ -26,7 +28,7 @@ use invariants::Comparison;
 use requests::{RequestEnd, SimulatedRequest, send};
 use world::{Mutation, QUOTA_LAG, Scenario, World};
 
-/// Two intervals between full beats, and the delays of their replies.
+/// The duration of two full beats: twice their interval, and the delays of their replies.
 const TWO_BEATS: Duration = Duration::from_millis(4_500);
 
 impl Scenario {
@@ -73,7 +75,7 @@ impl Scenario {
         }
     }
 
-    /// Returns a small scenario in which a broken rule shows soon.
+    /// Returns a small scenario in which the broken rule `mutation` soon causes a violation.
     fn mutated(seed: u64, mutation: Mutation, requests: usize, faults: usize) -> Self {
         Self {
             seed,
@@ -96,7 +98,7 @@ fn simulate(scenario: Scenario) -> Vec<String> {
     simulate_with_digest(scenario).0
 }
 
-/// Runs a scenario and returns the violations, and a digest of all calls of scripts.
+/// Runs a scenario. Returns the violations, and a digest of all calls of scripts.
 fn simulate_with_digest(scenario: Scenario) -> (Vec<String>, u64) {
     fastrand::seed(scenario.seed);
     let runtime =
@@ -107,6 +109,8 @@ fn simulate_with_digest(scenario: Scenario) -> (Vec<String>, u64) {
     (violations, digest)
 }
 
+/// Runs the requests and faults of a scenario, checks the agreement of the replicas, and uses the remaining credits.
+/// Returns the violations, and a digest of all calls of scripts.
 async fn run(scenario: Scenario) -> (Vec<String>, u64) {
     let world = World::new(scenario);
     for index in 0..world.scenario.replicas {
@@ -119,7 +123,7 @@ async fn run(scenario: Scenario) -> (Vec<String>, u64) {
             observer.check_leader();
         }
     });
-    // The first beats, and the first poll.
+    // The first beats and the first poll take less than a second.
     sleep(Duration::from_secs(1)).await;
     let faults = spawn_local(run_faults(Rc::clone(&world)));
     let mut requests = Vec::new();
@@ -152,16 +156,16 @@ async fn run(scenario: Scenario) -> (Vec<String>, u64) {
         sleep(QUOTA_LAG + world.scenario.lag + 2 * interval + TWO_BEATS).await;
         check_agreement(&world, Comparison::Provider).await;
     }
-    drain(&world).await;
+    use_remaining_credits(&world).await;
     if std::env::var_os("KEYCHOIR_SIMULATION_SEED").is_some() {
-        println_statistics(&world);
+        print_statistics(&world);
     }
     let violations = world.violations.take();
     let report = if violations.is_empty() { violations } else { [world.faults(), violations].concat() };
     (report, world.redis.digest())
 }
 
-/// Checks that all replicas agree two beats after the last charge, poll and fault.
+/// Checks that all replicas agree after two full beats without charges, polls and faults.
 async fn check_agreement(world: &World, comparison: Comparison) {
     world.is_polling_paused.set(true);
     sleep(TWO_BEATS).await;
@@ -170,12 +174,13 @@ async fn check_agreement(world: &World, comparison: Comparison) {
 }
 
 #[expect(clippy::print_stdout, reason = "KEYCHOIR_SIMULATION_SEED requests the statistics of one seed")]
-fn println_statistics(world: &World) {
+fn print_statistics(world: &World) {
     println!("{:#?}\n{:#?}\n{:016x}", world.scenario, world.violations, world.redis.digest());
 }
 
-/// Sends requests until no credits are left. All credits must be used, whichever replica receives the requests.
-async fn drain(world: &Rc<World>) {
+/// Sends requests to random replicas until no credits are left. Reports a replica that does not use the credits that
+/// are left.
+async fn use_remaining_credits(world: &Rc<World>) {
     let mut failures = 0;
     for _ in 0..world.scenario.max_drain_requests {
         let left = world.provider.workspaces.borrow().iter().map(|workspace| workspace.left()).max().unwrap();
@@ -192,7 +197,8 @@ async fn drain(world: &Rc<World>) {
             continue;
         }
         failures += 1;
-        // A poll that contains charges which no replica has stated yet raises the count until the workspace is idle.
+        // A poll may contain charges that no replica has reported yet. The count is then too high until the workspace
+        // is idle, and a few requests may fail.
         let max_failures = if world.scenario.poll_interval.is_some() { 3 } else { 0 };
         if failures > max_failures {
             world.fail(format!("replica-{index} did not use {left} credits that are left: {end:?}"));
@@ -201,31 +207,32 @@ async fn drain(world: &Rc<World>) {
         sleep(QUOTA_LAG + world.scenario.lag + TWO_BEATS).await;
     }
     if world.scenario.max_drain_requests >= 2_000 {
-        world.fail("the credits were not used".to_owned());
+        world.fail("the replicas did not use all credits".to_owned());
     }
 }
 
 #[test]
 fn replicas_share_a_pool_whatever_fails() {
-    // These seeds have found bugs, and take a few seconds each.
+    // These seeds violated an invariant during development. Each takes a few seconds.
     const SEEDS: [u64; 16] = [1, 6, 9, 10, 12, 19, 21, 46, 63, 64, 72, 84, 88, 102, 128, 133];
-    assert_no_violations(seeds("KEYCHOIR_SIMULATION_SEEDS", &SEEDS).map(Scenario::from_seed));
+    assert_no_violations(select_seeds("KEYCHOIR_SIMULATION_SEEDS", &SEEDS).map(Scenario::from_seed));
 }
 
 #[test]
 fn many_replicas_share_many_workspaces() {
     if std::env::var_os("KEYCHOIR_SIMULATION_LARGE_SEEDS").is_some() {
-        let scenarios = seeds("KEYCHOIR_SIMULATION_LARGE_SEEDS", &[]);
+        let scenarios = select_seeds("KEYCHOIR_SIMULATION_LARGE_SEEDS", &[]);
         assert_no_violations(scenarios.map(|seed| Scenario::large(seed, 50, 200)));
     } else {
         assert_no_violations([Scenario::large(1, 8, 20)].into_iter());
     }
 }
 
-/// Returns the seed of `KEYCHOIR_SIMULATION_SEED`, else as many seeds as `variable` says, else `default`.
-fn seeds(variable: &str, default: &[u64]) -> impl Iterator<Item = u64> {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
-    match (number("KEYCHOIR_SIMULATION_SEED"), number(variable)) {
+/// Returns the seed in the environment variable `KEYCHOIR_SIMULATION_SEED`, or the first seeds, whose number the
+/// variable `variable` contains, or the seeds `default`.
+fn select_seeds(variable: &str, default: &[u64]) -> impl Iterator<Item = u64> {
+    let parse = |name: &str| std::env::var(name).ok().map(|number| number.parse().unwrap());
+    match (parse("KEYCHOIR_SIMULATION_SEED"), parse(variable)) {
         (Some(seed), _) => vec![seed],
         (None, Some(count)) => (0..count).collect(),
         (None, None) => default.to_vec(),
@@ -236,20 +243,25 @@ fn seeds(variable: &str, default: &[u64]) -> impl Iterator<Item = u64> {
 fn assert_no_violations(scenarios: impl Iterator<Item = Scenario>) {
     let failed: Vec<Vec<String>> =
         scenarios.map(simulate).filter(|violations| !violations.is_empty()).collect();
-    assert!(failed.is_empty(), "{} seeds: {:#?}", failed.len(), &failed[..failed.len().min(6)]);
+    assert!(
+        failed.is_empty(),
+        "{} seeds violate an invariant: {:#?}",
+        failed.len(),
+        &failed[..failed.len().min(6)]
+    );
 }
 
 #[test]
 fn a_seed_always_gives_the_same_simulation() {
     let simulate = || simulate_with_digest(Scenario { requests: 150, ..Scenario::from_seed(133) });
-    assert_eq!(simulate(), simulate());
+    assert_eq!(simulate(), simulate(), "two simulations of one seed must be equal");
 }
 
 /// Breaks one rule at a time, and checks that the invariant about that rule reports the violation.
 #[test]
 fn every_invariant_can_fail() {
     use Mutation::{Script, WholeShareAlone};
-    /// Seeds; at least one of them shows the violation.
+    /// At least one of these seeds must cause the violation.
     const SEEDS: std::ops::Range<u64> = 0..12;
     let no_grants = Script("is_other_right and 0 or math.max(left - unused, 0)", "0");
     let several_rights = Script("may_exceed and is_first and unused == 0 and not right", "may_exceed");
@@ -276,13 +288,13 @@ fn every_invariant_can_fail() {
     ];
     let mut missing = Vec::new();
     for (mutation, requests, faults, expected) in broken {
-        let is_reported = |seed| {
+        let causes_violation = |seed| {
             let violations = simulate(Scenario::mutated(seed, mutation, requests, faults));
             violations.iter().any(|text| text.contains(expected))
         };
-        if !SEEDS.into_iter().any(is_reported) {
+        if !SEEDS.into_iter().any(causes_violation) {
             missing.push((mutation, expected));
         }
     }
-    assert!(missing.is_empty(), "these violations are not reported: {missing:#?}");
+    assert!(missing.is_empty(), "the broken rules must cause these violations: {missing:#?}");
 }

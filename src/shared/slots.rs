@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use super::credits::LEASE_MARGIN;
-use super::reply::{UnexpectedReply, amount, integer, tuple};
+use super::reply::{UnexpectedReply, parse_amount, parse_integer, parse_tuple};
 use super::scripts::{SLOTS, ScriptCall};
 use crate::pool::SlotUse;
 
@@ -27,7 +27,7 @@ pub(super) struct SlotStatement {
     pub(super) demand: u32,
     /// Whether this replica has no credits, and therefore demands only the slots in use.
     pub(super) lacks_credits: bool,
-    /// The maximum number of slots of all replicas together; 0 if unknown.
+    /// The maximum number of slots of all replicas together, or 0 if it is unknown.
     pub(super) max: u32,
     /// The time at which the maximum was received, in milliseconds by the clock of Redis.
     pub(super) max_stamp: u64,
@@ -51,11 +51,14 @@ pub(super) fn slots_call<'a>(
     ScriptCall { script: SLOTS, keys, arguments }
 }
 
-/// The reply to a [`SlotStatement`].
+/// The reply of `slots.lua` to a [`SlotStatement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotGrant {
+    /// The slots that this replica may use.
     granted: u32,
+    /// The newest maximum that Redis knows, or 0 if it is unknown.
     max: u32,
+    /// The time at which the maximum was received, in milliseconds by the clock of Redis.
     max_stamp: u64,
     /// The number of replicas that demand slots of the subject.
     pub(super) active_replicas: u32,
@@ -67,46 +70,54 @@ pub(super) struct SlotGrant {
 
 impl SlotGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, max, max_stamp, active_replicas, is_demand_unmet, is_partial] = tuple(value)?;
-        let saturating_u32 = |value| amount(value).map(|amount| u32::try_from(amount).unwrap_or(u32::MAX));
+        let [granted, max, max_stamp, active_replicas, is_demand_unmet, is_partial] = parse_tuple(value)?;
+        let saturating_u32 =
+            |value| parse_amount(value).map(|amount| u32::try_from(amount).unwrap_or(u32::MAX));
         Ok(Self {
             granted: saturating_u32(granted)?,
             max: saturating_u32(max)?,
-            max_stamp: amount(max_stamp)?,
+            max_stamp: parse_amount(max_stamp)?,
             active_replicas: saturating_u32(active_replicas)?,
-            is_demand_unmet: integer(is_demand_unmet)? == 1,
-            is_partial: integer(is_partial)? == 1,
+            is_demand_unmet: parse_integer(is_demand_unmet)? == 1,
+            is_partial: parse_integer(is_partial)? == 1,
         })
     }
+}
+
+/// A share of the slots that differs from the last share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NewShare {
+    /// The slots that this replica may use, or `None` if the slots are not divided.
+    pub(super) slots: Option<u32>,
 }
 
 /// The changes that the pool must apply after a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotChange {
-    /// The new share of this replica: `None` if it does not change, `Some(None)` if the slots are no longer divided.
-    pub(super) share: Option<Option<u32>>,
-    /// A newer maximum, which another replica has received from the provider.
+    /// The new share of this replica, or `None` if it does not change.
+    pub(super) share: Option<NewShare>,
+    /// A newer maximum, which another replica has reported.
     pub(super) max: Option<u32>,
 }
 
-/// The queued requests that need a slot, and whether they cannot start for lack of credits.
+/// The demand of this replica for slots of a subject.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotDemand {
-    /// The number of queued requests.
+    /// The number of queued requests that need a slot.
     pub(super) queued: u32,
     /// Whether this replica has no credits, and therefore cannot use another slot.
     pub(super) lacks_credits: bool,
 }
 
-/// The share of a replica without a current grant.
+/// The rule for the share of a replica without a current grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fallback {
     /// One slot, until the next reply contains a grant.
     OneSlot,
     /// The maximum divided by the number of replicas, but at least one slot.
     EqualPart,
-    /// An equal part, which also replaces a current grant of fewer slots. It is for a replica that is alone: the grant
-    /// cannot grow without Redis, and requests would wait for the end of its lease.
+    /// An equal part, which also replaces a current grant of fewer slots. A replica that is alone uses this rule,
+    /// because its grant cannot grow without Redis, and its requests would wait until the lease ends.
     AtLeastEqualPart,
 }
 
@@ -118,11 +129,11 @@ pub(super) struct Slots {
     last_used: Option<Instant>,
     /// The end of the lease of the granted share, or `None` without a grant.
     lease_end: Option<Instant>,
-    /// The last maximum that this replica knows.
+    /// The newest maximum that this replica knows.
     max: Option<u32>,
     /// The time at which the maximum was received, in milliseconds by the clock of Redis.
     max_stamp: u64,
-    /// The share that was applied last.
+    /// The last share, or `None` if the slots are not divided.
     share: Option<u32>,
     /// The last statement that Redis has received. `None` if its reply granted only a part, so that the next beat
     /// demands the rest.
@@ -131,7 +142,7 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Returns the statement for the next beat, or `None` if this replica has returned its slots and needs none.
-    pub(super) fn statement(
+    pub(super) fn make_statement(
         &mut self,
         usage: SlotUse,
         SlotDemand { queued, lacks_credits }: SlotDemand,
@@ -155,7 +166,7 @@ impl Slots {
         let headroom = if is_saturated { (peak / 2).max(1) } else { 0 };
         let demand = match (is_idle, lacks_credits) {
             (true, _) => 0,
-            // This replica cannot use further slots, and other replicas that have credits may need them.
+            // Without credits, this replica cannot use further slots, which other replicas may need.
             (false, true) => usage.count.running,
             (false, false) => peak.saturating_add(queued).saturating_add(headroom),
         };
@@ -175,7 +186,7 @@ impl Slots {
     }
 
     /// Applies the reply to a statement that was sent at `sent_at`. Returns the changes for the pool.
-    pub(super) fn apply(
+    pub(super) fn apply_grant(
         &mut self,
         statement: SlotStatement,
         grant: SlotGrant,
@@ -197,14 +208,14 @@ impl Slots {
         change
     }
 
-    /// Applies the fallback share if there is no current grant, or if it replaces the grant. Returns the new share, or
-    /// `None` if it does not change. `Some(None)` means that the slots are not divided.
+    /// Changes the share by the rule `fallback` if there is no current grant, or if the rule replaces the grant.
+    /// Returns the new share, or `None` if it does not change.
     pub(super) fn fall_back(
         &mut self,
         replicas: u32,
         fallback: Fallback,
         instant: Instant,
-    ) -> Option<Option<u32>> {
+    ) -> Option<NewShare> {
         let share = match (self.max, replicas) {
             (None, _) | (_, 0 | 1) => None,
             (Some(max), _) => Some(match fallback {
@@ -221,23 +232,24 @@ impl Slots {
         self.set_share(share)
     }
 
-    /// Returns the share that was applied last, or `None` if the slots are not divided.
+    /// Returns the last share, or `None` if the slots are not divided.
     pub(super) fn share(&self) -> Option<u32> {
         self.share
     }
 
-    fn set_share(&mut self, share: Option<u32>) -> Option<Option<u32>> {
-        if self.share == share {
+    /// Records a share. Returns it if it differs from the last share.
+    fn set_share(&mut self, slots: Option<u32>) -> Option<NewShare> {
+        if self.share == slots {
             return None;
         }
-        self.share = share;
-        Some(share)
+        self.share = slots;
+        Some(NewShare { slots })
     }
 }
 
 #[cfg(test)]
 impl Slots {
-    /// Whether the current share was granted by Redis.
+    /// Whether Redis has granted the current share.
     pub(super) fn has_grant(&self) -> bool {
         self.lease_end.is_some()
     }
@@ -252,15 +264,16 @@ mod tests {
     const MAX: u32 = 12;
     const USAGE: SlotUse = SlotUse { count: RunningCount { running: 1, peak: 1 }, max: Some(MAX) };
 
+    /// Returns a grant of Redis for one of three replicas.
     fn grant(granted: u32, is_partial: bool) -> SlotGrant {
         SlotGrant { granted, max: MAX, max_stamp: 1, active_replicas: 3, is_demand_unmet: false, is_partial }
     }
 
-    /// Returns slots to which Redis has granted `granted`, and the statement that it has received.
+    /// Returns slots with the grant of Redis, and the statement that Redis has received.
     fn granted_slots(grant: SlotGrant, instant: Instant) -> (Slots, SlotStatement) {
         let mut slots = Slots::default();
-        let statement = slots.statement(USAGE, SlotDemand::default(), 1, instant).unwrap();
-        slots.apply(statement, grant, instant);
+        let statement = slots.make_statement(USAGE, SlotDemand::default(), 1, instant).unwrap();
+        slots.apply_grant(statement, grant, instant);
         (slots, statement)
     }
 
@@ -268,17 +281,21 @@ mod tests {
     fn a_partial_grant_is_demanded_again_until_it_is_complete() {
         let (mut slots, statement) = granted_slots(grant(1, true), clock::instant());
         assert!(slots.is_changed(statement), "the rest of a partial grant must be demanded");
-        slots.apply(statement, grant(4, false), clock::instant());
+        slots.apply_grant(statement, grant(4, false), clock::instant());
         assert!(!slots.is_changed(statement), "a complete grant must not be demanded again");
     }
 
     #[test]
     fn a_replica_that_is_alone_uses_at_least_an_equal_part() {
         let instant = clock::instant();
-        for (granted, expected) in [(0, Some(Some(4))), (3, Some(Some(4))), (4, None), (12, None)] {
+        for (granted, expected) in [(0, Some(4)), (3, Some(4)), (4, None), (12, None)] {
             let (mut slots, _) = granted_slots(grant(granted, false), instant);
             let share = slots.fall_back(3, Fallback::AtLeastEqualPart, instant);
-            assert_eq!(share, expected, "the share after a grant of {granted} of {MAX} slots");
+            assert_eq!(
+                share,
+                expected.map(|slots| NewShare { slots: Some(slots) }),
+                "the fallback share must be an equal part after a grant of fewer than 4 of {MAX} slots"
+            );
         }
     }
 
@@ -296,8 +313,8 @@ mod tests {
         let lease_end = instant + SLOT_LEASE - LEASE_MARGIN;
         assert_eq!(
             slots.fall_back(3, Fallback::OneSlot, lease_end),
-            Some(Some(1)),
-            "the share after the lease"
+            Some(NewShare { slots: Some(1) }),
+            "the share after the lease must be one slot"
         );
     }
 }

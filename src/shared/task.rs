@@ -1,5 +1,5 @@
 //! Connects this replica to Redis, and connects again after a failure. While Redis does not respond, the replica is
-//! alone: it uses only its part of the pool. `open_link.rs` runs an open connection.
+//! alone: it uses only its part of the pool. `open_link.rs` uses an open connection until it fails.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,14 +20,14 @@ use super::link::{OwnerUpdates, RedisLink, RedisLinkSettings};
 use super::link_counts::LinkFault;
 use super::maps::MapEntry;
 use super::members::MEMBER_TTL;
-use super::open_link::Link;
+use super::open_link::OpenLink;
 use super::overlay::OverlayPort;
 use super::replica::{Replica, ReplicaSettings};
 use super::reply::UnexpectedReply;
-use super::scripts::{Keyspace, Map};
+use super::scripts::{ChangeMap, Keyspace};
 use super::shared_clock::Moment;
 use super::slots::Fallback;
-use super::view::{LinkState, PoolView, SharedPoolView, replica_infos};
+use super::view::{LinkState, PoolView, SharedPoolView, list_replicas};
 use crate::clock;
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
@@ -37,59 +37,66 @@ use crate::proxy::{ReplicaLink, SharedConfig};
 use crate::tasks::Tasks;
 use crate::upstream::TlsError;
 
-/// The delay before the second attempt to connect. It doubles with each attempt.
+/// The delay before the second attempt to connect. The delay doubles with each further attempt.
 const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(100);
 
-/// The channels between the task and the rest of the program.
+/// The parts of the program that a [`LinkTask`] uses.
 #[derive(Debug)]
 pub struct LinkInputs {
     /// The pool whose state is shared.
     pub pool: Arc<Pool>,
     /// The id of this replica.
     pub replica_id: String,
-    /// The polls of this replica. `None` if it does not poll.
+    /// The results of the polls by this replica. `None` if it does not poll.
     pub polls: Option<mpsc::Receiver<OwnPoll>>,
     /// The regional hosts of the provider.
     pub regions: Arc<[Arc<Authority>]>,
-    /// The maximum number and age of the owners of identifiers.
+    /// The maximum number and age of the recorded owners of identifiers.
     pub owner_limits: RetentionLimits,
 }
 
 /// The handles of a [`LinkTask`], for the rest of the program.
 #[derive(Debug)]
 pub struct LinkHandles {
-    /// Whether this replica polls.
+    /// Whether this replica polls the provider for all replicas.
     pub role: watch::Receiver<PollingRole>,
     /// The state of the connection and of the replicas.
     pub view: SharedPoolView,
-    /// The lookups of requests in other replicas.
+    /// Looks up owners, lists and quotas of other replicas for requests.
     pub link: Arc<dyn ReplicaLink>,
-    /// Registers the owner of the overlay, once.
+    /// Receives the channels of the overlay once, from the part of the program that owns the overlay.
     pub overlay: mpsc::Sender<OverlayPort>,
-    /// Cancelled when the program ends, so that the replica returns its grants and slots.
+    /// The program cancels this token when it ends, so that the replica returns its grants and slots.
     pub leaving: CancellationToken,
 }
 
-/// The task that connects this replica to Redis.
+/// The task that keeps this replica connected to Redis.
 #[derive(Debug)]
 pub struct LinkTask {
+    /// The configured Redis, before any redirect in a cluster.
     endpoint: RedisEndpoint,
     pub(super) settings: LinkSettings,
     pub(super) replica: Replica,
+    /// The changes of the pool that other replicas must receive.
     pub(super) changes: mpsc::Receiver<PoolChange>,
+    /// The results of the polls by this replica.
     pub(super) polls: mpsc::Receiver<OwnPoll>,
     role: watch::Sender<PollingRole>,
     pub(super) view: SharedPoolView,
     tasks: Tasks,
     pub(super) clients: ClientShares,
+    /// The lookups of requests, which use the connection of this task.
     pub(super) link: Arc<RedisLink>,
     pub(super) owner_updates: OwnerUpdates,
+    /// Receives the channels of the overlay, once.
     pub(super) overlay_ports: mpsc::Receiver<OverlayPort>,
+    /// The channels of the overlay, or `None` before they were received.
     pub(super) overlay: Option<OverlayPort>,
+    /// Cancelled when the program ends.
     pub(super) leaving: CancellationToken,
 }
 
-/// The reason that a connection is not used any more.
+/// The reason that the task stops using a connection, or cannot open one.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
     #[error(transparent)]
@@ -107,7 +114,7 @@ pub(super) enum LinkError {
 }
 
 impl LinkError {
-    /// Returns the reason for the metrics.
+    /// Returns the reason that the metric `redis_errors` counts.
     fn fault(&self) -> LinkFault {
         match self {
             Self::Connect(error) => LinkFault::of_connect(error),
@@ -120,13 +127,13 @@ impl LinkError {
 }
 
 impl LinkTask {
-    /// Prepares the link. Nothing is connected yet.
+    /// Creates the task and its handles. [`LinkTask::run`] opens the connection.
     ///
     /// # Errors
     ///
     /// Fails when `redis.ca_file` cannot be used.
     pub fn new(settings: LinkSettings, inputs: LinkInputs) -> Result<(Self, LinkHandles), TlsError> {
-        /// Maximum number of queued changes. A change beyond it is dropped, and stated with the next restatement.
+        /// Maximum number of queued changes. A change beyond it is dropped, and sent again after the next connection.
         const MAX_QUEUED_CHANGES: usize = 4_096;
         let LinkInputs { pool, replica_id, polls, regions, owner_limits } = inputs;
         let (changes_sender, changes) = mpsc::channel(MAX_QUEUED_CHANGES);
@@ -169,22 +176,22 @@ impl LinkTask {
         Ok((task, LinkHandles { role: role_receiver, view, link, overlay: overlay_sender, leaving }))
     }
 
-    /// Runs until the replica has left the pool.
+    /// Keeps the replica connected until it has left the pool.
     pub async fn run(mut self, config: SharedConfig) {
         let mut endpoint = self.endpoint.clone();
         let mut delay = FIRST_RECONNECT_DELAY;
-        let mut is_reported = false;
+        let mut is_loss_reported = false;
         loop {
             let error = match self.connect(&endpoint, &config).await {
                 Ok(mut link) => {
-                    let state = if is_reported { "again" } else { "now" };
+                    let when = if is_loss_reported { "again" } else { "now" };
                     info!(
                         event = "redis_connected",
                         server = link.connection().server.address,
-                        "The replicas share one pool {state}, through {}",
+                        "The replicas share one pool {when}, through {}",
                         link.connection().server.address
                     );
-                    (is_reported, delay) = (false, FIRST_RECONNECT_DELAY);
+                    (is_loss_reported, delay) = (false, FIRST_RECONNECT_DELAY);
                     link.run(&mut self).await
                 }
                 Err(error) => error,
@@ -194,17 +201,18 @@ impl LinkTask {
             }
             self.replica.record_disconnected();
             self.link.set_connection(None);
-            self.clients.restate();
+            self.clients.resend_all();
             self.publish_view();
-            let node = if let LinkError::Command(error) = &error { endpoint.redirect(error) } else { None };
-            if let Some(node) = node {
-                // Connect at once to the node of the cluster that has the keys of the pool.
+            let other_node =
+                if let LinkError::Command(error) = &error { endpoint.redirect(error) } else { None };
+            if let Some(node) = other_node {
+                // This node of the cluster has the keys of the pool, so the task connects to it without a delay.
                 endpoint = node;
                 continue;
             }
             endpoint = self.endpoint.clone();
             self.view.counts().record_error(error.fault());
-            if !std::mem::replace(&mut is_reported, true) {
+            if !std::mem::replace(&mut is_loss_reported, true) {
                 warn!(
                     event = "redis_lost",
                     "This replica uses only its part of the pool until Redis responds: {error}"
@@ -216,8 +224,8 @@ impl LinkTask {
         }
     }
 
-    /// Waits for the duration of `pause` before the next attempt to connect. The replica uses only its part of the
-    /// pool, and drops the changes of the pool, which it states again after the next connection.
+    /// Waits for the duration of `pause` before the next attempt to connect. Meanwhile, the replica uses only its part
+    /// of the pool. It drops the changes of the pool: after the next connection, it sends all evidence again.
     async fn stay_alone(&mut self, pause: Duration, config: &SharedConfig) {
         let wait = tokio::time::sleep(pause);
         tokio::pin!(wait);
@@ -235,15 +243,20 @@ impl LinkTask {
         }
     }
 
-    /// Replaces the grants that have ended by equal parts of the credits and slots that were left, and grants of fewer
-    /// slots by an equal part.
+    /// Replaces each ended grant by an equal part of the credits or slots that were left, and each grant of fewer slots
+    /// than an equal part by the equal part.
     fn fall_back(&mut self, config: &SharedConfig) {
-        self.replica.fall_back(moment());
-        let (usage, replicas) = (&config.load().client_usage, self.replica.live_replicas());
-        self.clients.fall_back(usage, replicas, Fallback::AtLeastEqualPart, moment());
+        self.replica.fall_back(Moment::current());
+        let (usage, replicas) = (&config.load().client_usage, self.replica.live_replica_count());
+        self.clients.fall_back(usage, replicas, Fallback::AtLeastEqualPart, Moment::current());
     }
 
-    async fn connect(&mut self, endpoint: &RedisEndpoint, config: &SharedConfig) -> Result<Link, LinkError> {
+    /// Opens a connection, subscribes to the channel of the pool, and sends the first beat.
+    async fn connect(
+        &mut self,
+        endpoint: &RedisEndpoint,
+        config: &SharedConfig,
+    ) -> Result<OpenLink, LinkError> {
         let tasks = self.tasks.clone();
         let opening = endpoint.open(&tasks);
         tokio::pin!(opening);
@@ -252,18 +265,18 @@ impl LinkTask {
         let connection = loop {
             tokio::select! {
                 connection = &mut opening => break connection?,
-                // The pool is not divided before the first attempt to connect has ended.
+                // Until the first attempt to connect has ended, the replica may use the whole pool.
                 _ = ticks.tick() => if self.view.get().link == LinkState::Alone {
                     self.fall_back(config);
                 }
             }
         };
         let counts = self.view.counts().clone();
-        let mut link = Link::new(connection, counts, self.settings.response_timeout, Arc::clone(config));
+        let mut link = OpenLink::new(connection, counts, self.settings.response_timeout, Arc::clone(config));
         let channel = self.replica.keyspace.channel();
         link.query(|mut commands| async move { commands.subscribe(channel).await }).await?;
         self.replica.record_connected();
-        link.beat(self, BeatCause::ReplyNeeded).await?;
+        link.send_beat(self, BeatCause::ReplyNeeded).await?;
         self.link.set_connection(Some(link.connection().commands.clone()));
         Ok(link)
     }
@@ -281,25 +294,26 @@ impl LinkTask {
         self.replica.replace_id(id);
     }
 
-    /// Applies an entry of a map that `replica` has stated.
+    /// Applies an entry of a map that `replica` has published. `replica` is empty if the entry was read from Redis.
     pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str) {
-        let is_new = self.replica.apply_entry(entry, replica, moment());
+        let is_new = self.replica.apply_entry(entry, replica, Moment::current());
         if is_new
-            && entry.map == Map::Overlay
+            && entry.map == ChangeMap::Overlay
             && let Some(port) = &self.overlay
             && let Some(overlay) = parse_overlay(&entry.value)
         {
-            // Each overlay contains all changes, so the next overlay replaces an overlay that is dropped here.
+            // The overlay is dropped when the channel is full: the next overlay contains all its changes as well.
             let _ = port.incoming.try_send(overlay);
         }
     }
 
+    /// Publishes the connection and the replicas for status pages, and the role of this replica for the poller.
     pub(super) fn publish_view(&self) {
         let replica = &self.replica;
         let is_alone = replica.is_alone();
         let replicas = replica.membership().map_or_else(Vec::new, |membership| {
             let ttl = u64::try_from(MEMBER_TTL.as_millis()).unwrap_or(u64::MAX);
-            replica_infos(membership, &replica.id, replica.clock, ttl)
+            list_replicas(membership, &replica.id, replica.clock, ttl)
         });
         let link = if is_alone { LinkState::Alone } else { LinkState::Connected };
         self.view.set(PoolView { link, replicas });
@@ -312,8 +326,4 @@ impl LinkTask {
 #[must_use]
 pub fn new_replica_id() -> String {
     format!("r{:012x}", fastrand::u64(..1 << 48))
-}
-
-pub(super) fn moment() -> Moment {
-    Moment { now: clock::now(), instant: clock::instant() }
 }

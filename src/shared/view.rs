@@ -1,5 +1,5 @@
-//! Publishes the state of the connection to Redis and the list of replicas, for status pages and metrics. The task of
-//! the link replaces the view after each beat.
+//! Publishes the state of the connection to Redis and the list of replicas for status pages and metrics. The task of
+//! the link replaces the published view after each beat and after a lost connection.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::policy::units::UnixMs;
 /// The state of the connection to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// The first attempt to connect has not ended.
+    /// The first attempt to connect has not ended yet.
     Connecting,
     /// Redis responds, and the replicas share one pool.
     Connected,
-    /// Redis does not respond, and this replica uses its part of the pool.
+    /// Redis does not respond, and this replica uses only its part of the pool.
     Alone,
 }
 
@@ -33,24 +33,24 @@ impl LinkState {
     }
 }
 
-/// A replica of the pool.
+/// A replica of the pool, as status pages list it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ReplicaInfo {
-    /// Its random id, which it keeps in its database.
+pub struct ListedReplica {
+    /// The random id of the replica, which it keeps in its database.
     pub id: String,
-    /// The version of its program.
+    /// The version of Keychoir that the replica runs.
     pub version: String,
-    /// The time of its start.
+    /// The time at which its process started.
     pub started_at: UnixMs,
-    /// The time of its last statement.
+    /// The time of its last beat.
     pub last_seen: UnixMs,
-    /// Whether it has not ended: its last statement is recent.
+    /// Whether the replica has not ended, which means that its last beat is recent.
     pub is_live: bool,
-    /// Whether it polls the provider for all replicas.
+    /// Whether the replica polls the provider for all replicas.
     pub is_leader: bool,
-    /// Whether it is this replica.
+    /// Whether the entry is about this replica.
     pub is_self: bool,
-    /// Its part of the concurrent requests that are granted to replicas, from 0 to 1.
+    /// The replica's part of the slots of all live replicas, from 0 to 1.
     pub share: f64,
 }
 
@@ -59,13 +59,13 @@ pub struct ReplicaInfo {
 pub struct PoolView {
     /// The state of the connection to Redis.
     pub link: LinkState,
-    /// The replicas at the last statement, the oldest first.
-    pub replicas: Vec<ReplicaInfo>,
+    /// The replicas in the reply to the last beat, the earliest start first.
+    pub replicas: Vec<ListedReplica>,
 }
 
 impl PoolView {
     /// Returns the replicas that have not ended.
-    pub fn live_replicas(&self) -> impl Iterator<Item = &ReplicaInfo> {
+    pub fn live_replicas(&self) -> impl Iterator<Item = &ListedReplica> {
         self.replicas.iter().filter(|replica| replica.is_live)
     }
 }
@@ -97,26 +97,27 @@ impl SharedPoolView {
         &self.counts
     }
 
+    /// Replaces the view.
     pub(super) fn set(&self, view: PoolView) {
         self.view.store(Arc::new(view));
     }
 }
 
-/// Returns the replicas of a membership, as the replica `own_id` sees them.
-pub(super) fn replica_infos(
+/// Lists the replicas of a membership for the replica `own_id`. `clock` converts their times to the local clock.
+pub(super) fn list_replicas(
     membership: &Membership,
     own_id: &str,
     clock: SharedClock,
     member_ttl_ms: u64,
-) -> Vec<ReplicaInfo> {
+) -> Vec<ListedReplica> {
     let is_live = |expires_ms: u64| expires_ms > membership.now_ms;
     let live = || membership.members.iter().filter(|member| is_live(member.expires_ms));
     let slots: u64 = live().map(|member| member.description.slots).sum();
     let count = live().count().max(1);
-    let mut replicas: Vec<ReplicaInfo> = membership
+    let mut replicas: Vec<ListedReplica> = membership
         .members
         .iter()
-        .map(|member| ReplicaInfo {
+        .map(|member| ListedReplica {
             id: member.id.clone(),
             version: member.description.version.clone(),
             started_at: clock.to_local(member.description.started_ms),

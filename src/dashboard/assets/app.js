@@ -1,4 +1,4 @@
-// Adds to pages that also work without it. All text is set as text, never as HTML.
+// Adds live values, charts and local times to the pages. It sets no HTML.
 
 const find = (selector, within = document) => within.querySelector(selector);
 const findAll = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -23,7 +23,7 @@ function element(name, attributes = {}, ...children) {
   return created;
 }
 
-// Sign in: a browser sends the fragment of a link to no server.
+// Sends the code in the link's fragment, which browsers send to no server.
 function signIn() {
   const form = find("form[data-login]");
   const code = location.hash.slice(1);
@@ -50,7 +50,7 @@ function addCopyButtons() {
   }
 }
 
-// Charts: the data is the table below each chart.
+// Each chart draws the table below it.
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 const palettes = {
   light: ["#2f7d84", "#c2571a", "#5b5fc7", "#8a6d00", "#a8327e", "#3f7d20", "#7a4b2a", "#5f6f76"],
@@ -81,8 +81,8 @@ function drawChart(figure) {
   if (barSeconds)
     for (let series = drawn.length - 2; series >= 0; series--)
       for (let row = 0; row < x.length; row++) drawn[series][row] += drawn[series + 1][row];
-  // Without the cursor, the legend has the sum of bars or the latest value.
-  const whole = (column) => (barSeconds ? column.reduce((sum, value) => sum + value, 0) : column.at(-1));
+  // Without a cursor, the legend shows the sum or the latest value.
+  const total = (column) => (barSeconds ? column.reduce((sum, value) => sum + value, 0) : column.at(-1));
   const format = (value) => (value == null ? "–" : numbers.format(value));
   const short = new Intl.NumberFormat(undefined, { notation: "compact" });
   const axis = { stroke: isDark ? "#9dabb0" : "#56646a", grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
@@ -93,7 +93,7 @@ function drawChart(figure) {
     width: barSeconds ? 0 : 2,
     points: { show: !barSeconds && x.length < 30 },
     paths: barSeconds ? uPlot.paths.bars({ size: [0.8, 90], align: 1 }) : undefined,
-    value: (_, __, number, row) => format(row == null ? whole(columns[number - 1]) : columns[number - 1][row]),
+    value: (_, __, number, row) => format(row == null ? total(columns[number - 1]) : columns[number - 1][row]),
   }));
   const options = {
     width: plot.clientWidth,
@@ -104,7 +104,7 @@ function drawChart(figure) {
       y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] },
     },
     axes: [{ ...axis, ...(barSeconds >= 86400 && { incrs: [1, 7, 28].map((days) => days * 86400) }) }, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => short.format(tick)) }],
-    // A day is one of UTC.
+    // Days are in UTC.
     ...(barSeconds >= 86400 && { tzDate: (time) => uPlot.tzDate(new Date(time * 1000), "Etc/UTC") }),
     cursor: { drag: { x: false, y: false } },
   };
@@ -131,14 +131,14 @@ function drawCharts() {
   darkScheme.addEventListener("change", () => figures.forEach(draw));
 }
 
-// Live values. A hidden page has no connection: browsers open only six to a server.
+// Receives events. A hidden page closes its connection, because a browser opens only six.
 function listen(handlers) {
   let source = null;
   const open = () => {
     if (document.hidden || source) return;
     const only = handlers.request ? "requests" : "state&keys=" + findAll("[data-key]").map((row) => row.dataset.key);
     source = new EventSource("events?only=" + only);
-    // The session has ended, or too many tabs listen.
+    // The session has ended, or too many pages listen.
     source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))
       source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
@@ -161,11 +161,11 @@ function showNumber(cell, value) {
 }
 
 let reloadTimer = 0;
-// Loads the page again, unless a form is filled in.
+// Loads the page again when no form has the focus.
 function reloadSoon() {
-  const isFilling = () => document.activeElement?.closest("main form.fields, main dialog");
+  const isEditing = () => document.activeElement?.closest("main form.fields, main dialog");
   clearTimeout(reloadTimer);
-  reloadTimer = setTimeout(() => (isFilling() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1e3 + Math.random() * 1e3);
+  reloadTimer = setTimeout(() => (isEditing() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1e3 + Math.random() * 1e3);
 }
 
 function cleanQuery() {
@@ -198,7 +198,7 @@ function showOverview(overview) {
   }
 }
 
-// The list of requests.
+// Shows new requests in the list.
 function startList() {
   const list = find("[data-requests]");
   if (!list) return {};

@@ -1,11 +1,11 @@
-//! How an app is pointed at this server, with its real address.
+//! Renders the page Connect: examples of apps that use this server, with its base URL.
 
 use maud::{Markup, html};
 
 use crate::dashboard::PageRequest;
 
 /// Renders the page.
-pub(in crate::dashboard) fn connect(request: &PageRequest<'_>) -> Markup {
+pub(in crate::dashboard) fn render_connect(request: &PageRequest<'_>) -> Markup {
     let url = request.client_url();
     let needs_token = request.admin.config.load().clients.require_token();
     let token = if needs_token { "YOUR_CLIENT_TOKEN" } else { "anything" };
@@ -20,16 +20,17 @@ pub(in crate::dashboard) fn connect(request: &PageRequest<'_>) -> Markup {
         } @else {
             p { "Programs on this machine need no token. The SDKs require an API key, so they send any text." }
         }
-        (snippet("Python", &format!("from elevenlabs import ElevenLabs\n\nclient = ElevenLabs(base_url=\"{url}\", api_key=\"{token}\")\naudio = client.text_to_speech.convert(\n    voice_id=\"JBFqnCBsd6RMkjVDRZzb\", model_id=\"eleven_flash_v2_5\", text=\"Hello\",\n)")))
-        (snippet("JavaScript", &format!("import {{ ElevenLabsClient }} from \"@elevenlabs/elevenlabs-js\";\n\nconst client = new ElevenLabsClient({{ baseUrl: \"{url}\", apiKey: \"{token}\" }});")))
-        (snippet("curl", &format!("curl {url}/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb \\\n  -H \"xi-api-key: {token}\" -H \"content-type: application/json\" \\\n  -d '{{\"text\": \"Hello\", \"model_id\": \"eleven_flash_v2_5\"}}' -o hello.mp3")))
-        (snippet("LiveKit agents", &format!("from livekit.plugins import elevenlabs\n\ntts = elevenlabs.TTS(base_url=\"{url}/v1\", api_key=\"{token}\")")))
-        (snippet("Pipecat", &format!("from pipecat.services.elevenlabs.tts import ElevenLabsTTSService\n\ntts = ElevenLabsTTSService(url=\"{websocket}\", api_key=\"{token}\", voice_id=\"JBFqnCBsd6RMkjVDRZzb\")")))
-        (snippet("A program with a fixed host", &format!("export ELEVENLABS_API_BASE={url}")))
+        (render_snippet("Python", &format!("from elevenlabs import ElevenLabs\n\nclient = ElevenLabs(base_url=\"{url}\", api_key=\"{token}\")\naudio = client.text_to_speech.convert(\n    voice_id=\"JBFqnCBsd6RMkjVDRZzb\", model_id=\"eleven_flash_v2_5\", text=\"Hello\",\n)")))
+        (render_snippet("JavaScript", &format!("import {{ ElevenLabsClient }} from \"@elevenlabs/elevenlabs-js\";\n\nconst client = new ElevenLabsClient({{ baseUrl: \"{url}\", apiKey: \"{token}\" }});")))
+        (render_snippet("curl", &format!("curl {url}/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb \\\n  -H \"xi-api-key: {token}\" -H \"content-type: application/json\" \\\n  -d '{{\"text\": \"Hello\", \"model_id\": \"eleven_flash_v2_5\"}}' -o hello.mp3")))
+        (render_snippet("LiveKit agents", &format!("from livekit.plugins import elevenlabs\n\ntts = elevenlabs.TTS(base_url=\"{url}/v1\", api_key=\"{token}\")")))
+        (render_snippet("Pipecat", &format!("from pipecat.services.elevenlabs.tts import ElevenLabsTTSService\n\ntts = ElevenLabsTTSService(url=\"{websocket}\", api_key=\"{token}\", voice_id=\"JBFqnCBsd6RMkjVDRZzb\")")))
+        (render_snippet("A program with a fixed host", &format!("export ELEVENLABS_API_BASE={url}")))
     }
 }
 
-fn snippet(title: &str, code: &str) -> Markup {
+/// Renders an example with a title.
+fn render_snippet(title: &str, code: &str) -> Markup {
     html! {
         section.snippet {
             h2 { (title) }

@@ -1,15 +1,18 @@
-//! The details of one key: why it is in its state, what it can still do, and all actions.
+//! Renders the page of one key: its state with the reason, its credits, its refusals, and the forms of its actions.
 
 use maud::{Markup, html};
 use serde_json::Value;
 
-use super::overview::reason;
+use super::overview::render_reason;
 use crate::admin::{CheckDocument, KeyDocument};
 use crate::dashboard::PageRequest;
-use crate::dashboard::format::{credits_meter, known, known_time, number, state, time};
+use crate::dashboard::format::{
+    render_credits_meter, render_number, render_number_or_dash, render_state, render_time,
+    render_time_or_dash,
+};
 
 /// Renders the page.
-pub(in crate::dashboard) fn key(request: &PageRequest<'_>) -> Markup {
+pub(in crate::dashboard) fn render_key(request: &PageRequest<'_>) -> Markup {
     let id = request.query.value("id").unwrap_or_default();
     let keys = request.admin.keys(request.now);
     let Some(key) = keys.iter().find(|key| key.id == id) else {
@@ -19,30 +22,30 @@ pub(in crate::dashboard) fn key(request: &PageRequest<'_>) -> Markup {
         p { a href="keys" { "← All keys" } }
         h1 { (key.name.as_deref().unwrap_or(&key.short_key)) }
         dl.facts data-key=(key.id) {
-            dt { "State" } dd { span data-cell="state" { (state(key.state)) } " " (reason(key, request.now)) }
+            dt { "State" } dd { span data-cell="state" { (render_state(key.state)) } " " (render_reason(key, request.now)) }
             @if let Some(advice) = key.advice { dt { "What to do" } dd { (advice) } }
-            @if let Some(since) = &key.since { dt { "Since" } dd { (time(since)) } }
-            dt { "Credits" } dd data-cell="credits" { (credits_meter("This key", key.credits_used, key.credits_limit)) }
-            dt { "Left" } dd { (known(key.credits_remaining)) }
-            dt { "Reserved" } dd { (number(key.reserved)) " by running requests" }
-            dt { "Consumption" } dd { (number(key.credits_per_day)) " per day" }
-            dt { "Runs out" } dd { @match &key.exhausted_at { Some(at) => (time(at)), None => "not before its reset at the current rate" } }
-            dt { "Reset" } dd { (known_time(key.resets_at.as_deref())) }
-            dt { "Running requests" } dd data-cell="in_flight" { (number(key.in_flight.into())) }
+            @if let Some(since) = &key.since { dt { "Since" } dd { (render_time(since)) } }
+            dt { "Credits" } dd data-cell="credits" { (render_credits_meter("This key", key.credits_used, key.credits_limit)) }
+            dt { "Left" } dd { (render_number_or_dash(key.credits_remaining)) }
+            dt { "Reserved" } dd { (render_number(key.reserved)) " by running requests" }
+            dt { "Consumption" } dd { (render_number(key.credits_per_day)) " per day" }
+            dt { "Runs out" } dd { @match &key.exhausted_at { Some(at) => (render_time(at)), None => "not before its reset at the current rate" } }
+            dt { "Reset" } dd { (render_time_or_dash(key.resets_at.as_deref())) }
+            dt { "Running requests" } dd data-cell="in_flight" { (render_number(key.in_flight.into())) }
             dt { "Short key" } dd { code { (key.short_key) } }
             dt { "Workspace" } dd { (key.workspace.as_deref().unwrap_or("its own")) }
             dt { "Plan" } dd { (key.plan.as_deref().unwrap_or("unknown")) }
             dt { "Source" } dd { (key.source) }
             @if let Some(url) = &key.base_url { dt { "Host" } dd { (url) } }
         }
-        (documents("Refusals of this key and its workspace", &key.evidence, &["at", "claim", "strength", "status", "message", "route", "request_id"]))
-        (documents("Operations that ElevenLabs refused for this key", &key.restrictions, &["limit", "verdict", "status", "message", "since", "until"]))
-        (actions(key))
+        (render_refusals("Refusals of this key and its workspace", &key.evidence, &["at", "claim", "strength", "status", "message", "route", "request_id"]))
+        (render_refusals("Operations that ElevenLabs refused for this key", &key.restrictions, &["limit", "verdict", "status", "message", "since", "until"]))
+        (render_actions(key))
     }
 }
 
-/// A table of refusals.
-fn documents(title: &str, rows: &[Value], columns: &[&str]) -> Markup {
+/// Renders a table of refusals, unless there are none. `columns` are the members of `rows` that the table shows.
+fn render_refusals(title: &str, rows: &[Value], columns: &[&str]) -> Markup {
     html! {
         @if !rows.is_empty() {
             section {
@@ -51,7 +54,7 @@ fn documents(title: &str, rows: &[Value], columns: &[&str]) -> Markup {
                     table {
                         caption.hidden { (title) }
                         thead { tr { @for column in columns { th scope="col" { (column.replace('_', " ")) } } } }
-                        tbody { @for row in rows { tr { @for column in columns { td { (cell(column, &row[*column])) } } } } }
+                        tbody { @for row in rows { tr { @for column in columns { td { (render_cell(column, &row[*column])) } } } } }
                     }
                 }
             }
@@ -59,18 +62,20 @@ fn documents(title: &str, rows: &[Value], columns: &[&str]) -> Markup {
     }
 }
 
-fn cell(column: &str, value: &Value) -> Markup {
-    match value {
-        Value::String(text) if matches!(column, "at" | "since" | "until") => time(text),
+/// Renders a member of a refusal.
+fn render_cell(column: &str, member: &Value) -> Markup {
+    match member {
+        Value::String(text) if matches!(column, "at" | "since" | "until") => render_time(text),
         Value::String(text) => html! { (text) },
         Value::Null => html! { span.muted { "–" } },
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            html! { (value.to_string()) }
+            html! { (member.to_string()) }
         }
     }
 }
 
-fn actions(key: &KeyDocument) -> Markup {
+/// Renders the forms that pause, resume, check and remove a key.
+fn render_actions(key: &KeyDocument) -> Markup {
     html! {
         section {
             h2 { "Actions" }
@@ -111,10 +116,10 @@ fn actions(key: &KeyDocument) -> Markup {
     }
 }
 
-/// The result of a check, as a notice.
-pub(in crate::dashboard) fn check_result(check: &CheckDocument) -> Markup {
+/// Renders the notice with the result of a check.
+pub(in crate::dashboard) fn render_check(check: &CheckDocument) -> Markup {
     let name = check.name.as_deref().unwrap_or(&check.short_key);
-    let permission = |has: Option<bool>| match has {
+    let permission = |is_granted: Option<bool>| match is_granted {
         Some(true) => "yes",
         Some(false) => "no",
         None => "unknown",
@@ -125,8 +130,8 @@ pub(in crate::dashboard) fn check_result(check: &CheckDocument) -> Markup {
             @if let Some(reason) = &check.reason { " · " (reason) } }
         dl.facts {
             @if let Some(plan) = &check.plan { dt { "Plan" } dd { (plan) } }
-            @if check.credits_limit.is_some() { dt { "Credits left" } dd { (known(check.credits_remaining)) } }
-            @if let Some(reset) = &check.resets_at { dt { "Reset" } dd { (time(reset)) } }
+            @if check.credits_limit.is_some() { dt { "Credits left" } dd { (render_number_or_dash(check.credits_remaining)) } }
+            @if let Some(reset) = &check.resets_at { dt { "Reset" } dd { (render_time(reset)) } }
             dt { "May read its quota" } dd { (permission(check.permissions.user_read)) }
             dt { "May list models" } dd { (permission(check.permissions.models_read)) }
             @if let Some(maximum) = check.max_concurrent_speech { dt { "Concurrent speech requests" } dd { "at most " (maximum) } }

@@ -1,22 +1,23 @@
-//! The requests as they end. The server lists the latest ones; the script adds later ones as they arrive.
+//! Renders the page Live: the requests that have ended. The server lists the latest requests, and the script adds
+//! requests that end later.
 
 use maud::{Markup, html};
 
-use super::history_unavailable;
+use super::render_history_error;
 use crate::dashboard::PageRequest;
-use crate::dashboard::format::{latency, number, time_of_day};
+use crate::dashboard::format::{format_latency, render_number, render_time_of_day};
 use crate::store::{AttemptFilter, StoredAttempt};
 
-/// Attempts of the list that is part of the page.
+/// The number of attempts that the server lists.
 const LISTED_ATTEMPTS: usize = 100;
 
-/// A request, by its attempts in their order.
+/// A request with its recorded attempts, the first attempt first.
 struct ListedRequest<'a> {
     attempts: Vec<&'a StoredAttempt>,
 }
 
 /// Renders the page.
-pub(in crate::dashboard) async fn live(request: &PageRequest<'_>) -> Markup {
+pub(in crate::dashboard) async fn render_live(request: &PageRequest<'_>) -> Markup {
     let failed_only = request.query.value("failed").is_some();
     let filter = AttemptFilter { limit: LISTED_ATTEMPTS, before: None, request_id: None, failed_only };
     let page = request.admin.history.attempts(filter).await;
@@ -39,18 +40,19 @@ pub(in crate::dashboard) async fn live(request: &PageRequest<'_>) -> Markup {
                 } }
                 tbody data-requests {
                     @if let Ok(page) = &page {
-                        @for request in group(&page.attempts) { (row(&request)) }
+                        @for request in group_attempts(&page.attempts) { (render_row(&request)) }
                         @if page.attempts.is_empty() { tr data-empty { td colspan="8" { "No request has ended yet." } } }
                     }
                 }
             }
         }
-        @if let Err(error) = &page { (history_unavailable(error)) }
+        @if let Err(error) = &page { (render_history_error(error)) }
     }
 }
 
-/// Groups attempts of one request, which follow each other unless other requests ended in between.
-fn group(attempts: &[StoredAttempt]) -> Vec<ListedRequest<'_>> {
+/// Groups attempts by their requests. `attempts` begins with the latest attempt, and so does the result with its
+/// request.
+fn group_attempts(attempts: &[StoredAttempt]) -> Vec<ListedRequest<'_>> {
     let mut requests: Vec<ListedRequest<'_>> = Vec::new();
     for attempt in attempts {
         match requests.iter_mut().find(|request| request.attempts[0].request_id == attempt.request_id) {
@@ -61,25 +63,26 @@ fn group(attempts: &[StoredAttempt]) -> Vec<ListedRequest<'_>> {
     requests
 }
 
-fn row(request: &ListedRequest<'_>) -> Markup {
+/// Renders a request.
+fn render_row(request: &ListedRequest<'_>) -> Markup {
     let Some(last) = request.attempts.last() else { return html! {} };
     let milliseconds = request.attempts.iter().map(|attempt| attempt.total_ms).sum();
     let credits = request.attempts.iter().map(|attempt| attempt.credits).sum();
-    let earlier = &request.attempts[..request.attempts.len() - 1];
+    let earlier_attempts = &request.attempts[..request.attempts.len() - 1];
     let class = if last.outcome == "served" { "ok" } else { "bad" };
     html! {
         tr.(class) data-request=(last.request_id) {
-            td { (time_of_day(last.started_at)) }
+            td { (render_time_of_day(last.started_at)) }
             td { code { (last.method) " " (last.route) } }
             td { (last.client) }
             td { (last.key_name.as_deref().or(last.short_key.as_deref()).unwrap_or("own key")) }
             td { @if let Some(status) = last.status { (status) " " } (last.outcome.replace('_', " ")) }
             td { (request.attempts.len())
-                @if !earlier.is_empty() {
-                    span.muted { " after " @for (index, attempt) in earlier.iter().enumerate() { @if index > 0 { ", " } (attempt.outcome.replace('_', " ")) } }
+                @if !earlier_attempts.is_empty() {
+                    span.muted { " after " @for (index, attempt) in earlier_attempts.iter().enumerate() { @if index > 0 { ", " } (attempt.outcome.replace('_', " ")) } }
                 } }
-            td.number { (latency(std::time::Duration::from_millis(milliseconds))) }
-            td.number { (number(credits)) }
+            td.number { (format_latency(std::time::Duration::from_millis(milliseconds))) }
+            td.number { (render_number(credits)) }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The pages, one file each.
+//! Renders the content of the pages, with one file for each page, and the parts that several pages contain. `layout.rs`
+//! renders the rest of a page.
 
 mod clients;
 mod connect;
@@ -9,23 +10,23 @@ mod overview;
 mod system;
 mod usage;
 
-pub(super) use clients::{clients, new_token};
-pub(super) use connect::connect;
-pub(super) use key::{check_result, key};
-pub(super) use keys::keys;
-pub(super) use live::live;
+pub(super) use clients::{render_clients, render_new_token};
+pub(super) use connect::render_connect;
+pub(super) use key::{render_check, render_key};
+pub(super) use keys::render_keys;
+pub(super) use live::render_live;
 use maud::{Markup, html};
-pub(super) use overview::overview;
-pub(super) use system::system;
-pub(super) use usage::{UsageQuery, usage};
+pub(super) use overview::render_overview;
+pub(super) use system::render_system;
+pub(super) use usage::{UsageQuery, render_usage};
 
 use super::layout;
 use crate::admin::KeyDocument;
 use crate::store::HistoryError;
 
-/// The page on which a one-time code starts a session.
-pub(super) fn login(error: Option<&str>) -> Markup {
-    layout::bare_page(
+/// Renders the page on which a one-time code starts a session, with the error of the last attempt.
+pub(super) fn render_login(error: Option<&str>) -> Markup {
+    layout::render_bare_page(
         "Sign in",
         &html! {
             div.login {
@@ -44,8 +45,9 @@ pub(super) fn login(error: Option<&str>) -> Markup {
     )
 }
 
-pub(super) fn not_found() -> Markup {
-    layout::bare_page(
+/// Renders the page for an unknown path.
+pub(super) fn render_not_found() -> Markup {
+    layout::render_bare_page(
         "Not found",
         &html! {
             h1 { "Not found" }
@@ -54,15 +56,15 @@ pub(super) fn not_found() -> Markup {
     )
 }
 
-/// The name of a key, and its short form if it has a name.
-fn key_name(key: &KeyDocument) -> Markup {
+/// Renders the name of a key as a link to its page, with its short form. A key without a name has only its short form.
+fn render_key_name(key: &KeyDocument) -> Markup {
     html! {
         a href={ "key?id=" (key.id) } { (key.name.as_deref().unwrap_or(&key.short_key)) }
         @if key.name.is_some() { " " code.muted { (key.short_key) } }
     }
 }
 
-/// Why records of the past are missing on a page.
-fn history_unavailable(error: &HistoryError) -> Markup {
+/// Renders the reason that the records of the usage database are missing on a page.
+fn render_history_error(error: &HistoryError) -> Markup {
     html! { p.notice.warn role="status" { span aria-hidden="true" { "▲ " } "The records cannot be shown: " (error) "." } }
 }

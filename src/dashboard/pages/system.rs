@@ -1,34 +1,35 @@
-//! The state of the program itself: version, usage store, mirror, replicas, changes of operators and settings.
+//! Renders the page System: warnings, the version, the states of the usage store, the mirror and the replicas, the last
+//! changes of operators, and the settings.
 
 use maud::{Markup, html};
 use serde_json::Value;
 
 use crate::admin::{KeyDocument, OverviewDocument};
 use crate::dashboard::PageRequest;
-use crate::dashboard::format::{number, state, time};
+use crate::dashboard::format::{render_number, render_state, render_time};
 use crate::store::StoredChange;
 
-/// The latest changes of operators on the page.
+/// The number of changes of operators on the page.
 const LISTED_CHANGES: usize = 20;
 
 /// Renders the page.
-pub(in crate::dashboard) async fn system(request: &PageRequest<'_>) -> Markup {
+pub(in crate::dashboard) async fn render_system(request: &PageRequest<'_>) -> Markup {
     let admin = request.admin;
     let (overview, keys) = admin.overview_and_keys(request.now);
     let settings = admin.settings.load();
     let changes = admin.history.changes(None, LISTED_CHANGES).await;
     html! {
         h1 { "System" }
-        @for warning in warnings(&keys, &overview) { p.notice.warn { span aria-hidden="true" { "▲ " } (warning) } }
+        @for warning in collect_warnings(&keys, &overview) { p.notice.warn { span aria-hidden="true" { "▲ " } (warning) } }
         dl.facts {
             dt { "Version" } dd { (overview.version) }
-            dt { "Started" } dd { (time(&overview.started_at)) }
-            dt { "State" } dd { (state(overview.state)) }
-            dt { "ElevenLabs" } dd { (state(overview.upstream)) }
-            dt { "Usage store" } dd { (state(overview.usage_store.state)) " " (number(overview.usage_store.unwritten_records)) " records not written yet, " (number(overview.usage_store.lost_records)) " lost" }
-            dt { "Mirror in Supabase" } dd { (state(overview.mirror.state)) @if overview.mirror.refused_rows > 0 { " " (number(overview.mirror.refused_rows)) " rows refused" } }
-            dt { "Replicas" } dd { (state(overview.shared)) }
-            dt { "Connections" } dd { (number(overview.connections)) }
+            dt { "Started" } dd { (render_time(&overview.started_at)) }
+            dt { "State" } dd { (render_state(overview.state)) }
+            dt { "ElevenLabs" } dd { (render_state(overview.upstream)) }
+            dt { "Usage store" } dd { (render_state(overview.usage_store.state)) " " (render_number(overview.usage_store.unwritten_records)) " records not written yet, " (render_number(overview.usage_store.lost_records)) " lost" }
+            dt { "Mirror in Supabase" } dd { (render_state(overview.mirror.state)) @if overview.mirror.refused_rows > 0 { " " (render_number(overview.mirror.refused_rows)) " rows refused" } }
+            dt { "Replicas" } dd { (render_state(overview.shared)) }
+            dt { "Connections" } dd { (render_number(overview.connections)) }
         }
         form.inline method="post" action="system" { button name="action" value="reload" { "Read the configuration again" } }
         @if !overview.replicas.is_empty() {
@@ -41,8 +42,8 @@ pub(in crate::dashboard) async fn system(request: &PageRequest<'_>) -> Markup {
                         tbody { @for replica in &overview.replicas {
                             tr {
                                 th scope="row" { code { (replica.id) } @if replica.is_self { " (this one)" } @if replica.is_leader { " (polls quotas)" } }
-                                td { (state(if replica.is_live { "up" } else { "ended" })) }
-                                td { (replica.version) } td { (time(&replica.started_at)) } td { (time(&replica.last_seen)) }
+                                td { (render_state(if replica.is_live { "up" } else { "ended" })) }
+                                td { (replica.version) } td { (render_time(&replica.started_at)) } td { (render_time(&replica.last_seen)) }
                                 td.number { (format!("{:.0} %", replica.share * 100.0)) }
                             }
                         } }
@@ -53,15 +54,16 @@ pub(in crate::dashboard) async fn system(request: &PageRequest<'_>) -> Markup {
         section {
             h2 { "Changes of operators" }
             @match &changes {
-                Ok(changes) => (change_list(changes)),
-                Err(error) => (super::history_unavailable(error)),
+                Ok(changes) => (render_changes(changes)),
+                Err(error) => (super::render_history_error(error)),
             }
         }
-        section { h2 { "Settings in force" } (setting_list(&settings)) }
+        section { h2 { "Settings in force" } (render_settings(&settings)) }
     }
 }
 
-fn change_list(changes: &[StoredChange]) -> Markup {
+/// Renders a table of changes of operators.
+fn render_changes(changes: &[StoredChange]) -> Markup {
     html! {
         @if changes.is_empty() { p.muted { "No changes were made at runtime." } }
         @else {
@@ -71,7 +73,7 @@ fn change_list(changes: &[StoredChange]) -> Markup {
                     thead { tr { th scope="col" { "Time" } th scope="col" { "Change" } th scope="col" { "Of" } th scope="col" { "By" } th scope="col" { "From" } } }
                     tbody { @for change in changes {
                         tr {
-                            td { (time(&change.at.rfc3339())) }
+                            td { (render_time(&change.at.rfc3339())) }
                             td { (change.action.replace('_', " ")) }
                             td { (change.target.as_deref().unwrap_or("–")) }
                             td { (change.actor.replace('_', " ")) }
@@ -84,23 +86,24 @@ fn change_list(changes: &[StoredChange]) -> Markup {
     }
 }
 
-/// The settings that the operator has set, and the defaults in a list that can be opened.
-fn setting_list(settings: &Value) -> Markup {
+/// Renders a table of the settings that the operator has set, and a closed table of the settings with their defaults.
+fn render_settings(settings: &Value) -> Markup {
     let settings = settings.as_array().map_or(&[][..], Vec::as_slice);
     let (defaults, set): (Vec<&Value>, Vec<&Value>) =
         settings.iter().partition(|setting| setting["source"] == "default" && setting["pending"].is_null());
     html! {
         @if set.is_empty() { p.muted { "All settings have their defaults." } }
-        @else { (setting_table("Settings that are set", &set)) }
+        @else { (render_setting_table("Settings that are set", &set)) }
         details {
             summary { (defaults.len()) " settings with their defaults" }
-            (setting_table("Settings with their defaults", &defaults))
+            (render_setting_table("Settings with their defaults", &defaults))
         }
     }
 }
 
-fn setting_table(title: &str, settings: &[&Value]) -> Markup {
-    let text = |setting: &Value, member: &str| setting[member].as_str().unwrap_or_default().to_owned();
+/// Renders a table of settings.
+fn render_setting_table(title: &str, settings: &[&Value]) -> Markup {
+    let member = |setting: &Value, name: &str| setting[name].as_str().unwrap_or_default().to_owned();
     html! {
         div.scroll tabindex="0" role="region" aria-label={ "Table: " (title) } {
             table {
@@ -108,10 +111,10 @@ fn setting_table(title: &str, settings: &[&Value]) -> Markup {
                 thead { tr { th scope="col" { "Setting" } th scope="col" { "Value" } th scope="col" { "Source" } } }
                 tbody { @for setting in settings {
                     tr {
-                        th scope="row" { code { (text(setting, "name")) } }
-                        td { code { (text(setting, "value")) }
+                        th scope="row" { code { (member(setting, "name")) } }
+                        td { code { (member(setting, "value")) }
                             @if let Some(pending) = setting["pending"].as_str() { span.muted { " (after a restart: " code { (pending) } ")" } } }
-                        td { (text(setting, "source")) }
+                        td { (member(setting, "source")) }
                     }
                 } }
             }
@@ -119,8 +122,8 @@ fn setting_table(title: &str, settings: &[&Value]) -> Markup {
     }
 }
 
-/// What an operator should know about the whole installation.
-fn warnings(keys: &[KeyDocument], overview: &OverviewDocument) -> Vec<String> {
+/// Returns the warnings about the installation.
+fn collect_warnings(keys: &[KeyDocument], overview: &OverviewDocument) -> Vec<String> {
     let free_keys = keys.iter().filter(|key| key.plan.as_deref() == Some("free")).count();
     let mut warnings = Vec::new();
     if free_keys > 1 {

@@ -1,34 +1,36 @@
-//! Sums of attempts and credits by day, key, client, user, region, model or route.
+//! Renders the page Usage: sums of attempts and credits by hour, day, key, client, user, region, model or route, and a
+//! chart for hours and days.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::history_unavailable;
+use super::render_history_error;
 use crate::dashboard::PageRequest;
-use crate::dashboard::chart::{Chart, Style, ValueUnit};
+use crate::dashboard::chart::{Chart, ChartStyle, ValueUnit};
 use crate::dashboard::form::Form;
-use crate::dashboard::format::{grouped, number, percent, size, time};
+use crate::dashboard::format::{format_number, format_size, percentage, render_number, render_time};
 use crate::policy::units::UnixMs;
 use crate::store::{UsageDimension, UsageFilter, UsageRow};
 
-/// The periods that can be chosen.
+/// The periods that can be chosen, each with its value in the query, its name and its number of days.
 const PERIODS: [(&str, &str, u64); 4] =
     [("1d", "24 hours", 1), ("7d", "7 days", 7), ("30d", "30 days", 30), ("365d", "1 year", 365)];
-/// Maximum rows of the table: more than the hours of a month.
+/// Maximum number of rows of the table. It exceeds the 744 hours of a month.
 const MAX_ROWS: usize = 1_000;
 
-/// The sums that a page or a download shows.
+/// The query for the sums that the page or the CSV file contains.
 pub(in crate::dashboard) struct UsageQuery {
     pub(in crate::dashboard) dimension: UsageDimension,
+    /// The period as in [`PERIODS`].
     pub(in crate::dashboard) period: &'static str,
     since: UnixMs,
     until: UnixMs,
 }
 
 impl UsageQuery {
-    /// Parses the parameters `by` and `since`. Unknown values count as missing.
+    /// Parses the parameters `by` and `since`. An unknown value is replaced by the default, `day` or `7d`.
     pub(in crate::dashboard) fn parse(query: &Form, now: UnixMs) -> Self {
         let by = query.value("by").unwrap_or("day");
         let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
@@ -43,7 +45,7 @@ impl UsageQuery {
         }
     }
 
-    /// Returns whether a chart has few enough bars. The hours of a year would not be visible.
+    /// Whether the bars of a chart would be wide enough. The 8,760 hours of a year would be invisible.
     fn is_drawable(&self) -> bool {
         self.dimension == UsageDimension::Day || self.period != "365d"
     }
@@ -56,7 +58,7 @@ impl UsageQuery {
 }
 
 /// Renders the page.
-pub(in crate::dashboard) async fn usage(request: &PageRequest<'_>) -> Markup {
+pub(in crate::dashboard) async fn render_usage(request: &PageRequest<'_>) -> Markup {
     let query = UsageQuery::parse(&request.query, request.now);
     let rows = request.admin.history.usage(query.filter(MAX_ROWS)).await;
     let by = query.dimension.as_str();
@@ -73,17 +75,17 @@ pub(in crate::dashboard) async fn usage(request: &PageRequest<'_>) -> Markup {
             a href={ "usage.csv?by=" (by) "&since=" (query.period) } download={ "keychoir-usage-" (by) ".csv" } { "Download CSV" }
         }
         @match &rows {
-            Err(error) => (history_unavailable(error)),
+            Err(error) => (render_history_error(error)),
             Ok(rows) => {
-                @if query.dimension.is_time() && query.is_drawable() { (time_chart(rows, &query)) }
-                (table(rows, query.dimension))
+                @if query.dimension.is_time() && query.is_drawable() { (render_time_chart(rows, &query)) }
+                (render_table(rows, query.dimension))
             },
         }
     }
 }
 
-/// The credits of each day or hour, also of those without any.
-fn time_chart(rows: &[UsageRow], query: &UsageQuery) -> Markup {
+/// Renders a chart of the credits of each day or hour, also of those without credits.
+fn render_time_chart(rows: &[UsageRow], query: &UsageQuery) -> Markup {
     let period = Duration::from_secs(if query.dimension == UsageDimension::Hour { 3_600 } else { 86_400 });
     let total = rows.iter().map(|row| row.sums.credits).fold(0, u64::saturating_add);
     let credits: HashMap<u64, u64> =
@@ -94,17 +96,18 @@ fn time_chart(rows: &[UsageRow], query: &UsageQuery) -> Markup {
     let rows = starts.map(|start| (UnixMs(start), vec![Some(credits.get(&start).copied().unwrap_or(0))]));
     Chart {
         title: "Credits",
-        description: format!("{} credits were used in this period.", grouped(total)),
+        description: format!("{} credits were used in this period.", format_number(total)),
         unit: ValueUnit::Credits,
-        style: Style::StackedBars(period),
+        style: ChartStyle::StackedBars(period),
         series: vec!["credits".to_owned()],
         rows: rows.collect(),
     }
     .render()
 }
 
-fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
-    let most = rows.iter().map(|row| row.sums.credits).max().unwrap_or_default();
+/// Renders the table of sums.
+fn render_table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
+    let max_credits = rows.iter().map(|row| row.sums.credits).max().unwrap_or_default();
     html! {
         div.scroll tabindex="0" role="region" aria-label="Table: Usage" {
             table {
@@ -118,14 +121,14 @@ fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
                     @for row in rows {
                         @let sums = row.sums;
                         tr {
-                            th scope="row" { (group(row, dimension)) }
-                            td.number { (number(sums.credits)) }
-                            td { progress max="100" value=(percent(sums.credits, most)) aria-label={ (percent(sums.credits, most)) " % of the largest" } {} }
-                            td.number { (number(sums.attempts)) }
-                            td.number { (number(sums.served)) }
-                            td.number { (number(sums.attempts.saturating_sub(sums.served))) }
-                            td.number { (number(sums.characters)) }
-                            td.number { (size(sums.response_bytes)) }
+                            th scope="row" { (render_group(row, dimension)) }
+                            td.number { (render_number(sums.credits)) }
+                            td { progress max="100" value=(percentage(sums.credits, max_credits)) aria-label={ (percentage(sums.credits, max_credits)) " % of the largest" } {} }
+                            td.number { (render_number(sums.attempts)) }
+                            td.number { (render_number(sums.served)) }
+                            td.number { (render_number(sums.attempts.saturating_sub(sums.served))) }
+                            td.number { (render_number(sums.characters)) }
+                            td.number { (format_size(sums.response_bytes)) }
                         }
                     }
                     @if rows.is_empty() { tr { td colspan="8" { "No attempts were recorded in this period." } } }
@@ -136,11 +139,12 @@ fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
     }
 }
 
-fn group(row: &UsageRow, dimension: UsageDimension) -> Markup {
+/// Renders the name of a group.
+fn render_group(row: &UsageRow, dimension: UsageDimension) -> Markup {
     match dimension {
-        // A day is one of UTC, also for a viewer in another zone.
+        // Days are in UTC, also for a viewer in another time zone, so the script must not change them.
         UsageDimension::Day => return html! { (row.group.get(..10).unwrap_or(&row.group)) },
-        UsageDimension::Hour => return time(&row.group),
+        UsageDimension::Hour => return render_time(&row.group),
         UsageDimension::Key
         | UsageDimension::Client
         | UsageDimension::User

@@ -4,10 +4,10 @@
 -- gets the difference.
 --
 -- Replicas whose queued requests need more than their grants form a line. The first replicas in the line collect the
--- credits that other replicas return. All other replicas keep only the credits that they need, so that no credits are
--- stranded in parts that suffice for no request. A request that needs more than is left may still be served if the
--- provider agrees. One replica at a time has the right to try this, when no request in the line fits, and no other
--- replica has unused credits.
+-- credits that other replicas return. All other replicas keep only the credits that they need, so that no credits
+-- remain in parts that suffice for no request. The provider may still serve a request that needs more than is left. One
+-- replica at a time has the right to send such a request, when no request in the line fits, and no other replica has
+-- unused credits.
 --
 -- A statement usually reads only the record of its replica and the sums of all replicas, so that its cost does not
 -- depend on the number of replicas. It reads the records of all replicas if one of them is in the line or has the
@@ -17,7 +17,7 @@
 --   base          "amount stamp": the credits that were used outside of the replicas, and the time in ms at which
 --                 this amount was received
 --   right         "replica state": the replica that may exceed the credits that are left. The state is 1, or 0 if the
---                 right was withdrawn and the replica may not know it yet
+--                 right was withdrawn and the replica has not confirmed it
 --   sums          "epoch used unused reserved expires queued listed unlisted": a number that changes when Redis loses
 --                 the hash, the sum of `used` of all replicas, the sums of the unused and of the reserved credits of
 --                 the replicas with a lease, the time in ms at which the first lease with unused credits ends (0 if
@@ -51,7 +51,7 @@ local me, replica_count, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local my_statement, turn, min_list_interval = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local now = now_ms()
 
--- Returns the whole numbers of a field, or an empty table if the field is missing.
+-- Parses the whole numbers of a field. Returns an empty table if the field is missing.
 local function parse_numbers(field)
   local numbers = {}
   for number in string.gmatch(field or '', '%d+') do
@@ -60,6 +60,7 @@ local function parse_numbers(field)
   return numbers
 end
 
+-- Formats whole numbers with spaces between them.
 local function format_numbers(numbers)
   for index, number in ipairs(numbers) do
     numbers[index] = text(number)
@@ -67,7 +68,7 @@ local function format_numbers(numbers)
   return table.concat(numbers, ' ')
 end
 
--- Returns the record of a replica. All numbers of a replica without a record are 0.
+-- Parses the record of a replica. All numbers of a replica without a record are 0.
 local function parse_replica(name, field)
   local numbers = parse_numbers(field)
   local used = numbers[1] or 0
@@ -85,7 +86,7 @@ local function write_replica(key, replica)
   }))
 end
 
--- Returns the sums of the hash, or nil if it has none.
+-- Parses the sums of all replicas. Returns nil if the field is missing.
 local function parse_sums(field)
   local text_of_numbers, unlisted = string.match(field or '', '^(.*) (%S+)$')
   local numbers = parse_numbers(text_of_numbers)
@@ -103,7 +104,7 @@ local function write_sums(key, sums)
 end
 
 -- Merges a statement of a process into the record of its replica. All amounts only grow. A process counts only its
--- own use. If the use of an earlier process arrives late, it is added.
+-- own use. The use of an earlier process is added, also if its statement arrives late.
 local function merge(replica, run, before, used)
   local own, used_before = replica.used - replica.before, replica.used
   if run > replica.run then
@@ -118,7 +119,7 @@ local function merge(replica, run, before, used)
 end
 
 -- Returns the unused credits of a replica, the part of them that its requests in flight have reserved, and the number
--- of places that the replica has in the line. A replica without a lease has none.
+-- of places that the replica has in the line (0 or 1). All three are 0 for a replica without a lease.
 local function holdings(replica)
   if replica.expires <= now then
     return 0, 0, 0
@@ -162,7 +163,8 @@ local function restore(key, replicas, restored)
   end
 end
 
--- Returns the sums and the line of the other replicas, and their used credits as a text.
+-- Returns the sums of the other replicas, the other replicas in the line by their order, and the used credits of each
+-- other replica as a text.
 local function sum_others(replicas, epoch)
   local sums = {
     epoch = epoch, used = 0, unused = 0, reserved = 0, expires = 0, queued = 0, listed = now, unlisted = '-'
@@ -178,12 +180,13 @@ local function sum_others(replicas, epoch)
       end
     end
   end
-  -- The order of `pairs` differs between servers.
+  -- The text must not depend on the order of `pairs`, which differs between servers.
   table.sort(uses)
   table.sort(line, function(a, b) return a.since < b.since or (a.since == b.since and a.name < b.name) end)
   return sums, line, table.concat(uses, ' ')
 end
 
+-- Records the statement of this replica about one workspace, and returns its grant.
 local function divide(
   key, used, run, before, reserved, queued, least, held, limit, base, stamp, idle, ttl, stated_others, epoch, restored
 )
@@ -242,7 +245,7 @@ local function divide(
 
   local stated_before = fields[4] and mine.used or -1
   local used_before = mine.used
-  -- A statement that arrives late frees nothing, because this replica may hold more now.
+  -- A statement that arrives late frees no credits, because this replica may hold more since a later statement.
   local is_late = used and (run < mine.run or run == mine.run and my_statement <= mine.statement)
   local is_statement = used and not is_late
   local has_progressed, is_read_only = false, used == nil
@@ -261,8 +264,8 @@ local function divide(
     local free = is_other_right and 0 or math.max(left - unused, 0)
     local since = mine.expires > now and mine.since or 0
     local able = mine.expires > now and mine.able or 0
-    -- The credits that are left after the requests in flight, and after the queued requests of the replicas ahead in
-    -- line.
+    -- `possible` are the credits that are left after the requests in flight. `after_others` are the credits that are
+    -- also left after the queued requests of the replicas ahead in the line.
     local possible = math.max(left - others_reserved - reserved, 0)
     local least_of_all, is_first, line_end = least, true, now
     local after_others = possible
@@ -296,8 +299,8 @@ local function divide(
     if is_unmet and (is_waiting or is_other_right) then
       unmet = 1
     end
-    -- A replica that can serve a request keeps its place until it has started the request or `turn` has passed: it
-    -- may need a slot first.
+    -- A replica that can serve a request may need a slot first. It keeps its place until it has started the request, or
+    -- until `turn` has passed.
     local is_turn_over = able > 0 and (has_progressed or now - able >= turn)
     if right == me and right_state == '1' and may_exceed and unused == 0 and not (is_turn_over and #line > 0) then
       exceeds = 1

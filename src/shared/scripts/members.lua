@@ -3,8 +3,8 @@
 -- KEYS: members (hash: replica -> "expires description"), leader (string: replica), then the maps whose versions are
 -- returned. ARGV: replica, description, time to live of a replica in ms, or 0 if it leaves, time for which an ended
 -- replica stays listed in ms, time to live of the leadership in ms, or 0 to give it up.
--- Returns the time in ms, the leader, the versions, for each replica its id, its expiry and its description, and the
--- previous description of this replica ('' without one).
+-- Returns the time in ms, the leader ('' if there is none), the versions, for each replica its id, its expiry in ms and
+-- its description, and the previous description of this replica ('' if there is none).
 
 local members, leader = KEYS[1], KEYS[2]
 local me, description = ARGV[1], ARGV[2]

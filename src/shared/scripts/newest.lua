@@ -1,4 +1,5 @@
--- Stores entries of a map in which the newest entry of a name wins, and publishes them to the other replicas.
+-- Stores entries of a map, and publishes them to the other replicas. An entry is stored only if its stamp is higher
+-- than the stamp of the stored entry with the same name.
 --
 -- KEYS: the map (hash: name -> "stamp expires value", and `_version`, the number of changes). ARGV: channel, name of
 -- the map, replica, maximum number of entries, then for each entry: name, stamp in ms, expiry in ms, value.
@@ -8,7 +9,7 @@ local map = KEYS[1]
 local channel, map_name, me, max = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local now = now_ms()
 
--- Removes expired entries, and when there are too many, those that expire first.
+-- Removes expired entries. If there are still too many entries, removes the entries that expire first.
 local function shrink()
   local fields = redis.call('HGETALL', map)
   local entries = {}

@@ -1,6 +1,6 @@
 -- Divides the quotas of clients and users between the replicas. A replica uses its grant without a request to
--- Redis. The sum of the used amounts and of the unused grants never exceeds the limit. Unlike credits, a use may be
--- refunded, and a request gets the amount that it needs as a whole or not at all.
+-- Redis. The sum of the used amounts and of the unused grants never exceeds the limit. Other than the use of credits,
+-- the use of a quota may be refunded, and a request gets the amount that it needs as a whole or not at all.
 --
 -- KEYS: one hash per quota and period, with one field per replica, "used granted generation expires". ARGV: replica,
 -- number of replicas, lease in ms, then for each quota: limit, used here (including reservations), held here,
@@ -11,6 +11,7 @@ local ARGUMENTS = 7
 local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 
+-- Records the statement of this replica about one quota, and returns its grant.
 local function divide(key, limit, used, held, generation, needed, wanted, ttl)
   local used_by_others, unused, mine = 0, 0, held
   local fields = redis.call('HGETALL', key)

@@ -1,5 +1,6 @@
--- Divides concurrent requests between the replicas by fair share: each gets its demand while all demands fit, and
--- else an equal part. Spare slots are divided among the active replicas. The sum of the granted slots never exceeds
+-- Divides the slots of a subject between the replicas by fair shares. A slot permits one concurrent request. If all
+-- demands fit into the maximum, each replica gets its demand, and spare slots are divided among the active replicas.
+-- Otherwise, a replica gets its demand or an equal part, whichever is less. The sum of the granted slots never exceeds
 -- the maximum, unless the maximum itself falls.
 --
 -- KEYS: one hash per subject, with the fields
@@ -25,7 +26,8 @@ local function fair_share(active, max)
     replica.share = math.min(replica.demand, math.floor(left / (#active - index + 1)))
     left = left - replica.share
   end
-  -- The rest, in turns that change with the time: first one slot for each unmet demand, then equal parts.
+  -- The remaining slots are divided in an order that rotates with the time: in round 1 among the unmet demands, and in
+  -- round 2 among all active replicas.
   table.sort(active, function(a, b) return a.name < b.name end)
   local first = math.floor(now / rotation) % #active
   for round = 1, 2 do
@@ -53,6 +55,7 @@ local function fair_share(active, max)
   return mine
 end
 
+-- Records the statement of this replica about one subject, and returns its grant.
 local function divide(key, held, demand, max, stamp)
   local known_max, known_stamp = 0, 0
   local active, taken = {}, 0
@@ -93,9 +96,9 @@ local function divide(key, held, demand, max, stamp)
     redis.call('HSET', key, me, text(recorded) .. ' ' .. text(demand) .. ' ' .. text(now + lease))
   end
   redis.call('PEXPIRE', key, 86400000)
-  -- Other replicas hold more than their share. They return it when they receive a demand.
+  -- Other replicas hold more than their shares. They return the difference when they receive a demand.
   local unmet = math.min(demand, fair) > granted and 1 or 0
-  -- The remainder of an unequal division is not missed, because it goes to another replica with each rotation.
+  -- Only an equal part is compared, because the remainder of the division goes to another replica with each rotation.
   local partial = math.min(fair, math.floor(known_max / math.max(#active, 1))) > granted and 1 or 0
   return { granted, known_max, known_stamp, #active, unmet, partial }
 end

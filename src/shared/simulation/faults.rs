@@ -1,4 +1,4 @@
-//! Injects the faults of a simulation: of Redis, of the networks of replicas, and of replicas.
+//! Injects the faults of a simulation at random times: faults of Redis, of the networks of replicas, and of replicas.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::link::LinkQuality;
 use super::world::World;
 use crate::clock;
 
-/// Maximum time in which a replica that shuts down must state its charges, whatever other faults there are.
-const MAX_STATEMENT_DELAY: Duration = Duration::from_secs(120);
+/// Maximum time in which a replica that shuts down must report its charges, also during other faults.
+const MAX_REPORT_DELAY: Duration = Duration::from_secs(120);
 
-/// A fault; most have a duration.
+/// A fault of a simulation.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// All data of Redis is lost.
@@ -24,21 +24,22 @@ enum Fault {
     Failover,
     /// The network of one replica has this quality.
     Network(LinkQuality, Duration),
-    /// A replica ends its requests, states all its charges, stops, and starts again after this time.
+    /// A replica ends its requests, reports all its charges, stops, and starts again after this time.
     Restart(Duration),
     /// A replica is killed with its requests, and starts again after this time.
     Kill(Duration),
 }
 
 impl Fault {
-    /// Returns whether the fault affects Redis, and so all replicas.
-    fn is_of_redis(self) -> bool {
+    /// Whether the fault affects Redis, and therefore all replicas.
+    fn affects_redis(self) -> bool {
         match self {
             Self::Flush | Self::Unreachable(_) | Self::Failover => true,
             Self::Network(..) | Self::Restart(_) | Self::Kill(_) => false,
         }
     }
 
+    /// Returns a random fault. Replicas are killed only in a scenario with kills.
     fn random(world: &World) -> Self {
         let duration = Duration::from_millis(100 + world.random_below(6_000) as u64);
         match world.random_below(if world.scenario.has_kills { 9 } else { 8 }) {
@@ -60,7 +61,7 @@ impl Fault {
         }
     }
 
-    /// Returns the time after which the fault and its direct effects have certainly ended.
+    /// Returns the maximum time in which the fault and its direct effects end.
     fn max_duration(self) -> Duration {
         match self {
             Self::Flush => Duration::ZERO,
@@ -88,11 +89,12 @@ pub(super) async fn run_faults(world: Rc<World>) {
     }
 }
 
+/// Injects a fault, waits for its end, and removes it.
 async fn run_fault(world: &Rc<World>, fault: Fault) {
     let index = world.random_below(world.scenario.replicas);
     let healthy_at = clock::instant() + fault.max_duration() + GRACE;
     world.healthy_at.set(world.healthy_at.get().max(healthy_at));
-    world.record_fault(if fault.is_of_redis() {
+    world.record_fault(if fault.affects_redis() {
         format!("{fault:?}")
     } else {
         format!("{fault:?} of replica {index}")
@@ -125,10 +127,10 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
             process.is_accepting.set(false);
             // Redis may lose the last statement of a replica that has ended, unless another replica has read it.
             sleep(Duration::from_secs(2)).await;
-            let statement_deadline = clock::instant() + MAX_STATEMENT_DELAY;
-            while process.replica.borrow().is_alone() || !world.has_stated_all(&process) {
-                if clock::instant() >= statement_deadline {
-                    world.fail(format!("{} cannot state its charges", process.id));
+            let report_deadline = clock::instant() + MAX_REPORT_DELAY;
+            while process.replica.borrow().is_alone() || !world.has_reported_all(&process) {
+                if clock::instant() >= report_deadline {
+                    world.fail(format!("{} cannot report its charges", process.id));
                     break;
                 }
                 sleep(Duration::from_millis(100)).await;
@@ -141,6 +143,7 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
     }
 }
 
+/// Kills a replica, and starts it again after `duration` with the content of its database.
 async fn restart(world: &Rc<World>, index: usize, duration: Duration) {
     // Another fault may have ended the replica.
     if world.process(index).is_none() {

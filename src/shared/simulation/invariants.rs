@@ -1,5 +1,5 @@
-//! Checks the invariants of a simulation at each request, and when all replicas must agree. Violations are collected,
-//! so that a failed simulation reports all of them.
+//! Checks the invariants of a simulation: at each request, at intervals, and when all replicas must agree. Collects the
+//! violations, so that a failed simulation reports several of them.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -10,37 +10,46 @@ use crate::clock::{self, SIMULATED_CLOCK};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::pool::Lease;
 
-/// The time after the end of the last fault in which the replicas repair the shared state.
+/// The time after the end of a fault in which the replicas may still repair its effects.
 pub(super) const GRACE: Duration = Duration::from_secs(8);
 /// Maximum number of reported violations.
 const MAX_VIOLATIONS: usize = 10;
 
-/// The violations of the invariants, and the numbers by which a simulation proves that it has tested them.
+/// The violations of the invariants, and the counts of requests from which violations follow.
 #[derive(Debug, Default)]
 pub(super) struct Violations {
     reports: RefCell<Vec<String>>,
+    /// The number of served requests, for the statistics.
     pub(super) served: Cell<usize>,
+    /// The number of requests that the provider refused for lack of credits, for the statistics.
     pub(super) refused_for_credits: Cell<usize>,
+    /// The longest time that a request waited while no fault had an effect, for the statistics.
     pub(super) longest_wait: Cell<Duration>,
+    /// For each workspace, the number of running requests that exceed its credits.
     overcommitted: RefCell<Vec<u32>>,
+    /// For each workspace, the number of running requests with a granted slot.
     running: RefCell<Vec<u32>>,
 }
 
 /// The maximum use of a workspace by a replica that is alone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AloneUse {
+    /// The maximum of the charged and reserved credits.
     max_committed: i64,
+    /// The maximum number of running requests.
     max_running: u32,
 }
 
-/// The circumstances under which a request was admitted.
+/// The state of the workspace and of the simulation when a request was sent to the provider.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProviderAdmission {
+    /// The number of the workspace.
     workspace: usize,
     /// Whether the reserved credits exceed the credits that are left.
     pub(super) is_overcommitted: bool,
-    /// Whether the slot was lent to a replica that had none.
+    /// Whether the replica used the one slot that it may use without a grant.
     lacks_slot_grant: bool,
+    /// Whether no fault had an effect.
     pub(super) was_healthy: bool,
 }
 
@@ -54,12 +63,13 @@ pub(super) enum Comparison {
 }
 
 impl Violations {
+    /// Removes and returns the reports of the violations.
     pub(super) fn take(&self) -> Vec<String> {
         self.reports.take()
     }
 }
 
-/// Increments the count of a workspace, and returns it.
+/// Increments the count of the workspace `index`, and returns it.
 fn increment(counts: &RefCell<Vec<u32>>, index: usize) -> u32 {
     let mut counts = counts.borrow_mut();
     if counts.len() <= index {
@@ -69,12 +79,13 @@ fn increment(counts: &RefCell<Vec<u32>>, index: usize) -> u32 {
     counts[index]
 }
 
+/// Decrements the count of the workspace `index`.
 fn decrement(counts: &RefCell<Vec<u32>>, index: usize) {
     counts.borrow_mut()[index] -= 1;
 }
 
 impl World {
-    /// Records a violation.
+    /// Records a violation of an invariant with the current time of the simulation.
     pub(super) fn fail(&self, text: String) {
         let mut reports = self.violations.reports.borrow_mut();
         if reports.len() < MAX_VIOLATIONS {
@@ -82,20 +93,20 @@ impl World {
         }
     }
 
-    /// Whether no fault has an effect now.
+    /// Whether no fault has an effect at the current time.
     pub(super) fn is_healthy(&self) -> bool {
         clock::instant() >= self.healthy_at.get()
     }
 
-    /// Records the maximum use by a replica that has lost its connection.
+    /// Records the maximum use by a replica that has lost its connection, unless it is recorded already.
     pub(super) fn record_alone_use(&self, process: &Process) {
         if process.alone_use.borrow().is_empty() {
             self.set_alone_use(process);
         }
     }
 
-    /// Records the maximum use again after a poll by a replica that is alone: a poll contains the charges of other
-    /// replicas, so that its share changes.
+    /// Records the maximum use again after a poll by a replica that is alone. The poll contains the charges of other
+    /// replicas, so that the share of this replica changes.
     pub(super) fn update_alone_use(&self, process: &Process) {
         if process.replica.borrow().is_alone() && process.is_accepting.get() {
             self.set_alone_use(process);
@@ -104,7 +115,7 @@ impl World {
 
     fn set_alone_use(&self, process: &Process) {
         let replica = process.replica.borrow();
-        let replicas = replica.live_replicas();
+        let replicas = replica.live_replica_count();
         for (index, key) in process.pool.roster().keys().iter().enumerate() {
             let workspace = key.workspace();
             let usage = workspace.credit_use();
@@ -120,7 +131,7 @@ impl World {
         }
     }
 
-    /// Counts an admitted request, and checks the invariants about it.
+    /// Counts a request that is sent to the provider, and checks the invariants about it.
     pub(super) fn admit(&self, process: &Process, lease: &Lease, estimate: u64) -> ProviderAdmission {
         let key = lease.key();
         let (index, workspace) = (key.position(), key.workspace());
@@ -148,7 +159,7 @@ impl World {
         }
         if let Some(alone) = process.alone_use.borrow().get(&index).filter(|_| replica.is_alone()) {
             let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
-            // One request at a time may exceed the part, so that none fails while the provider has credits.
+            // One request at a time may exceed the part, so that no request fails while the provider has credits.
             if committed > alone.max_committed && usage.reserved > estimate {
                 self.fail(format!(
                     "{} uses {committed} credits of {alone:?} of workspace {index}",
@@ -163,7 +174,7 @@ impl World {
         ProviderAdmission { workspace: index, is_overcommitted, lacks_slot_grant, was_healthy }
     }
 
-    /// Returns the state of a workspace at a replica and at Redis, for a report.
+    /// Formats the credits and slots of a workspace at a replica and at Redis for a report.
     pub(super) fn describe(&self, process: &Process, index: usize) -> String {
         let roster = process.pool.roster();
         let id = roster.keys()[index].workspace().shared_id();
@@ -171,9 +182,10 @@ impl World {
         let redis = self.redis.hash_fields(&replica.keyspace.credits(id));
         let slots = self.redis.hash_fields(&replica.keyspace.slots(id, ConcurrencyGroup::SPEECH.index()));
         let usage = roster.keys()[index].workspace().credit_use();
-        format!("{} {usage:?} {} {redis:?} {slots:?}", process.id, replica.workspace_text(id))
+        format!("{} {usage:?} {} {redis:?} {slots:?}", process.id, replica.format_workspace(id))
     }
 
+    /// Formats the credits and slots of a workspace at all replicas for a report.
     fn describe_all(&self, index: usize) -> Vec<String> {
         self.processes().iter().map(|process| self.describe(process, index)).collect()
     }
@@ -188,8 +200,8 @@ impl World {
         }
     }
 
-    /// Records a refusal for credits.
-    pub(super) fn refuse_credits(&self, process: &Process, admission: ProviderAdmission) {
+    /// Counts a refusal for lack of credits, and checks that the replica has exceeded the credits.
+    pub(super) fn record_credit_refusal(&self, process: &Process, admission: ProviderAdmission) {
         self.violations.refused_for_credits.set(self.violations.refused_for_credits.get() + 1);
         if admission.was_healthy && !admission.is_overcommitted {
             let workspace = admission.workspace;
@@ -203,6 +215,7 @@ impl World {
 
     /// Checks that exactly one connected replica polls while no fault has an effect.
     pub(super) fn check_leader(&self) {
+        /// Maximum time without a leader, from the end of a fault.
         const MAX_VACANCY: Duration = Duration::from_secs(10);
         if !self.is_healthy() {
             return;
@@ -224,7 +237,7 @@ impl World {
     /// Checks that all replicas have the same members, leader, evidence and counts.
     pub(super) fn check_agreement(&self, comparison: Comparison) {
         let processes = self.processes();
-        let views: Vec<ReplicaView> = processes.iter().map(|process| view(process)).collect();
+        let views: Vec<ReplicaView> = processes.iter().map(|process| read_view(process)).collect();
         for (process, view) in processes.iter().zip(&views) {
             if process.replica.borrow().is_alone() {
                 self.fail(format!("{} is alone", process.id));
@@ -265,27 +278,32 @@ impl World {
     }
 }
 
-/// The state of a replica that must be the same at all replicas.
+/// The members, counts and evidence of a replica, which must be the same at all replicas.
 struct ReplicaView {
+    /// The number of live replicas.
     live: usize,
     leader: String,
+    /// The used credits of each workspace.
     counts: Vec<u64>,
+    /// The claims of the evidence about each workspace and its key.
     evidence: Vec<Vec<String>>,
 }
 
-fn view(process: &Process) -> ReplicaView {
+/// Reads the view of the replica of a process.
+fn read_view(process: &Process) -> ReplicaView {
     SIMULATED_CLOCK.sync_scope(process.clock, || {
         let replica = process.replica.borrow();
         let membership = replica.membership();
         let roster = process.pool.roster();
         let workspaces = || roster.keys().iter().map(|key| key.workspace());
         let now = clock::now();
-        // An entry without an effect is removed when the evidence is evaluated, at different times.
+        // Only the claims are compared, because each replica records the times of evidence by its own clock.
         let evidence = roster.keys().iter().map(|key| {
-            let entries = key.evidence().into_iter().chain(key.workspace().evidence());
-            let mut texts: Vec<String> = entries.map(|entry| entry.claim.as_str().to_owned()).collect();
-            texts.sort();
-            texts
+            let evidence = key.evidence().into_iter().chain(key.workspace().evidence());
+            let mut claims: Vec<String> =
+                evidence.map(|evidence| evidence.claim.as_str().to_owned()).collect();
+            claims.sort();
+            claims
         });
         ReplicaView {
             live: membership.map_or(0, |membership| usize::try_from(membership.live_count()).unwrap()),

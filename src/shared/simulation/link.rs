@@ -1,5 +1,5 @@
-//! Connects one replica to Redis over a network that delays and loses messages. It does the same as `task.rs` and
-//! `open_link.rs`, which need a real connection.
+//! Connects one replica to the model of Redis over a network that delays and loses messages. It follows `task.rs` and
+//! `open_link.rs`, which need a connection to a Redis.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,17 +14,17 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use super::super::beat_calls::{Beat, BeatCause};
 use super::super::demand_pace::DemandPace;
-use super::super::maps::{MapEntry, Message, store_calls};
+use super::super::maps::{MapEntry, Message, newest_calls};
 use super::super::replica::Replica;
-use super::super::reply::fields;
-use super::super::scripts::{Map, ScriptCall};
-use super::super::task::moment;
+use super::super::reply::parse_fields;
+use super::super::scripts::{ChangeMap, ScriptCall};
+use super::super::shared_clock::Moment;
 use super::world::{Mutation, Process, World};
 use crate::clock;
 use crate::poller::OwnPoll;
 use crate::pool::PoolChange;
 
-/// The defaults of `[redis]`, and the constants of `task.rs` and `open_link.rs`.
+// These are the defaults of `[redis]`, and the constants of `task.rs` and `open_link.rs`.
 const BEAT_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
 const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
@@ -36,23 +36,26 @@ const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 pub(super) struct LinkQuality {
     /// Maximum delay in each direction.
     pub(super) max_delay: Duration,
-    /// The probabilities that a request or its reply is lost.
+    /// The probability that a request is lost.
     pub(super) request_loss: f64,
+    /// The probability that a reply is lost.
     pub(super) reply_loss: f64,
     /// The probability that a request arrives only after the response timeout of the replica.
     pub(super) late_request: f64,
 }
 
 impl LinkQuality {
+    /// A network that delays messages by a few milliseconds and loses none.
     pub(super) const GOOD: Self =
         Self { max_delay: Duration::from_millis(3), request_loss: 0.0, reply_loss: 0.0, late_request: 0.0 };
+    /// A network that loses every request.
     pub(super) const CUT: Self = Self { request_loss: 1.0, ..Self::GOOD };
 }
 
-/// The connection has failed.
+/// The error of a connection without a response in time.
 pub(super) struct ConnectionFailed;
 
-type Response<T> = Result<T, ConnectionFailed>;
+type LinkResult<T> = Result<T, ConnectionFailed>;
 
 /// The changes and polls of one process that other replicas must receive.
 pub(super) struct Outgoing {
@@ -60,15 +63,17 @@ pub(super) struct Outgoing {
     pub(super) polls: mpsc::UnboundedReceiver<OwnPoll>,
 }
 
-/// An open connection.
+/// An open connection, as `OpenLink` of the program.
 struct SimulatedConnection {
     world: Rc<World>,
     process: Rc<Process>,
+    /// The published messages, with the times of their arrival.
     pushes: mpsc::UnboundedReceiver<(Instant, String)>,
-    received: VecDeque<(Instant, String)>,
+    /// The next message, which may not have arrived yet.
+    next_push: VecDeque<(Instant, String)>,
     last_beat: Option<Instant>,
-    pace: DemandPace,
-    is_demanded: bool,
+    demand_pace: DemandPace,
+    needs_beat: bool,
 }
 
 /// Connects a replica and keeps it connected, as `LinkTask::run` does.
@@ -83,7 +88,7 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
         process.replica.borrow_mut().record_disconnected();
         world.record_alone_use(&process);
         if world.scenario.mutation == Some(Mutation::WholeShareAlone) {
-            process.replica.borrow_mut().replicas = 1;
+            process.replica.borrow_mut().live_replicas = 1;
         }
         let pause = delay.mul_f64(0.5 + world.random() / 2.0);
         delay = (delay * 2).min(MAX_RECONNECT_DELAY);
@@ -91,10 +96,11 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
     }
 }
 
+/// Waits for the duration of `pause`, as `LinkTask::stay_alone` does.
 async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Outgoing, pause: Duration) {
     let end = clock::instant() + pause;
     loop {
-        process.replica.borrow_mut().fall_back(moment());
+        process.replica.borrow_mut().fall_back(Moment::current());
         world.record_alone_use(process);
         while outgoing.changes.try_recv().is_ok() || outgoing.polls.try_recv().is_ok() {}
         let now = clock::instant();
@@ -105,10 +111,11 @@ async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Out
     }
 }
 
-async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<SimulatedConnection> {
+/// Opens a connection and sends the first beat, as `LinkTask::connect` does.
+async fn connect(world: &Rc<World>, process: &Rc<Process>) -> LinkResult<SimulatedConnection> {
     let opening = async {
         let quality = world.quality(process.index);
-        sleep(world.delay(quality)).await;
+        sleep(world.random_delay(quality)).await;
         if !world.is_redis_up.get() || world.chance(quality.request_loss) {
             sleep(RESPONSE_TIMEOUT).await;
             return Err(ConnectionFailed);
@@ -121,7 +128,7 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
             biased;
             result = &mut opening => { result?; break }
             () = sleep(BEAT_INTERVAL) => if process.is_accepting.get() {
-                process.replica.borrow_mut().fall_back(moment());
+                process.replica.borrow_mut().fall_back(Moment::current());
             }
         }
     }
@@ -129,13 +136,13 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
         world: Rc::clone(world),
         process: Rc::clone(process),
         pushes: world.subscribe(process.index),
-        received: VecDeque::new(),
+        next_push: VecDeque::new(),
         last_beat: None,
-        pace: DemandPace::default(),
-        is_demanded: false,
+        demand_pace: DemandPace::default(),
+        needs_beat: false,
     };
     process.replica.borrow_mut().record_connected();
-    connection.beat(BeatCause::ReplyNeeded).await?;
+    connection.send_beat(BeatCause::ReplyNeeded).await?;
     process.is_accepting.set(true);
     Ok(connection)
 }
@@ -145,16 +152,17 @@ impl SimulatedConnection {
         RefCell::borrow_mut(&self.process.replica)
     }
 
-    async fn step(&mut self, outgoing: &mut Outgoing) -> Response<()> {
-        let interval = if self.is_demanded { MIN_BEAT_INTERVAL } else { BEAT_INTERVAL };
+    /// Waits for the next event, and sends the commands that it requires.
+    async fn step(&mut self, outgoing: &mut Outgoing) -> LinkResult<()> {
+        let interval = if self.needs_beat { MIN_BEAT_INTERVAL } else { BEAT_INTERVAL };
         let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + interval);
-        let response_at = self.pace.response_at(clock::instant());
+        let response_at = self.demand_pace.response_at(clock::instant());
         let pool = Arc::clone(&self.process.pool);
         tokio::select! {
             biased;
-            message = next_message(&mut self.pushes, &mut self.received) => match message {
+            message = next_message(&mut self.pushes, &mut self.next_push) => match message {
                 Some(message) => {
-                    self.handle(&message);
+                    self.apply_message(&message);
                     Ok(())
                 }
                 None => Err(ConnectionFailed),
@@ -164,131 +172,133 @@ impl SimulatedConnection {
                 while let Ok(change) = outgoing.changes.try_recv() {
                     entries.push(self.replica().entry_of_change(&change));
                 }
-                self.store(entries).await
+                self.store_entries(entries).await
             }
             Some(poll) = outgoing.polls.recv() => {
                 let entry = self.replica().entry_of_poll(poll);
-                self.store(entry.into_iter().collect()).await
+                self.store_entries(entry.into_iter().collect()).await
             }
-            () = wait_until(response_at) => {
-                self.pace.record_response(clock::instant());
+            () = sleep_until_some(response_at) => {
+                self.demand_pace.record_response(clock::instant());
                 // The reply to the first beat lowers the grants of this replica, and the second beat confirms it.
-                self.beat(BeatCause::DemandedByOthers).await?;
-                self.beat(BeatCause::DemandedByOthers).await?;
+                self.send_beat(BeatCause::DemandedByOthers).await?;
+                self.send_beat(BeatCause::DemandedByOthers).await?;
                 self.replica().record_response();
                 Ok(())
             }
             () = pool.demand_increased() => {
-                self.is_demanded = true;
+                self.needs_beat = true;
                 Ok(())
             }
             () = sleep_until(next_beat.into()) => {
-                let cause = if self.is_demanded { BeatCause::ReplyNeeded } else { BeatCause::Interval };
-                self.beat(cause).await
+                let cause = if self.needs_beat { BeatCause::ReplyNeeded } else { BeatCause::Interval };
+                self.send_beat(cause).await
             }
         }
     }
 
-    async fn beat(&mut self, cause: BeatCause) -> Response<()> {
+    /// Sends a beat, and a second beat if the first is incomplete.
+    async fn send_beat(&mut self, cause: BeatCause) -> LinkResult<()> {
         self.last_beat = Some(clock::instant());
-        self.is_demanded = false;
+        self.needs_beat = false;
         for _ in 0..2 {
-            let beat = self.replica().beat(moment(), cause);
+            let beat = self.replica().make_beat(Moment::current(), cause);
             if !beat.is_due && cause == BeatCause::Interval {
-                self.replica().fall_back(moment());
+                self.replica().fall_back(Moment::current());
                 return Ok(());
             }
-            let replies = self.call(&beat.calls).await?;
-            if !self.apply(&beat, &replies).await? {
+            let replies = self.call_scripts(&beat.calls).await?;
+            if !self.apply_replies(&beat, &replies).await? {
                 break;
             }
         }
         Ok(())
     }
 
-    async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
-        let outcome = self.replica().apply(beat, replies, moment()).unwrap();
-        let demanded = outcome.demanded_workspaces(self.replica().statement);
-        // The next loss of the connection begins with the grants of this reply.
+    /// Applies the replies to a beat. Returns whether another beat must follow at once.
+    async fn apply_replies(&mut self, beat: &Beat, replies: &[Value]) -> LinkResult<bool> {
+        let outcome = self.replica().apply_replies(beat, replies, Moment::current()).unwrap();
+        let demanded = outcome.demanded_workspaces(self.replica().statement_number);
+        // If the connection is lost, the maximum use while alone follows from the grants of this reply.
         self.process.alone_use.borrow_mut().clear();
         for map in outcome.outdated.to_read {
             self.read_map(map).await?;
         }
-        for map in outcome.outdated.to_restate {
-            let entries = self.replica().restate(map, clock::now());
-            self.store(entries).await?;
+        for map in outcome.outdated.to_resend {
+            let entries = self.replica().entries_to_resend(map, clock::now());
+            self.store_entries(entries).await?;
         }
-        if self.pace.try_publish_demand(!demanded.is_empty(), clock::instant()) {
-            let message = Message::demand_text(&self.process.id, &demanded);
+        if self.demand_pace.must_publish_demand(!demanded.is_empty(), clock::instant()) {
+            let message = Message::format_demand(&self.process.id, &demanded);
             self.query(move |world| world.redis.publish(message)).await?;
         }
         Ok(outcome.is_incomplete)
     }
 
-    fn handle(&mut self, message: &str) {
+    fn apply_message(&mut self, message: &str) {
         let message = Message::parse(message).unwrap();
         let is_own = message.replica() == self.process.id;
         match message {
             Message::Entry { replica, version, entry } => {
                 self.replica().maps.advance(entry.map, version);
                 if !is_own {
-                    self.replica().apply_entry(&entry, &replica, moment());
+                    self.replica().apply_entry(&entry, &replica, Moment::current());
                 }
             }
             Message::Demand { workspaces, .. } if !is_own => {
-                self.pace.record_demand();
+                self.demand_pace.record_demand();
                 self.replica().record_demand(workspaces);
             }
             Message::Demand { .. } => {}
         }
     }
 
-    async fn read_map(&mut self, map: Map) -> Response<()> {
+    async fn read_map(&mut self, map: ChangeMap) -> LinkResult<()> {
         let key = self.replica().keyspace.map(map);
         let hash = self.query(move |world| world.redis.hash_fields(&key)).await?;
         let mut version = 0;
-        for (name, text) in fields(&hash).unwrap() {
+        for (name, value) in parse_fields(&hash).unwrap() {
             if name == "_version" {
-                version = text.parse().unwrap();
-            } else if let Some(entry) = MapEntry::parse(map, name, text) {
-                self.replica().apply_entry(&entry, "", moment());
+                version = value.parse().unwrap();
+            } else if let Some(entry) = MapEntry::parse(map, name, value) {
+                self.replica().apply_entry(&entry, "", Moment::current());
             }
         }
         self.replica().maps.set_version(map, version);
         Ok(())
     }
 
-    async fn store(&self, entries: Vec<MapEntry>) -> Response<()> {
-        let calls = store_calls(&self.replica().keyspace, &self.process.id, &entries);
-        if calls.is_empty() { Ok(()) } else { self.call(&calls).await.map(|_| ()) }
+    async fn store_entries(&self, entries: Vec<MapEntry>) -> LinkResult<()> {
+        let calls = newest_calls(&self.replica().keyspace, &self.process.id, &entries);
+        if calls.is_empty() { Ok(()) } else { self.call_scripts(&calls).await.map(|_| ()) }
     }
 
-    async fn call(&self, calls: &[ScriptCall]) -> Response<Vec<Value>> {
+    async fn call_scripts(&self, calls: &[ScriptCall]) -> LinkResult<Vec<Value>> {
         let calls = calls.to_vec();
         self.query(move |world| calls.iter().map(|call| world.redis.run(call)).collect()).await
     }
 
-    /// Runs a query on Redis, with the delays and the losses of the network.
-    async fn query<T: 'static>(&self, query: impl FnOnce(&World) -> T + 'static) -> Response<T> {
+    /// Runs `query` on Redis with the delays and the losses of the network. Fails without a reply in time.
+    async fn query<T: 'static>(&self, query: impl FnOnce(&World) -> T + 'static) -> LinkResult<T> {
         let world = &self.world;
         let quality = world.quality(self.process.index);
         let exchange = async {
-            sleep(world.delay(quality)).await;
+            sleep(world.random_delay(quality)).await;
             if !world.is_redis_up.get() || world.chance(quality.request_loss) {
                 return std::future::pending().await;
             }
             if world.chance(quality.late_request) {
-                // The network delivers the request while this replica connects again.
+                // The request arrives at Redis while this replica connects again.
                 let (late_world, delay) =
                     (Rc::clone(world), RESPONSE_TIMEOUT.mul_f64(1.0 + 8.0 * world.random()));
                 spawn_local(async move {
                     sleep(delay).await;
-                    late_world.at_redis(query);
+                    late_world.run_at_redis(query);
                 });
                 return std::future::pending().await;
             }
-            let reply = world.at_redis(query);
-            sleep(world.delay(quality)).await;
+            let reply = world.run_at_redis(query);
+            sleep(world.random_delay(quality)).await;
             if world.chance(quality.reply_loss) {
                 return std::future::pending().await;
             }
@@ -298,30 +308,30 @@ impl SimulatedConnection {
     }
 }
 
-/// Waits for the next message to arrive, and returns it, or `None` after the connection was closed.
+/// Waits until the next message arrives, and returns it. Returns `None` after the connection was closed.
 async fn next_message(
     pushes: &mut mpsc::UnboundedReceiver<(Instant, String)>,
-    received: &mut VecDeque<(Instant, String)>,
+    next_push: &mut VecDeque<(Instant, String)>,
 ) -> Option<String> {
-    if received.is_empty() {
-        received.push_back(pushes.recv().await?);
+    if next_push.is_empty() {
+        next_push.push_back(pushes.recv().await?);
     }
-    let (at, _) = received.front()?;
-    sleep_until((*at).into()).await;
-    received.pop_front().map(|(_, message)| message)
+    let (arrives_at, _) = next_push.front()?;
+    sleep_until((*arrives_at).into()).await;
+    next_push.pop_front().map(|(_, message)| message)
 }
 
-/// Completes at this time, or never if it is `None`.
-async fn wait_until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at.into()).await,
+/// Sleeps until `time`, or forever if it is `None`.
+async fn sleep_until_some(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }
 
-/// Starts the link of a process.
+/// Starts the task that keeps a process connected, on the clock of the process.
 pub(super) fn start_link(world: &Rc<World>, process: &Rc<Process>, outgoing: Outgoing) {
     let link = run_link(Rc::clone(world), Rc::clone(process), outgoing);
-    let task = spawn_local(crate::clock::SIMULATED_CLOCK.scope(process.clock, link));
+    let task = spawn_local(clock::SIMULATED_CLOCK.scope(process.clock, link));
     process.tasks.borrow_mut().push(task.abort_handle());
 }

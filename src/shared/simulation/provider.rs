@@ -1,5 +1,5 @@
-//! Models the provider: counts the credits and the concurrent requests of workspaces, refuses the requests beyond
-//! them, and reports a count that lags behind.
+//! Models the provider: counts the credits and the concurrent requests of workspaces, refuses a request that exceeds
+//! their limits, and reports a count of credits that is some time old.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use crate::policy::budget::Quota;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::{Shortfall, Verdict};
 
-/// The plans of workspaces, with the concurrent speech requests of each.
+/// The plans of workspaces, and the maximum number of concurrent speech requests of each plan.
 const PLANS: [(&str, u32); 4] = [("free", 2), ("starter", 3), ("creator", 5), ("scale", 15)];
 
 /// The end of the billing period, after every simulation.
@@ -20,33 +20,38 @@ const RESETS_AT: UnixMs = UnixMs(1_900_000_000_000);
 /// A workspace at the provider.
 #[derive(Debug)]
 pub(super) struct ProviderWorkspace {
+    /// The credits of the billing period.
     pub(super) limit: u64,
+    /// The costs of all ended requests.
     pub(super) spent: u64,
     /// The costs of the running requests.
     pub(super) committed: u64,
     pub(super) running: u32,
+    /// The maximum number of concurrent requests.
     pub(super) max: u32,
+    /// The plan.
     pub(super) tier: &'static str,
     /// The last time at which the workspace had its maximum of concurrent requests.
     pub(super) full_at: Instant,
-    /// The count after each charge, because polls lag behind it.
+    /// The time of each charge and the count after it, because a poll reports an old count.
     history: VecDeque<(Instant, u64)>,
 }
 
 impl ProviderWorkspace {
-    /// Returns the credits that neither ended nor running requests cost.
+    /// Returns the credits that are left after all ended and running requests.
     pub(super) fn left(&self) -> u64 {
         self.limit - self.spent - self.committed
     }
 
+    /// Records the current time if all concurrent requests are in use.
     fn record_full(&mut self) {
         if self.running >= self.max {
             self.full_at = clock::instant();
         }
     }
 
-    /// Returns the quota that a poll reports at `now`: its count is `lag` old.
-    pub(super) fn quota(&mut self, now: Instant, lag: Duration) -> Quota {
+    /// Returns the quota that a poll reports at `now`. Its count is `lag` old.
+    pub(super) fn report_quota(&mut self, now: Instant, lag: Duration) -> Quota {
         while self.history.get(1).is_some_and(|(at, _)| *at + lag <= now) {
             self.history.pop_front();
         }
@@ -55,13 +60,13 @@ impl ProviderWorkspace {
     }
 }
 
-/// All workspaces of the provider.
+/// The provider with all its workspaces.
 #[derive(Debug)]
 pub(super) struct Provider {
     pub(super) workspaces: RefCell<Vec<ProviderWorkspace>>,
 }
 
-/// A request that the provider serves. It ends without a charge when it is dropped.
+/// A request that the provider serves. Dropping it without [`RunningRequest::charge`] ends it without a charge.
 #[derive(Debug)]
 pub(super) struct RunningRequest {
     provider: Rc<Provider>,
@@ -70,11 +75,16 @@ pub(super) struct RunningRequest {
 }
 
 impl Provider {
+    /// Creates a workspace with a random plan for each of `limits`.
     pub(super) fn new(limits: &[u64], start: Instant, random: impl Fn() -> f64) -> Rc<Self> {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
-        let plan = |random: f64| PLANS[((random * PLANS.len() as f64) as usize).min(PLANS.len() - 1)];
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the result is an index of PLANS"
+        )]
+        let plan_at = |random: f64| PLANS[((random * PLANS.len() as f64) as usize).min(PLANS.len() - 1)];
         let workspace = |limit: &u64| {
-            let (tier, max) = plan(random());
+            let (tier, max) = plan_at(random());
             // These credits were spent before the replicas started.
             let spent = limit / 4;
             let history = VecDeque::from([(start, spent)]);
@@ -92,25 +102,25 @@ impl Provider {
         Rc::new(Self { workspaces: RefCell::new(limits.iter().map(workspace).collect()) })
     }
 
-    /// Starts a request, or refuses it.
-    pub(super) fn begin(
+    /// Starts a request that will cost `cost`, or returns the refusal of a request with this `estimate`.
+    pub(super) fn start_request(
         self: &Rc<Self>,
         workspace: usize,
         cost: u64,
         estimate: u64,
     ) -> Result<RunningRequest, Verdict> {
         let mut workspaces = self.workspaces.borrow_mut();
-        let state = &mut workspaces[workspace];
-        if state.running >= state.max {
-            return Err(Verdict::Concurrency { maximum: Some(state.max) });
+        let served_workspace = &mut workspaces[workspace];
+        if served_workspace.running >= served_workspace.max {
+            return Err(Verdict::Concurrency { maximum: Some(served_workspace.max) });
         }
-        if state.left() < cost {
-            let (remaining, required) = (Some(state.left()), Some(estimate));
+        if served_workspace.left() < cost {
+            let (remaining, required) = (Some(served_workspace.left()), Some(estimate));
             return Err(Verdict::WorkspaceQuota(Shortfall { remaining, required, quota: None }));
         }
-        state.running += 1;
-        state.record_full();
-        state.committed += cost;
+        served_workspace.running += 1;
+        served_workspace.record_full();
+        served_workspace.committed += cost;
         Ok(RunningRequest { provider: Rc::clone(self), workspace, cost })
     }
 }
@@ -119,9 +129,9 @@ impl RunningRequest {
     /// Charges the request, at the end of its response.
     pub(super) fn charge(self, now: Instant) {
         let mut workspaces = self.provider.workspaces.borrow_mut();
-        let state = &mut workspaces[self.workspace];
-        state.spent += self.cost;
-        state.history.push_back((now, state.spent));
+        let served_workspace = &mut workspaces[self.workspace];
+        served_workspace.spent += self.cost;
+        served_workspace.history.push_back((now, served_workspace.spent));
         drop(workspaces);
     }
 }
@@ -129,9 +139,9 @@ impl RunningRequest {
 impl Drop for RunningRequest {
     fn drop(&mut self) {
         let mut workspaces = self.provider.workspaces.borrow_mut();
-        let state = &mut workspaces[self.workspace];
-        state.record_full();
-        state.running -= 1;
-        state.committed -= self.cost;
+        let served_workspace = &mut workspaces[self.workspace];
+        served_workspace.record_full();
+        served_workspace.running -= 1;
+        served_workspace.committed -= self.cost;
     }
 }

@@ -1,5 +1,5 @@
-//! Sends the requests of clients through a replica's pool: selects a key, sends the request to the model of the
-//! provider, and charges it or records its refusal.
+//! Sends the requests of clients through the pool of a replica, as the proxy does: selects a key, sends the request to
+//! the model of the provider, and charges the request or records its refusal.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,18 +17,20 @@ use crate::policy::select::Unavailable;
 use crate::policy::verdict::Verdict;
 use crate::pool::{KeyRequest, RefusedAttempt, ServedAttempt};
 
-/// Maximum wait of a request while credits and a slot are free and no fault has an effect.
+/// Maximum time that a request may wait while credits and a slot are free and no fault has an effect.
 const MAX_WAIT: Duration = Duration::from_secs(15);
-/// Maximum attempts of a request.
+/// Maximum number of attempts of a request.
 const MAX_ATTEMPTS: usize = 12;
 
 /// A request of a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SimulatedRequest {
-    /// The upper bound of the cost.
+    /// The estimated cost, which is at least the cost.
     pub(super) estimate: u64,
     pub(super) cost: u64,
+    /// The time for which the provider serves the request.
     pub(super) duration: Duration,
+    /// The number of the client.
     pub(super) client: usize,
 }
 
@@ -37,11 +39,11 @@ pub(super) struct SimulatedRequest {
 pub(super) enum RequestEnd {
     Served,
     Unavailable(Unavailable),
-    /// The replica was not ready or ended.
+    /// The replica did not accept requests, or was killed during the request.
     NotReady,
 }
 
-/// Sends a request to a replica and waits for its end.
+/// Sends a request to the replica `index` and waits for the end of the request.
 pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequest) -> RequestEnd {
     let Some(process) = world.process(index).filter(|process| process.is_accepting.get()) else {
         return RequestEnd::NotReady;
@@ -57,7 +59,7 @@ pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequ
     }
 }
 
-/// Records the end of an admitted request when it is dropped.
+/// Records the end of an admitted request when the guard is dropped.
 struct AdmissionGuard<'a>(&'a World, super::invariants::ProviderAdmission);
 
 impl Drop for AdmissionGuard<'_> {
@@ -66,6 +68,7 @@ impl Drop for AdmissionGuard<'_> {
     }
 }
 
+/// Sends the attempts of a request until one is served or no key is available.
 async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest) -> RequestEnd {
     let pool = &process.pool;
     let group = Some(ConcurrencyGroup::SPEECH);
@@ -77,17 +80,17 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
         let reservation = match pool.reserve(&roster, &key_request).await {
             Ok(reservation) => reservation,
             Err(reason) => {
-                check_wait(&world, &process, &request, began_at, was_healthy);
+                report_long_wait(&world, &process, &request, began_at, was_healthy);
                 return RequestEnd::Unavailable(reason);
             }
         };
-        check_wait(&world, &process, &request, began_at, was_healthy);
+        report_long_wait(&world, &process, &request, began_at, was_healthy);
         let mut lease = reservation.lease;
         let admission = world.admit(&process, &lease, request.estimate);
         let _admission = AdmissionGuard(&world, admission);
         let key = std::sync::Arc::clone(lease.key());
         lease.mark_sent();
-        let refusal = match world.provider.begin(key.position(), request.cost, request.estimate) {
+        let refusal = match world.provider.start_request(key.position(), request.cost, request.estimate) {
             Ok(running) => {
                 sleep(request.duration).await;
                 running.charge(clock::instant());
@@ -103,7 +106,7 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
         };
         let now = clock::now();
         if matches!(refusal, Verdict::WorkspaceQuota(_)) {
-            world.refuse_credits(&process, admission);
+            world.record_credit_refusal(&process, admission);
         }
         pool.charge(&roster, &mut lease, 0, now);
         let attempt = RefusedAttempt {
@@ -120,8 +123,9 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
     RequestEnd::Unavailable(Unavailable::Tried)
 }
 
-/// Reports a request that waited although the provider had capacity and no fault had an effect.
-fn check_wait(
+/// Records the time that a request has waited. Reports a violation if it was too long although the provider had
+/// capacity and no fault had an effect.
+fn report_long_wait(
     world: &World,
     process: &Process,
     request: &SimulatedRequest,

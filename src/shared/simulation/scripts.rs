@@ -1,20 +1,21 @@
-//! Tests the scripts directly, in the model of Redis, and compares that model with a real Redis.
+//! Tests `grants.lua`, `newest.lua` and `members.lua` in the model of Redis.
 
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use redis::Value;
 
 use super::super::beat_calls::grant_arguments;
 use super::super::credit_statement::CreditStatement;
-use super::super::reply::{amount, integer, list, text, tuple};
+use super::super::reply::{parse_amount, parse_integer, parse_list, parse_text, parse_tuple};
 use super::super::scripts::{GRANTS, MEMBERS, NEWEST, ScriptCall};
-use super::slot_scripts::slots_call;
-use super::store::SimulatedRedis;
+use super::redis_model::SimulatedRedis;
 
+/// The lease of a grant.
 const LEASE_MS: u64 = 10_000;
+/// The credits of the workspace.
 const LIMIT: u64 = 1_000;
-const FRESH: CreditStatement = CreditStatement {
+/// The statement of a replica that neither uses nor needs credits.
+pub(super) const FRESH: CreditStatement = CreditStatement {
     used: Some(0),
     run: 1,
     used_before: 0,
@@ -31,24 +32,28 @@ const FRESH: CreditStatement = CreditStatement {
 
 thread_local! {
     /// The number of the last statement of the test.
-    static STATEMENT: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    static STATEMENT_NUMBER: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// The time for which a replica keeps its place in the line.
-const TURN_MS: u64 = 100;
-/// Longer than a test, so that no reply depends on the speed of the machine.
+/// The maximum time for which a replica that can serve a request keeps its place in the line.
+const MAX_TURN_MS: u64 = 100;
+/// The minimum time between two replies with the charges of each replica. It is longer than a test, so that no reply
+/// depends on the speed of the machine.
 const LIST_INTERVAL_MS: u64 = 1_000_000_000;
 
-fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> ScriptCall {
-    STATEMENT.set(STATEMENT.get() + 1);
-    let numbers = [replicas as u64, LEASE_MS, STATEMENT.get(), TURN_MS, LIST_INTERVAL_MS];
+/// Returns the call with a statement of `replica`, which is one of `replicas` replicas.
+pub(super) fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> ScriptCall {
+    STATEMENT_NUMBER.set(STATEMENT_NUMBER.get() + 1);
+    let numbers = [replicas as u64, LEASE_MS, STATEMENT_NUMBER.get(), MAX_TURN_MS, LIST_INTERVAL_MS];
     let mut arguments = vec![replica.to_owned()];
     arguments.extend(numbers.map(|number| number.to_string()));
     arguments.extend(grant_arguments(statement, String::new(), Duration::from_secs(60)));
     ScriptCall { script: GRANTS, keys: vec!["credits".to_owned()], arguments }
 }
 
-fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
+/// Returns the call that stores entries in a map of at most `max` entries. Each entry has a name, a stamp and an
+/// expiry.
+pub(super) fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
     let mut arguments = vec!["channel".to_owned(), "evidence".to_owned(), "r1".to_owned(), max.to_string()];
     for (name, stamp, expires) in entries {
         arguments.extend([(*name).to_owned(), stamp.to_string(), expires.to_string(), "a value".to_owned()]);
@@ -56,17 +61,21 @@ fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
     ScriptCall { script: NEWEST, keys: vec!["map".to_owned()], arguments }
 }
 
-/// The numbers of the first subject in a reply.
-pub(super) fn numbers(reply: &Value) -> Vec<i64> {
-    list(&list(reply).unwrap()[0]).unwrap().iter().filter_map(|number| integer(number).ok()).collect()
+/// Returns the numbers of the first subject in a reply.
+pub(super) fn parse_numbers(reply: &Value) -> Vec<i64> {
+    parse_list(&parse_list(reply).unwrap()[0])
+        .unwrap()
+        .iter()
+        .filter_map(|number| parse_integer(number).ok())
+        .collect()
 }
 
-/// The used credits of each other replica in a reply of `grants.lua`.
-fn uses(reply: &Value) -> String {
-    text(&list(&list(reply).unwrap()[0]).unwrap()[12]).unwrap().to_owned()
+/// Returns the used credits of each other replica in a reply of `grants.lua`.
+fn parse_uses(reply: &Value) -> String {
+    parse_text(&parse_list(&parse_list(reply).unwrap()[0]).unwrap()[12]).unwrap().to_owned()
 }
 
-/// A replica that uses a random part of its grant.
+/// A replica that uses random parts of its grants.
 #[derive(Clone, Debug, Default)]
 struct ModelReplica {
     used: u64,
@@ -75,29 +84,31 @@ struct ModelReplica {
     may_exceed: bool,
 }
 
-/// Returns the sum of the credits that the other replicas have used.
-fn others_used(replicas: &[ModelReplica], me: usize) -> i64 {
-    let others = replicas.iter().enumerate().filter(|(index, _)| *index != me);
+/// Returns the sum of the credits that all replicas except the replica `index` have used.
+fn sum_used_by_others(replicas: &[ModelReplica], index: usize) -> i64 {
+    let others = replicas.iter().enumerate().filter(|(other, _)| *other != index);
     i64::try_from(others.map(|(_, replica)| replica.used).sum::<u64>()).unwrap()
 }
 
-/// Checks that the sums in the hash of `credits` are the sums of the records.
-fn check_sums(redis: &SimulatedRedis, now: u64) {
-    let Value::Map(fields) = redis.hash_fields("credits") else { panic!("credits are a hash") };
+/// Asserts that the sums in the hash `credits` are the sums of the records.
+#[track_caller]
+fn assert_sums(redis: &SimulatedRedis, now: u64) {
+    let Value::Map(fields) = redis.hash_fields("credits") else { panic!("the credits must be a hash") };
     let parse =
         |numbers: &str| -> Vec<u64> { numbers.split(' ').map(|number| number.parse().unwrap()).collect() };
     let mut expected = [0; 4];
     let mut sums = Vec::new();
     for (name, value) in &fields {
-        match text(name).unwrap() {
+        match parse_text(name).unwrap() {
             "sums" => {
-                let (numbers, _unlisted) = text(value).unwrap().rsplit_once(' ').unwrap();
+                let (numbers, _unlisted) = parse_text(value).unwrap().rsplit_once(' ').unwrap();
                 sums = parse(numbers);
             }
             "base" | "right" => {}
             _ => {
-                let [used, held, expires, reserved, _, _, since, ..] = parse(text(value).unwrap())[..] else {
-                    panic!()
+                let [used, held, expires, reserved, _, _, since, ..] = parse(parse_text(value).unwrap())[..]
+                else {
+                    panic!("{name:?} must have the fields of a record")
                 };
                 let unused = if expires > now { held.saturating_sub(used) } else { 0 };
                 let is_in_line = expires > now && since > 0;
@@ -106,11 +117,13 @@ fn check_sums(redis: &SimulatedRedis, now: u64) {
             }
         }
     }
-    let [_, used, unused, reserved, expires, queued, ..] = sums[..] else { panic!("there are no sums") };
+    let [_, used, unused, reserved, expires, queued, ..] = sums[..] else {
+        panic!("the hash must contain the sums")
+    };
     if expires == 0 || expires > now {
-        assert_eq!([used, unused, reserved, queued], expected, "{fields:?} at {now}");
+        assert_eq!([used, unused, reserved, queued], expected, "the sums of {fields:?} at {now}");
     } else {
-        assert_eq!(used, expected[0], "{fields:?} at {now}");
+        assert_eq!(used, expected[0], "the sum of the used credits of {fields:?} at {now}");
     }
 }
 
@@ -127,7 +140,7 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
             now += if rng.u8(..) < 8 { rng.u64(0..12_000) } else { rng.u64(0..300) };
             redis.set_time(now * 1_000);
             let index = rng.usize(..replicas.len());
-            let used_by_others = others_used(&replicas, index).unsigned_abs();
+            let used_by_others = sum_used_by_others(&replicas, index).unsigned_abs();
             let replica = &mut replicas[index];
             if replica.lease_end <= now {
                 // The replica stops using a grant that has ended.
@@ -147,12 +160,12 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                 epoch: if rng.u8(..) < 20 { 0 } else { epochs[index] },
                 ..FRESH
             };
-            let reply = numbers(&redis.run(&grants_call(&index.to_string(), 4, &statement)));
+            let reply = parse_numbers(&redis.run(&grants_call(&index.to_string(), 4, &statement)));
             replica.bound = u64::try_from(reply[0]).unwrap();
             replica.may_exceed = reply[4] == 1;
             replica.lease_end = now + LEASE_MS - 1_000;
             epochs[index] = reply[10].unsigned_abs();
-            check_sums(&redis, now);
+            assert_sums(&redis, now);
             let total: u64 = replicas
                 .iter()
                 .map(
@@ -161,7 +174,7 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                     },
                 )
                 .sum();
-            assert!(total <= LIMIT, "seed {seed}: {total} are used or granted: {replicas:?}");
+            assert!(total <= LIMIT, "{total} credits are used or granted with the seed {seed}: {replicas:?}");
         }
         // After all replicas have returned their unused credits, the last request gets all credits that are left.
         let total: u64 = replicas.iter().map(|replica| replica.used).sum();
@@ -189,12 +202,15 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
             redis.run(&grants_call(&index.to_string(), 4, &statement));
             redis.run(&grants_call(&index.to_string(), 4, &statement));
         }
-        let reply = numbers(&redis.run(&grants_call("3", 4, &statement)));
-        assert!(reply[0] <= i64::try_from(used + LIMIT - total).unwrap(), "{reply:?}");
+        let reply = parse_numbers(&redis.run(&grants_call("3", 4, &statement)));
+        assert!(
+            reply[0] <= i64::try_from(used + LIMIT - total).unwrap(),
+            "the grant must not exceed the credits that are left: {reply:?}"
+        );
         assert_eq!(
             (reply[1], reply[6]),
-            (others_used(&replicas, 3), i64::try_from(LIMIT - total).unwrap()),
-            "seed {seed}"
+            (sum_used_by_others(&replicas, 3), i64::try_from(LIMIT - total).unwrap()),
+            "the used and the remaining credits with the seed {seed}"
         );
     }
 }
@@ -210,163 +226,210 @@ impl CreditLine {
         Self { redis: SimulatedRedis::new(), now: 1_000_000 }
     }
 
-    /// States the credits of a replica, 1 ms after the last statement. Returns its grant, and whether it may exceed
-    /// the credits that are left.
-    fn state(&mut self, replica: &str, statement: CreditStatement) -> (i64, bool) {
+    /// Sends the statement of a replica, 1 ms after the last statement. Returns its grant, and whether the replica may
+    /// exceed the credits that are left.
+    fn send(&mut self, replica: &str, statement: CreditStatement) -> (i64, bool) {
         self.now += 1;
         self.redis.set_time(self.now * 1_000);
-        let reply = numbers(&self.redis.run(&grants_call(replica, 3, &statement)));
+        let reply = parse_numbers(&self.redis.run(&grants_call(replica, 3, &statement)));
         (reply[0], reply[4] == 1)
     }
 }
 
 #[test]
-fn one_replica_at_a_time_exceeds_what_is_left() {
+fn one_replica_at_a_time_exceeds_the_remaining_credits() {
     let mut line = CreditLine::new();
     let base = Some((990, 5));
     let wants = CreditStatement { queued: 20, least: 20, base, ..FRESH };
-    assert_eq!(line.state("a", wants), (0, true), "10 credits suffice for no request");
-    assert_eq!(line.state("b", wants), (0, false), "another replica has the right");
-    assert_eq!(line.state("a", wants), (0, true), "the replica may need a slot first");
-    line.now += TURN_MS;
-    assert_eq!(line.state("a", wants), (0, false), "a right that was not used goes to the next one");
-    assert_eq!(line.state("b", wants), (0, false), "the first replica may not know yet that its right ended");
-    assert_eq!(line.state("a", wants), (0, false));
-    assert_eq!(line.state("b", wants), (0, true));
+    assert_eq!(
+        line.send("a", wants),
+        (0, true),
+        "the first replica must get the right, because 10 credits suffice for no request"
+    );
+    assert_eq!(line.send("b", wants), (0, false), "only one replica may have the right");
+    assert_eq!(
+        line.send("a", wants),
+        (0, true),
+        "the right must last, because the replica may need a slot first"
+    );
+    line.now += MAX_TURN_MS;
+    assert_eq!(line.send("a", wants), (0, false), "a right that was not used must end");
+    assert_eq!(line.send("b", wants), (0, false), "the first replica must confirm the end of its right");
+    assert_eq!(line.send("a", wants), (0, false), "the first replica must confirm the end of its right");
+    assert_eq!(line.send("b", wants), (0, true), "the second replica must get the right");
     let uses = CreditStatement { reserved: 20, held: 20, queued: 0, least: 0, ..wants };
-    assert_eq!(line.state("b", uses), (10, false), "the right was used");
-    assert_eq!(line.state("a", wants), (0, false), "a request in flight exceeds what is left");
-    line.state("b", FRESH);
-    assert_eq!(line.state("a", wants), (0, true));
+    assert_eq!(line.send("b", uses), (10, false), "a right that was used must end");
+    assert_eq!(
+        line.send("a", wants),
+        (0, false),
+        "a request in flight of another replica exceeds the remaining credits"
+    );
+    line.send("b", FRESH);
+    assert_eq!(line.send("a", wants), (0, true), "the first replica must get the right after that request");
 }
 
 #[test]
-fn a_request_that_fits_is_served_before_one_exceeds_what_is_left() {
+fn a_request_that_fits_ends_the_right_to_exceed_the_remaining_credits() {
     let mut line = CreditLine::new();
     let wants = CreditStatement { queued: 20, least: 20, base: Some((990, 5)), ..FRESH };
-    assert_eq!(line.state("a", wants), (0, true));
+    assert_eq!(line.send("a", wants), (0, true), "the only replica in the line must get the right");
     let small = CreditStatement { queued: 4, least: 4, ..FRESH };
-    assert_eq!(line.state("b", small), (0, false), "what the other one spends is not known yet");
-    assert_eq!(line.state("a", wants), (0, false), "the right ends for a request that fits");
-    assert_eq!(line.state("b", small), (0, false), "the other one may not know it yet");
-    assert_eq!(line.state("a", wants), (0, false));
-    assert_eq!(line.state("b", small), (4, false));
-    assert_eq!(line.state("a", wants), (0, false), "another replica has unused credits");
+    assert_eq!(
+        line.send("b", small),
+        (0, false),
+        "the use of the first replica is unknown until its next statement"
+    );
+    assert_eq!(line.send("a", wants), (0, false), "a request that fits must end the right");
+    assert_eq!(line.send("b", small), (0, false), "the first replica must confirm the end of its right");
+    assert_eq!(line.send("a", wants), (0, false), "the first replica must confirm the end of its right");
+    assert_eq!(line.send("b", small), (4, false), "the request that fits must get its credits");
+    assert_eq!(
+        line.send("a", wants),
+        (0, false),
+        "no replica may get the right while another has unused credits"
+    );
 }
 
 #[test]
 fn the_first_replica_in_line_collects_the_returned_credits() {
     let mut line = CreditLine::new();
     let held = CreditStatement { base: Some((900, 5)), ..FRESH };
-    assert_eq!(line.state("a", held), (16, false), "a part of 100");
-    assert_eq!(line.state("b", held), (14, false), "a part of 84");
+    assert_eq!(
+        line.send("a", held),
+        (16, false),
+        "a replica without requests must get a part of 100 credits"
+    );
+    assert_eq!(line.send("b", held), (14, false), "another replica must get a part of the other 84 credits");
     let wants = CreditStatement { queued: 90, least: 90, ..FRESH };
-    assert_eq!(line.state("c", wants), (70, false), "the first in line keeps what it has collected");
-    assert_eq!(line.state("a", CreditStatement { queued: 30, least: 30, held: 16, ..FRESH }), (0, false));
-    assert_eq!(line.state("a", CreditStatement { queued: 30, least: 30, ..FRESH }), (0, false));
+    assert_eq!(
+        line.send("c", wants),
+        (70, false),
+        "the first replica in the line must keep the credits that it has collected"
+    );
+    let waiting = CreditStatement { queued: 30, least: 30, ..FRESH };
+    let holding = CreditStatement { held: 16, ..waiting };
+    assert_eq!(line.send("a", holding), (0, false), "a replica behind the first must return its credits");
+    assert_eq!(line.send("a", waiting), (0, false), "a replica behind the first must get no credits");
     let small = CreditStatement { queued: 5, least: 5, held: 14, ..FRESH };
-    assert_eq!(line.state("b", small), (5, false), "what the first one does not need is for the others");
-    assert_eq!(line.state("b", CreditStatement { held: 5, ..small }), (5, false));
-    assert_eq!(line.state("c", CreditStatement { held: 70, ..wants }), (90, false));
+    assert_eq!(
+        line.send("b", small),
+        (5, false),
+        "a request that fits beside the first replica's must get its credits"
+    );
+    let returned = CreditStatement { held: 5, ..small };
+    assert_eq!(line.send("b", returned), (5, false), "the grant must not change");
+    let collected = CreditStatement { held: 70, ..wants };
+    assert_eq!(line.send("c", collected), (90, false), "the first replica must get the returned credits");
 }
 
 #[test]
 fn the_use_of_a_replica_is_restored_by_another_replica() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
-    let used = |replica: &str, used| {
+    let report_use = |replica: &str, used| {
         redis.run(&grants_call(replica, 2, &CreditStatement { used: Some(used), held: used, ..FRESH }))
     };
-    used("a", 40);
-    let reply = used("b", 7);
-    assert_eq!(uses(&reply), "a 40 1 0");
+    report_use("a", 40);
+    let reply = report_use("b", 7);
+    assert_eq!(parse_uses(&reply), "a 40 1 0", "another replica must receive the charges");
     redis.flush();
-    used("a", 20);
-    let restores = |uses: &str| {
+    report_use("a", 20);
+    let restore = |uses: &str| {
         let statement = CreditStatement { used: Some(7), held: 7, used_by_others: 40, ..FRESH };
         let mut call = grants_call("b", 2, &statement);
         uses.clone_into(call.arguments.last_mut().unwrap());
         redis.run(&call)
     };
     for _ in 0..2 {
-        let reply = restores("a 40 1 0");
+        let reply = restore("a 40 1 0");
         assert_eq!(
-            (numbers(&reply)[1], uses(&reply).as_str()),
+            (parse_numbers(&reply)[1], parse_uses(&reply).as_str()),
             (40, "a 40 1 0"),
-            "a restored amount is not added"
+            "a restored amount must not be added to the recorded amount"
         );
     }
-    assert_eq!(numbers(&used("a", 20))[5], 40, "a late statement does not lower the amount");
+    assert_eq!(parse_numbers(&report_use("a", 20))[5], 40, "a late statement must not lower the amount");
 }
 
 #[test]
 fn the_charges_of_each_replica_are_returned_if_some_may_be_lost() {
     let redis = SimulatedRedis::new();
     let mut now = 1_000_000;
-    let mut state = |replica, used, used_by_others, epoch| {
+    let mut report_use = |replica, used, used_by_others, epoch| {
         now += 1;
         redis.set_time(now * 1_000);
         let statement = CreditStatement { used: Some(used), held: used, used_by_others, epoch, ..FRESH };
         let reply = redis.run(&grants_call(replica, 3, &statement));
-        (numbers(&reply)[10].unsigned_abs(), uses(&reply))
+        (parse_numbers(&reply)[10].unsigned_abs(), parse_uses(&reply))
     };
-    let (epoch, _) = state("a", 40, 0, 0);
+    let (epoch, _) = report_use("a", 40, 0, 0);
     assert_eq!(
-        state("b", 7, 0, epoch),
+        report_use("b", 7, 0, epoch),
         (epoch, String::new()),
-        "a replica that knows the epoch needs only the sum"
+        "a replica that knows the epoch must receive only the sum"
     );
-    assert_eq!(state("b", 7, 41, epoch).1, "a 40 1 0", "the sum has decreased");
-    assert_eq!(state("b", 7, 40, 0).1, "a 40 1 0", "the replica has requested the charges");
+    let after_decrease = report_use("b", 7, 41, epoch).1;
+    assert_eq!(after_decrease, "a 40 1 0", "the charges must be returned if the sum has decreased");
+    let after_request = report_use("b", 7, 40, 0).1;
+    assert_eq!(after_request, "a 40 1 0", "the charges must be returned if the replica requests them");
     redis.flush();
-    state("a", 60, 0, 0);
-    let (new_epoch, uses) = state("b", 7, 40, epoch);
-    assert!(new_epoch > epoch);
-    assert_eq!(uses, "a 60 1 0", "the hash was lost, although the sum has grown since");
+    report_use("a", 60, 0, 0);
+    let (new_epoch, after_loss) = report_use("b", 7, 40, epoch);
+    assert!(new_epoch > epoch, "a new hash must have a higher epoch");
+    assert_eq!(after_loss, "a 60 1 0", "the charges must be returned if the hash was lost");
 }
 
 #[test]
 fn one_other_replica_receives_the_charges_of_each_replica() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
-    let state = |replica, used, used_by_others, epoch| {
+    let report_use = |replica, used, used_by_others, epoch| {
+        /// The position of the minimum time between two replies with the charges of each replica.
+        const LIST_INTERVAL_POSITION: usize = 5;
         let statement = CreditStatement { used: Some(used), held: used, used_by_others, epoch, ..FRESH };
         let mut call = grants_call(replica, 3, &statement);
-        "0".clone_into(&mut call.arguments[5]);
+        "0".clone_into(&mut call.arguments[LIST_INTERVAL_POSITION]);
         let reply = redis.run(&call);
-        (numbers(&reply)[10].unsigned_abs(), uses(&reply))
+        (parse_numbers(&reply)[10].unsigned_abs(), parse_uses(&reply))
     };
-    let (epoch, _) = state("a", 40, 0, 0);
-    let state = |replica, used, used_by_others| state(replica, used, used_by_others, epoch).1;
-    assert_eq!(state("a", 40, 0), "", "a replica knows its own charges");
-    assert_eq!(state("b", 7, 40), "a 40 1 0", "the replica knows the sum only");
-    assert_eq!(state("b", 7, 40), "", "another replica must receive the charges");
-    assert_eq!(state("c", 0, 47), "a 40 1 0 b 7 1 0");
-    assert_eq!(state("a", 41, 7), "", "all charges are known");
-    assert_eq!(state("b", 8, 41), "a 41 1 0 c 0 1 0");
-    assert_eq!(state("c", 1, 49), "a 41 1 0 b 8 1 0");
-    assert_eq!(state("b", 8, 42), "a 41 1 0 c 1 1 0");
+    let (epoch, _) = report_use("a", 40, 0, 0);
+    for (replica, used, used_by_others, returned_uses) in [
+        ("a", 40, 0, ""),
+        ("b", 7, 40, "a 40 1 0"),
+        ("b", 7, 40, ""),
+        ("c", 0, 47, "a 40 1 0 b 7 1 0"),
+        ("a", 41, 7, ""),
+        ("b", 8, 41, "a 41 1 0 c 0 1 0"),
+        ("c", 1, 49, "a 41 1 0 b 8 1 0"),
+        ("b", 8, 42, "a 41 1 0 c 1 1 0"),
+    ] {
+        let (_, uses) = report_use(replica, used, used_by_others, epoch);
+        assert_eq!(
+            uses, returned_uses,
+            "{replica} must receive the charges if others have changed since the last reply with charges"
+        );
+    }
 }
 
 #[test]
 fn the_use_of_an_earlier_process_is_added_when_it_becomes_known() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
-    let state = |run, used, used_before| {
+    let report_use = |run, used, used_before| {
         let statement = CreditStatement { used: Some(used), held: used, run, used_before, ..FRESH };
-        numbers(&redis.run(&grants_call("a", 2, &statement)))
+        parse_numbers(&redis.run(&grants_call("a", 2, &statement)))
     };
     // Redis has lost the 40 credits of process 1 when process 2 starts.
-    state(2, 50, 0);
+    report_use(2, 50, 0);
     let statement = CreditStatement { used_by_others: 90, ..FRESH };
     let mut call = grants_call("b", 2, &statement);
     "a 40 1 0".clone_into(call.arguments.last_mut().unwrap());
-    let [granted, others, .., left, _] = numbers(&redis.run(&call))[..8] else { panic!() };
-    assert_eq!((others, left), (90, 910), "{granted}");
-    assert_eq!(state(2, 50, 0)[8..10], [2, 40], "the process learns the use of the earlier one");
-    assert_eq!(state(2, 95, 40)[5..7], [90, 905]);
-    assert_eq!(state(1, 45, 0)[5..7], [95, 900], "a late statement of the earlier process is added");
-    assert_eq!(state(3, 100, 100)[8..10], [3, 100]);
+    let reply = parse_numbers(&redis.run(&call));
+    assert_eq!((reply[1], reply[6]), (90, 910), "the restored use must be added to the use of process 2");
+    assert_eq!(report_use(2, 50, 0)[8..10], [2, 40], "process 2 must receive the use of process 1");
+    assert_eq!(report_use(2, 95, 40)[5..7], [90, 905], "the use of process 2 must increase by 5");
+    assert_eq!(report_use(1, 45, 0)[5..7], [95, 900], "a late statement of process 1 must be added");
+    assert_eq!(report_use(3, 100, 100)[8..10], [3, 100], "process 3 must continue the use of both");
 }
 
 #[test]
@@ -374,156 +437,88 @@ fn a_statement_that_arrives_late_frees_nothing() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
     let statement = |held| CreditStatement { held, queued: 900, least: 900, base: Some((0, 5)), ..FRESH };
-    let late = grants_call("a", 2, &CreditStatement { queued: 0, least: 0, ..statement(0) });
-    assert_eq!(numbers(&redis.run(&grants_call("a", 2, &statement(0))))[0], 900);
-    redis.run(&late);
-    assert_eq!(numbers(&redis.run(&grants_call("b", 2, &statement(0))))[0], 100);
+    let late_call = grants_call("a", 2, &CreditStatement { queued: 0, least: 0, ..statement(0) });
+    let reply = parse_numbers(&redis.run(&grants_call("a", 2, &statement(0))));
+    assert_eq!(reply[0], 900, "the first replica must get the credits that it needs");
+    redis.run(&late_call);
+    let reply = parse_numbers(&redis.run(&grants_call("b", 2, &statement(0))));
+    assert_eq!(reply[0], 100, "the late statement must not return the credits of the first replica");
 }
 
 #[test]
 fn a_replica_that_can_serve_a_request_keeps_its_place_until_it_starts_one() {
     let mut line = CreditLine::new();
     let wants = CreditStatement { queued: 200, least: 100, base: Some((900, 5)), ..FRESH };
-    assert_eq!(line.state("a", wants), (100, false));
-    assert_eq!(line.state("b", wants), (0, false));
+    assert_eq!(line.send("a", wants), (100, false), "the first replica must get all credits");
+    assert_eq!(line.send("b", wants), (0, false), "the second replica must wait");
     let holds = CreditStatement { held: 100, ..wants };
-    assert_eq!(line.state("a", holds), (100, false), "the replica may need a slot first");
-    line.now += TURN_MS;
-    line.state("a", holds);
-    assert_eq!(line.state("a", holds), (0, false), "the replica had the time to start a request");
+    assert_eq!(
+        line.send("a", holds),
+        (100, false),
+        "the grant must last, because the replica may need a slot"
+    );
+    line.now += MAX_TURN_MS;
+    line.send("a", holds);
+    assert_eq!(line.send("a", holds), (0, false), "the turn must end after its maximum time");
     let mut line = CreditLine::new();
-    line.state("a", wants);
-    line.state("b", CreditStatement { least: 40, ..wants });
+    line.send("a", wants);
+    line.send("b", CreditStatement { least: 40, ..wants });
     let started = CreditStatement { reserved: 60, held: 100, least: 40, queued: 100, ..wants };
-    line.state("a", started);
-    assert_eq!(line.state("a", started), (60, false), "the replica has started a request");
+    line.send("a", started);
+    assert_eq!(
+        line.send("a", started),
+        (60, false),
+        "the turn must end when the replica has started a request"
+    );
 }
 
 #[test]
-fn the_newest_entry_wins_until_it_expires() {
+fn the_newest_entry_is_stored_until_it_is_removed() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000 * 1_000);
-    let stored = |entries: &[(&str, u64, u64)]| {
+    let store = |entries: &[(&str, u64, u64)]| {
         let reply = redis.run(&newest_call(2, entries));
-        let [version, results] = tuple(&reply).unwrap();
+        let [version, results] = parse_tuple(&reply).unwrap();
         let results: Vec<i64> =
-            list(results).unwrap().iter().map(|result| integer(result).unwrap()).collect();
-        (amount(version).unwrap(), results)
+            parse_list(results).unwrap().iter().map(|result| parse_integer(result).unwrap()).collect();
+        (parse_amount(version).unwrap(), results)
     };
-    assert_eq!(stored(&[("a", 10, 5_000), ("b", 10, 6_000)]), (2, vec![1, 1]));
+    assert_eq!(store(&[("a", 10, 5_000), ("b", 10, 6_000)]), (2, vec![1, 1]), "new entries must be stored");
     assert_eq!(
-        stored(&[("a", 10, 9_000), ("b", 9, 9_000)]),
+        store(&[("a", 10, 9_000), ("b", 9, 9_000)]),
         (2, vec![0, 0]),
-        "only newer entries are stored"
+        "only newer entries must be stored"
     );
     let message = "evidence r1 2 b 10 6000 a value";
-    assert_eq!(redis.take_published().last().map(String::as_str), Some(message));
-    assert_eq!(stored(&[("c", 11, 7_000)]), (3, vec![1]));
-    let Value::Map(fields) = redis.hash_fields("map") else { panic!("a map is a hash") };
-    let names: Vec<&str> = fields.iter().map(|(name, _)| text(name).unwrap()).collect();
-    assert_eq!(names, ["_version", "b", "c"], "the entry that expires first must go");
+    let published = redis.take_published();
+    assert_eq!(published.last().map(String::as_str), Some(message), "a stored entry must be published");
+    assert_eq!(store(&[("c", 11, 7_000)]), (3, vec![1]), "an entry must be stored in a full map");
+    let Value::Map(fields) = redis.hash_fields("map") else { panic!("the map must be a hash") };
+    let names: Vec<&str> = fields.iter().map(|(name, _)| parse_text(name).unwrap()).collect();
+    assert_eq!(names, ["_version", "b", "c"], "the entry that expires first must be removed");
 }
 
 #[test]
-fn the_leader_stays_the_leader_until_it_sends_no_beats() {
+fn a_leader_is_replaced_when_its_lease_has_ended() {
     let redis = SimulatedRedis::new();
-    let leader = |now: u64, replica: &str, lease: u64| {
+    let send_beat = |now: u64, replica: &str, lease: u64| {
         redis.set_time(now * 1_000);
         let keys = ["members", "leader", "map"].map(str::to_owned).to_vec();
         let mut arguments = vec![replica.to_owned(), "{}".to_owned()];
         arguments.extend([10_000, 3_600_000, lease].map(|number| number.to_string()));
         let reply = redis.run(&ScriptCall { script: MEMBERS, keys, arguments });
-        let [_, leader, _, members] = tuple(&reply).unwrap();
-        (text(leader).unwrap().to_owned(), list(members).unwrap().len())
+        let [_, leader, _, members] = parse_tuple(&reply).unwrap();
+        (parse_text(leader).unwrap().to_owned(), parse_list(members).unwrap().len())
     };
-    let is = |leader: &str, members| (leader.to_owned(), members);
-    assert_eq!(leader(1_000, "a", 10_000), is("a", 1));
-    assert_eq!(leader(2_000, "b", 10_000), is("a", 2));
-    assert_eq!(leader(9_000, "a", 10_000), is("a", 2));
-    assert_eq!(leader(18_999, "b", 10_000), is("a", 2));
-    assert_eq!(leader(19_000, "b", 10_000), is("b", 2), "the lease has ended");
-    assert_eq!(leader(20_000, "b", 0), is("", 2), "a replica that does not poll gives the lease up");
-    assert_eq!(leader(3_700_000, "b", 0), is("", 1), "an ended replica is forgotten after an hour");
-}
-
-/// A Redis on a Unix socket.
-struct RealRedis {
-    process: Child,
-    connection: redis::Connection,
-    _folder: tempfile::TempDir,
-}
-
-impl RealRedis {
-    /// Starts the server, or returns `None` if it is not installed.
-    fn start() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("redis.sock");
-        let process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--unixsocket"])
-            .arg(&socket)
-            .current_dir(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        let client = redis::Client::open(format!("redis+unix://{}", socket.display())).unwrap();
-        let connection = loop {
-            match client.get_connection() {
-                Ok(connection) => break connection,
-                Err(_) => std::thread::yield_now(),
-            }
-        };
-        Some(Self { process, connection, _folder: folder })
-    }
-}
-
-impl Drop for RealRedis {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[test]
-fn the_model_of_redis_behaves_like_redis() {
-    const EPOCH: u64 = 10_000_000_000_000;
-    let Some(mut real) = RealRedis::start() else { return };
-    let redis = SimulatedRedis::new();
-    let mut is_stated = false;
-    redis.set_time(crate::clock::now().0 * 1_000);
-    let mut rng = fastrand::Rng::with_seed(1);
-    let expires = crate::clock::now().0 + 3_600_000;
-    let mut used = [0_u64; 3];
-    for step in 0..300_u64 {
-        let index = rng.usize(..3);
-        let replica = index.to_string();
-        used[index] += rng.u64(0..4);
-        let call = match rng.u8(..4) {
-            0 => slots_call(&replica, [rng.u64(0..4), rng.u64(0..5), rng.u64(0..9), step]),
-            1 => newest_call(3, &[(&format!("name-{}", rng.u8(..6)), rng.u64(0..50), expires + step)]),
-            _ => {
-                let used = if rng.u8(..) < 20 { None } else { Some(used[index]) };
-                let base = rng.bool().then(|| (rng.i64(-5..50), rng.u64(1..50)));
-                let (queued, held) = (rng.u64(0..300), used.unwrap_or(0) + rng.u64(0..50));
-                let (reserved, least) = (rng.u64(0..20), rng.u64(0..=queued));
-                // The epoch is above the time of both servers, so that both use the same one.
-                let epoch = if is_stated && rng.bool() { EPOCH + 1 } else { EPOCH };
-                is_stated |= used.is_some();
-                let statement = CreditStatement {
-                    used,
-                    reserved,
-                    queued,
-                    least,
-                    held,
-                    base,
-                    is_idle: rng.bool(),
-                    used_by_others: rng.u64(0..300),
-                    epoch,
-                    ..FRESH
-                };
-                grants_call(&replica, 3, &statement)
-            }
-        };
-        let expected: Value = call.command().query(&mut real.connection).unwrap();
-        assert_eq!(redis.run(&call), expected, "step {step}: {:?}", call.arguments);
+    for (now, replica, lease, leader, member_count, reason) in [
+        (1_000, "a", 10_000, "a", 1, "the first replica must become the leader"),
+        (2_000, "b", 10_000, "a", 2, "another replica must not replace the leader"),
+        (9_000, "a", 10_000, "a", 2, "a beat of the leader must renew its lease"),
+        (18_999, "b", 10_000, "a", 2, "the renewed lease must last for 10 s"),
+        (19_000, "b", 10_000, "b", 2, "another replica must become the leader after the lease"),
+        (20_000, "b", 0, "", 2, "a replica that does not poll must give up the lease"),
+        (3_700_000, "b", 0, "", 1, "an ended replica must be removed after an hour"),
+    ] {
+        assert_eq!(send_beat(now, replica, lease), (leader.to_owned(), member_count), "{reason}");
     }
 }

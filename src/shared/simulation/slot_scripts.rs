@@ -1,15 +1,18 @@
-//! Tests `slots.lua` alone: the fair shares, and the maximum in any order of statements.
+//! Tests `slots.lua` in the model of Redis: the fair shares, partial grants, and the maximum in any order of
+//! statements.
 
 use super::super::scripts::{SLOTS, ScriptCall};
-use super::scripts::numbers;
-use super::store::SimulatedRedis;
+use super::redis_model::SimulatedRedis;
+use super::scripts::parse_numbers;
 
-/// The positions of the lease and of the rotation interval in the arguments of a call.
-const LEASE: usize = 1;
-const ROTATION: usize = 2;
+/// The position of the lease in the arguments of a call.
+const LEASE_POSITION: usize = 1;
+/// The position of the rotation interval in the arguments of a call.
+const ROTATION_POSITION: usize = 2;
 
+/// Returns the call with a statement of `replica` about one subject.
 pub(super) fn slots_call(replica: &str, [held, demand, max, stamp]: [u64; 4]) -> ScriptCall {
-    // The remainder does not move.
+    // The rotation interval is longer than a test, so that the remainder of the division stays at one replica.
     let mut arguments = vec![replica.to_owned(), "5000".to_owned(), "1000000000000000".to_owned()];
     arguments.extend([held, demand, max, stamp].map(|number| number.to_string()));
     ScriptCall { script: SLOTS, keys: vec!["slots".to_owned()], arguments }
@@ -31,42 +34,48 @@ fn slots_are_divided_by_fair_shares() {
         let mut shares = vec![0; demands.len()];
         for _ in 0..4 {
             for (index, demand) in demands.iter().enumerate() {
-                let reply =
-                    numbers(&redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])));
+                let reply = parse_numbers(
+                    &redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])),
+                );
                 shares[index] = u64::try_from(reply[0]).unwrap();
-                assert!(shares.iter().sum::<u64>() <= max, "{shares:?} of {max}");
+                assert!(shares.iter().sum::<u64>() <= max, "{shares:?} must not exceed the maximum of {max}");
             }
         }
         let mut sorted = shares.clone();
         let mut expected_sorted = expected.clone();
         sorted.sort_unstable();
         expected_sorted.sort_unstable();
-        assert_eq!(sorted, expected_sorted, "{demands:?} of {max}");
+        assert_eq!(sorted, expected_sorted, "the shares of {max} slots for the demands {demands:?}");
     }
 }
 
 #[test]
 fn a_grant_is_partial_until_other_replicas_return_their_slots() {
-    /// The positions of the numbers in a reply.
+    /// The position of the granted slots in a reply.
     const GRANTED: usize = 0;
+    /// The position of the number in a reply that is 1 if the grant is partial.
     const PARTIAL: usize = 5;
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
-    let state = |replica: &str, held| {
+    let send_statement = |replica: &str, held| {
         let mut call = slots_call(replica, [held, 1, 11, 1]);
-        "2000".clone_into(&mut call.arguments[ROTATION]);
-        let reply = numbers(&redis.run(&call));
+        "2000".clone_into(&mut call.arguments[ROTATION_POSITION]);
+        let reply = parse_numbers(&redis.run(&call));
         (reply[GRANTED], reply[PARTIAL])
     };
-    assert_eq!(state("a", 0), (11, 0), "the only replica gets all slots");
-    assert_eq!(state("b", 0), (0, 1), "the slots of the first replica are not returned yet");
-    let (kept, is_partial) = state("a", 11);
+    assert_eq!(send_statement("a", 0), (11, 0), "the only replica must get all slots");
+    assert_eq!(
+        send_statement("b", 0),
+        (0, 1),
+        "the second replica must get no slot before the first returns its slots"
+    );
+    let (kept, is_partial) = send_statement("a", 11);
     assert!(kept <= 6 && is_partial == 0, "the first replica must return its slots");
-    state("a", u64::try_from(kept).unwrap());
-    let (granted, is_partial) = state("b", 0);
-    assert_eq!((granted + kept, is_partial), (11, 0), "the second replica gets the returned slots");
+    send_statement("a", u64::try_from(kept).unwrap());
+    let (granted, is_partial) = send_statement("b", 0);
+    assert_eq!((granted + kept, is_partial), (11, 0), "the second replica must get the returned slots");
     redis.set_time(1_002_000_000);
-    let rotated = state("a", u64::try_from(kept).unwrap());
+    let rotated = send_statement("a", u64::try_from(kept).unwrap());
     assert_eq!(rotated.1, 0, "the remainder of the division must not be demanded");
 }
 
@@ -85,12 +94,15 @@ fn slots_never_exceed_the_maximum_in_any_order_of_statements() {
             let demand = if rng.u8(..) < 30 { 0 } else { rng.u64(1..10) };
             let held = shares[index].max(running[index]);
             let mut call = slots_call(&index.to_string(), [held, demand, max, 1]);
-            "2000".clone_into(&mut call.arguments[ROTATION]);
-            "60000".clone_into(&mut call.arguments[LEASE]);
-            let reply = numbers(&redis.run(&call));
+            "2000".clone_into(&mut call.arguments[ROTATION_POSITION]);
+            "60000".clone_into(&mut call.arguments[LEASE_POSITION]);
+            let reply = parse_numbers(&redis.run(&call));
             // Requests in flight keep their slots.
             shares[index] = u64::try_from(reply[0]).unwrap().max(running[index]);
-            assert!(shares.iter().sum::<u64>() <= max, "seed {seed}: {shares:?} of {max}");
+            assert!(
+                shares.iter().sum::<u64>() <= max,
+                "{shares:?} must not exceed the maximum of {max} with the seed {seed}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Holds the state of one simulation: the replicas with their clocks and networks, Redis, and the provider. Starts
-//! and kills replicas, and delivers the messages that Redis publishes.
+//! Defines the scenario and the state of one simulation: the replicas with their clocks and networks, Redis, and the
+//! provider. Starts and kills replicas, polls the provider, and delivers the messages that Redis publishes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +15,7 @@ use super::super::replica::{Replica, ReplicaSettings};
 use super::invariants::{AloneUse, Violations};
 use super::link::{LinkQuality, Outgoing, start_link};
 use super::provider::Provider;
-use super::store::SimulatedRedis;
+use super::redis_model::SimulatedRedis;
 use crate::clock::{self, SIMULATED_CLOCK};
 use crate::elevenlabs::plan::Capabilities;
 use crate::policy::shared_pool_name::SharedPoolName;
@@ -27,22 +27,25 @@ use crate::secret::ApiKey;
 /// The time of Redis at the start of a simulation, in ms since 1970.
 const EPOCH_MS: u64 = 1_800_000_000_000;
 
-/// The parameters of one simulation.
+/// The parameters of one simulation, which determine it completely.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
     pub(super) seed: u64,
+    /// The number of replicas.
     pub(super) replicas: usize,
     /// The limits of the workspaces in credits.
     pub(super) limits: Vec<u64>,
+    /// The number of requests.
     pub(super) requests: usize,
-    /// Duration of the requests and faults.
+    /// The time in which the requests and the faults begin.
     pub(super) duration: Duration,
     /// Interval between two polls of the leader, or `None` if it polls only once.
     pub(super) poll_interval: Option<Duration>,
-    /// The lag of the provider's count.
+    /// The maximum age of the count that a poll reports.
     pub(super) lag: Duration,
+    /// The number of faults.
     pub(super) faults: usize,
-    /// Whether replicas are killed, which loses charges that they have not stated.
+    /// Whether replicas are killed, which loses charges that they have not reported.
     pub(super) has_kills: bool,
     /// Maximum number of requests at the end, which use the remaining credits.
     pub(super) max_drain_requests: usize,
@@ -59,7 +62,7 @@ pub(super) enum Mutation {
     WholeShareAlone,
 }
 
-/// The settings of all pools.
+/// Returns the settings of the pools of all replicas.
 pub(super) fn pool_settings() -> Settings {
     Settings {
         queue_timeout: Duration::from_secs(30),
@@ -78,14 +81,17 @@ pub(super) const QUOTA_LAG: Duration = Duration::from_secs(4);
 
 /// One process of a replica, from its start to its end.
 pub(super) struct Process {
+    /// The number of the replica.
     pub(super) index: usize,
     pub(super) id: String,
     pub(super) replica: RefCell<Replica>,
     pub(super) pool: Arc<Pool>,
     /// Whether the replica accepts requests: its first attempt to connect has ended, and it does not shut down.
     pub(super) is_accepting: Cell<bool>,
+    /// The start of the simulation, and the date of this replica's clock at that time.
     pub(super) clock: (Instant, UnixMs),
     pub(super) tasks: RefCell<Vec<AbortHandle>>,
+    /// Sends the results of polls to the link of the process.
     polls: mpsc::UnboundedSender<OwnPoll>,
     /// The maximum use of each workspace by this process while it is alone.
     pub(super) alone_use: RefCell<HashMap<usize, AloneUse>>,
@@ -101,24 +107,30 @@ pub(super) struct World {
     pub(super) is_redis_up: Cell<bool>,
     /// The offset of the clock of Redis from the virtual time, in ms.
     clock_offset_ms: Cell<u64>,
+    /// The start of the simulation.
     pub(super) start: Instant,
     rng: RefCell<fastrand::Rng>,
+    /// The quality of each replica's network.
     qualities: RefCell<Vec<LinkQuality>>,
+    /// For each connected replica, the channel of its messages with the times of their arrival.
     subscribers: RefCell<BTreeMap<usize, mpsc::UnboundedSender<(Instant, String)>>>,
+    /// The process of each replica, or `None` while the replica is not running.
     processes: RefCell<Vec<Option<Rc<Process>>>>,
     /// The date of each replica's clock at the start of the simulation.
-    origins: Vec<UnixMs>,
+    clock_starts: Vec<UnixMs>,
     /// The time from which no fault has an effect.
     pub(super) healthy_at: Cell<Instant>,
     pub(super) is_polling_paused: Cell<bool>,
+    /// The injected faults, for the report of a failed simulation.
     faults: RefCell<Vec<String>>,
 }
 
 impl World {
     pub(super) fn new(scenario: Scenario) -> Rc<Self> {
         let mut rng = fastrand::Rng::with_seed(scenario.seed);
+        /// The clocks of the replicas differ from the clock of Redis by at most this time.
         const HOUR_MS: u64 = 3_600_000;
-        let origins =
+        let clock_starts =
             (0..scenario.replicas).map(|_| UnixMs(EPOCH_MS - HOUR_MS + rng.u64(0..2 * HOUR_MS))).collect();
         let plans = RefCell::new(rng.fork());
         let start = clock::instant();
@@ -136,7 +148,7 @@ impl World {
             qualities: RefCell::new(vec![LinkQuality::GOOD; scenario.replicas]),
             subscribers: RefCell::default(),
             processes: RefCell::new(vec![None; scenario.replicas]),
-            origins,
+            clock_starts,
             healthy_at: Cell::new(start),
             is_polling_paused: Cell::new(false),
             faults: RefCell::default(),
@@ -153,6 +165,7 @@ impl World {
         self.faults.borrow().clone()
     }
 
+    /// Returns a random number from 0 to 1.
     pub(super) fn random(&self) -> f64 {
         self.rng.borrow_mut().f64()
     }
@@ -161,6 +174,7 @@ impl World {
         self.rng.borrow_mut().usize(0..bound)
     }
 
+    /// Returns true with this probability.
     pub(super) fn chance(&self, probability: f64) -> bool {
         probability > 0.0 && self.random() < probability
     }
@@ -173,20 +187,23 @@ impl World {
         self.qualities.borrow_mut()[index] = quality;
     }
 
-    pub(super) fn delay(&self, quality: LinkQuality) -> Duration {
+    /// Returns a random delay of one message.
+    pub(super) fn random_delay(&self, quality: LinkQuality) -> Duration {
         quality.max_delay.mul_f64(self.random())
     }
 
+    /// Returns the running processes.
     pub(super) fn processes(&self) -> Vec<Rc<Process>> {
         self.processes.borrow().iter().flatten().cloned().collect()
     }
 
+    /// Returns the process of the replica `index`, or `None` while the replica is not running.
     pub(super) fn process(&self, index: usize) -> Option<Rc<Process>> {
         self.processes.borrow()[index].clone()
     }
 
     /// Runs `query` on Redis, at the current time of its clock, and delivers the messages that it publishes.
-    pub(super) fn at_redis<T>(&self, query: impl FnOnce(&Self) -> T) -> T {
+    pub(super) fn run_at_redis<T>(&self, query: impl FnOnce(&Self) -> T) -> T {
         let elapsed = clock::elapsed_since(self.start);
         let micros = u64::try_from(elapsed.as_micros()).unwrap();
         self.redis.set_time(self.clock_offset_ms.get() * 1_000 + micros);
@@ -203,6 +220,7 @@ impl World {
         reply
     }
 
+    /// Subscribes the replica `index` to the channel of the pool.
     pub(super) fn subscribe(&self, index: usize) -> mpsc::UnboundedReceiver<(Instant, String)> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.subscribers.borrow_mut().insert(index, sender);
@@ -223,9 +241,9 @@ impl World {
         ApiKey::new(&format!("sk_simulated_workspace_{workspace:04}")).unwrap()
     }
 
-    /// Starts a replica with the content of its database.
+    /// Starts the replica `index` with the content of its database.
     pub(super) fn start_replica(self: &Rc<Self>, index: usize, database: &[RestoredKey]) {
-        let clock = (self.start, self.origins[index]);
+        let clock = (self.start, self.clock_starts[index]);
         let process = SIMULATED_CLOCK.sync_scope(clock, || {
             let entries = (0..self.scenario.limits.len()).map(|workspace| {
                 let name = Some(format!("workspace-{workspace}"));
@@ -262,7 +280,7 @@ impl World {
         self.processes.borrow_mut()[index] = Some(process);
     }
 
-    /// Kills a replica and returns the content of its database.
+    /// Kills the replica `index`, and returns the content of its database.
     pub(super) fn kill_replica(&self, index: usize) -> Vec<RestoredKey> {
         let Some(process) = self.processes.borrow_mut()[index].take() else { return Vec::new() };
         let database = SIMULATED_CLOCK.sync_scope(process.clock, || {
@@ -288,7 +306,7 @@ impl World {
             let roster = process.pool.roster();
             let key = &roster.keys()[index];
             let observation = Observation::Quota {
-                quota: workspace.quota(clock::instant(), lag),
+                quota: workspace.report_quota(clock::instant(), lag),
                 tier: Some(workspace.tier.to_owned()),
                 is_paid: Some(true),
                 capabilities: Capabilities::default(),

@@ -12,7 +12,7 @@ use crate::admin::{Admin, Readiness};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
-use crate::shared::ReplicaInfo;
+use crate::shared::ListedReplica;
 
 /// The document of `GET overview`.
 #[derive(Serialize)]
@@ -180,7 +180,7 @@ pub(in crate::admin::api) fn overview_document(
     }
 }
 
-fn replica_document(replica: &ReplicaInfo) -> ReplicaDocument {
+fn replica_document(replica: &ListedReplica) -> ReplicaDocument {
     ReplicaDocument {
         id: replica.id.clone(),
         version: replica.version.clone(),

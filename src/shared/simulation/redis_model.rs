@@ -1,5 +1,5 @@
-//! Models Redis: runs the real scripts in Lua 5.1, as Redis does, with the commands that they use, on data in memory
-//! and on virtual time.
+//! Models Redis: runs the scripts of the program in Lua 5.1, as Redis does, and implements the commands that they use,
+//! on data in memory and on virtual time.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -11,31 +11,35 @@ use redis::Value;
 
 use super::super::scripts::ScriptCall;
 
-/// A value with the time at which it expires.
+/// The value of a key, with the time at which it expires.
 #[derive(Clone, Debug)]
-struct StoreEntry {
+struct StoredValue {
     content: StoredContent,
     expires_ms: Option<u64>,
 }
 
+/// The content of a value, of the two types that the scripts use.
 #[derive(Clone, Debug)]
 enum StoredContent {
     Text(String),
     Hash(BTreeMap<String, String>),
 }
 
-/// The data of the store.
+/// All keys of the server, which a failover restores.
 #[derive(Clone, Debug, Default)]
-pub(super) struct StoredData {
-    keys: BTreeMap<String, StoreEntry>,
+pub(super) struct RedisSnapshot {
+    keys: BTreeMap<String, StoredValue>,
 }
 
+/// The keys, the clock and the published messages of the server.
 #[derive(Debug, Default)]
-struct StoreState {
-    data: StoredData,
+struct RedisContent {
+    data: RedisSnapshot,
+    /// The time in microseconds since 1970.
     now_micros: u64,
     /// A digest of all calls and their times.
     digest: u64,
+    /// The published messages that were not taken yet.
     published: Vec<String>,
 }
 
@@ -49,12 +53,13 @@ enum CommandReply {
     Fields(Vec<Option<String>>),
 }
 
-impl StoreState {
+impl RedisContent {
     fn now_ms(&self) -> u64 {
         self.now_micros / 1_000
     }
 
-    fn find(&mut self, key: &str) -> Option<&mut StoreEntry> {
+    /// Returns the value of a key, unless the key has expired.
+    fn find(&mut self, key: &str) -> Option<&mut StoredValue> {
         let now = self.now_ms();
         if self.data.keys.get(key).is_some_and(|stored| stored.expires_ms.is_some_and(|at| at <= now)) {
             self.data.keys.remove(key);
@@ -62,21 +67,24 @@ impl StoreState {
         self.data.keys.get_mut(key)
     }
 
+    /// Returns the fields of a hash, or `None` without the key. Panics for another type, as Redis refuses the command.
     fn hash(&mut self, key: &str) -> Option<&mut BTreeMap<String, String>> {
         match &mut self.find(key)?.content {
             StoredContent::Hash(fields) => Some(fields),
-            StoredContent::Text(_) => panic!("WRONGTYPE {key}"),
+            StoredContent::Text(_) => panic!("the key {key} must have the type that the command requires"),
         }
     }
 
+    /// Returns the fields of a hash, which is created if it does not exist.
     fn hash_or_new(&mut self, key: &str) -> &mut BTreeMap<String, String> {
         if self.find(key).is_none() {
             let content = StoredContent::Hash(BTreeMap::new());
-            self.data.keys.insert(key.to_owned(), StoreEntry { content, expires_ms: None });
+            self.data.keys.insert(key.to_owned(), StoredValue { content, expires_ms: None });
         }
         self.hash(key).unwrap()
     }
 
+    /// Runs a command of a script.
     fn run(&mut self, command: &[String]) -> CommandReply {
         let parts: Vec<&str> = command.iter().map(String::as_str).collect();
         let count = |number: usize| CommandReply::Integer(i64::try_from(number).unwrap());
@@ -123,12 +131,14 @@ impl StoreState {
             }
             ["GET", key] => text(self.find(key).map(|stored| match &stored.content {
                 StoredContent::Text(text) => text.clone(),
-                StoredContent::Hash(_) => panic!("WRONGTYPE {key}"),
+                StoredContent::Hash(_) => {
+                    panic!("the key {key} must have the type that the command requires")
+                }
             })),
             ["SET", key, value, "PX", ttl] => {
                 let expires_ms = Some(self.now_ms() + ttl.parse::<u64>().unwrap());
                 let content = StoredContent::Text(value.to_owned());
-                self.data.keys.insert(key.to_owned(), StoreEntry { content, expires_ms });
+                self.data.keys.insert(key.to_owned(), StoredValue { content, expires_ms });
                 CommandReply::Status
             }
             ["DEL", key] => {
@@ -166,8 +176,8 @@ impl StoreState {
 pub(super) struct SimulatedRedis {
     lua: Lua,
     functions: RefCell<HashMap<&'static str, Function>>,
-    state: Rc<RefCell<StoreState>>,
-    /// A mutation of a script: a text, and the text that replaces it.
+    state: Rc<RefCell<RedisContent>>,
+    /// A text in the scripts, and the text that replaces it.
     mutation: Option<(&'static str, &'static str)>,
 }
 
@@ -176,13 +186,14 @@ impl SimulatedRedis {
         Self::with_mutation(None)
     }
 
+    /// Creates a server on which one rule of a script is broken.
     pub(super) fn with_mutation(mutation: Option<(&'static str, &'static str)>) -> Self {
         let lua = Lua::new();
-        let state = Rc::new(RefCell::new(StoreState::default()));
-        let for_scripts = Rc::clone(&state);
+        let state = Rc::new(RefCell::new(RedisContent::default()));
+        let content = Rc::clone(&state);
         let call = lua.create_function(move |lua, parts: Variadic<LuaValue>| {
             let command: Vec<String> = parts.iter().map(command_part).collect();
-            to_lua(lua, for_scripts.borrow_mut().run(&command))
+            to_lua(lua, content.borrow_mut().run(&command))
         });
         let table = lua.create_table().unwrap();
         table.set("call", call.unwrap()).unwrap();
@@ -209,9 +220,10 @@ impl SimulatedRedis {
         let function = functions
             .entry(call.script)
             .or_insert_with(|| {
-                let (from, to) = self.mutation.unwrap_or_default();
-                let is_mutated = !from.is_empty() && call.script.contains(from);
-                let script = if is_mutated { call.script.replace(from, to) } else { call.script.to_owned() };
+                let script = match self.mutation {
+                    Some((from, to)) => call.script.replace(from, to),
+                    None => call.script.to_owned(),
+                };
                 self.lua.load(script).into_function().unwrap()
             })
             .clone();
@@ -243,20 +255,21 @@ impl SimulatedRedis {
         std::mem::take(&mut self.state.borrow_mut().published)
     }
 
+    /// Removes all keys.
     pub(super) fn flush(&self) {
-        self.state.borrow_mut().data = StoredData::default();
+        self.state.borrow_mut().data = RedisSnapshot::default();
     }
 
-    pub(super) fn snapshot(&self) -> StoredData {
+    pub(super) fn snapshot(&self) -> RedisSnapshot {
         self.state.borrow().data.clone()
     }
 
-    pub(super) fn restore(&self, data: StoredData) {
+    pub(super) fn restore(&self, data: RedisSnapshot) {
         self.state.borrow_mut().data = data;
     }
 }
 
-/// Returns a part of a command as Redis reads it.
+/// Converts an argument of `redis.call` to text, as Redis does.
 #[expect(clippy::cast_possible_truncation, reason = "scripts use whole numbers below 2^53")]
 #[expect(clippy::wildcard_enum_match_arm, reason = "the scripts use no other types")]
 fn command_part(value: &LuaValue) -> String {
@@ -268,6 +281,7 @@ fn command_part(value: &LuaValue) -> String {
     }
 }
 
+/// Converts the reply of a command to the value that a script receives from Redis.
 fn to_lua(lua: &Lua, reply: CommandReply) -> mlua::Result<LuaValue> {
     Ok(match reply {
         CommandReply::Missing => LuaValue::Boolean(false),
@@ -290,7 +304,7 @@ fn to_lua(lua: &Lua, reply: CommandReply) -> mlua::Result<LuaValue> {
     })
 }
 
-/// Converts the result of a script as Redis does: numbers are truncated, and lists end at the first `nil`.
+/// Converts the result of a script, as Redis does: numbers are truncated, and lists end at the first `nil`.
 #[expect(clippy::cast_possible_truncation, reason = "Redis truncates in the same way")]
 #[expect(clippy::wildcard_enum_match_arm, reason = "the scripts use no other types")]
 fn from_lua(value: &LuaValue) -> Value {
