@@ -58,7 +58,7 @@ pub(super) fn parse_text(value: &Value) -> Result<&str, UnexpectedReply> {
 
 /// Returns the first `N` elements of a list that has at least `N` elements. A later version of a script may append
 /// elements.
-pub(super) fn tuple<const N: usize>(value: &Value) -> Result<&[Value; N], UnexpectedReply> {
+pub(super) fn parse_tuple<const N: usize>(value: &Value) -> Result<&[Value; N], UnexpectedReply> {
     parse_list(value)?.first_chunk().ok_or(UnexpectedReply)
 }
 
