@@ -368,7 +368,7 @@ impl<'a> TableEntry<'a> {
                 None
             }
             [name] => {
-                self.parse_string(name, problems).map(|(text, span)| StringField { name: *name, text, span })
+                self.parse_string(name, problems).map(|(text, span)| StringField { name, text, span })
             }
             [first, second, ..] => {
                 let error = ValueError::new(format!("this entry has both `{first}` and `{second}`"));
