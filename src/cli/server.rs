@@ -262,9 +262,10 @@ impl KeychoirClient {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let response = request.send().await.map_err(|error| self.no_response(&error))?;
+        let no_response = |error| self.no_response(&error, ADMIN_API_TIMEOUT);
+        let response = request.send().await.map_err(no_response)?;
         let status = response.status().as_u16();
-        let text = response.text().await.map_err(|error| self.no_response(&error))?;
+        let text = response.text().await.map_err(no_response)?;
         let document = serde_json::from_str(&text).map_err(|_| ServerRequestError::NotKeychoir {
             address: self.address_text(),
             reason: format!("status {status}"),
@@ -315,7 +316,8 @@ impl KeychoirClient {
         }
         let not_keychoir =
             |reason: String| ServerRequestError::NotKeychoir { address: self.address_text(), reason };
-        let response = request.send().await.map_err(|error| self.no_response(&error))?;
+        let no_response = |error| self.no_response(&error, RESPONSE_TIMEOUT);
+        let response = request.send().await.map_err(no_response)?;
         match response.status().as_u16() {
             200 | 503 => {}
             401 if self.token.is_some() => return Err(ServerRequestError::TokenRefused(self.address_text())),
@@ -325,13 +327,16 @@ impl KeychoirClient {
             401 => return Err(ServerRequestError::TokenRequired(self.address_text())),
             status => return Err(not_keychoir(format!("status {status}"))),
         }
-        let text = response.text().await.map_err(|error| self.no_response(&error))?;
+        let text = response.text().await.map_err(no_response)?;
         let document = serde_json::from_str(&text).map_err(|error| not_keychoir(error.to_string()))?;
         Ok((text, document))
     }
 
-    fn no_response(&self, error: &reqwest::Error) -> ServerRequestError {
-        ServerRequestError::NoResponse { address: self.address_text(), reason: describe_cause(error) }
+    fn no_response(&self, error: &reqwest::Error, timeout: Duration) -> ServerRequestError {
+        ServerRequestError::NoResponse {
+            address: self.address_text(),
+            reason: describe_cause(error, timeout),
+        }
     }
 }
 
@@ -346,11 +351,11 @@ pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
     client.is_keychoir().await
 }
 
-/// Describes why a request got no response: the timeout, or the innermost source of the error, which is the most
-/// specific one.
-fn describe_cause(error: &reqwest::Error) -> String {
+/// Describes why a request with `timeout` got no response: the timeout, or the innermost source of the error, which is
+/// the most specific one.
+fn describe_cause(error: &reqwest::Error, timeout: Duration) -> String {
     if error.is_timeout() {
-        return format!("no response within {} s", RESPONSE_TIMEOUT.as_secs());
+        return format!("no response within {} s", timeout.as_secs());
     }
     let mut root: &dyn std::error::Error = error;
     while let Some(source) = root.source() {

@@ -367,9 +367,7 @@ impl<'a> TableEntry<'a> {
                     .push(self.span.problem(ValueError::new(format!("this entry has no {listed_names}"))));
                 None
             }
-            [name] => {
-                self.parse_string(name, problems).map(|(text, span)| StringField { name, text, span })
-            }
+            [name] => self.parse_string(name, problems).map(|(text, span)| StringField { name, text, span }),
             [first, second, ..] => {
                 let error = ValueError::new(format!("this entry has both `{first}` and `{second}`"));
                 problems.push(self.span.problem(error.advise(format!("write only one of {listed_names}"))));

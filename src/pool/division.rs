@@ -92,8 +92,8 @@ impl Pool {
     /// Sends a change to the other replicas, if there are any.
     pub(super) fn publish(&self, change: impl FnOnce() -> PoolChange) {
         if let Some(changes) = self.changes.get() {
-            // If the channel is full, the change is dropped. It is only delayed, because all evidence is sent again
-            // at intervals.
+            // If the channel is full, the change is dropped. Other replicas then find the fact by their own requests,
+            // or after this replica has connected again, which sends all evidence.
             let _ = changes.try_send(change());
         }
     }
