@@ -25,10 +25,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use keychoir::clock;
-use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::client::ClientName;
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
 use keychoir::policy::evidence::RefusalSource;
+use keychoir::policy::quota::{Extension, Quota};
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
 use keychoir::policy::verdict::{Shortfall, Verdict};

@@ -1,6 +1,7 @@
-//! Tests requests, uploads, streams and WebSocket sessions through forward proxies: `tinyproxy` and `microsocks`, with
-//! and without credentials, and a forward proxy in the test process that sends responses which these two programs never
-//! send.
+//! Tests Keychoir behind forward proxies: client requests, checks of keys, polls of quotas and the mirror pass through
+//! them, and a key whose forward proxy fails is replaced by a key with another route. The forward proxies are
+//! `tinyproxy` and `microsocks`, with and without credentials, and one in the test process, which sends a given
+//! response and counts its connections.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +39,7 @@ const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 const USER: &str = "aliceaccount";
 const PASSWORD: &str = "hunter2password";
-/// Far above the duration of any step, so that only a step that hangs exceeds it.
+/// The timeout of a step. It is much longer than any step, so that only a step that hangs exceeds it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
@@ -96,7 +97,7 @@ impl ForwardProxyProcess {
         arguments: impl FnOnce(&std::path::Path, u16) -> Vec<String>,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // These programs cannot report a port that the system has chosen.
+        // The test chooses a free port, because these programs cannot report a port that the system has chosen.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let log = directory.path().join("log");
         let output = std::fs::File::create(directory.path().join("output")).unwrap();
@@ -119,7 +120,7 @@ impl ForwardProxyProcess {
         Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _directory: directory }
     }
 
-    /// Returns the URL with a password that the proxy refuses.
+    /// Returns the URL with a password that the forward proxy refuses.
     fn url_with_wrong_password(&self) -> String {
         self.url.replace(PASSWORD, "wrong")
     }
@@ -151,8 +152,8 @@ fn start_app(config: Config) -> (RunningApp, String) {
     (app, url)
 }
 
-/// Starts Keychoir with the setting `upstream.proxy` and the other settings that `change` sets.
-async fn start_keychoir(forward_url: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
+/// Starts Keychoir with `forward_proxy_url` as `upstream.proxy`, and with the other settings that `change` sets.
+async fn start_keychoir(forward_proxy_url: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
     let plan = Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let keys = [FIRST_KEY, SECOND_KEY].map(|key| ApiKey::new(key).unwrap());
@@ -162,7 +163,7 @@ async fn start_keychoir(forward_url: &str, change: impl FnOnce(&mut Config)) -> 
     config.retry.min_disk_free_percent = 0;
     config.server.drain_idle_timeout = Duration::ZERO;
     config.quota_polling.enabled = false;
-    config.upstream.proxy = forward_url.parse().unwrap();
+    config.upstream.proxy = forward_proxy_url.parse().unwrap();
     change(&mut config);
     let (app, url) = start_app(config);
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
@@ -249,10 +250,10 @@ async fn all_kinds_of_requests_pass_through_a_connect_proxy() {
         let target = proxy.simulator.base_url().replace("http://", "CONNECT ");
         check_all_kinds_of_requests(proxy).await;
         let log = std::fs::read_to_string(&forward.log).unwrap();
-        assert!(log.contains(&target), "the proxy must open a tunnel to the provider: {log}");
+        assert!(log.contains(&target), "the forward proxy must open a tunnel to the provider: {log}");
         assert!(
             !log.contains(FIRST_KEY) && !log.contains(SECOND_KEY),
-            "the proxy must receive no key: {log}"
+            "the forward proxy must receive no key: {log}"
         );
     }
 }
@@ -265,13 +266,13 @@ async fn all_kinds_of_requests_pass_through_a_socks_proxy() {
     }
 }
 
-/// Checks that a request through the forward proxy at `forward_url` is refused with 502 and `code`. The provider must
+/// Checks that a request through the forward proxy at `forward_proxy_url` is refused with 502 and `code`. The provider must
 /// receive no request, and the state of the keys must not change.
-async fn check_refused(forward_url: &str, code: &str) {
-    let proxy = start_keychoir(forward_url, |_| {}).await;
+async fn check_refused(forward_proxy_url: &str, code: &str) {
+    let proxy = start_keychoir(forward_proxy_url, |_| {}).await;
     let response = proxy.request_speech(SPEECH_PATH).await;
-    assert_eq!(response.status(), 502, "{forward_url}");
-    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_url}");
+    assert_eq!(response.status(), 502, "{forward_proxy_url}");
+    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_proxy_url}");
     let body = response.text().await.unwrap();
     assert!(
         !body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"),
@@ -293,7 +294,7 @@ async fn missing_and_wrong_credentials_are_reported_as_refused() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_cannot_be_reached_makes_the_provider_unreachable() {
+async fn an_unreachable_forward_proxy_makes_the_provider_unreachable() {
     let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for scheme in ["http", "https", "socks5h"] {
         check_refused(&format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"), "upstream_unreachable")
@@ -341,7 +342,7 @@ async fn start_scripted_forward_proxy(
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 #[tokio::test]
-async fn a_name_that_only_the_proxy_knows_is_reached() {
+async fn a_host_name_that_only_the_forward_proxy_can_resolve_is_reached() {
     let plan = Plan::with_keys([(FIRST_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let forward = start_scripted_forward_proxy(ESTABLISHED, Some(simulator.address())).await;
@@ -360,7 +361,7 @@ async fn a_name_that_only_the_proxy_knows_is_reached() {
 }
 
 #[tokio::test]
-async fn a_failing_proxy_is_not_tried_with_every_key() {
+async fn a_failing_forward_proxy_is_not_tried_with_every_key() {
     for (response, code, expected_connections) in [
         (
             &b"HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm=x\r\n\r\n"[..],
@@ -378,7 +379,7 @@ async fn a_failing_proxy_is_not_tried_with_every_key() {
 }
 
 #[tokio::test]
-async fn keys_may_have_their_own_proxies() {
+async fn keys_may_have_their_own_forward_proxies() {
     let plan = Plan::with_keys([(FIRST_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let own_proxy = start_scripted_forward_proxy(ESTABLISHED, Some(simulator.address())).await;
@@ -396,10 +397,10 @@ async fn keys_may_have_their_own_proxies() {
     assert_eq!(unused_proxy.connections.load(Ordering::SeqCst), 0);
 }
 
-/// Starts Keychoir with the setting `upstream.proxy` and the keys `first` and `second`, and sends requests that the
-/// second key must serve.
-async fn check_served_by_second_key(forward_url: &str, first: KeyConfig, second: KeyConfig) {
-    let proxy = start_keychoir(forward_url, |config| config.keys = vec![first, second]).await;
+/// Starts Keychoir with `forward_proxy_url` as `upstream.proxy` and with the keys `first` and `second`, and sends
+/// requests that the second key must serve.
+async fn check_served_by_second_key(forward_proxy_url: &str, first: KeyConfig, second: KeyConfig) {
+    let proxy = start_keychoir(forward_proxy_url, |config| config.keys = vec![first, second]).await;
     for _ in 0..3 {
         let response = proxy.request_speech(SPEECH_PATH).await;
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
@@ -431,10 +432,10 @@ async fn a_key_whose_route_fails_is_replaced_by_one_with_another_route() {
 }
 
 #[tokio::test]
-async fn keys_with_the_same_failing_proxy_are_not_tried() {
+async fn a_failing_forward_proxy_is_tried_at_most_twice_for_each_host() {
     for (response, max_connections) in [
         (&b"HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm=x\r\n\r\n"[..], 1),
-        // Each of the two hosts might be the cause, and each may fail twice.
+        // The forward proxy may fail for only one of the two hosts, so both are tried, each at most twice.
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", 4),
     ] {
         let forward = start_scripted_forward_proxy(response, None).await;
@@ -482,7 +483,7 @@ async fn a_check_of_a_key_reports_the_refusal_of_its_proxy() {
 }
 
 #[tokio::test]
-async fn the_quota_poller_uses_the_proxy() {
+async fn the_quota_poller_uses_the_forward_proxy() {
     let forward = ForwardProxyProcess::start_tinyproxy(true).await;
     let mut proxy = start_keychoir(&forward.url, |config| config.quota_polling.enabled = true).await;
     assert!(proxy.app.wait_for_first_poll(STEP_TIMEOUT).await);
@@ -507,7 +508,8 @@ fn tls_acceptor(directory: &TempDir) -> (TlsAcceptor, PathBuf) {
     (TlsAcceptor::from(Arc::new(config)), ca_file)
 }
 
-/// Accepts TLS connections and relays the decrypted bytes to `target`. Returns the port.
+/// Starts a task that accepts TLS connections and relays the decrypted bytes to `target`. Returns the port, and a guard
+/// that ends the task when it is dropped.
 async fn start_tls_terminator(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, AbortOnDrop) {
     let listener = bind_loopback().await;
     let port = listener.local_addr().unwrap().port();
@@ -545,7 +547,7 @@ async fn tls_connections_to_the_provider_pass_through_http_and_https_proxies() {
         assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
         let messages = synthesize(proxy.app.address()).await;
         assert_eq!(messages.last().unwrap()["isFinal"], true);
-        // Without the CA file, the certificates of the provider and of the proxy are not trusted.
+        // Without the CA file, the certificates of the provider and of the forward proxy are not trusted.
         let untrusted = start_keychoir(url, |config| {
             config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
         })
@@ -555,12 +557,12 @@ async fn tls_connections_to_the_provider_pass_through_http_and_https_proxies() {
     let log = std::fs::read_to_string(&forward.log).unwrap();
     assert!(
         log.contains(&format!("CONNECT localhost:{provider_port}")),
-        "the proxy must open a tunnel to the provider: {log}"
+        "the forward proxy must open a tunnel to the provider: {log}"
     );
 }
 
 #[tokio::test]
-async fn the_client_of_the_mirror_uses_the_proxy() {
+async fn the_http_client_of_the_mirror_uses_the_forward_proxy() {
     let listener = bind_loopback().await;
     let target = listener.local_addr().unwrap();
     let _server = Tasks::new().spawn_guarded(async move {

@@ -1,6 +1,6 @@
-//! Checks the number of allocations of a complete request on all threads, from the request head to the last byte of the
-//! response, with a client token, the pool, usage records and the access log. The client and the provider of the test
-//! do not allocate while allocations are counted.
+//! Checks the mean number of allocations of a complete request on all threads, from the request head to the last byte
+//! of the response, with a client token, the pool, usage records and the access log. The client and the provider of the
+//! test do not allocate while allocations are counted.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,11 +28,11 @@ use support::{CLIENT_TOKEN, FIRST_KEY, SPEECH_PATH, VOICE_ID, start_proxy_with};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The number of requests before the count, in which buffers and tables grow to their final size.
+/// The number of requests before the count. During these requests, buffers and tables grow to their final size.
 const WARM_UP_REQUESTS: usize = 2_000;
 const COUNTED_REQUESTS: usize = 2_000;
 
-/// Reads a response that has `length` bytes with its head.
+/// Reads a response of `length` bytes, including its head.
 fn read_response(stream: &mut TcpStream, length: usize) {
     let mut buffer = [0; 32 * 1024];
     stream.read_exact(&mut buffer[..length]).unwrap();
@@ -60,7 +60,7 @@ fn start_provider(request_end: &'static [u8], response: Vec<u8>) -> SocketAddr {
     address
 }
 
-/// Reads the first response, whose length is not known before. Returns its length with the head.
+/// Reads the first response, whose length is not known in advance. Returns its length, including its head.
 fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
     let (mut buffer, mut filled) = ([0; 32 * 1024], 0);
     loop {
@@ -70,7 +70,7 @@ fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
         {
             assert!(
                 buffer.starts_with(b"HTTP/1.1 200 OK\r\n"),
-                "the response must be served: {}",
+                "the response must have the status 200: {}",
                 String::from_utf8_lossy(&buffer[..head_end])
             );
             return filled;
@@ -78,8 +78,8 @@ fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
     }
 }
 
-/// Checks that a request causes at most `max_allocations` allocations. The provider sends `head` and `body_bytes` bytes
-/// when a request ends with `request_end`.
+/// Checks that a request causes at most `max_allocations` allocations and reallocations on average. The provider sends
+/// a response with the headers `head` and `body_bytes` bytes when a request ends with `request_end`.
 async fn check_allocations(
     request: String,
     request_end: &'static [u8],

@@ -1,5 +1,6 @@
-//! Fuzzes the removal of credentials from request heads. No credential may remain in the headers and the query,
-//! `content-length` must stay unchanged, and the labels for metrics and logs must be short and printable.
+//! Fuzzes the removal of credentials and hop-by-hop headers from request heads. No credential may remain in the headers
+//! or the query, and `content-length` must stay unchanged. The route label must be short, and the logged names of query
+//! parameters must contain no control characters.
 
 #![no_main]
 
@@ -29,7 +30,7 @@ fuzz_target!(|head: RequestHead| {
     if let Some(stripped) = strip_query(&head.query) {
         assert!(
             presented_credentials(&HeaderMap::new(), Some(&stripped)).next().is_none(),
-            "no credential must remain"
+            "no credential may remain in the query"
         );
         assert!(
             strip_query(&stripped).is_some_and(|again| again == stripped),

@@ -219,7 +219,7 @@ impl fmt::Debug for ClientToken {
     }
 }
 
-/// The reason that a change was not made. The state is unchanged, except after [`ControlError::Unavailable`], when it
+/// The reason why a change was not made. The state is unchanged, except after [`ControlError::Unavailable`], when it
 /// is unknown whether the change was made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {

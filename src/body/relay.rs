@@ -1,5 +1,5 @@
-//! Wraps the body of a response to the client: counts the relayed bytes, and reports exactly once how the relay
-//! ended, even if the server drops the body early.
+//! Wraps the provider's response body, which hyper's server sends to the client: counts the relayed bytes, and reports
+//! exactly once how the relay ended, even if the server drops the body before its end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,12 +10,12 @@ use http_body::{Body, Frame, SizeHint};
 /// The outcome of the relay of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayEnd {
-    /// The complete body was returned to the server.
+    /// The complete body was passed to hyper's server, which sends it to the client.
     Complete,
-    /// The body was dropped before its end, because the client has disconnected.
-    ClientDisconnected,
-    /// The body ended with an error.
-    UpstreamFailed,
+    /// The body was dropped before its end, because the client disconnected or Keychoir shuts down.
+    Dropped,
+    /// The body ended with an error: the provider failed, or the rest of the body must not be forwarded.
+    BodyFailed,
 }
 
 /// Receives the outcome of a relay, exactly once.
@@ -28,13 +28,14 @@ pub trait OnBodyEnd: Send + 'static {
 ///
 /// # Cancel safety
 ///
-/// Dropping the body reports [`RelayEnd::ClientDisconnected`], or [`RelayEnd::Complete`] if all frames were returned.
-/// A server does not poll a body again after the last byte if the length of the body is known.
+/// Dropping the body reports [`RelayEnd::Dropped`], or [`RelayEnd::Complete`] if all frames were returned:
+/// if the length of a body is known, hyper's server does not poll it again after the last byte. Nothing is reported if
+/// the end was reported before.
 #[derive(Debug)]
 pub struct Relay<B: Body, O: OnBodyEnd> {
-    /// `None` only during drop.
+    /// The body, which is `None` only while this value is dropped.
     body: Option<B>,
-    /// `None` after the end was reported.
+    /// The receiver of the outcome, which is `None` after the end was reported.
     on_end: Option<O>,
     relayed_bytes: u64,
 }
@@ -69,10 +70,10 @@ where
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) => self.relayed_bytes += data.len() as u64,
-                // Trailers end the body. The server does not poll again.
+                // Trailers end the body, so hyper's server does not poll it again.
                 None => self.report_end(RelayEnd::Complete),
             },
-            Some(Err(_)) => self.report_end(RelayEnd::UpstreamFailed),
+            Some(Err(_)) => self.report_end(RelayEnd::BodyFailed),
             None => self.report_end(RelayEnd::Complete),
         }
         Poll::Ready(frame)
@@ -92,10 +93,10 @@ impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
         let end = if self.body.as_ref().is_none_or(B::is_end_stream) {
             RelayEnd::Complete
         } else {
-            RelayEnd::ClientDisconnected
+            RelayEnd::Dropped
         };
-        // The upstream connection is closed first, so that the provider can see the end of this request before
-        // another request uses the concurrency slot of the key.
+        // The upstream body is dropped first, which closes the connection of an incomplete body. The provider can thus
+        // see the end of this request before another request uses the concurrency slot of the key.
         self.body = None;
         self.report_end(end);
     }
@@ -164,7 +165,7 @@ mod tests {
     fn a_disconnected_client_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
-        assert_eq!(reported_ends(receiver), [(RelayEnd::ClientDisconnected, 0)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::Dropped, 0)]);
     }
 
     #[test]
@@ -203,7 +204,7 @@ mod tests {
         let (mut relay, receiver) = relay(FailingBody);
         assert!(relay.frame().await.unwrap().is_err());
         drop(relay);
-        assert_eq!(reported_ends(receiver), [(RelayEnd::UpstreamFailed, 0)]);
+        assert_eq!(reported_ends(receiver), [(RelayEnd::BodyFailed, 0)]);
     }
 
     struct FailingBody;

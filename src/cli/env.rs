@@ -25,7 +25,7 @@ pub(super) fn run(sources: ConfigSources) -> CommandResult {
 }
 
 fn add_address(lines: &mut String, config: &Config) {
-    let Some(address) = config.server.listen.fixed_port() else {
+    let Some(address) = config.server.listen.fixed_tcp_address() else {
         let comment = "Keychoir prints its address when it serves: server.listen names no fixed port.";
         return add_comment(lines, comment);
     };

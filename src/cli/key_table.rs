@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
     use crate::elevenlabs::plan::Capabilities;
-    use crate::policy::budget::{Extension, Quota};
+    use crate::policy::quota::{Extension, Quota};
     use crate::policy::units::UnixMs;
     use crate::pool::{KeyEntry, Observation, Pool, Settings};
     use crate::secret::ApiKey;

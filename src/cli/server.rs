@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::admin_token::find_admin_token;
 use super::{ConfigSources, fail, fail_with, load};
 use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress, ListenAddresses};
-use crate::platform::sockets::connect_through;
+use crate::platform::sockets::with_unix_socket;
 use crate::upstream::{TlsError, http_client_trusting};
 
 /// The options with the address of a running Keychoir.
@@ -176,7 +176,7 @@ impl ServerAddress {
     /// Returns the first TCP address with a fixed port, or else the first Unix socket.
     fn from_client_listeners(listen: &ListenAddresses) -> Option<Self> {
         let is_unix_socket = |address: &&ListenAddress| matches!(address, ListenAddress::Unix(_));
-        let url = listen.fixed_port().map(|address| Self::Url(base_url(address)));
+        let url = listen.fixed_tcp_address().map(|address| Self::Url(base_url(address)));
         url.or_else(|| listen.iter().find(is_unix_socket).and_then(Self::from_listener))
     }
 
@@ -218,7 +218,7 @@ impl KeychoirClient {
         let client = match &address {
             ServerAddress::Url(_) => builder.build()?,
             ServerAddress::Unix(path) => {
-                connect_through(builder, path).map_err(ServerRequestError::UnixSocket)?.build()?
+                with_unix_socket(builder, path).map_err(ServerRequestError::UnixSocket)?.build()?
             }
         };
         Ok(Self { address, client, token, admin_token: None })

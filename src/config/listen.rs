@@ -1,5 +1,6 @@
-//! Parses the addresses of `server.listen`, which are TCP addresses, Unix sockets, or the sockets that systemd passes,
-//! and the mode of Unix sockets. An address of `admin.listen` has the same notation.
+//! Parses the addresses of `server.listen` and the mode of Unix sockets. An address is a TCP address, the path of a
+//! Unix socket, or `systemd` for all sockets that systemd passes. The list must not contain duplicates or conflicts. An
+//! address of `admin.listen` has the same notation.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -47,10 +48,8 @@ impl ListenAddresses {
                 return Err(ValueError::new(format!("{} is listed twice", quote_masked(text))));
             }
             if let Some(other) = addresses.iter().find(|other| address.conflicts_with(other)) {
-                return Err(ValueError::new(format!(
-                    "{address} and {other} are the same port of the same address"
-                ))
-                .advise("remove one of them"));
+                let message = format!("{address} and {other} use the same port of the same address");
+                return Err(ValueError::new(message).advise("remove one of them"));
             }
             addresses.push(address);
         }
@@ -74,9 +73,9 @@ impl ListenAddresses {
         })
     }
 
-    /// Returns the first TCP address with a port other than 0, which is known before Keychoir listens.
+    /// Returns the first TCP address whose port is not 0. This port is known before Keychoir listens.
     #[must_use]
-    pub fn fixed_port(&self) -> Option<&HostPort> {
+    pub fn fixed_tcp_address(&self) -> Option<&HostPort> {
         self.tcp_addresses().find(|address| address.port() != 0)
     }
 
@@ -89,18 +88,15 @@ impl ListenAddresses {
 }
 
 impl ListenAddress {
-    /// Returns whether both addresses bind the same port of the same address. If `self` is `localhost`, only its IPv4
+    /// Returns whether both addresses use the same port of the same address. If `self` is `localhost`, only its IPv4
     /// address is compared, because its IPv6 address is optional.
     pub(super) fn conflicts_with(&self, other: &Self) -> bool {
         let (Self::Tcp(address), Self::Tcp(other)) = (self, other) else { return false };
-        let required = address.socket_addresses().into_iter().take(1);
-        let mut pairs = required.flat_map(|required| {
-            other.socket_addresses().into_iter().map(move |optional| (required, optional))
-        });
-        pairs.any(|(required, optional)| {
+        let Some(required) = address.socket_addresses().first().copied() else { return false };
+        other.socket_addresses().into_iter().any(|other_address| {
             required.port() != 0
-                && required.port() == optional.port()
-                && addresses_overlap(required.ip(), optional.ip())
+                && required.port() == other_address.port()
+                && addresses_overlap(required.ip(), other_address.ip())
         })
     }
 }
@@ -121,7 +117,7 @@ impl Default for ListenAddresses {
     }
 }
 
-/// Formats in TOML notation.
+/// Formats the addresses in TOML notation.
 impl fmt::Display for ListenAddresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quoted_addresses =
@@ -231,7 +227,7 @@ mod tests {
         let check_conflict = |first: &str, other: &str| {
             check_list(
                 &[other, first],
-                &format!("! {first} and {other} are the same port of the same address; remove one of them"),
+                &format!("! {first} and {other} use the same port of the same address; remove one of them"),
             );
         };
         check_conflict("127.0.0.1:1", "localhost:1");
@@ -243,7 +239,7 @@ mod tests {
         for pair in [
             ["127.0.0.1:1", "127.0.0.1:2"],
             ["127.0.0.1:1", "[::1]:1"],
-            // The second address of `localhost` is optional.
+            // The IPv6 address of `localhost` is optional.
             ["[::1]:1", "localhost:1"],
             ["127.0.0.1:1", "127.0.0.2:1"],
             ["127.0.0.1:0", "localhost:0"],

@@ -1,4 +1,5 @@
-//! Parses the setting `pool.strategy` into a strategy of the policy.
+//! Parses the setting `pool.strategy`, which names one of the load balancing strategies in `policy::strategy`. The
+//! error for an unknown name lists the strategies, and suggests a similar name or the new name of an old one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +8,7 @@ use super::old_names;
 use super::problem::ValueError;
 use crate::policy::strategy::{STRATEGIES, Strategy};
 
-/// The strategy that chooses the key of a request.
+/// The configured strategy, which chooses the key of each request.
 #[derive(Clone, Copy, Debug)]
 pub struct StrategyChoice(pub &'static Strategy);
 

@@ -27,7 +27,7 @@ pub(super) struct OverlayDocument {
     pub(super) state: OverlayState,
 }
 
-/// The reason that a document of another replica is refused.
+/// The reason why a document of another replica is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum DocumentError {
     /// Another version of Keychoir has written the document.

@@ -34,7 +34,7 @@ const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// because another entry is left out, such as a client that may only use a key that is left out.
 const MAX_LOAD_ATTEMPTS: usize = 4;
 
-/// The reason that an overlay of another replica is not merged.
+/// The reason why an overlay of another replica is not merged.
 #[derive(Debug, thiserror::Error)]
 enum MergeError {
     #[error(transparent)]
@@ -50,7 +50,7 @@ enum MergeError {
     Control(#[from] ControlError),
 }
 
-/// The reason that the overlay cannot be encrypted for the other replicas.
+/// The reason why the overlay cannot be encrypted for the other replicas.
 #[derive(Debug, thiserror::Error)]
 enum SealError {
     #[error(transparent)]

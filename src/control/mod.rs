@@ -67,7 +67,7 @@ pub struct Controller {
     recorder: ChangeRecorder,
     /// Publishes the overlay and receives the overlays of other replicas. `None` if the overlay is not shared.
     exchange: Option<OverlayExchange>,
-    /// The reason that was logged when the last overlay of another replica was not merged.
+    /// The reason why was logged when the last overlay of another replica was not merged.
     merge_failure: Option<String>,
     /// The last overlay of another replica that could not be merged, and the time of the next attempt.
     unmerged: Option<(SealedOverlay, Instant)>,

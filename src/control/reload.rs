@@ -159,7 +159,7 @@ impl ConfigReloader {
     }
 }
 
-/// Logs the reason that a configuration is not applied. Each mistake of the configuration gets a line of its own.
+/// Logs the reason why a configuration is not applied. Each mistake of the configuration gets a line of its own.
 pub fn log_reload_error(error: &ControlError) {
     match error {
         // Mistakes of the configuration, each with its position.

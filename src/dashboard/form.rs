@@ -18,7 +18,7 @@ const MAX_FORM_BYTES: usize = 16 * 1024;
 #[derive(Default)]
 pub(super) struct Form(Vec<(String, String)>);
 
-/// The reason that a form cannot be read.
+/// The reason why a form cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FormError {
     /// The request has another media type.

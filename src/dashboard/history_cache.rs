@@ -1,5 +1,5 @@
-//! Caches the credits that each key has used in each of the last 24 hours, so that the overview reads them from the
-//! usage database about every 15 seconds for all viewers together.
+//! Caches the credits that each key has used in each of the last 24 hours. All viewers of the overview share the cache,
+//! so the usage database is read about every 15 seconds, regardless of the number of viewers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use crate::store::{History, HistoryError, HourOfKey};
 const CACHE_TTL: Duration = Duration::from_secs(15);
 /// The time that the chart covers.
 pub(super) const CHART_SPAN: Duration = Duration::from_secs(24 * 3_600);
-/// Maximum number of sums. It suffices for a thousand keys, each with 25 hours, of which the first and the last are
-/// incomplete.
+/// Maximum number of sums, one per key and hour. It suffices for a thousand keys: the chart shows 25 hours, because its
+/// first and its last hour are incomplete.
 const MAX_ROWS: usize = 25_000;
 
-/// The sums that were read last, and the time of that.
+/// The latest sums of credits by hour and key, and the time at which they were read.
 #[derive(Debug, Default)]
 pub(super) struct HistoryCache(Mutex<Option<(Instant, Arc<Vec<HourOfKey>>)>>);
 
 impl HistoryCache {
-    /// Returns the sums until `now`, from the cache or from the database.
-    pub(super) async fn hours(
+    /// Returns the sums from the cache, or reads the sums until `now` if the cached sums are too old.
+    pub(super) async fn credits_by_hour(
         &self,
         history: &History,
         now: UnixMs,

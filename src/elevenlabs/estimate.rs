@@ -1,8 +1,9 @@
 //! Estimates the cost of a request before it is sent, so that keys without enough credits are skipped. Also returns the
-//! price of a minute of a session.
+//! price per minute of sessions that report no cost while they run.
 //!
-//! If the provider's price is known, the estimate is an upper bound: some plans charge less for the same text, but no
-//! plan charges more. The `character-cost` of the response replaces the estimate.
+//! For a text, the estimate is an upper bound if the provider's price is known: some plans charge less for the same
+//! text, but no plan charges more. For uploaded audio, the estimate assumes the bit rate of the most common format. The
+//! header `character-cost` of the response replaces the estimate.
 
 use super::endpoint::Operation;
 use super::models::Models;
@@ -11,12 +12,12 @@ use super::request_body::{DEFAULT_MODEL, RequestBodyFeatures};
 /// Credits per second of a sound effect whose request contains a length. Source: the provider's documentation. In
 /// measurements, the provider charged 5 to 10 credits per second.
 const SOUND_EFFECT_CREDITS_PER_SECOND: u64 = 20;
-/// Maximum credits of a sound effect whose request contains no length. Source: the provider's documentation (100 to
-/// 200).
-const SOUND_EFFECT_CREDITS: u64 = 200;
+/// Maximum credits of a sound effect whose request contains no length. Source: the provider's documentation, which
+/// gives 100 to 200 credits.
+const MAX_SOUND_EFFECT_CREDITS: u64 = 200;
 /// Credits per minute of the voice changer and of audio isolation. Source: the provider's documentation.
 const AUDIO_CREDITS_PER_MINUTE: u64 = 1_000;
-/// Bytes per second of audio in the most common upload format, which is MP3 of 128 kbit/s.
+/// Bytes per second of audio in the most common upload format, which is MP3 at 128 kbit/s.
 const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 
 /// Estimates the cost in credits from the operation, the text and the size of the body. Returns 0 for a free
@@ -34,7 +35,7 @@ pub fn estimate_credits(
             let model = features.model.as_deref().unwrap_or(DEFAULT_MODEL);
             features.characters.map(|characters| models.max_credits(model, characters))
         }
-        Operation::SoundEffects => Some(features.duration_ms.map_or(SOUND_EFFECT_CREDITS, |ms| {
+        Operation::SoundEffects => Some(features.duration_ms.map_or(MAX_SOUND_EFFECT_CREDITS, |ms| {
             ms.saturating_mul(SOUND_EFFECT_CREDITS_PER_SECOND).div_ceil(1_000)
         })),
         Operation::Conversion | Operation::Isolation => body_bytes.map(|bytes| {

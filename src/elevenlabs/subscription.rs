@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::plan::Capabilities;
-use crate::policy::budget::{Extension, Quota};
+use crate::policy::quota::{Extension, Quota};
 use crate::policy::units::UnixMs;
 
 /// The subscription of a workspace.

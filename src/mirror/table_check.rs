@@ -1,5 +1,5 @@
-//! Checks the settings and the tables of the mirror for `keychoir check` and `keychoir doctor`, without changing the
-//! tables.
+//! Creates the HTTP client of the mirror and queries its tables without selecting rows, so that `keychoir check` and
+//! `keychoir doctor` report unusable settings and tables without changing a table.
 
 use super::client::{SendOutcome, SupabaseClient};
 use super::rows::MirrorRow;
@@ -12,7 +12,7 @@ use crate::store::{AttemptEvent, MirroredKeyState};
 pub struct TableCheck {
     /// The name of the table.
     pub table: &'static str,
-    /// The error is the reason why the mirror could not use the table, with advice.
+    /// The error is the reason why the mirror cannot use the table, with advice if the operator must fix it.
     pub result: Result<(), String>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::budget::Quota;
+use super::quota::Quota;
 use super::units::UnixMs;
 
 /// Recent spending, which decays exponentially with the half-life [`HALF_LIFE`]. Both fields fit into one
@@ -88,7 +88,7 @@ pub fn forecast_remaining(remaining: u64, resets_at: Option<UnixMs>, per_day: f6
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::Extension;
+    use super::super::quota::Extension;
     use super::*;
 
     const DAY: u64 = 86_400_000;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::budget::Quota;
+use super::quota::Quota;
 use super::units::UnixMs;
 
 /// The kind of source from which a key was configured.
@@ -281,7 +281,7 @@ mod tests {
     const FULL: Quota = Quota {
         count: 0,
         limit: Some(10),
-        extension: super::super::budget::Extension::None,
+        extension: super::super::quota::Extension::None,
         resets_at: Some(UnixMs(9_000)),
     };
 

@@ -20,7 +20,6 @@ pub mod redis_url;
 pub mod sessions;
 pub mod user;
 
-pub mod budget;
 pub mod charge;
 pub mod concurrency_group;
 pub mod evidence;
@@ -29,6 +28,7 @@ pub mod key_state;
 pub mod min_rate;
 pub mod permission;
 pub mod poll_schedule;
+pub mod quota;
 pub mod select;
 pub mod shared_id;
 pub mod shared_pool_name;

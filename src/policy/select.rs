@@ -124,7 +124,7 @@ pub enum Unavailable {
 /// The failure to select a key for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SelectionFailure {
-    /// The reason that is reported to the client.
+    /// The reason why is reported to the client.
     pub reason: Unavailable,
     /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
     pub retry_at: Option<UnixMs>,

@@ -1,7 +1,7 @@
 //! Logs by how many credits the usage that the provider reports for a workspace differs from the usage that the pool
 //! has counted. The quota poller calls it once per round of polls.
 
-use crate::policy::budget::Quota;
+use crate::policy::quota::Quota;
 use crate::pool::Key;
 use crate::telemetry::log_discrepancy;
 

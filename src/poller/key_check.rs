@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::client::{NoProviderResponse, ProviderClient, ProviderResponse};
 use crate::clock;
-use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::quota::Quota;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation, Pool};
 use crate::proxy::UsageSink;

@@ -11,9 +11,9 @@ use super::roster::KeyEntry;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::workspace::Workspace;
 use crate::policy::authority::Authority;
-use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::key_state::{Cooldown, CooldownReason, KeyOrigin, KeyState, Pause};
+use crate::policy::quota::Quota;
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 

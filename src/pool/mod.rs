@@ -29,10 +29,10 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::elevenlabs::models::Models;
 use crate::policy::authority::Authority;
-use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::forecast::{Forecast, forecast_remaining};
 use crate::policy::key_state::{KeyState, Pause};
+use crate::policy::quota::Quota;
 use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;

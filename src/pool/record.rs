@@ -17,10 +17,10 @@ use super::transitions::{Transition, transitions_after_charge, workspace_transit
 use super::wait_queue::KeyRequest;
 use crate::elevenlabs::features::RequestFeatures;
 use crate::elevenlabs::plan::Capabilities;
-use crate::policy::budget::Quota;
 use crate::policy::evidence::{
     ClaimedFault, Evidence, Poll, PollResult, RefusalSource, decisive_poll_at, is_refuted_by_service,
 };
+use crate::policy::quota::Quota;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 

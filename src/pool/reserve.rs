@@ -344,10 +344,10 @@ mod tests {
 
     use super::super::Settings;
     use super::*;
-    use crate::policy::budget::Quota;
     use crate::policy::client::ClientName;
     use crate::policy::concurrency_group::ConcurrencyGroup;
     use crate::policy::key_state::{Cooldown, CooldownReason};
+    use crate::policy::quota::Quota;
     use crate::policy::select::select;
     use crate::policy::strategy::STRATEGIES;
     use crate::secret::ApiKey;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::elevenlabs::plan::Capabilities;
-use crate::policy::budget::Extension;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::{ClaimedFault, RefusalSource};
 use crate::policy::key_state::{Cooldown, CooldownReason, StateChange};
+use crate::policy::quota::Extension;
 use crate::policy::select::Unavailable;
 use crate::policy::verdict::{Shortfall, Subject, UnexplainedRefusal, Verdict};
 use crate::secret::ApiKey;

@@ -8,8 +8,8 @@ use super::cells::EvaluationInputs;
 use super::key::Key;
 use super::roster::Roster;
 use super::workspace::Workspace;
-use crate::policy::budget::Quota;
 use crate::policy::key_state;
+use crate::policy::quota::Quota;
 use crate::policy::units::UnixMs;
 
 /// A state change of a key of the pool.

@@ -14,11 +14,11 @@ use super::membership::WorkspaceMembership;
 use super::ownership_index::OwnerId;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::elevenlabs::plan::Capabilities;
-use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::{ClaimedFault, Evidence, PollResult};
 use crate::policy::forecast::{Forecast, forecast};
 use crate::policy::key_state::Cooldown;
+use crate::policy::quota::Quota;
 use crate::policy::units::UnixMs;
 
 /// A workspace of the provider. Its keys share its credits, concurrency limits and resources.

@@ -323,8 +323,8 @@ impl Attempt {
         self.record.response_bytes = bytes;
         match relay_end {
             RelayEnd::Complete => {}
-            RelayEnd::ClientDisconnected => self.record.outcome = self.disconnect_outcome(),
-            RelayEnd::UpstreamFailed => self.record.outcome = Outcome::UpstreamReset,
+            RelayEnd::Dropped => self.record.outcome = self.disconnect_outcome(),
+            RelayEnd::BodyFailed => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
     }

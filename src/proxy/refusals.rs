@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::elevenlabs::features::RequestFeatures;
-use crate::policy::budget::Extension;
 use crate::policy::evidence::RefusalSource;
+use crate::policy::quota::Extension;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::{UnexplainedRefusal, Verdict};
 use crate::pool::{Key, KeyRequest, Pool, RefusedAttempt, Restriction, Roster, Transition};

@@ -150,8 +150,8 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::elevenlabs::plan::Capabilities;
-    use crate::policy::budget::{Extension, Quota};
     use crate::policy::client::ClientName;
+    use crate::policy::quota::{Extension, Quota};
     use crate::policy::shared_pool_name::SharedPoolName;
     use crate::pool::{KeyEntry, KeyRequest, Observation, Pool, Settings};
     use crate::secret::ApiKey;

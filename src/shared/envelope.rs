@@ -69,7 +69,7 @@ impl fmt::Debug for SecretDocument {
     }
 }
 
-/// The reason that a document cannot be encrypted.
+/// The reason why a document cannot be encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealEnvelopeError {
     /// No API key could open the document.
@@ -83,7 +83,7 @@ pub enum SealEnvelopeError {
     NoRandomNumbers,
 }
 
-/// The reason that a document cannot be decrypted.
+/// The reason why a document cannot be decrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenEnvelopeError {
     /// The bytes are not a sealed document of this version.

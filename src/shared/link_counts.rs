@@ -11,11 +11,11 @@ use super::connect_error::{RedisConnectError, RedisRefusal};
 use crate::telemetry::Histogram;
 
 /// The upper bounds of the buckets in seconds: from the round trip to a Redis on the same machine (0.1 ms) to the
-/// default of `redis.response_timeout` (250 ms), and 1 s for a longer timeout.
+/// default of `redis.response_timeout` (1 s).
 const ROUND_TRIP_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 
-/// The reason that a connection to Redis failed or could not be opened.
+/// The reason why a connection to Redis failed or could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinkFault {
     /// The name of a host has no address.
@@ -62,7 +62,7 @@ impl LinkFault {
         }
     }
 
-    /// Returns the reason that a connection could not be opened.
+    /// Returns the reason why a connection could not be opened.
     pub(super) fn of_connect(error: &RedisConnectError) -> Self {
         match error {
             RedisConnectError::Name { .. } => Self::Name,
@@ -75,7 +75,7 @@ impl LinkFault {
         }
     }
 
-    /// Returns the reason that a command failed.
+    /// Returns the reason why a command failed.
     pub(super) fn of_command(error: &RedisError) -> Self {
         if RedisRefusal::from_error(error).is_some() { Self::Refused } else { Self::Closed }
     }

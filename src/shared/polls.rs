@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::elevenlabs::plan::Capabilities;
-use crate::policy::budget::{Extension, Quota};
 use crate::policy::evidence::RefusalSource;
+use crate::policy::quota::{Extension, Quota};
 use crate::policy::shared_id::SharedId;
 use crate::policy::verdict::Verdict;
 use crate::pool::Observation;

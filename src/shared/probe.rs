@@ -56,7 +56,7 @@ pub struct RedisProbe {
     pub local_time: UnixMs,
 }
 
-/// The reason that a probe failed.
+/// The reason why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisProbeError {
     /// `redis.ca_file` cannot be used.
@@ -72,7 +72,7 @@ pub enum RedisProbeError {
         server: String,
         /// The step that was refused.
         step: RedisProbeStep,
-        /// The reason that Redis returned.
+        /// The reason why Redis returned.
         refusal: RedisRefusal,
     },
     /// A step had no response in time, or the connection ended.
@@ -91,7 +91,7 @@ pub enum RedisProbeError {
 }
 
 impl RedisProbeError {
-    /// Returns the reason that Redis refused the connection or a step, or `None` for another failure.
+    /// Returns the reason why Redis refused the connection or a step, or `None` for another failure.
     #[must_use]
     pub fn refusal(&self) -> Option<&RedisRefusal> {
         match self {

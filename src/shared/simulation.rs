@@ -284,7 +284,7 @@ fn every_invariant_can_fail() {
         (Script("holder == me) then", "true) then"), 0, 0, "poll at once"),
         (Script("if leader_ttl > 0 and", "if false and"), 0, 0, "no replica polls"),
         (ended_at_once, 0, 0, "counts 1 of 3 replicas"),
-        (WholeShareAlone, 250, 8, "of AloneUse"),
+        (WholeShareAlone, 250, 8, "of MaxUseWhileAlone"),
     ];
     let mut missing = Vec::new();
     for (mutation, requests, faults, expected) in broken {

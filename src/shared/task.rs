@@ -96,7 +96,7 @@ pub struct LinkTask {
     pub(super) leaving: CancellationToken,
 }
 
-/// The reason that the task stops using a connection, or cannot open one.
+/// The reason why the task stops using a connection, or cannot open one.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
     #[error(transparent)]
@@ -114,7 +114,7 @@ pub(super) enum LinkError {
 }
 
 impl LinkError {
-    /// Returns the reason that the metric `redis_errors` counts.
+    /// Returns the reason why the metric `redis_errors` counts.
     fn fault(&self) -> LinkFault {
         match self {
             Self::Connect(error) => LinkFault::of_connect(error),

@@ -41,7 +41,7 @@ const MAX_QUEUED_COMMANDS: usize = 16;
 /// microseconds.
 const INSTRUCTIONS_PER_CHECK: i32 = 1_000;
 
-/// The reason that stored records cannot be read or a change cannot be recorded.
+/// The reason why stored records cannot be read or a change cannot be recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// SQLite did not complete the read within its time limit.

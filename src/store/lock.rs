@@ -30,7 +30,7 @@ impl Drop for Lock {
     }
 }
 
-/// The reason that a lock cannot be acquired.
+/// The reason why a lock cannot be acquired.
 #[derive(Debug)]
 pub(super) enum DatabaseLockError {
     /// Another process has the lock. Contains its process id if the lock file contains one.

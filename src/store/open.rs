@@ -19,7 +19,7 @@ use crate::platform::files;
 use crate::policy::units::UnixMs;
 use crate::private_file;
 
-/// The reason that the database cannot be opened.
+/// The reason why the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory or the file cannot be created or written.

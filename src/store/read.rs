@@ -4,9 +4,9 @@ use rusqlite::{Connection, Row};
 
 use super::columns::{timestamp, unsigned};
 use super::evidence::{self, StoredEvidence};
-use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::Period;
+use crate::policy::quota::{Extension, Quota};
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 use crate::proxy::UsageTotals;

@@ -20,14 +20,14 @@ use super::open::is_corruption;
 use super::read::read_key;
 use super::schema;
 use super::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns};
-use crate::policy::budget::Quota;
 use crate::policy::evidence::{Cooldowns, Evidence, longest_cooldown};
 use crate::policy::key_state::{KeyState, KeyStatus};
+use crate::policy::quota::Quota;
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// The reason that the database cannot be read. The message describes how to solve the problem, if it can be solved.
+/// The reason why the database cannot be read. The message describes how to solve the problem, if it can be solved.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file does not exist.

@@ -347,7 +347,7 @@ const MIGRATIONS: [&str; 16] = [
     ) STRICT, WITHOUT ROWID;
     ",
     refusals::TABLE,
-    migration::TABLE,
+    migration::STATEMENTS,
     changes::TABLE,
     users::TABLE,
     replica::TABLE,

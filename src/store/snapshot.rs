@@ -20,7 +20,7 @@ use super::temporary::LockedTemporary;
 use crate::clock;
 use crate::platform::files;
 
-/// The reason that a database cannot be copied. No file was changed.
+/// The reason why a database cannot be copied. No file was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The database does not exist.

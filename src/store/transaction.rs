@@ -7,7 +7,7 @@ use super::columns::{integer, timestamp};
 use super::database::Database;
 use super::outbox::{self, MirrorScope};
 use super::{attempts, evidence, owners};
-use crate::policy::budget::Extension;
+use crate::policy::quota::Extension;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::UsageBatch;

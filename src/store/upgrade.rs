@@ -76,7 +76,7 @@ pub enum MigrationOutcome {
     Migrated(MigrationReport),
 }
 
-/// The reason that a migration failed. The database keeps its earlier version and all rows.
+/// The reason why a migration failed. The database keeps its earlier version and all rows.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// The database cannot be opened.

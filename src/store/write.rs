@@ -78,7 +78,7 @@ pub(super) struct Writer {
     in_memory_attempts: usize,
 }
 
-/// The reason that the writer thread wakes between two commits.
+/// The reason why the writer thread wakes between two commits.
 enum WakeReason {
     /// The queue has records, or the state of keys has changed.
     QueueFilled,

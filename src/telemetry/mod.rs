@@ -39,18 +39,19 @@ pub use transitions::{
     transition_messages,
 };
 
-/// Returns the format for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
+/// Returns the format of log lines on standard error: JSON if standard error is not a terminal, and otherwise lines
+/// that are ASCII unless the terminal supports UTF-8.
 /// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
 #[must_use]
 pub fn stderr_format(locale: Option<&str>) -> LineFormat {
     if io::stderr().is_terminal() { LineFormat::for_terminal(locale) } else { LineFormat::Json }
 }
 
-/// Writes all `tracing` events to `sink`, which is flushed when a thread panics.
+/// Starts logging: writes the `tracing` events that `level` selects to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
-/// Fails when `level` is not a level or a list of `target=level`, or when another subscriber was set before.
+/// Fails when `level` is neither a level nor a list of `target=level`, or when another subscriber was set before.
 pub fn start(format: LineFormat, level: &str, sink: LogSink) -> Result<LogLevelHandle, LogError> {
     let (filter, handle) = reload::Layer::new(parse_targets(level)?);
     tracing_subscriber::registry()
@@ -71,9 +72,9 @@ impl LogLevelHandle {
     ///
     /// # Errors
     ///
-    /// Fails when `level` is not a level or a list of `target=level`.
+    /// Fails when `level` is neither a level nor a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
-        // Reloading only fails after the subscriber is dropped, which lives until Keychoir exits.
+        // Reloading fails only after the subscriber was dropped, and the subscriber lives until Keychoir exits.
         let _ = self.0.reload(parse_targets(level)?);
         Ok(())
     }
@@ -83,7 +84,7 @@ fn parse_targets(level: &str) -> Result<Targets, LogError> {
     Targets::from_str(level).map_err(|_| LogError::Level(level.to_owned()))
 }
 
-/// The reason that logging cannot be started or its level cannot be changed.
+/// The reason why logging cannot be started or its level cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// The text is not a log level.

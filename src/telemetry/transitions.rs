@@ -4,9 +4,9 @@
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::policy::budget::{DiscrepancyCause, Quota};
 use crate::policy::forecast::Forecast;
 use crate::policy::key_state::{CooldownReason, StateChange};
+use crate::policy::quota::{DiscrepancyCause, Quota};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{Key, Restriction, Transition};
 
@@ -225,7 +225,7 @@ mod tests {
 
     use super::*;
     use crate::elevenlabs::plan::Capabilities;
-    use crate::policy::budget::Extension;
+    use crate::policy::quota::Extension;
     use crate::pool::{Key, Observation, Pool, Settings};
     use crate::secret::ApiKey;
 

@@ -209,8 +209,9 @@ async fn the_workspace_of_a_key_is_requested_again_after_an_error_of_the_provide
         config.quota_polling.interval = Duration::from_secs(1);
     })
     .await;
-    let server_error = "server_error".parse().unwrap();
-    proxy.simulator.queue_route_faults(SECOND_KEY, "/v1/user", vec![server_error]);
+    // The first request below this path is the poll of the quota.
+    let faults = ["pass", "server_error"].map(|fault| fault.parse().unwrap()).to_vec();
+    proxy.simulator.queue_route_faults(SECOND_KEY, "/v1/user", faults);
     proxy.reload(|config| config.keys.append(&mut second), |_| {});
     let workspace_requests = || {
         let requests = proxy.simulator.ledger().requests;

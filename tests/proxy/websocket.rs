@@ -1,5 +1,5 @@
-//! Tests WebSocket sessions between a client, the whole proxy and the simulator: authentication, forwarded messages and
-//! charges. The submodules test failover, affinity and limits.
+//! Tests WebSocket sessions between a client, the whole proxy and the simulator: authentication, forwarded messages,
+//! the removal of credentials from them, and charges. The submodules test failover, affinity and limits.
 
 mod affinity;
 mod failover;
@@ -43,7 +43,7 @@ fn normal_close() -> Received {
     Received::Close(1000, String::new())
 }
 
-/// Returns the requests and sessions of the WebSockets that the provider received, in order.
+/// Returns the WebSocket sessions that the provider received, each with its handshake request, in order.
 fn sessions(proxy: &TestProxy) -> Vec<(RequestSummary, SocketSummary)> {
     let requests = proxy.simulator.ledger().requests;
     requests
@@ -73,7 +73,7 @@ async fn a_session_is_charged_by_the_characters_of_its_text() {
     let records = proxy.into_records().await;
     let [record] = records.as_slice() else { panic!("the session must have one record: {records:?}") };
     assert_eq!((record.status, record.verdict.as_str()), (Some(101), "served"));
-    // 26 characters at half a credit.
+    // The text has 26 characters, each of which costs half a credit.
     assert_eq!((record.credits, record.credits_from.as_str()), (13, "estimate"));
     assert_eq!(record.route, "/v1/text-to-speech/{id}/stream-input");
 }
@@ -196,13 +196,13 @@ fn require_token(config: &mut Config) {
 }
 
 #[tokio::test]
-async fn a_token_may_be_presented_in_any_position_of_a_handshake() {
+async fn a_token_may_be_in_a_header_the_query_or_the_first_message() {
     let proxy = start_proxy_with(three_keys(), require_token).await;
     let in_query = format!("{STREAM_INPUT}?xi_api_key={CLIENT_TOKEN}");
     for (path, headers) in [
         (STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)] as &[(&str, &str)]),
         (&in_query, &[]),
-        // This handshake has no token, and the first message has it.
+        // Without a token in the handshake, the first message contains the token.
         (STREAM_INPUT, &[]),
     ] {
         let mut session = handshake(&proxy, path, headers).await.expect("the handshake must be accepted");
@@ -261,7 +261,7 @@ async fn a_client_key_is_forwarded_unchanged_and_not_read_from_messages() {
     session.send_json(&json!({"text": "Hello. "})).await;
     session.send_json(&json!({"text": ""})).await;
     let (messages, end) = session.receive_to_end().await;
-    assert!(has_audio(&messages));
+    assert!(has_audio(&messages), "the messages must contain audio: {messages:?}");
     assert_eq!(end, normal_close());
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
     drop(session);
@@ -295,7 +295,7 @@ async fn a_transcription_is_recorded_by_its_seconds() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, SCRIBE).await;
     assert_eq!(session.receive_json().await["message_type"], "session_started");
-    // One and a half seconds of 16-bit samples.
+    // The audio has 16-bit samples and lasts one and a half seconds.
     let audio = "AAAA".repeat(16_000);
     session.send_json(&json!({"message_type": "input_audio_chunk", "audio_base_64": audio, "commit": true, "sample_rate": 16_000}))
         .await;

@@ -1,5 +1,6 @@
-"""Tests the static program in a root directory that contains no other files: name resolution, certificates and the
-health check work, and the program names no dynamic loader."""
+"""Tests the static program. It is small, contains the certificate authorities of the web and names no dynamic loader.
+Name resolution, the verification of certificates and the health check work in a root directory without other programs
+and libraries."""
 
 import struct
 
@@ -22,10 +23,10 @@ from conftest import (
 MAX_PROGRAM_BYTES = 15 * 1000 * 1000
 # The type of the program header that names a dynamic loader.
 PT_INTERP = 3
-# The released program reads random bytes by a system call. The debug build reads them from a device, because only the
-# program itself and not its dependencies are built for static linking.
+# The released program reads random bytes by a system call. The debug build reads them from a device, because its
+# dependencies, unlike the program itself, are not built for static linking.
 HAS_DEVICES = not IS_RELEASE
-# Some certificate authorities that web browsers trust.
+# The names of some certificate authorities that web browsers trust.
 WEB_AUTHORITIES = [b"ISRG Root X1", b"DigiCert Global Root G2", b"GTS Root R1"]
 
 
@@ -107,7 +108,7 @@ def test_certificates_are_verified_in_an_empty_root(
                 environment["KEYCHOIR_UPSTREAM__CA_FILE"] = ca_file
             with container.start("/keychoir", environment=environment) as process:
                 process.wait_for("Base URL")
-                assert request_speech(port)[0] == expected, "a certificate of an unknown authority must be refused"
+                assert request_speech(port)[0] == expected, f"the status must be {expected} with the CA file {ca_file}"
                 assert process.terminate() == 0
 
 

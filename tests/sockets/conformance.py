@@ -1,14 +1,17 @@
-"""Runs the Autobahn WebSocket test cases with kosoku, first directly between two programs and then through Keychoir,
-and compares the verdicts of the cases, which must be equal.
+"""Runs the Autobahn test cases for WebSockets without and with Keychoir between the client and the server, and compares
+the verdicts, which must be equal. Also checks that each handshake that Keychoir forwards to the fuzzing server contains
+the key of the pool, and not the client credential.
 
-An echo client connects to the server of the cases, over ws and over wss, and the client of the cases connects to an
-echo server. Keychoir validates frames only on the paths of the provider, and forwards invalid frames unchanged on the
-paths of the cases. Therefore a case that fails directly may also fail through Keychoir.
+The Python package kosoku runs the cases. Its fuzzing server tests an echo client, which connects directly, and through
+Keychoir over ws and over wss. Its fuzzing client tests an echo server, directly and through Keychoir over ws. Keychoir
+validates frames only on the paths of the provider's API. On the paths of the cases, it forwards invalid frames
+unchanged, so a case that fails directly may also fail through Keychoir.
 
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
-Prints a row for each case that differs. The exit code is 1 if a case differs. Without --all, cases that send megabytes
-in small fragments are skipped, which takes half a minute instead of twenty minutes.
+Prints a row for each case that differs. The exit code is 1 if a case differs or a handshake has a wrong credential.
+Without --all, the cases that send megabytes in small fragments and most cases of compression are skipped, so that the
+run takes half a minute instead of twenty minutes.
 """
 
 import asyncio
@@ -31,11 +34,11 @@ KEY = "sk_of_the_sockets_tests"
 # The client credential. The server must receive the key of the pool instead.
 CLIENT_TOKEN = "anything-the-app-sends"
 
-# The cases of frames, pings, reserved bits, opcodes, fragments, UTF-8, closes and sizes, and the smallest cases of
-# compression.
+# The cases of frames, pings, reserved bits, opcodes, fragments, UTF-8, closes and sizes, and two cases from each of six
+# groups of compression.
 QUICK_CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.1.*", "9.2.*", "10.*"]
 QUICK_CASES += [f"{group}.{case}" for group in ("12.1", "12.2", "13.1", "13.3", "13.4", "13.7") for case in (1, 5)]
-# The number of concurrent cases. A case mostly waits for its peer.
+# The maximum number of concurrent cases. Concurrency shortens the run, because a case mostly waits for its peer.
 MAX_CONCURRENT_CASES = 4
 # The timeout is longer than the longest case, so that only a case whose peer hangs exceeds it.
 CASE_TIMEOUT_SECONDS = 600
@@ -43,7 +46,7 @@ START_TIMEOUT_SECONDS = 30
 
 
 async def all_results(run):
-    """Waits for a run of cases. Returns the results of all cases, including failed cases."""
+    """Awaits a run of cases. Returns the results of all cases, including the failed cases."""
     try:
         return await run
     except kosoku.FailureError as failure:
@@ -81,8 +84,8 @@ async def echo_server():
 
 
 async def run_cases_against_echo_client(cases, through):
-    """Returns the results of an echo client. `through` is a context manager that yields the URL and the TLS setting
-    with which the client connects."""
+    """Runs the cases of the fuzzing server against an echo client, and returns the results. `through` returns a context
+    manager that yields the URL and the TLS setting with which the client connects to the fuzzing server."""
     async with kosoku.run_fuzzingserver(cases, host="127.0.0.1", port=0) as server:
         async with through(f"http://127.0.0.1:{server.port}") as (base_url, tls):
             async with aiohttp.ClientSession(headers={"xi-api-key": CLIENT_TOKEN}) as session:
@@ -92,7 +95,7 @@ async def run_cases_against_echo_client(cases, through):
                 case_slots = asyncio.Semaphore(MAX_CONCURRENT_CASES)
 
                 async def run_case(case):
-                    # Some cases cause an error of the client. The server records the verdict in any case.
+                    # Some cases cause an error in the client. The server records a verdict for these cases, too.
                     async with case_slots:
                         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
                             path = f"/runCase?case={case}&agent=echo"
@@ -106,9 +109,10 @@ async def run_cases_against_echo_client(cases, through):
 
 
 async def run_cases_against_echo_server(cases, through):
-    """Returns the results of an echo server, to which the client of the cases connects by the URL of `through`."""
+    """Runs the cases of the fuzzing client against an echo server, and returns the results. The fuzzing client connects
+    to the URL that `through` yields."""
     async with echo_server() as server, through(server) as (base_url, _):
-        # Keychoir serves its own page at the root. Other paths are forwarded to the server.
+        # Keychoir serves its own page at `/`, and forwards the path `/echo` to the server.
         url = base_url.replace("http://", "ws://") + "/echo"
         return await all_results(kosoku.run_fuzzingclient(url, cases, concurrency=MAX_CONCURRENT_CASES))
 
@@ -120,8 +124,8 @@ async def connect_directly(upstream):
 
 
 def through_keychoir(binary, scheme):
-    """Returns a context manager that starts Keychoir in front of an upstream, and yields the URL of Keychoir with
-    `scheme` and the TLS setting of its clients."""
+    """Returns a function whose context manager starts Keychoir in front of an upstream, and yields the URL of Keychoir
+    with `scheme` and the TLS setting of its clients."""
 
     @contextlib.asynccontextmanager
     async def through(upstream):
@@ -133,7 +137,7 @@ def through_keychoir(binary, scheme):
                 "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
                 "KEYCHOIR_STORAGE__PATH": str(pathlib.Path(directory, "keychoir.db")),
                 "KEYCHOIR_LOG__FORMAT": "json",
-                # The server of the cases does not implement the endpoints of the quota poller.
+                # The fuzzing server does not implement the endpoints that the quota poller requests.
                 "KEYCHOIR_QUOTA_POLLING__ENABLED": "false",
             }
             log = pathlib.Path(directory, "log")
@@ -148,7 +152,7 @@ def through_keychoir(binary, scheme):
                 child.send_signal(signal.SIGTERM)
                 code = await asyncio.to_thread(child.wait, 60)
             if code:
-                raise SystemExit(f"keychoir ended with {code}:\n{log.read_text()}")
+                raise SystemExit(f"keychoir ended with exit code {code}:\n{log.read_text()}")
 
     return through
 
@@ -168,7 +172,8 @@ def verdict_of(result):
     """Returns the values that are compared: the verdicts on the messages and the close frame, and the received close
     frame."""
     behavior, close = result.behavior.value, result.behavior_close.value
-    # If a case permits every way to close, the close frame may be missing, also without Keychoir, as in case 7.1.6.
+    # Some cases, such as 7.1.6, permit any end of the session. The close frame may then be missing, even without
+    # Keychoir, so it is not compared.
     if close == "INFORMATIONAL":
         return behavior, close, None, None
     return behavior, close, result.remote_close_code, result.remote_close_reason

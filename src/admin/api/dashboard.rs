@@ -22,7 +22,7 @@ use crate::policy::units::UnixMs;
 use crate::tasks;
 use crate::telemetry::EventSelection;
 
-/// The reason that an action of an operator failed, in a sentence for the operator.
+/// The reason why an action of an operator failed, in a sentence for the operator.
 #[derive(Debug)]
 pub(crate) struct ActionError {
     pub(crate) status: StatusCode,

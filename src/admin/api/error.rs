@@ -15,7 +15,7 @@ use crate::policy::user::InvalidUser;
 use crate::proxy::{ProxyError, UserUsageUnavailable};
 use crate::store::HistoryError;
 
-/// The reason that a request to the admin API was refused.
+/// The reason why a request to the admin API was refused.
 #[derive(Debug)]
 pub(super) struct ApiError {
     http: StatusCode,

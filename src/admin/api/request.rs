@@ -74,7 +74,7 @@ pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<O
     digits.parse().map(Some).map_err(|_| malformed())
 }
 
-/// The reason that a body cannot be read.
+/// The reason why a body cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyError {
     /// The body is longer than the maximum.

@@ -64,7 +64,7 @@ fn render_key_name(key: &KeyDocument) -> Markup {
     }
 }
 
-/// Renders the reason that the records of the usage database are missing on a page.
+/// Renders the reason why the records of the usage database are missing on a page.
 fn render_history_error(error: &HistoryError) -> Markup {
     html! { p.notice.warn role="status" { span aria-hidden="true" { "▲ " } "The records cannot be shown: " (error) "." } }
 }

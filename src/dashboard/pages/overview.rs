@@ -31,7 +31,7 @@ const MAX_SERIES: usize = 8;
 
 /// Renders the page.
 pub(in crate::dashboard) async fn render_overview(request: &PageRequest<'_>) -> Markup {
-    let hours = request.history.hours(&request.admin.history, request.now).await;
+    let hours = request.history.credits_by_hour(&request.admin.history, request.now).await;
     let admin = request.admin.clone();
     request.overview.render_once(move |now| render_content(&admin, &hours, now)).await
 }
@@ -146,7 +146,7 @@ fn render_key_list(keys: &[KeyDocument], now: UnixMs) -> Markup {
     }
 }
 
-/// Renders the reason that a key is not used, and the end of that state. A reason that repeats the state is left out.
+/// Renders the reason why a key is not used, and the end of that state. A reason that repeats the state is left out.
 pub(super) fn render_reason(key: &KeyDocument, now: UnixMs) -> Markup {
     let reason = key.reason.as_deref().filter(|reason| *reason != key.state);
     html! {

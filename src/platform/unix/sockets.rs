@@ -1,4 +1,5 @@
-//! Provides Unix sockets, and the operations on sockets that tokio does not have for every system.
+//! Provides the types and operations of sockets that differ between operating systems: acceptors, Unix sockets, HTTP
+//! clients that use a Unix socket, inherited Unix sockets, and a peek at the next byte of a connection.
 
 use std::io;
 use std::path::Path;
@@ -17,8 +18,8 @@ pub(crate) use tokio::net::UnixStream;
 
 pub(crate) use super::acceptor::{TcpAcceptor, UnixAcceptor};
 
-/// Reads a byte of a socket without consuming it. It is a macro, because tokio has no trait with the methods that both
-/// socket types share.
+/// Polls for a byte of a socket without consuming it. It is a macro, because tokio has no trait with the methods that
+/// both socket types share.
 macro_rules! poll_peek {
     ($stream:ident, $cx:ident) => {
         loop {
@@ -33,16 +34,16 @@ macro_rules! poll_peek {
     };
 }
 
-/// Sends the requests of an HTTP client through the Unix socket at `path`.
-#[expect(clippy::unnecessary_wraps, reason = "Windows has no Unix sockets")]
-pub(crate) fn connect_through(
+/// Configures an HTTP client to connect to the Unix socket at `path`.
+#[expect(clippy::unnecessary_wraps, reason = "the function fails on Windows")]
+pub(crate) fn with_unix_socket(
     builder: reqwest::ClientBuilder,
     path: &Path,
 ) -> io::Result<reqwest::ClientBuilder> {
     Ok(builder.unix_socket(path))
 }
 
-/// Takes an inherited Unix socket, or returns `None` if it was already taken.
+/// Takes the inherited Unix socket with the number `index`, or returns `None` if it was already taken.
 ///
 /// # Errors
 ///

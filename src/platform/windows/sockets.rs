@@ -49,7 +49,7 @@ pub(crate) fn poll_peek_tcp(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io
 }
 
 /// Fails, because Keychoir has no Unix sockets on Windows.
-pub(crate) fn connect_through(_: reqwest::ClientBuilder, _: &Path) -> io::Result<reqwest::ClientBuilder> {
+pub(crate) fn with_unix_socket(_: reqwest::ClientBuilder, _: &Path) -> io::Result<reqwest::ClientBuilder> {
     unsupported()
 }
 

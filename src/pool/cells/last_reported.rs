@@ -2,8 +2,8 @@
 
 use super::super::sync::{AtomicU8, Ordering};
 use super::cooldown::reason_code;
-use crate::policy::budget::Quota;
 use crate::policy::key_state::{KeyState, StateChange};
+use crate::policy::quota::Quota;
 
 /// The code of the last reported state: the code of the cooldown reason, [`PAUSED`], or 0 for a usable key. The bit
 /// [`NEAR_LIMIT`] is added to the code.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::super::sync::{AtomicBool, AtomicI64, AtomicU64, Mutex, MutexGuard, Ordering};
 use super::reported_remaining::ReportedRemaining;
-use crate::policy::budget::{BillingDiscrepancy, Extension, Quota};
+use crate::policy::quota::{BillingDiscrepancy, Extension, Quota};
 use crate::policy::units::UnixMs;
 
 /// The stored form of a number of credits that is unknown or unlimited.

@@ -15,7 +15,7 @@ use crate::policy::units::UnixMs;
 /// that extended it.
 const MAX_EXTENSIONS: u32 = 4;
 
-/// The reason that an amount cannot be taken from a quota.
+/// The reason why an amount cannot be taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReservationRefused {
     /// The quota is exhausted, or is insufficient for this request.

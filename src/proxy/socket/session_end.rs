@@ -1,5 +1,5 @@
-//! Defines the reasons for the end of a session. The reason determines the close frame for each side and the outcome
-//! in the access log.
+//! Defines the reasons for the end of a session. The reason determines the close frame for each side and, unless the
+//! provider has refused the session, the outcome in the usage record and the access log.
 
 use super::close_frames::{GOING_AWAY, POLICY_VIOLATION, SERVICE_RESTART, TRY_AGAIN_LATER};
 use crate::policy::outcome::Outcome;
@@ -9,7 +9,7 @@ use crate::proxy::client_usage::QuotaOwner;
 /// The reason for the end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionEnd {
-    /// The provider has sent a close frame and closed its connection.
+    /// A side has sent a close frame, and then a connection was closed or the close timeout expired.
     Closed,
     /// The client has disconnected.
     ClientDisconnected,
@@ -21,11 +21,12 @@ pub(super) enum SessionEnd {
     Idle,
     /// The session has reached its maximum duration.
     MaxDuration,
-    /// The client or its user has used its credit quota.
+    /// The credit quota of the client, or of the user that it named, is used up.
     QuotaExceeded(QuotaOwner),
     /// The buffer budget is exhausted.
     BuffersFull,
-    /// The client has sent a close frame while the session was waiting.
+    /// The client has sent a close frame that cannot be forwarded, because the session is waiting or the provider
+    /// accepts no more bytes.
     ClientClosed {
         /// The close code, or 1005 if the close frame has none.
         code: u16,
@@ -70,7 +71,7 @@ impl SessionEnd {
         }
     }
 
-    /// Returns the outcome for the access log.
+    /// Returns the outcome for the usage record, the access log and the error message to the client.
     pub(super) fn outcome(self) -> Outcome {
         match self {
             Self::Closed => Outcome::Served,

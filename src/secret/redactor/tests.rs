@@ -1,10 +1,11 @@
-//! Tests of the redaction of whole texts and of streams, with examples and in comparison with a naive search.
+//! Tests the search for keys, the redaction of texts and of streams, and the masking of payloads. Property tests
+//! compare the search with a naive search, and the redaction of a stream with that of the whole text.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// A key of the current form.
+/// A key of the current form, which is longer than the old form.
 const LONG: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 /// A key that differs from [`LONG`] only in its last character.
 const TWIN: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452c";
@@ -30,7 +31,7 @@ fn redact_chunks(redactor: &Redactor, chunks: &[&[u8]]) -> Vec<String> {
     output.into_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
 }
 
-/// Asserts the redacted form of a text, or that it contains no key.
+/// Asserts the redacted form of a text. `None` means that the text contains no key.
 #[track_caller]
 fn assert_redacted(text: &str, expected: Option<&str>) {
     let redacted = redactor(&[LONG, TWIN, OLD]).redact(text.as_bytes());
@@ -134,7 +135,7 @@ proptest! {
     }
 }
 
-/// Escapes each character of `text` with the next of `escapes`, in rotation.
+/// Escapes each character of `text` with the next function of `escapes`, in rotation.
 fn escape(text: &str, escapes: &[fn(u8) -> String]) -> String {
     text.bytes().enumerate().map(|(index, byte)| escapes[index % escapes.len()](byte)).collect()
 }
@@ -201,10 +202,19 @@ fn binary_payloads_are_searched() {
     let binary = [&[0, 255, 128, b's'][..], LONG.as_bytes(), &[0, 1, 2]].concat();
     assert!(redactor.contains_key(&binary));
     assert!(!redactor.contains_key(&binary[..binary.len() - 4]));
+}
+
+#[test]
+fn the_shown_bytes_of_a_partial_key_are_not_counted() {
+    let redactor = redactor(&[LONG]);
     for (text, partial_length) in
         [("x", 0), ("sk_6c0", 2), ("sk_6", 0), ("a\\u00", 4), ("sk\\u005f", 6), (LONG, 0)]
     {
-        assert_eq!(redactor.partial_key_length(text.as_bytes()), partial_length, "the partial key in {text}");
+        assert_eq!(
+            redactor.partial_key_length(text.as_bytes()),
+            partial_length,
+            "the hidden bytes of the partial key in {text} must be counted"
+        );
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Violations {
 
 /// The maximum use of a workspace by a replica that is alone.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AloneUse {
+pub(super) struct MaxUseWhileAlone {
     /// The maximum of the charged and reserved credits.
     max_committed: i64,
     /// The maximum number of running requests.
@@ -99,21 +99,21 @@ impl World {
     }
 
     /// Records the maximum use by a replica that has lost its connection, unless it is recorded already.
-    pub(super) fn record_alone_use(&self, process: &Process) {
-        if process.alone_use.borrow().is_empty() {
-            self.set_alone_use(process);
+    pub(super) fn record_max_use_while_alone(&self, process: &Process) {
+        if process.max_use_while_alone.borrow().is_empty() {
+            self.set_max_use_while_alone(process);
         }
     }
 
     /// Records the maximum use again after a poll by a replica that is alone. The poll contains the charges of other
     /// replicas, so that the share of this replica changes.
-    pub(super) fn update_alone_use(&self, process: &Process) {
+    pub(super) fn update_max_use_while_alone(&self, process: &Process) {
         if process.replica.borrow().is_alone() && process.is_accepting.get() {
-            self.set_alone_use(process);
+            self.set_max_use_while_alone(process);
         }
     }
 
-    fn set_alone_use(&self, process: &Process) {
+    fn set_max_use_while_alone(&self, process: &Process) {
         let replica = process.replica.borrow();
         let replicas = replica.live_replica_count();
         for (index, key) in process.pool.roster().keys().iter().enumerate() {
@@ -127,7 +127,10 @@ impl World {
             let (running, max) = workspace.concurrency(ConcurrencyGroup::SPEECH);
             let share = replica.slot_share(workspace.shared_id(), ConcurrencyGroup::SPEECH);
             let max_running = running.max(share).max(max.map_or(u32::MAX, |max| (max / replicas).max(1)));
-            process.alone_use.borrow_mut().insert(index, AloneUse { max_committed, max_running });
+            process
+                .max_use_while_alone
+                .borrow_mut()
+                .insert(index, MaxUseWhileAlone { max_committed, max_running });
         }
     }
 
@@ -157,7 +160,7 @@ impl World {
                 self.fail(format!("{running} of {max} requests run in workspace {index}: {states:#?}"));
             }
         }
-        if let Some(alone) = process.alone_use.borrow().get(&index).filter(|_| replica.is_alone()) {
+        if let Some(alone) = process.max_use_while_alone.borrow().get(&index).filter(|_| replica.is_alone()) {
             let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
             // One request at a time may exceed the part, so that no request fails while the provider has credits.
             if committed > alone.max_committed && usage.reserved > estimate {

@@ -1,5 +1,6 @@
-//! Connects one replica to the model of Redis over a network that delays and loses messages. It follows `task.rs` and
-//! `open_link.rs`, which need a connection to a Redis.
+//! Connects one replica to the simulated Redis over a network that delays and loses messages. The code repeats the
+//! steps of `task.rs` and `open_link.rs`, which need a real Redis. It leaves out the owners of identifiers, the limits
+//! of clients and the overlay.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -24,7 +25,8 @@ use crate::clock;
 use crate::poller::OwnPoll;
 use crate::pool::PoolChange;
 
-// These are the defaults of `[redis]`, and the constants of `task.rs` and `open_link.rs`.
+// These are the defaults of `[redis]`, except for a shorter response timeout, and the constants of `task.rs` and
+// `open_link.rs`.
 const BEAT_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
 const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
@@ -52,18 +54,18 @@ impl LinkQuality {
     pub(super) const CUT: Self = Self { request_loss: 1.0, ..Self::GOOD };
 }
 
-/// The error of a connection without a response in time.
+/// The error of a connection that was closed, or over which no response arrived in time.
 pub(super) struct ConnectionFailed;
 
 type LinkResult<T> = Result<T, ConnectionFailed>;
 
 /// The changes and polls of one process that other replicas must receive.
-pub(super) struct Outgoing {
+pub(super) struct OutgoingUpdates {
     pub(super) changes: mpsc::Receiver<PoolChange>,
     pub(super) polls: mpsc::UnboundedReceiver<OwnPoll>,
 }
 
-/// An open connection, as `OpenLink` of the program.
+/// An open connection to the simulated Redis, which replaces `OpenLink`.
 struct SimulatedConnection {
     world: Rc<World>,
     process: Rc<Process>,
@@ -77,7 +79,7 @@ struct SimulatedConnection {
 }
 
 /// Connects a replica and keeps it connected, as `LinkTask::run` does.
-pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoing: Outgoing) {
+pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoing: OutgoingUpdates) {
     let mut delay = FIRST_RECONNECT_DELAY;
     loop {
         if let Ok(mut connection) = connect(&world, &process).await {
@@ -86,7 +88,7 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
         }
         process.is_accepting.set(true);
         process.replica.borrow_mut().record_disconnected();
-        world.record_alone_use(&process);
+        world.record_max_use_while_alone(&process);
         if world.scenario.mutation == Some(Mutation::WholeShareAlone) {
             process.replica.borrow_mut().live_replicas = 1;
         }
@@ -97,11 +99,16 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
 }
 
 /// Waits for the duration of `pause`, as `LinkTask::stay_alone` does.
-async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Outgoing, pause: Duration) {
+async fn stay_alone(
+    world: &Rc<World>,
+    process: &Rc<Process>,
+    outgoing: &mut OutgoingUpdates,
+    pause: Duration,
+) {
     let end = clock::instant() + pause;
     loop {
         process.replica.borrow_mut().fall_back(Moment::current());
-        world.record_alone_use(process);
+        world.record_max_use_while_alone(process);
         while outgoing.changes.try_recv().is_ok() || outgoing.polls.try_recv().is_ok() {}
         let now = clock::instant();
         if now >= end {
@@ -153,7 +160,7 @@ impl SimulatedConnection {
     }
 
     /// Waits for the next event, and sends the commands that it requires.
-    async fn step(&mut self, outgoing: &mut Outgoing) -> LinkResult<()> {
+    async fn step(&mut self, outgoing: &mut OutgoingUpdates) -> LinkResult<()> {
         let interval = if self.needs_beat { MIN_BEAT_INTERVAL } else { BEAT_INTERVAL };
         let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + interval);
         let response_at = self.demand_pace.response_at(clock::instant());
@@ -219,8 +226,8 @@ impl SimulatedConnection {
     async fn apply_replies(&mut self, beat: &Beat, replies: &[Value]) -> LinkResult<bool> {
         let outcome = self.replica().apply_replies(beat, replies, Moment::current()).unwrap();
         let demanded = outcome.demanded_workspaces(self.replica().statement_number);
-        // If the connection is lost, the maximum use while alone follows from the grants of this reply.
-        self.process.alone_use.borrow_mut().clear();
+        // The maximum use that is recorded when the connection is lost must follow from the grants of this reply.
+        self.process.max_use_while_alone.borrow_mut().clear();
         for map in outcome.outdated.to_read {
             self.read_map(map).await?;
         }
@@ -278,7 +285,7 @@ impl SimulatedConnection {
         self.query(move |world| calls.iter().map(|call| world.redis.run(call)).collect()).await
     }
 
-    /// Runs `query` on Redis with the delays and the losses of the network. Fails without a reply in time.
+    /// Runs `query` on Redis with the delays and the losses of the network. Fails if no reply arrives in time.
     async fn query<T: 'static>(&self, query: impl FnOnce(&World) -> T + 'static) -> LinkResult<T> {
         let world = &self.world;
         let quality = world.quality(self.process.index);
@@ -288,7 +295,7 @@ impl SimulatedConnection {
                 return std::future::pending().await;
             }
             if world.chance(quality.late_request) {
-                // The request arrives at Redis while this replica connects again.
+                // The request arrives at Redis after the timeout, while this replica connects again.
                 let (late_world, delay) =
                     (Rc::clone(world), RESPONSE_TIMEOUT.mul_f64(1.0 + 8.0 * world.random()));
                 spawn_local(async move {
@@ -330,7 +337,7 @@ async fn sleep_until_some(time: Option<Instant>) {
 }
 
 /// Starts the task that keeps a process connected, on the clock of the process.
-pub(super) fn start_link(world: &Rc<World>, process: &Rc<Process>, outgoing: Outgoing) {
+pub(super) fn start_link(world: &Rc<World>, process: &Rc<Process>, outgoing: OutgoingUpdates) {
     let link = run_link(Rc::clone(world), Rc::clone(process), outgoing);
     let task = spawn_local(clock::SIMULATED_CLOCK.scope(process.clock, link));
     process.tasks.borrow_mut().push(task.abort_handle());

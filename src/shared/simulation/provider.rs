@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::policy::budget::Quota;
+use crate::policy::quota::Quota;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::{Shortfall, Verdict};
 

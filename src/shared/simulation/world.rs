@@ -12,8 +12,8 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::sleep;
 
 use super::super::replica::{Replica, ReplicaSettings};
-use super::invariants::{AloneUse, Violations};
-use super::link::{LinkQuality, Outgoing, start_link};
+use super::invariants::{MaxUseWhileAlone, Violations};
+use super::link::{LinkQuality, OutgoingUpdates, start_link};
 use super::provider::Provider;
 use super::redis_model::SimulatedRedis;
 use crate::clock::{self, SIMULATED_CLOCK};
@@ -94,7 +94,7 @@ pub(super) struct Process {
     /// Sends the results of polls to the link of the process.
     polls: mpsc::UnboundedSender<OwnPoll>,
     /// The maximum use of each workspace by this process while it is alone.
-    pub(super) alone_use: RefCell<HashMap<usize, AloneUse>>,
+    pub(super) max_use_while_alone: RefCell<HashMap<usize, MaxUseWhileAlone>>,
 }
 
 /// The state of one simulation.
@@ -270,9 +270,9 @@ impl World {
                 clock,
                 tasks: RefCell::default(),
                 polls: polls_sender,
-                alone_use: RefCell::default(),
+                max_use_while_alone: RefCell::default(),
             });
-            start_link(self, &process, Outgoing { changes, polls });
+            start_link(self, &process, OutgoingUpdates { changes, polls });
             process
         });
         let poller = SIMULATED_CLOCK.scope(clock, run_poller(Rc::clone(self), Rc::clone(&process)));
@@ -316,7 +316,7 @@ impl World {
             let key = key.api_key().fingerprint();
             let _ = process.polls.send(OwnPoll { key, observation, at, region: None });
         }
-        self.update_alone_use(process);
+        self.update_max_use_while_alone(process);
     }
 }
 

@@ -4,13 +4,14 @@
 //!
 //! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a limited number
 //! of attempts, and maintenance moves the remaining attempts in separate transactions. Until all attempts are moved,
-//! the old tables exist, and their attempts are missing in `attempts`. If Keychoir stops at any point, each attempt is
-//! in exactly one table.
+//! the old tables exist, and their attempts are missing from `attempts`. If Keychoir stops at any point, each attempt
+//! is in exactly one table. Only the attempts of a JSON row that cannot be parsed are lost.
 
 use rusqlite::Connection;
 
-/// The statements of the migration, which add the table `attempts`.
-pub(in crate::store) const TABLE: &str = "
+/// The statements of the migration, which replace the view `attempts` by a table, name the queued attempts of the
+/// mirror by their ids as text, and drop the stored owners of identifiers that are valid for hours.
+pub(in crate::store) const STATEMENTS: &str = "
     DROP VIEW attempts;
     DROP TRIGGER attempts_forgotten;
 
@@ -73,8 +74,9 @@ pub(in crate::store) const TABLE: &str = "
     DROP TABLE owners_passing;
     ";
 
-/// Maximum number of rows that a step moves, and the number of attempts after which it moves no further
-/// shared row. A step takes less than a tenth of a second.
+/// Maximum number of rows that a step moves from each old table. As a shared row contains many attempts, a step also
+/// moves no further shared row after it has moved this number of attempts from shared rows. A step takes less than a
+/// tenth of a second.
 const MAX_STEP_ROWS: i64 = 4_096;
 /// Maximum number of steps in the transaction of the migration. They delay startup by less than two seconds.
 const MAX_START_STEPS: usize = 16;
@@ -89,7 +91,7 @@ pub(in crate::store) fn move_first_attempts(transaction: &Connection) -> Result<
     Ok(())
 }
 
-/// Moves the attempts of one step in a separate transaction; returns whether attempts may remain.
+/// Moves the attempts of one step in a separate transaction. Returns whether attempts may remain.
 pub(in crate::store) fn move_next_attempts(connection: &Connection) -> Result<bool, rusqlite::Error> {
     if !is_unfinished(connection)? {
         return Ok(false);
@@ -117,7 +119,7 @@ fn move_step(connection: &Connection) -> Result<bool, rusqlite::Error> {
     Ok(may_have_more)
 }
 
-/// Moves attempts from `attempt_rows`; returns false if that table is empty.
+/// Moves attempts from `attempt_rows`. Returns false if that table is empty.
 fn move_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
     const LAST: &str = "SELECT max(id) FROM (SELECT id FROM attempt_rows ORDER BY id LIMIT ?1)";
     const MOVE: &str = "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash,
@@ -136,13 +138,14 @@ fn move_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
     Ok(true)
 }
 
-/// Moves the attempts of shared rows from `attempt_sheets`; returns false if that table is empty.
+/// Moves the attempts of shared rows from `attempt_sheets`. Returns false if that table is empty.
 fn move_shared_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
     const LAST: &str = "SELECT max(number)
         FROM (SELECT number, sum(attempts) OVER (ORDER BY number) - attempts AS attempts_before
             FROM (SELECT number, attempts FROM attempt_sheets ORDER BY number LIMIT ?1))
         WHERE attempts_before < ?1";
-    // A row with corrupt JSON must not prevent the other attempts from being moved.
+    // The comment on `lines` in `schema.rs` lists the elements of `value`. A row with corrupt JSON is deleted without
+    // being moved, so that it does not prevent the other attempts from being moved.
     const MOVE: &str = "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash,
             workspace, method, route, model, status, verdict, request_bytes, response_bytes, characters, audio_ms,
             credits_reserved, credits, credits_from, first_byte_ms, total_ms)

@@ -13,11 +13,11 @@ use crate::elevenlabs::affinity::{Identifier, ResourceKind};
 use crate::elevenlabs::endpoint::Route;
 use crate::elevenlabs::features::{Limit, RequestFeatures};
 use crate::elevenlabs::plan::Capabilities;
-use crate::policy::budget::Quota;
 use crate::policy::client::ClientName;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::RefusalSource;
 use crate::policy::permission::Permission;
+use crate::policy::quota::Quota;
 use crate::policy::replay::Effect;
 use crate::policy::verdict::{Shortfall, Subject, UnexplainedRefusal, Verdict};
 use crate::pool::{

@@ -96,7 +96,7 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
          DELETE FROM attempt_sheets WHERE NOT json_valid(lines);
          {}; {} PRAGMA user_version = {}",
         NOW.0,
-        migration::TABLE,
+        migration::STATEMENTS,
         days::TABLE,
         schema::VERSION,
     ))

@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::maintenance;
 
-/// Starts a writer whose outbox takes all rows, and sends it an attempt of one credit.
+/// Starts a writer with an outbox for keys and events, and writes the record of an attempt of one credit.
 async fn start_writer(location: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSink, WriterHandle) {
     let settings = Settings { mirror_scope: MirrorScope::KeysAndEvents, ..settings(8) };
     let (usage, writer_handle) =
@@ -12,7 +12,7 @@ async fn start_writer(location: &DatabaseLocation, pool: &Arc<Pool>) -> (UsageSi
     (usage, writer_handle)
 }
 
-/// Waits until all records are written; the outbox can still be read.
+/// Waits until all records are written. Returns the outbox, which can still be read, and the handle of the writer.
 async fn finish_writing(usage: UsageSink, mut writer_handle: WriterHandle) -> (Outbox, WriterHandle) {
     drop(usage);
     assert!(writer_handle.wait_until_written(WAIT_TIMEOUT).await);
@@ -93,19 +93,19 @@ async fn a_refused_row_waits_for_its_retry_time_and_is_counted_once() {
     let (usage, writer_handle) = start_writer(&DatabaseLocation::Memory, &pool).await;
     let (outbox, _writer_handle) = finish_writing(usage, writer_handle).await;
     let batch = outbox.next_batch(10).await.unwrap();
-    let refuse_all_until = |retry_at| {
+    let all_refused_until = |retry_at| {
         let refused_row = |row| RefusedRow { row, code: "23514".to_owned(), retry_at };
         DeliveryReport {
             sent: Vec::new(),
             refused: row_versions(&batch).into_iter().map(refused_row).collect(),
         }
     };
-    assert_eq!(outbox.record_delivery(refuse_all_until(UnixMs(u64::MAX >> 1))).await, Ok(3));
+    assert_eq!(outbox.record_delivery(all_refused_until(UnixMs(u64::MAX >> 1))).await, Ok(3));
     assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch { refused: 3, ..OutboxBatch::default() });
     outbox.release_refused().await.unwrap();
     assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch { refused: 3, ..batch.clone() });
     assert_eq!(
-        outbox.record_delivery(refuse_all_until(UnixMs(0))).await,
+        outbox.record_delivery(all_refused_until(UnixMs(0))).await,
         Ok(0),
         "a second refusal must not be counted"
     );
@@ -145,7 +145,11 @@ fn only_mirrored_rows_enter_the_outbox_and_each_event_once() {
             let sql = format!("SELECT count(*) FROM {table}");
             database.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
         };
-        assert_eq!((count("outbox_keys"), count("outbox_events")), expected, "rows with {mirror_scope:?}");
+        assert_eq!(
+            (count("outbox_keys"), count("outbox_events")),
+            expected,
+            "the outbox must have the rows of {mirror_scope:?}"
+        );
     }
 }
 
@@ -193,7 +197,7 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
     }
     wait_until_written(3).await;
     let first_batch = outbox.next_batch(10).await.unwrap();
-    let version_before = |record: &AttemptRecord| {
+    let first_version = |record: &AttemptRecord| {
         let id = record.id.to_string();
         row_versions(&first_batch)
             .into_iter()
@@ -201,21 +205,21 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
             .unwrap()
     };
     let refused_row = |record| RefusedRow {
-        row: version_before(record),
+        row: first_version(record),
         code: "23514".into(),
         retry_at: UnixMs(u64::MAX >> 1),
     };
-    // The first event is delivered before its price is known, the second event is delivered after that, and the third
-    // event is refused.
+    // The first event is delivered before its price is known, and the third is refused. Two reports about the old
+    // revision of the second event, a delivery and a refusal, arrive after its price.
     let delivery =
-        DeliveryReport { sent: vec![version_before(&records[0])], refused: vec![refused_row(&records[2])] };
+        DeliveryReport { sent: vec![first_version(&records[0])], refused: vec![refused_row(&records[2])] };
     outbox.record_delivery(delivery).await.unwrap();
     for record in &records {
         usage.acquire_permit().await.unwrap().write(late_price(record, 5));
     }
     wait_until_written(6).await;
     let delivery =
-        DeliveryReport { sent: vec![version_before(&records[1])], refused: vec![refused_row(&records[1])] };
+        DeliveryReport { sent: vec![first_version(&records[1])], refused: vec![refused_row(&records[1])] };
     assert_eq!(
         outbox.record_delivery(delivery).await,
         Ok(0),

@@ -8,7 +8,7 @@ use super::{RETRY_INTERVAL, Writer};
 use crate::clock;
 use crate::store::open::{IntegrityCheck, OpenError, is_corruption};
 
-/// The reason that a write failed.
+/// The reason why a write failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     #[error(transparent)]

@@ -4,9 +4,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::admin::details::{DisplayedState, advice, exhaustion_time, round_credits};
-use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::key_state::{CooldownReason, KeyOrigin};
+use crate::policy::quota::Quota;
 use crate::policy::shared_id::SharedId;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;

@@ -1,4 +1,5 @@
-//! Tests the counter with single messages, and compares it with a parser that reads the whole message.
+//! Tests the counted characters and audio bytes of messages, whole and in chunks. Property tests compare the counter
+//! with a parser that reads the whole message, and check that no message makes the counter panic.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -12,7 +13,7 @@ fn count_message(dialect: Dialect, chunks: &[&[u8]]) -> MessageCount {
     counter.finish(dialect)
 }
 
-/// Compares the counted content of a message with the expected content, as a whole and in chunks of one byte.
+/// Checks the counted content of a message that arrives as a whole, and in chunks of one byte.
 #[track_caller]
 fn check_count(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
     let expected = ChargedContent { characters, audio_bytes };
@@ -64,12 +65,15 @@ fn all_bytes_of_a_malformed_message_are_counted() {
         ["plain", "[]", "\u{feff}{}", r#"{"text":"x""#, r#"{"text":"\x"}"#, "{} {}", "{,}", "{a:1}"]
     {
         check_count(Dialect::Speech, message, message.len() as u64, 0);
-        assert!(!count_message(Dialect::Speech, &[message.as_bytes()]).is_object, "{message} is no object");
+        assert!(
+            !count_message(Dialect::Speech, &[message.as_bytes()]).is_object,
+            "{message} must not be an object"
+        );
     }
-    let too_deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
-    check_count(Dialect::Speech, &too_deep, too_deep.len() as u64, 0);
-    let max_depth = format!("{{\"text\":\"x\",\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
-    check_count(Dialect::Speech, &max_depth, 1, 0);
+    let too_deep_message = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
+    check_count(Dialect::Speech, &too_deep_message, too_deep_message.len() as u64, 0);
+    let deepest_message = format!("{{\"text\":\"x\",\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
+    check_count(Dialect::Speech, &deepest_message, 1, 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Computes the remaining credits of a workspace from its quota, reconciles the local count of spent credits with the
-//! count that the provider reports, and measures the difference between the two counts.
+//! Computes the remaining credits of a workspace from its quota, and reconciles the local count of spent credits with
+//! the count that the provider reports. Also measures the difference between the two counts, and determines its
+//! probable cause.
 
 use std::time::Duration;
 
@@ -62,8 +63,8 @@ impl Quota {
         }
     }
 
-    /// Returns the used fraction of the limit, above 1.0 with credits beyond the limit. Returns 0.0 if the
-    /// limit is unknown.
+    /// Returns the used fraction of the limit, which is above 1.0 if credits beyond the limit were spent. Returns 0.0
+    /// if the limit is unknown, and 1.0 if it is 0.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "credits are far below 2^53")]
     pub fn usage_ratio(&self) -> f64 {
@@ -87,7 +88,7 @@ impl Quota {
         }
     }
 
-    /// Whether the included credits are exhausted.
+    /// Whether the included credits are exhausted, which is already the case when the count equals the limit.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         self.limit.is_some_and(|limit| self.count >= limit)
@@ -128,7 +129,7 @@ impl Quota {
 pub enum BillingDiscrepancy {
     /// The counts are not comparable: no count was known, or the reset date differs.
     Incomparable,
-    /// The counts are equal, or the provider's lag may explain their difference.
+    /// The counts are equal, or the lag of the provider's count may explain their difference.
     WithinLag,
     /// The provider's count is higher by the contained number of credits.
     ProviderHigher(u64),
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lagging_count_returns_no_credits() {
+    fn a_lagging_report_does_not_lower_the_count() {
         check_reconciled(50, used(30), 59, 50);
     }
 
