@@ -308,7 +308,7 @@ bench-compare: $(PEERS)/.installed
 
 # Counts the commands of Redis, and compares the latency of replicas with and without Redis. It needs redis-server.
 bench-replicas:
-	cargo bench --locked --bench compare -- replicas
+	cargo bench --locked --bench compare -- replica-commands replica-latency
 
 # Compares the latency of requests with and without 20 open tabs of the dashboard, measures the memory of its pages, and
 # measures the pages with 10 million attempts of 1,000 keys in the database, which needs 4 GB of disk space.

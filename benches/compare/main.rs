@@ -13,7 +13,8 @@
 //! cargo bench --bench compare -- uneven              the latency of small requests while long streams are running
 //! cargo bench --bench compare -- idle-connections    throughput and latency on idle connections that become busy
 //! cargo bench --bench compare -- slow                the latency of speech requests while other clients are slow
-//! cargo bench --bench compare -- replicas            the number of Redis commands, and the latency of replicas
+//! cargo bench --bench compare -- replica-commands    the number of Redis commands of several replicas
+//! cargo bench --bench compare -- replica-latency     the latency of several replicas with and without Redis
 //!                                                    with and without Redis
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/to/another/build cargo bench --bench compare
@@ -123,7 +124,8 @@ impl Selection {
                 ("uneven", None) => selection.other_measurements.push(uneven::measure),
                 ("idle-connections", None) => selection.other_measurements.push(idle_connections::measure),
                 ("slow", None) => selection.other_measurements.push(slow::measure),
-                ("replicas", None) => selection.other_measurements.push(replicas::measure),
+                ("replica-commands", None) => selection.other_measurements.push(replicas::count_commands),
+                ("replica-latency", None) => selection.other_measurements.push(replicas::compare_latency),
                 (argument, None) => panic!("unknown measurement `{argument}`"),
             }
         }

@@ -196,13 +196,19 @@ fn provider_plan() -> ProviderPlan {
 }
 
 /// Measures the commands and the latency, and prints a table for each.
-pub fn measure(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
+/// Measures the commands of Redis.
+pub fn count_commands(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
+    block_on(print_commands(plan));
+}
+
+/// Measures the latency with and without Redis.
+pub fn compare_latency(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
+    block_on(print_latency(plan));
+}
+
+fn block_on(measurement: impl Future<Output = ()>) {
     machine::pin_to_processor("0,1");
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        measure_commands(plan).await;
-        measure_latency(plan).await;
-    });
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(measurement);
 }
 
 /// The number of commands that Redis has executed, by kind. A script counts as the kind of its first key.
@@ -245,7 +251,7 @@ fn command_kind(command: &str) -> String {
 }
 
 /// Prints the commands per second for each number of replicas, each workload and each rate.
-async fn measure_commands(plan: &RoundPlan) {
+async fn print_commands(plan: &RoundPlan) {
     println!("\nreplicas: Redis commands per second, {} s each, {KEYS} workspaces", plan.seconds);
     println!(
         "{:<10}{:<15}{:>12}{:>11}{:>13}{:>12}{:>9}  by kind",
@@ -348,7 +354,7 @@ struct RoundLatency {
 
 /// Prints the latency of each workload in each state of Redis, as a ratio to replicas without `[redis]`. Measurements
 /// with and without Redis alternate.
-async fn measure_latency(plan: &RoundPlan) {
+async fn print_latency(plan: &RoundPlan) {
     println!(
         "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s, with Redis compared to without Redis; {} rounds of \
          {} s, alternating",
