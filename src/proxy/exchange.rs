@@ -1,4 +1,5 @@
-//! The lifecycle of a request, from its head to its response, in ten numbered steps.
+//! Processes a request, from its head to its response, in ten numbered steps. Before these steps, the caller applies
+//! the access rules with [`Proxy::check_access`].
 //!
 //! The steps are plain function calls and not a stack of middleware, because security depends on their order: the
 //! credentials of the client are removed before the request is sent, and a key is reserved before it is used.

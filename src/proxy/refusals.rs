@@ -155,12 +155,12 @@ impl Refusals {
         self.0.last().is_some_and(|last| last.is_repeated)
     }
 
-    /// Returns the keys that refused in the same way as the last refusal.
+    /// Returns the keys whose accounts refused in the same way as the last refusal, including the key of that refusal.
     pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
         self.agreeing_refusals().map(|refusal| &*refusal.key)
     }
 
-    /// Returns the number of workspaces that refused in the same way as the last refusal.
+    /// Returns the number of workspaces that refused in the same way as the last refusal, including its workspace.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         count_workspaces(self.agreeing_refusals())
     }
@@ -182,7 +182,7 @@ impl Refusals {
         )
     }
 
-    /// Returns the keys whose plan does not allow the request.
+    /// Returns the keys of accounts whose plan does not allow the request, or that refused it for suspected abuse.
     pub(super) fn plan_refused_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
         let is_refused_for_plan =
             |refusal: &&RecordedRefusal| matches!(refusal.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);

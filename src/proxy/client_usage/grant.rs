@@ -32,7 +32,7 @@ pub(super) enum GrantUse {
 /// A reply that refused to extend the grant.
 #[derive(Clone, Copy, Debug)]
 struct GrantRefusal {
-    /// The smallest amount that was refused.
+    /// The amount that was refused. Larger amounts are refused as well.
     needed: u64,
     valid_until: Instant,
 }
