@@ -150,7 +150,7 @@ impl BufferBudget {
         self.0.disk.max.load(Ordering::Relaxed)
     }
 
-    /// Whether one request body of `bytes` may be kept in memory. The total of all bodies is not compared.
+    /// Returns whether one request body of `bytes` may be kept in memory. The total of all bodies is not compared.
     pub(super) fn fits_in_memory(&self, bytes: u64) -> bool {
         bytes <= self.0.limits.max_body_memory
     }

@@ -217,7 +217,7 @@ impl<B> UploadProgress<B> {
         lock(&self.state).has_started = true;
     }
 
-    /// Whether the connection has accepted a byte of the request, so that the provider may process it.
+    /// Returns whether the connection has accepted a byte of the request, so that the provider may process it.
     #[must_use]
     pub fn has_started(&self) -> bool {
         lock(&self.state).has_started
