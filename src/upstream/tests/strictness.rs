@@ -156,7 +156,7 @@ fn strictness_reason(text: &[u8]) -> Option<StrictnessReason> {
     }
 }
 
-/// Whether a response has a transfer coding other than `chunked`, or more than one.
+/// Returns whether a response has a transfer coding other than `chunked`, or more than one.
 fn has_unsupported_coding(text: &[u8]) -> bool {
     let name = b"transfer-encoding:";
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
