@@ -31,8 +31,8 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Number of decompressed bytes after which a turn of the search ends and the task yields, which is about a millisecond
-/// of work. The last step of a turn may exceed this number.
+/// Number of decompressed bytes after which a turn of the search ends and the task yields: about a millisecond of work.
+/// The last step of a turn may exceed this number.
 const BYTES_PER_TURN: usize = 256 * 1024;
 
 /// Maximum number of compressed bytes that one step decompresses. They expand to about one mebibyte at most.
