@@ -43,7 +43,7 @@ pub struct BuffersFull;
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The client's token is missing, unknown or expired, or the client's own key is malformed.
-    #[error("the client's token is missing or unknown")]
+    #[error("the client presents no valid token or key")]
     Unauthenticated(#[from] Unauthenticated),
     /// The request names a foreign host, or comes from a web page that is not allowed.
     #[error("{0}")]

@@ -13,6 +13,6 @@ use super::request_limiter::RequestPermit;
 pub(super) struct RequestPermits {
     /// The permit under the client's limits.
     pub(super) client: ClientPermit,
-    /// The permit under `server.max_requests`, which is held only to be dropped.
+    /// The permit under `server.max_requests`. It is released when it is dropped, and is not read.
     pub(super) _request: RequestPermit,
 }

@@ -104,8 +104,7 @@ impl Refusals {
         conclusions
     }
 
-    /// Records that another key has served the request, which shows that the refusals were about their
-    /// accounts.
+    /// Records that another key has served the request. This success shows that the refusals were about their accounts.
     pub(super) fn record_success(&mut self, context: &RefusalContext<'_>) -> Conclusions {
         let mut conclusions = Conclusions::default();
         // If only one account reported credits that a poll contradicts, its credits are newer than the poll.
