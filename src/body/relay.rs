@@ -95,8 +95,8 @@ impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
         } else {
             RelayEnd::Dropped
         };
-        // The upstream body is dropped first, which closes the connection of an incomplete body. The provider can thus
-        // see the end of this request before another request uses the concurrency slot of the key.
+        // The upstream body is dropped first. Its drop closes the connection of an incomplete body, so the provider can
+        // detect the end of this request before another request uses the concurrency slot of the key.
         self.body = None;
         self.report_end(end);
     }
