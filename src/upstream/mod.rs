@@ -90,8 +90,8 @@ struct Inner<C> {
     connector: C,
     /// The pool of the configured authority.
     default_pool: AuthorityPool,
-    /// The pools of other regions and of keys with an own forward proxy. The first request to an authority adds its
-    /// pool.
+    /// The pools of other regions and of keys with a forward proxy of their own. The first request to an authority adds
+    /// its pool.
     other_pools: ArcSwap<Vec<AuthorityPool>>,
     settings: Settings,
     tasks: Tasks,

@@ -58,9 +58,9 @@ pub enum SendErrorKind {
     /// No connection through the forward proxy was opened in time.
     #[error("no connection through the proxy {proxy} within {} ms", .timeout.as_millis())]
     TunnelTimeout {
-        /// The proxy without its credentials.
+        /// The forward proxy without its credentials.
         proxy: String,
-        /// The timeout for the connection to the proxy and the tunnel together.
+        /// The timeout for the connection to the forward proxy and the tunnel together.
         timeout: Duration,
     },
     /// The connection broke before the response head was complete.

@@ -1,7 +1,7 @@
 //! Compares this HTTP client with hyper's client. From the same response bytes, split anywhere, both clients must
 //! return the same status, version, reason, headers, body and trailers, and both must complete or both must fail. If
 //! two parsers disagree about the end of a response, an attacker can make one of them take the rest for another
-//! response. [`strictness_reason`] lists the responses that only this client rejects, and hyper accepts them.
+//! response. [`strictness_reason`] lists the responses that only this client rejects. Hyper's client must accept them.
 
 use std::sync::Mutex;
 
