@@ -245,7 +245,7 @@ impl Attempt {
                     lease.record_concurrency_limit(maximum);
                 }
                 // The charge follows the update of the key's state, because the charge frees reserved credits
-                // and wakes queued requests. These must not get a key that is in cooldown.
+                // and wakes queued requests. These requests must not receive a key that is in cooldown.
                 self.charge(verdict, reported_cost.credits, now);
                 Progress::Responded(verdict)
             }

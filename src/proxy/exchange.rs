@@ -244,7 +244,7 @@ impl<C: Connect> Proxy<C> {
             }
             attempt.release_key();
             match summary.count_wait(self.reserve(retry)).await {
-                // The refused response is dropped, which closes a connection whose upload has not ended.
+                // The refused response is dropped. Its drop closes a connection whose upload has not ended.
                 Ok(next_lease) => {
                     summary.retry_reasons.push(attempt.record_failover());
                     lease = next_lease;

@@ -209,7 +209,10 @@ mod tests {
             let mut head = websocket_head("/v1/convai/conversation");
             head.headers.insert(name, header.parse().unwrap());
             let is_invalid = matches!(route(&mut head, true), Err(ProxyError::InvalidUpgrade));
-            assert_eq!(is_invalid, is_rejected, "{name}: {header} must be rejected only if it declares a body");
+            assert_eq!(
+                is_invalid, is_rejected,
+                "{name}: {header} must be rejected only if it declares a body"
+            );
         }
     }
 

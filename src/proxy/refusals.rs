@@ -3,7 +3,7 @@
 //! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that contains
 //! the account's credits, or has a message that can only concern the account, is evidence about the account
 //! immediately. Any other refusal is evidence about the account until a second account refuses the same request in
-//! the same way, which shows that the refusal is about the request. If another account serves the request, the
+//! the same way. The second refusal shows that the request is the reason. If another account serves the request, the
 //! refusal was about the account. A refusal that the table of refusals does not explain is never evidence. It makes
 //! its account the last choice for similar requests.
 
@@ -215,7 +215,7 @@ impl RecordedRefusal {
     }
 
     /// Returns whether other accounts are known to refuse similar requests in the same way, so that this refusal is
-    /// not about its account. Rate limits depend on the time, so each request attributes them anew.
+    /// not about its account. Rate limits depend on the time, so each request attributes them again.
     fn repeats_others(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.is_conclusive()

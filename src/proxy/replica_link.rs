@@ -1,8 +1,8 @@
 //! Defines the interface to the other replicas of the pool, which `shared` implements: the lookups that a request
 //! waits for, and the changes that it publishes. Without `[redis]`, there is no link, and requests send nothing.
 //!
-//! A lookup has three possible results. Without a reply in time, the request decides by the data of this
-//! replica, and uses at most the share of this replica.
+//! A lookup finds a value, finds none, or has no valid reply in time. Without a reply, the request decides by the data
+//! of this replica, and uses at most the share of this replica.
 
 use std::fmt;
 use std::future::Future;

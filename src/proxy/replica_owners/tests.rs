@@ -145,7 +145,11 @@ async fn an_identifier_without_an_owner_is_looked_up_once_in_ten_seconds() {
             replica.find(&speech_identifiers("premade"), NOW.plus(Duration::from_secs(second))).await,
             None
         );
-        assert_eq!(fake_replicas.lookup_count(), lookups, "the lookup {second} s later must be cached for 10 s");
+        assert_eq!(
+            fake_replicas.lookup_count(),
+            lookups,
+            "{lookups} lookups must be sent up to second {second}"
+        );
     }
     fake_replicas.is_down.store(true, Ordering::Release);
     for lookups in [3, 4] {

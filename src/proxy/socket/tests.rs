@@ -147,7 +147,11 @@ fn a_long_message_that_is_not_an_object_keeps_its_content() {
         for size in [100, MAX_FRAME_PART, MAX_FRAME_PART + 1, 100_000] {
             let (forwarded, _) = forward_to_upstream(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
             let expected = [(opcode, text.clone().into_bytes()), (Opcode::Ping, b"?".to_vec())];
-            assert_eq!(parse_messages(&forwarded), expected, "chunks of {size} bytes must keep their content");
+            assert_eq!(
+                parse_messages(&forwarded),
+                expected,
+                "chunks of {size} bytes must keep their content"
+            );
         }
     }
 }
@@ -287,7 +291,10 @@ fn audio_is_counted_while_it_is_forwarded() {
     assert_eq!(counted, CountedContent { characters: 0, audio_bytes, violation: None });
     let CountedContent { audio_bytes, .. } =
         count_content(Dialect::Transcription, split_into_chunks(&bytes[..MAX_SIZE], 16_384));
-    assert!(audio_bytes >= 700_000, "the audio of an incomplete message must be counted, not {audio_bytes} bytes");
+    assert!(
+        audio_bytes >= 700_000,
+        "the audio of an incomplete message must be counted, not {audio_bytes} bytes"
+    );
 }
 
 #[test]

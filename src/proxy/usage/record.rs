@@ -37,7 +37,7 @@ impl OwnershipUpdate {
     }
 }
 
-/// The usage record of one attempt. It contains no text, API keys or tokens.
+/// The usage record of one attempt. It contains neither the text of the request nor a token.
 #[derive(Clone, Debug)]
 pub struct AttemptRecord {
     /// Unique ID of the record. A second delivery with the same ID updates the same record.

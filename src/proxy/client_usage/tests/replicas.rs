@@ -174,7 +174,11 @@ async fn an_idle_replica_gives_up_its_grant_and_sends_few_statements() {
     for (recent_use, held) in [("in the last interval", 5), ("two intervals ago", 1), ("earlier", 1)] {
         let statements = replicas[0].usage.quota_statements(StatementScope::Active, NOW);
         let held_amounts: Vec<u64> = statements.iter().map(|statement| statement.held).collect();
-        assert_eq!(held_amounts, [held], "the replica must hold {held} for a quota that was used {recent_use}");
+        assert_eq!(
+            held_amounts,
+            [held],
+            "the replica must hold {held} for a quota that was used {recent_use}"
+        );
     }
     tokio::time::advance(Duration::from_secs(29)).await;
     assert_eq!(replicas[0].exchange(StatementScope::Active, NOW), 1);
@@ -355,7 +359,11 @@ async fn a_session_uses_the_credits_of_all_replicas_until_they_are_exhausted() {
     for total in [100, 300, 600] {
         session.charge_up_to(total, NOW);
         exchange_and_advance(&replicas, Duration::from_secs(1)).await;
-        assert_eq!(session.exhausted_quota(NOW), None, "the session must be able to use more than {total} credits");
+        assert_eq!(
+            session.exhausted_quota(NOW),
+            None,
+            "the session must be able to use more than {total} credits"
+        );
     }
     assert!(replicas[1].spend(&rules, 401, NOW).await.is_err());
     // The first replica gives up the credits that the session does not use.
