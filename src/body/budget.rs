@@ -1,5 +1,5 @@
-//! Limits the total size of all buffers of the proxy: request bodies, response bodies and WebSocket sessions
-//! in memory, and request bodies also on disk. Each buffer in memory has a [`BufferReservation`], which takes memory
+//! Limits the total size of all buffers of Keychoir: request bodies, response bodies and WebSocket sessions in
+//! memory, and request bodies also on disk. Each buffer in memory has a [`BufferReservation`], which takes memory
 //! from the budget before the buffer grows, and returns the memory on drop.
 //!
 //! A reservation takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
@@ -150,7 +150,7 @@ impl BufferBudget {
         self.0.disk.max.load(Ordering::Relaxed)
     }
 
-    /// Whether one request body of `bytes` may be kept in memory. The total of all bodies is not compared.
+    /// Returns whether one request body of `bytes` may be kept in memory. The total of all bodies is not compared.
     pub(super) fn fits_in_memory(&self, bytes: u64) -> bool {
         bytes <= self.0.limits.max_body_memory
     }
@@ -176,8 +176,8 @@ impl BufferBudget {
 
 /// The memory that one buffer has taken from the budget. Dropping the reservation returns the memory.
 ///
-/// The default reservation has no budget and can have any size. It is used for the proxy's own requests, which are
-/// few, and in place of a reservation whose buffer is not used yet.
+/// The default reservation has no budget and can have any size. It is used for the few requests that Keychoir sends on
+/// its own, and in place of a reservation whose buffer is not used yet.
 #[derive(Debug, Default)]
 pub struct BufferReservation {
     budget: Option<BufferBudget>,

@@ -31,8 +31,8 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Number of decompressed bytes after which a turn of the search ends and the task yields, which is about a millisecond
-/// of work. The last step of a turn may exceed this number.
+/// Number of decompressed bytes after which a turn of the search ends and the task yields: about a millisecond of work.
+/// The last step of a turn may exceed this number.
 const BYTES_PER_TURN: usize = 256 * 1024;
 
 /// Maximum number of compressed bytes that one step decompresses. They expand to about one mebibyte at most.
@@ -168,7 +168,7 @@ impl CompressedSearch {
         self.released_frames.pop_front()
     }
 
-    /// Whether a frame is being searched.
+    /// Returns whether a frame is being searched.
     pub(super) fn is_busy(&self) -> bool {
         self.current_frame.is_some()
     }
@@ -178,7 +178,7 @@ impl CompressedSearch {
         (data_bytes(self.released_frames.iter().chain(&self.current_frame)) + self.held_bytes()) as u64
     }
 
-    /// Whether all received frames have been forwarded.
+    /// Returns whether all received frames have been forwarded.
     pub(super) fn is_empty(&self) -> bool {
         self.current_frame.is_none() && self.held_frames.is_empty() && self.released_frames.is_empty()
     }
@@ -224,7 +224,7 @@ impl CodingStage {
         Self { decoder, input: BytesMut::new() }
     }
 
-    /// Whether the input has enough bytes for a step.
+    /// Returns whether the input has enough bytes for a step.
     fn can_decode(&self) -> bool {
         // Two bytes are needed to detect the format of `deflate`.
         let needed_bytes = if matches!(self.decoder, Decoder::UnknownDeflate) { 2 } else { 1 };

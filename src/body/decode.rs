@@ -1,12 +1,13 @@
-//! Decompresses a complete body, so that the body can be classified or searched. The supported codings are the ones
-//! that `policy::headers` offers to the upstream. `redacted_body` uses the list of codings of a streamed body.
+//! Decompresses a complete body, so that the body can be classified, searched or rewritten. The supported codings are
+//! the ones that `policy::headers` offers to the upstream. For a streamed body, only the list of its codings is parsed
+//! here, and `compressed_search` decompresses the body.
 
 use std::io::Read;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-/// Maximum number of codings of one body. Two codings occur when a server and a proxy in front of the server
-/// both compress. More codings would only multiply the work.
+/// Maximum number of codings of one body. Two codings occur if the provider and a gateway in front of it both compress.
+/// More codings would only multiply the work.
 const MAX_CODINGS: usize = 2;
 
 /// A content coding (RFC 9110, section 8.4.1).
@@ -107,7 +108,7 @@ pub(super) mod tests {
         assert_eq!(
             decoded_body.as_deref(),
             expected,
-            "a body with the encoding {encoding:?} must be decoded"
+            "a body with the encoding {encoding:?} must be decoded or rejected as expected"
         );
     }
 

@@ -1,6 +1,6 @@
 //! Copies a response body while the body is relayed, and delays the end of the body until the copy has been
-//! inspected. The proxy thus records the identifiers in a response before the client can use them in its next
-//! request. A body that exceeds a size limit or the buffer budget is relayed without inspection.
+//! inspected. Keychoir thus records the identifiers in a response before the client can use them in its next request.
+//! A body that exceeds a size limit or the buffer budget is relayed without inspection.
 
 use std::fmt;
 use std::pin::Pin;

@@ -84,7 +84,7 @@ where
         tokio::time::timeout(timeout, self.read_frames(max_bytes)).await.unwrap_or(None)
     }
 
-    /// Whether reading ended because the budget was exhausted.
+    /// Returns whether reading ended because the budget was exhausted.
     #[must_use]
     pub fn is_over_budget(&self) -> bool {
         self.is_over_budget

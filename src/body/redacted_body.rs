@@ -67,7 +67,7 @@ impl<B: Body> RedactedBody<B> {
         Self { body, search: redactor.map_or(BodySearch::Off, plain) }
     }
 
-    /// Wraps a body with `codings`, in the order in which they were applied. `None` means that the proxy cannot decode
+    /// Wraps a body with `codings`, in the order in which they were applied. `None` means that Keychoir cannot decode
     /// the codings. In that case, the encoded bytes are searched and redacted. The buffers of the search of a
     /// compressed body count against `budget`.
     pub fn with_codings(

@@ -1,5 +1,5 @@
 //! Wraps the provider's response body, which hyper's server sends to the client: counts the relayed bytes, and reports
-//! exactly once how the relay ended, even if the server drops the body before its end.
+//! exactly once how the relay ended, even if hyper's server drops the body before its end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 pub enum RelayEnd {
     /// The complete body was passed to hyper's server, which sends it to the client.
     Complete,
-    /// The body was dropped before its end, because the client disconnected or Keychoir shuts down.
+    /// The body was dropped before its end, for example because the client disconnected or Keychoir shuts down.
     Dropped,
     /// The body ended with an error: the provider failed, or the rest of the body must not be forwarded.
     BodyFailed,
@@ -95,8 +95,8 @@ impl<B: Body, O: OnBodyEnd> Drop for Relay<B, O> {
         } else {
             RelayEnd::Dropped
         };
-        // The upstream body is dropped first, which closes the connection of an incomplete body. The provider can thus
-        // see the end of this request before another request uses the concurrency slot of the key.
+        // The upstream body is dropped first. Its drop closes the connection of an incomplete body, so the provider can
+        // detect the end of this request before another request uses the concurrency slot of the key.
         self.body = None;
         self.report_end(end);
     }

@@ -63,7 +63,7 @@ pub enum AttemptBodyError {
 /// The state that a [`Replay`], its attempts and their [`UploadProgress`] share.
 #[derive(Debug)]
 struct ReplayState<B> {
-    /// The body that the client sends, or `None` for the proxy's own requests, which have no body.
+    /// The body that the client sends, or `None` for a request that Keychoir sends without a body.
     source: Option<B>,
     source_state: SourceState,
     buffer: ReplayBuffer,
@@ -116,7 +116,7 @@ where
         Self::from_source(Some(source), source_state, length, budget)
     }
 
-    /// Creates an empty body, for the proxy's own requests.
+    /// Creates an empty body, for a handshake that Keychoir sends when a WebSocket session fails over.
     #[must_use]
     pub fn empty() -> Self {
         Self::from_source(None, SourceState::Complete, Some(0), &BufferBudget::empty())
@@ -217,7 +217,7 @@ impl<B> UploadProgress<B> {
         lock(&self.state).has_started = true;
     }
 
-    /// Whether the connection has accepted a byte of the request, so that the provider may process it.
+    /// Returns whether the connection has accepted a byte of the request, so that the provider may process it.
     #[must_use]
     pub fn has_started(&self) -> bool {
         lock(&self.state).has_started

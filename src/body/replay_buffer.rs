@@ -95,7 +95,7 @@ impl ReplayBuffer {
         self.loss
     }
 
-    /// Whether part of the body is on disk.
+    /// Returns whether part of the body is on disk.
     pub(super) fn is_on_disk(&self) -> bool {
         self.spill.is_some()
     }

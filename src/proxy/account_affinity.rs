@@ -1,5 +1,6 @@
 //! Determines the account that must or should serve a request, from the identifiers that the request names and the
-//! lists that it reads. Records the ownership that the response proves.
+//! lists that it reads. After a 404 response, decides whether another account may have the named resource. Records
+//! the ownership that the response proves.
 
 use std::mem;
 use std::sync::Arc;
@@ -282,7 +283,8 @@ impl AccountAffinity {
         }
     }
 
-    /// Removes a recorded owner that does not have the resource, so that the next request may try other accounts.
+    /// Adds the removal of the recorded owner to the updates, so that the next request may try other accounts. Only
+    /// a response that must be about the single named resource proves that its owner does not have it.
     fn remove_deleted_owner(&mut self) {
         let concerns_named_resource =
             affinity::is_speech(&self.route) || self.route.ends_in_only_identifier();
@@ -293,7 +295,7 @@ impl AccountAffinity {
         }
     }
 
-    /// Returns whether ownership may be recorded or removed, which needs a permit of the usage queue.
+    /// Returns whether the response may cause an ownership update. Such a request needs a permit of the usage queue.
     pub(super) fn may_record(&self, endpoint: &Endpoint) -> bool {
         endpoint.metering == Metering::Credits
             || self.response_ownership != ResponseOwnership::None
@@ -301,8 +303,9 @@ impl AccountAffinity {
             || !self.updates.is_empty()
     }
 
-    /// Records the ownership that the response head proves. Returns a recorder for the response body, if the
-    /// body may contain new identifiers.
+    /// Records the ownership that the response head proves, publishes removed owners, and caches a 404 response.
+    /// Returns a recorder for the response body, if the body may contain new identifiers. Otherwise, queues the updates
+    /// for the usage store.
     pub(super) fn record_response<C>(
         mut self,
         proxy: &Proxy<C>,

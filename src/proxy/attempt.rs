@@ -1,5 +1,6 @@
-//! Accounts for one attempt to send a request with one key. Whatever its outcome, an attempt charges the client and
-//! writes one usage record. A response to a request with a key of the pool also updates the state of that key.
+//! Accounts for one attempt to send a request with one key. Whatever its outcome, an attempt writes one usage record.
+//! An attempt with a key of the pool also charges the client and the workspace, updates the states of keys by the
+//! response, and releases its key. `exchange` and `socket` create the attempts.
 
 mod charging;
 mod key_state;
@@ -244,7 +245,7 @@ impl Attempt {
                     lease.record_concurrency_limit(maximum);
                 }
                 // The charge follows the update of the key's state, because the charge frees reserved credits
-                // and wakes queued requests. These must not get a key that is in cooldown.
+                // and wakes queued requests. These requests must not receive a key that is in cooldown.
                 self.charge(verdict, reported_cost.credits, now);
                 Progress::Responded(verdict)
             }
@@ -291,7 +292,7 @@ impl Attempt {
         }
     }
 
-    /// Ends the attempt, and releases its key for other requests before the next attempt starts.
+    /// Releases the key for other requests before the next attempt starts, and records the duration of the attempt.
     pub(super) fn release_key(&mut self) {
         self.record.total = clock::elapsed_since(self.started_at);
         if let Some(lease) = self.key_source.lease_mut() {
@@ -299,26 +300,26 @@ impl Attempt {
         }
     }
 
-    /// Releases the buffered request body, after which the request cannot be sent again.
+    /// Releases the buffered request body. The request cannot be sent again afterwards.
     pub(super) fn release_replay_buffer(&self) {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt. Returns the reason for the failover. The wait for the next key does not
-    /// count as part of this attempt, which ended when it released its key.
+    /// Counts the failover to another attempt. Returns the reason for the failover. This attempt ended when it released
+    /// its key, so the wait for the next key is not a part of its duration.
     pub(super) fn record_failover(&mut self) -> &'static str {
         self.has_failed_over = true;
         self.metrics.record_retry(self.record.key.as_deref(), self.record.outcome);
         self.record.outcome.as_str()
     }
 
-    /// Returns the outcome of an attempt whose client connection was closed, either by the client or by the proxy at
+    /// Returns the outcome of an attempt whose client connection was closed, either by the client or by Keychoir at
     /// shutdown.
     fn disconnect_outcome(&self) -> Outcome {
         if self.drain_expired.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
     }
 
-    /// Records how the relay of the response ended, and the number of relayed bytes. Returns the usage record.
+    /// Records how the relay of the response body ended, and the number of relayed bytes. Returns the usage record.
     pub(super) fn record_relay_end(&mut self, relay_end: RelayEnd, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
         match relay_end {

@@ -1,4 +1,6 @@
-//! Enforces the limits of clients: rate limit, concurrent requests, quota, and the quota of each end user.
+//! Enforces the limits of clients: rate limit, concurrent requests, quota, and the quota of each end user. A client
+//! with a quota may not request direct access to the provider unless its configuration allows it. Reports the usage of
+//! clients and users.
 //!
 //! The counters of a client are atomic integers. They are loaded from the usage store at startup, and survive a
 //! reload of the configuration. The counters of a user are loaded with the first request of the user. Each admitted
@@ -38,14 +40,15 @@ use replicas::SharedUsage;
 pub use replicas::StatementScope;
 pub use users::{NoStoredUsage, RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 
-/// The usage of a client, or of one of its users, in the current periods.
+/// The usage of a client, or of one of its users, in the current periods. The totals that [`ClientUsage`] returns may
+/// include the reservations of requests in progress and the usage at other replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageTotals {
     /// The configured name of the client.
     pub client: ClientName,
-    /// Requests counted by [`charge`](crate::policy::charge::charge), in the order of [`Period::ALL`].
+    /// Requests as [`charge`](crate::policy::charge::charge) counts them, in the order of [`Period::ALL`].
     pub requests: [u64; 3],
-    /// Charged credits, in the order of [`Period::ALL`].
+    /// Credits, in the order of [`Period::ALL`].
     pub credits: [u64; 3],
 }
 
@@ -203,7 +206,7 @@ impl ClientUsage {
         Ok((permit, counters))
     }
 
-    /// Checks that the client may request direct access, and uses its rate limit.
+    /// Checks that the client may request direct access, and counts the request against the client's rate limit.
     fn check_access_and_rate(
         &self,
         client: &Client,

@@ -23,7 +23,7 @@ pub struct Limits {
     /// Credits charged to the client's quota if neither an estimate nor the response gives the price of a
     /// request.
     pub unpriced_credits: u64,
-    /// Maximum number of requests of unknown price that a client with a credit quota may have in progress.
+    /// Maximum number of requests of unknown price that a client, or a user, with a credit quota may have in progress.
     pub max_unpriced_requests: u32,
     /// Maximum number of users per client whose usage is kept in memory while they send no requests.
     pub max_cached_users: usize,
@@ -35,9 +35,9 @@ pub struct Limits {
     pub max_attempts: u32,
     /// Time after the arrival of the request body in which another attempt may start.
     pub retry_timeout: Duration,
-    /// Maximum number of bytes of the body of an error response that are read to classify it.
+    /// Maximum number of bytes of the body of an error response that are read to classify or redact it.
     pub max_error_body_size: usize,
-    /// Maximum time for reading the body of an error response.
+    /// Maximum time for reading the body of a response before it is relayed.
     pub error_body_timeout: Duration,
     /// Maximum wait for the text of a request to estimate its cost. Zero disables the estimate.
     pub cost_estimate_timeout: Duration,
@@ -45,7 +45,7 @@ pub struct Limits {
     pub blocks_admin_endpoints: bool,
     /// Maximum number of bytes of a response that are searched for new identifiers.
     pub max_response_scan_size: usize,
-    /// Time for which the proxy caches that all accounts returned a 404 response for a resource.
+    /// Time for which Keychoir caches that no account has a resource.
     pub not_found_ttl: Duration,
     /// Whether keys and the data of their account holders are redacted from responses.
     pub redacts: bool,

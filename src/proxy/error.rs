@@ -29,7 +29,7 @@ use messages::{
     unavailable_response, upstream_error_response,
 };
 
-/// The response describes the account holder in a form that cannot be redacted.
+/// The response describes the account holder. It cannot be redacted, or it could not be read completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the response describes the owner of the key and cannot be redacted")]
 pub struct RedactionFailed;
@@ -42,8 +42,8 @@ pub struct BuffersFull;
 /// The reason for an error response of the proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The client's token is missing or unknown.
-    #[error("the client's token is missing or unknown")]
+    /// The client's token is missing, unknown or expired, or the client's own key is malformed.
+    #[error("the client presents no valid token or key")]
     Unauthenticated(#[from] Unauthenticated),
     /// The request names a foreign host, or comes from a web page that is not allowed.
     #[error("{0}")]
@@ -57,7 +57,7 @@ pub enum ProxyError {
     /// The client's configuration does not allow this path.
     #[error("the client may not use this path")]
     PathNotAllowed,
-    /// The client has reached one of its limits.
+    /// The client or its end user has reached a limit, or the client may not request direct access to the provider.
     #[error(transparent)]
     ClientLimit(#[from] ClientLimitExceeded),
     /// The end user of the request cannot be identified.
@@ -84,7 +84,7 @@ pub enum ProxyError {
     /// The request's path could be interpreted in more than one way.
     #[error("the path is ambiguous: {0}")]
     AmbiguousPath(#[from] AmbiguousPathError),
-    /// The remaining path and query are not a valid request target.
+    /// The path and query to forward are not a valid request target.
     #[error("the request target is invalid: {0}")]
     InvalidTarget(#[from] http::Error),
     /// No key can serve the request.
@@ -104,19 +104,19 @@ pub enum ProxyError {
     /// The queue of usage records is full.
     #[error("{0}")]
     UsageQueueFull(#[from] QueueFull),
-    /// This proxy sent the request itself.
+    /// Keychoir itself sent the request.
     #[error("this Keychoir sent the request itself")]
     LoopDetected,
     /// Keychoir is shutting down.
     #[error("Keychoir is shutting down")]
     Draining,
-    /// The response describes the account holder in a form that cannot be redacted.
+    /// The response describes the account holder, and cannot be redacted or read completely.
     #[error(transparent)]
     RedactionFailed(#[from] RedactionFailed),
     /// The response must be read before it is relayed, and the buffer budget is exhausted.
     #[error(transparent)]
     BuffersFull(#[from] BuffersFull),
-    /// The upstream sent no response.
+    /// The request could not be sent, its body failed, or the upstream sent no usable response.
     #[error("{0}")]
     Upstream(#[from] SendError),
 }
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_has_its_status_and_code() {
+    fn errors_have_their_status_code_and_headers() {
         let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
         let timeout = Duration::from_millis(5);
         for (error, http_status, code) in [
@@ -555,13 +555,13 @@ mod tests {
             assert_eq!(
                 (response.status().as_u16(), error.code()),
                 (http_status, code),
-                "the response to `{error}`"
+                "the response to `{error}` must have its status and code"
             );
             let has = |name| response.headers().contains_key(name);
             assert_eq!(
                 (has(WWW_AUTHENTICATE), has(ALLOW)),
                 (http_status == 401, http_status == 405),
-                "the headers for `{error}`"
+                "only a 401 response must name a challenge, and only a 405 response must list methods: `{error}`"
             );
         }
     }

@@ -1,4 +1,5 @@
-//! The lifecycle of a request, from its head to its response, in ten numbered steps.
+//! Processes a request, from its head to its response, in ten numbered steps. Before these steps, the caller applies
+//! the access rules with [`Proxy::check_access`].
 //!
 //! The steps are plain function calls and not a stack of middleware, because security depends on their order: the
 //! credentials of the client are removed before the request is sent, and a key is reserved before it is used.
@@ -243,7 +244,7 @@ impl<C: Connect> Proxy<C> {
             }
             attempt.release_key();
             match summary.count_wait(self.reserve(retry)).await {
-                // The refused response is dropped, which closes a connection whose upload has not ended.
+                // The refused response is dropped. Its drop closes a connection whose upload has not ended.
                 Ok(next_lease) => {
                     summary.retry_reasons.push(attempt.record_failover());
                     lease = next_lease;

@@ -63,7 +63,8 @@ pub fn route(
 }
 
 /// Removes client credentials from the query and the headers, hop-by-hop headers, and the headers that reverse
-/// proxies in front of Keychoir added, unless they are `forwarded`.
+/// proxies in front of Keychoir added, unless they are `forwarded`. Also removes the host from the target, and prepares
+/// the upgrade headers of a WebSocket handshake.
 ///
 /// # Errors
 ///
@@ -208,7 +209,10 @@ mod tests {
             let mut head = websocket_head("/v1/convai/conversation");
             head.headers.insert(name, header.parse().unwrap());
             let is_invalid = matches!(route(&mut head, true), Err(ProxyError::InvalidUpgrade));
-            assert_eq!(is_invalid, is_rejected, "a handshake with {name}: {header}");
+            assert_eq!(
+                is_invalid, is_rejected,
+                "{name}: {header} must be rejected only if it declares a body"
+            );
         }
     }
 

@@ -9,7 +9,7 @@ mod exchange;
 mod config;
 mod state;
 
-// The steps of a request, in alphabetical order.
+// The modules that `exchange` uses, in alphabetical order.
 mod account_affinity;
 mod attempt;
 mod base_url_hints;

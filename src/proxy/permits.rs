@@ -6,13 +6,13 @@ use super::request_limiter::RequestPermit;
 
 /// The permits of one request.
 ///
-/// The attempt that sent the request charges the client, even if the attempt is dropped. Dropping the last
-/// reference to this guard refunds the reservation that was not charged. The permit of the usage record and
-/// the lease of the key belong to the attempt instead.
+/// Each attempt charges the client through these permits, at the latest when the attempt is dropped. Dropping the last
+/// reference to them refunds the reservation that was not charged. The permit of the usage record and the lease of the
+/// key belong to the attempt instead.
 #[derive(Debug)]
 pub(super) struct RequestPermits {
     /// The permit under the client's limits.
     pub(super) client: ClientPermit,
-    /// The permit under `server.max_requests`, which is held only to be dropped.
+    /// The permit under `server.max_requests`. It is released when it is dropped, and is not read.
     pub(super) _request: RequestPermit,
 }

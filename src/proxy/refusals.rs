@@ -3,7 +3,7 @@
 //! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that contains
 //! the account's credits, or has a message that can only concern the account, is evidence about the account
 //! immediately. Any other refusal is evidence about the account until a second account refuses the same request in
-//! the same way, which shows that the refusal is about the request. If another account serves the request, the
+//! the same way. The second refusal shows that the request is the reason. If another account serves the request, the
 //! refusal was about the account. A refusal that the table of refusals does not explain is never evidence. It makes
 //! its account the last choice for similar requests.
 
@@ -104,8 +104,7 @@ impl Refusals {
         conclusions
     }
 
-    /// Records that another key has served the request, which shows that the refusals were about their
-    /// accounts.
+    /// Records that another key has served the request. This success shows that the refusals were about their accounts.
     pub(super) fn record_success(&mut self, context: &RefusalContext<'_>) -> Conclusions {
         let mut conclusions = Conclusions::default();
         // If only one account reported credits that a poll contradicts, its credits are newer than the poll.
@@ -155,12 +154,12 @@ impl Refusals {
         self.0.last().is_some_and(|last| last.is_repeated)
     }
 
-    /// Returns the keys that refused in the same way as the last refusal.
+    /// Returns the keys whose accounts refused in the same way as the last refusal, including the key of that refusal.
     pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
         self.agreeing_refusals().map(|refusal| &*refusal.key)
     }
 
-    /// Returns the number of workspaces that refused in the same way as the last refusal.
+    /// Returns the number of workspaces that refused in the same way as the last refusal, including its workspace.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         count_workspaces(self.agreeing_refusals())
     }
@@ -182,7 +181,7 @@ impl Refusals {
         )
     }
 
-    /// Returns the keys whose plan does not allow the request.
+    /// Returns the keys of accounts whose plan does not allow the request, or that refused it for suspected abuse.
     pub(super) fn plan_refused_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
         let is_refused_for_plan =
             |refusal: &&RecordedRefusal| matches!(refusal.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);
@@ -216,7 +215,7 @@ impl RecordedRefusal {
     }
 
     /// Returns whether other accounts are known to refuse similar requests in the same way, so that this refusal is
-    /// not about its account. Rate limits depend on the time, so each request attributes them anew.
+    /// not about its account. Rate limits depend on the time, so each request attributes them again.
     fn repeats_others(&self, context: &RefusalContext<'_>) -> bool {
         let RefusalContext { pool, features, now, .. } = context;
         !self.verdict.is_conclusive()

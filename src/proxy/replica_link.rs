@@ -1,8 +1,8 @@
 //! Defines the interface to the other replicas of the pool, which `shared` implements: the lookups that a request
 //! waits for, and the changes that it publishes. Without `[redis]`, there is no link, and requests send nothing.
 //!
-//! A lookup has three possible results. If there is no response in time, the request decides by the data of this
-//! replica, and uses at most the share of this replica.
+//! A lookup finds a value, finds none, or has no valid reply in time. Without a reply, the request decides by the data
+//! of this replica, and uses at most the share of this replica.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +23,7 @@ pub enum LookupResult<T> {
     Known(T),
     /// No replica knows the value.
     Absent,
-    /// There is no link, or no response in time.
+    /// There is no link, or no valid reply in time.
     Unknown,
 }
 
@@ -32,12 +32,12 @@ pub type LinkFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The other replicas of the pool, as requests use them.
 ///
-/// The implementation ends every lookup within `redis.wait_timeout`, and drops a response that arrives later. The
+/// The implementation ends every lookup within `redis.wait_timeout`, and drops a reply that arrives later. The
 /// methods that return no future never wait.
 ///
 /// # Cancel safety
 ///
-/// A lookup whose future is dropped may still take effect. If it extended a grant, the next response contains that
+/// A lookup whose future is dropped may still take effect. If it extended a grant, the next reply contains that
 /// grant again.
 pub trait ReplicaLink: fmt::Debug + Send + Sync {
     /// Returns the last known number of replicas of the pool, including this replica. It is at least 1.
@@ -102,9 +102,9 @@ pub struct QuotaStatement {
     pub used: u64,
     /// The amount that this replica may use by its current grant, or `used` if it has no grant.
     pub held: u64,
-    /// Increases when the replica returns a part of its grant. The grant of a replica is `held` if the generation
-    /// is newer than the generation of its last statement. Otherwise, it is the maximum of `held` and its last grant,
-    /// because the response that extended the grant may still be in transit.
+    /// A number that increases when the replica returns a part of its grant or all of it. The grant of a replica is
+    /// `held` if the generation is newer than the generation of its last statement. Otherwise, it is the maximum of
+    /// `held` and its last grant, because the reply that extended the grant may still be in transit.
     pub generation: u64,
     /// The amount in addition to `used` that a request needs. It is granted as a whole or not at all. It is 0 in a
     /// regular statement, which is never denied.
@@ -121,7 +121,7 @@ pub enum QuotaReply {
     Granted(QuotaGrant),
     /// The limit does not allow the amount that the replica needs. Its grant is not larger than before.
     Denied(QuotaGrant),
-    /// There is no link, or no response in time.
+    /// There is no link, or no valid reply in time.
     Unknown,
 }
 

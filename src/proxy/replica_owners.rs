@@ -13,7 +13,7 @@ use crate::policy::client::ClientName;
 use crate::policy::units::UnixMs;
 use crate::pool::{OwnerId, OwnershipIndex};
 
-/// Maximum number of identifiers in one lookup. Requests name one or two.
+/// Maximum number of identifiers in one lookup. Most requests name one or two.
 const MAX_IDENTIFIERS: usize = 16;
 
 /// Time for which an identifier that no replica knows is not looked up again.
@@ -36,7 +36,8 @@ impl ReplicaOwners {
     }
 
     /// Looks up the owners of the identifiers that are not in `owners` in the other replicas, all at once. Adds the
-    /// result to `owners`, and returns the updates to write. Returns `None` if no replica knows an owner.
+    /// result to `owners`, and returns the updates to write. Returns `None` if there is nothing to look up, if no
+    /// replica knows an owner, or if there is no reply in time.
     ///
     /// # Cancel safety
     ///
@@ -73,7 +74,7 @@ impl ReplicaOwners {
     }
 
     /// Looks up the account that last served a list to `client` in the other replicas. Returns `None` if no replica
-    /// knows it, or if there is no response in time.
+    /// knows it, or if there is no reply in time.
     pub(super) async fn find_list_account(&self, client: &ClientName, now: UnixMs) -> Option<OwnerId> {
         if self.absent_lists.contains(client, now) {
             return None;

@@ -1,4 +1,5 @@
-//! Defines the two results of a request: the provider's reply, and the response that the server sends to the client.
+//! Defines the two results of a request: the provider's reply, and the response to the client, with the WebSocket
+//! session that may follow it.
 
 use http::Response;
 

@@ -60,7 +60,7 @@ pub(super) struct RequestSummary {
     /// The outcome of the last attempt or of the session, or the code of an error of the proxy.
     pub(super) verdict: &'static str,
     pub(super) status: Option<u16>,
-    /// Bytes of the response body.
+    /// Bytes of the response body, or bytes that the provider sent in a WebSocket session.
     pub(super) bytes: u64,
     /// Credits charged for the request.
     pub(super) credits: u64,
@@ -70,7 +70,8 @@ pub(super) struct RequestSummary {
     pub(super) replay_loss: Option<ReplayLoss>,
     /// Time spent on attempts at the provider.
     upstream_time: Duration,
-    /// Time spent waiting for the client's body, a key or the usage queue.
+    /// Time spent waiting before and between the attempts, for the client's body, the other replicas, a key or the
+    /// usage queue.
     wait_time: Duration,
 }
 
@@ -169,7 +170,7 @@ impl RequestSummary {
         self.route = Some(route);
     }
 
-    /// Records the result of an attempt that took `elapsed` until the response head.
+    /// Records the result of an attempt that took `elapsed` until the response head or the error.
     pub(super) fn record_attempt(
         &mut self,
         record: &AttemptRecord,

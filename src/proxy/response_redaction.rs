@@ -26,7 +26,7 @@ use crate::upstream::UpstreamRequestHead;
 /// The redaction of the response to one request.
 #[derive(Debug)]
 pub(super) struct ResponseRedaction {
-    /// `None` if keys are not redacted.
+    /// Redacts keys, or is `None` if keys are not redacted.
     pub(super) redactor: Option<Arc<Redactor>>,
     hides_account_holder: bool,
     /// The base URL that replaces the provider's base URL in a WebSocket URL.

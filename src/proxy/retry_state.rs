@@ -47,12 +47,12 @@ pub(super) struct RetryState {
     features: RequestFeatures,
     last_verdict: Option<Verdict>,
     refusals: Refusals,
-    /// The route of keys that have no separate route.
+    /// The network route to the provider, of keys that have no route of their own.
     default_route: Arc<Authority>,
-    /// The routes by which this request could not be sent.
+    /// The network routes by which this request could not be sent.
     failed_routes: Vec<Arc<Authority>>,
-    /// Accounts that were overloaded, busy or failing in the last consecutive attempts. The next attempt
-    /// prefers a key of another account.
+    /// Accounts that were overloaded, failing or at their concurrency limit in the last consecutive attempts. The next
+    /// attempt prefers a key of another account.
     overloaded_accounts: Vec<OwnerId>,
 }
 

@@ -1,8 +1,9 @@
 //! Relays WebSocket sessions, from their 101 response to their end. Read `session` first.
 //!
 //! The provider accepts a handshake even with an invalid key, and reports the error in a message. Therefore,
-//! the client's opening messages are buffered until the provider sends a useful message. A refusal before
-//! that message fails the session over to the next key, and is not forwarded to the client.
+//! the client's opening messages are buffered until the provider sends a useful message. Such a message shows that the
+//! provider serves the session. A refusal before it fails the session over to the next key if possible, and is then
+//! not forwarded to the client.
 
 mod session;
 

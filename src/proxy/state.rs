@@ -1,4 +1,4 @@
-//! Holds the state that all requests share, with one connection pool per core.
+//! Holds the state that all requests share. Only the idle connections to the provider are separate for each core.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub struct Proxy<C = TcpTlsConnector> {
     pub(super) drain_expired: CancellationToken,
 }
 
-/// The part of the proxy's state that other modules also use.
+/// The part of a proxy's state that `app` creates, because other modules use it as well.
 #[derive(Clone, Debug)]
 pub struct SharedState {
     /// The current configuration.

@@ -10,8 +10,8 @@ use http::header::{HeaderName, HeaderValue};
 /// Maximum size of a chunk that is moved directly after the previous chunk. Moving a chunk is cheaper than returning
 /// a separate frame.
 const MAX_MOVED_BYTES: u64 = 16 * 1024;
-/// Maximum number of bytes of chunk extensions in one body. The decoder ignores them, so a server has no reason to send
-/// more of them.
+/// Maximum number of bytes of chunk extensions in one body. The decoder ignores the extensions, so a provider has no
+/// reason to send more of them.
 const MAX_EXTENSION_BYTES: u64 = 16 * 1024;
 /// Maximum number of bytes of the trailers of one body.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
@@ -149,7 +149,7 @@ impl ChunkDecoder {
         }
     }
 
-    /// Whether the body is complete and its trailers, if any, have been returned.
+    /// Returns whether the body is complete and its trailers, if any, have been returned.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         matches!(self.state, DecoderState::Complete(None))

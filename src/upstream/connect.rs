@@ -1,6 +1,7 @@
-//! Opens connections to the provider: resolves the host name, connects to the fastest of its addresses over TCP and
-//! performs the TLS handshake. With a forward proxy, it connects to the proxy in the same way, opens a tunnel, and
-//! performs the TLS handshake with the provider in the tunnel. It also creates the TLS configurations of clients.
+//! Opens connections to the provider: resolves the host name, connects over TCP to the first address that accepts a
+//! connection, and performs the TLS handshake. With a forward proxy, it connects to that proxy in the same way, opens a
+//! tunnel, and performs the TLS handshake with the provider in the tunnel. It also creates the TLS configurations of
+//! Keychoir's other clients, and opens the TCP connections to Redis.
 
 use std::future::Future;
 use std::io;
@@ -180,7 +181,7 @@ impl TcpTlsConnector {
         self.tls.connect(name, stream).await.map_err(ConnectError::Tls)
     }
 
-    /// Connects to the proxy and opens a tunnel to `authority`.
+    /// Connects to the forward proxy and opens a tunnel to `authority`.
     async fn open_tunnel(
         &self,
         proxy: &ForwardProxy,
@@ -331,7 +332,7 @@ mod tests {
         let connect_result = connect_any(Vec::new()).await;
         assert!(
             matches!(connect_result, Err(TcpError::Name(_))),
-            "a name without an address must not be resolved, but the result is {connect_result:?}"
+            "a name without an address must be reported as unresolved, but the result is {connect_result:?}"
         );
     }
 }

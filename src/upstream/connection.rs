@@ -28,10 +28,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 /// The stream of an upstream connection, independent of the type of its connector.
 pub type BoxedStream = Box<dyn ByteStream>;
 
-/// Maximum number of bytes of interim responses and empty lines before a response, which is enough for thousands of
-/// interim responses. An endless sequence would keep a core busy until the response timeout.
+/// Maximum number of bytes of interim responses and empty lines before a response: enough for thousands of interim
+/// responses. An endless sequence would keep a core busy until the response timeout.
 const MAX_INTERIM_BYTES: usize = 1024 * 1024;
-/// Minimum size of a read, which is enough for a head and a short response, or for a chunk of a slow stream.
+/// Minimum size of a read: enough for a head and a short response, or for a chunk of a slow stream.
 const MIN_READ_SIZE: usize = 8 * 1024;
 /// Maximum size of a read, for a fast stream. Larger buffers cost memory and did not increase the throughput.
 const MAX_READ_SIZE: usize = 128 * 1024;
@@ -63,7 +63,8 @@ pub(super) struct Connection {
     small_reads: u8,
     /// The minimum number of free bytes in the read buffer before a read. The buffer grows if it has less.
     min_free_capacity: usize,
-    /// The memory of reads larger than the minimum: the read buffer, and a chunk that the server has not written yet.
+    /// Reserves the memory of reads larger than the minimum: the read buffer, and a chunk that hyper's server has not
+    /// written to the client yet.
     reservation: BufferReservation,
 }
 
@@ -91,7 +92,7 @@ impl Connection {
         self.opened_at
     }
 
-    /// Whether the read size has grown beyond [`MAX_FIRST_READ_SIZE`], which means that the stream is fast.
+    /// Returns whether the stream is fast: its read size has grown beyond [`MAX_FIRST_READ_SIZE`].
     pub(super) fn is_fast(&self) -> bool {
         self.read_size > MAX_FIRST_READ_SIZE
     }
@@ -172,8 +173,8 @@ impl Connection {
         }
     }
 
-    /// Reads from the idle connection without waiting. Returns whether it can be used for a request, which means that
-    /// it is open and that no unexpected bytes have arrived.
+    /// Reads from the idle connection without waiting. Returns whether it can be used for a request: it is open, and no
+    /// unexpected bytes have arrived.
     pub(super) fn is_reusable(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.read_buf.is_empty() && self.poll_fill(&mut cx).is_pending()

@@ -120,11 +120,11 @@ pub struct ResponseHead {
 /// The reason why the received bytes are not a valid response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
-    /// The bytes are not HTTP.
+    /// The bytes are not a valid head of an HTTP/1 response.
     Malformed,
-    /// The head is larger than the limit.
+    /// The head has too many bytes or headers, or too many interim responses precede it.
     TooLarge,
-    /// The head contains contradictory or invalid lengths of the body.
+    /// The head declares contradictory or invalid lengths of the body, or a transfer coding in HTTP/1.0.
     Ambiguous,
     /// The body uses a transfer coding other than chunked (RFC 9112, section 6.1).
     UnsupportedCoding,
@@ -299,7 +299,7 @@ impl FramingHeaders {
         }
     }
 
-    /// Whether the headers allow another request on the connection (RFC 9112, section 9.3).
+    /// Returns whether the headers allow another request on the connection (RFC 9112, section 9.3).
     fn is_keep_alive(&self, version: Version) -> bool {
         !self.has_close && (version == Version::HTTP_11 || self.has_keep_alive)
     }
@@ -364,7 +364,7 @@ mod tests {
                 "transfer-encoding:  Chunked \r\ncontent-length: 9",
                 Ok(keep_alive(200, ResponseFraming::Chunked)),
             ),
-            // The proxy does not decode other codings, and does not forward the header that declares them.
+            // Keychoir does not decode other codings, and does not forward the header that declares them.
             ("transfer-encoding: gzip, chunked", Err(HeadError::UnsupportedCoding)),
             ("transfer-encoding: chunked, gzip", Err(HeadError::UnsupportedCoding)),
             ("transfer-encoding: gzip\r\ntransfer-encoding: chunked", Err(HeadError::UnsupportedCoding)),

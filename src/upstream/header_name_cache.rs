@@ -34,8 +34,8 @@ pub(super) fn parse_header_name(bytes: &[u8]) -> Result<HeaderName, InvalidHeade
     })
 }
 
-/// Whether two names are equal, ignoring ASCII case. The exact bytes are compared first, because most names are sent in
-/// lower case.
+/// Returns whether two names are equal, ignoring ASCII case. The exact bytes are compared first, because most names
+/// are sent in lower case.
 fn is_same_name(cached_name: &[u8], received_name: &[u8]) -> bool {
     cached_name == received_name || cached_name.eq_ignore_ascii_case(received_name)
 }

@@ -55,7 +55,7 @@ pub enum HttpClientError {
     /// TLS cannot be configured.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The HTTP library rejects the proxy.
+    /// The HTTP library rejects the forward proxy.
     #[error("the proxy {0} cannot be used")]
     Proxy(String),
 }

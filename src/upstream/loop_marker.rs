@@ -26,7 +26,7 @@ impl LoopMarker {
         &self.0
     }
 
-    /// Whether `headers` contain this marker.
+    /// Returns whether `headers` contain this marker.
     pub(super) fn is_in(&self, headers: &HeaderMap) -> bool {
         headers.get_all(HOP_HEADER).iter().any(|marker| marker.as_bytes() == self.0.as_bytes())
     }

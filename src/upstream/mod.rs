@@ -2,8 +2,8 @@
 //! far a failed attempt got. A key of a region is sent only to the authority of that region. No other module
 //! writes a key to a request head. Redirects are returned, not followed.
 //!
-//! The client implements only the part of HTTP/1.1 that the proxy needs. `docs/adr/0007-http1-client-half.md` has the
-//! reasons and measurements, and `src/upstream/tests/strictness.rs` compares the client with hyper's client. Other
+//! This HTTP client implements only the part of HTTP/1.1 that Keychoir needs. `docs/adr/0007-http1-client-half.md` has
+//! the reasons and measurements, and `src/upstream/tests/strictness.rs` compares it with hyper's client. Other
 //! modules use the submodules `connect` and `http_client` for connections to Redis and for requests to other servers.
 
 mod connect;
@@ -79,7 +79,7 @@ pub struct Settings {
     pub max_connection_duration: Duration,
 }
 
-/// The client and its connection pools. Clones share them.
+/// The HTTP client for the provider, and its connection pools. Clones share them.
 #[derive(Debug)]
 pub struct Upstream<C = TcpTlsConnector> {
     inner: Arc<Inner<C>>,
@@ -90,8 +90,8 @@ struct Inner<C> {
     connector: C,
     /// The pool of the configured authority.
     default_pool: AuthorityPool,
-    /// The pools of other regions and of keys with an own forward proxy. The first request to an authority adds its
-    /// pool.
+    /// The pools of other regions and of keys with a forward proxy of their own. The first request to an authority adds
+    /// its pool.
     other_pools: ArcSwap<Vec<AuthorityPool>>,
     settings: Settings,
     tasks: Tasks,
@@ -187,8 +187,8 @@ impl<C: Connect> Upstream<C> {
         &self.inner.reachability
     }
 
-    /// Whether this client has sent the request with the given `headers`, which means that the upstream address
-    /// leads back to Keychoir.
+    /// Returns whether this client has sent the request with the given `headers`. If it has, the upstream address leads
+    /// back to Keychoir.
     #[must_use]
     pub fn has_sent(&self, headers: &HeaderMap) -> bool {
         self.inner.loop_marker.is_in(headers)

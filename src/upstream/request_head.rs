@@ -1,6 +1,6 @@
-//! Defines the head of an upstream request before a key is added. The head is kept until the last attempt, so it can
-//! be copied, which allows the read buffer with the client's head to be freed. The head of a WebSocket handshake also
-//! decides whether a 101 response accepts the handshake.
+//! Defines the head of an upstream request before a key is added. The head is kept until the last attempt, and for the
+//! failovers of a WebSocket session. A copy of it frees the read buffer with the client's head. The head of a WebSocket
+//! handshake also decides whether a 101 response accepts the handshake.
 
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Uri};
@@ -31,14 +31,14 @@ impl UpstreamRequestHead {
         }
     }
 
-    /// Whether the request is a WebSocket handshake. A 101 response is valid only for such a request.
+    /// Returns whether the request is a WebSocket handshake. A 101 response is valid only for such a request.
     #[must_use]
     pub fn is_websocket_upgrade(&self) -> bool {
         self.headers.contains_key(UPGRADE)
     }
 
-    /// Whether a 101 response with the given `headers` accepts the WebSocket handshake. The response must name the
-    /// protocol and prove that the server has read `sec-websocket-key` (RFC 6455, section 4.1).
+    /// Returns whether a 101 response with the given `headers` accepts the WebSocket handshake. The response must name
+    /// the protocol and prove that the provider has read `sec-websocket-key` (RFC 6455, section 4.1).
     pub(super) fn is_upgraded_by(&self, headers: &HeaderMap) -> bool {
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         let expected_accept =

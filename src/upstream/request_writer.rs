@@ -66,12 +66,12 @@ where
         }
     }
 
-    /// Whether the connection has accepted a byte of the request.
+    /// Returns whether the connection has accepted a byte of the request.
     pub(super) fn has_started(&self) -> bool {
         self.has_started
     }
 
-    /// Whether the whole request is sent.
+    /// Returns whether the whole request is sent.
     pub(super) fn is_complete(&self) -> bool {
         self.body.is_none() && self.is_flushed
     }

@@ -1,6 +1,6 @@
 //! Implements the body of a response, which owns its connection. The body also sends the rest of a request whose
 //! response arrives early. A complete body returns the connection to the idle pool. A body that fails or is dropped
-//! closes the connection.
+//! closes the connection. The body of a 101 response can be converted into its connection.
 
 use std::io;
 use std::mem;
@@ -76,20 +76,20 @@ pub struct UpstreamBody<S> {
     /// Whether bytes were received after `last_received_at`. Each read sets this flag, because reading the clock takes
     /// longer.
     has_received: bool,
-    /// The error that ended the body. The body returns it after the server has written the preceding bytes.
+    /// The error that ended the body. The body returns it after hyper's server has written the preceding bytes.
     delayed_error: Option<ConnectionError>,
-    /// Whether the task has yielded after the last chunk, so that the server could write the chunk.
+    /// Whether the task has yielded after the last chunk, so that hyper's server could write the chunk.
     has_yielded: bool,
     first_chunk: FirstChunk,
 }
 
-/// The state of the first chunk of a fast response. The body is pending once after this chunk, so that the
-/// server writes it before it reads the many bytes that follow.
+/// The state of the first chunk of a fast response. The body is pending once after this chunk, so that hyper's server
+/// writes the chunk before it reads the many bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FirstChunk {
     /// The first chunk has not been received yet.
     Awaited,
-    /// The first chunk was returned to the server, but is not written yet.
+    /// The first chunk was returned to hyper's server, but is not written yet.
     Returned,
     /// The first chunk is written, or the response is not fast.
     Written,
@@ -253,7 +253,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let this = &mut *self;
-        // The server writes its buffered bytes while the body is pending.
+        // Hyper's server writes its buffered bytes while the body is pending.
         if this.first_chunk == FirstChunk::Returned {
             (this.first_chunk, this.has_yielded) = (FirstChunk::Written, true);
             cx.waker().wake_by_ref();

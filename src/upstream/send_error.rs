@@ -1,5 +1,5 @@
-//! Defines the error of an attempt that ended without a response. The error contains the progress of the attempt,
-//! which determines whether the request can be sent again.
+//! Defines the error of an attempt that ended without a usable response. The error contains the progress of the
+//! attempt. The retry policy decides by this progress whether the request can be sent again.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::{ConnectError, ConnectionError};
 use crate::policy::replay::Progress;
 
-/// The reason why an attempt ended without a response.
+/// The reason why an attempt ended without a usable response.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
@@ -58,9 +58,9 @@ pub enum SendErrorKind {
     /// No connection through the forward proxy was opened in time.
     #[error("no connection through the proxy {proxy} within {} ms", .timeout.as_millis())]
     TunnelTimeout {
-        /// The proxy without its credentials.
+        /// The forward proxy without its credentials.
         proxy: String,
-        /// The timeout for the connection to the proxy and the tunnel together.
+        /// The timeout for the connection to the forward proxy and the tunnel together.
         timeout: Duration,
     },
     /// The connection broke before the response head was complete.
@@ -82,7 +82,7 @@ pub enum SendErrorKind {
     /// The request body of the client ended early or was malformed.
     #[error("the request body of the client ended early or was malformed")]
     ClientBodyFailed,
-    /// The upstream switched protocols, although the request was not an upgrade.
+    /// The upstream switched protocols, although the request was not an upgrade or named another protocol.
     #[error("the upstream switched protocols with {0}, although the request is not an upgrade")]
     UnexpectedUpgrade(StatusCode),
 }

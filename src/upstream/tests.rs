@@ -1,4 +1,5 @@
-//! Tests the HTTP client with a provider at the other end of in-memory pipes, and with virtual time.
+//! Tests the HTTP client for the provider over in-memory pipes and with virtual time: the encoded request, the reuse of
+//! connections, timeouts and other errors of an attempt, and the framing and the flow of responses.
 
 mod strictness;
 

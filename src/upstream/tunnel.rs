@@ -1,5 +1,5 @@
 //! Opens a tunnel through a forward proxy: by CONNECT over HTTP/1.1 (RFC 9110, section 9.3.6), or by SOCKS5
-//! (RFC 1928). The proxy gets the host name of the provider and resolves it.
+//! (RFC 1928). The forward proxy receives the host name of the provider and resolves it.
 //!
 //! CONNECT is implemented here and not by a library for two reasons. Bytes that a proxy sends after the head of its
 //! response must not be used as bytes of the provider, and the error must contain the response of the proxy.
@@ -37,7 +37,8 @@ impl ForwardProxyError {
         Self { proxy: proxy.to_string(), kind }
     }
 
-    /// Whether the proxy refused the credentials, or requires credentials. Such a proxy refuses every connection.
+    /// Returns whether the proxy refused the credentials, or requires credentials. Such a proxy refuses every
+    /// connection.
     #[must_use]
     pub fn is_authentication_failure(&self) -> bool {
         match &self.kind {
@@ -187,7 +188,7 @@ impl TunnelHead {
     fn require_tunnel(&self, proxy: &ForwardProxy, target: String) -> Result<(), ForwardProxyErrorKind> {
         match self.status {
             status if status.is_success() => Ok(()),
-            // Some proxies, such as tinyproxy, refuse wrong credentials with 401, as an origin server does.
+            // Some forward proxies, such as tinyproxy, refuse wrong credentials with 401 instead of 407.
             StatusCode::UNAUTHORIZED if proxy.credentials().is_some() => {
                 Err(ForwardProxyErrorKind::CredentialsRefused("401"))
             }
@@ -219,12 +220,13 @@ fn parse_head(bytes: &[u8]) -> Result<Option<TunnelHead>, ForwardProxyErrorKind>
     Ok(Some(TunnelHead { status, accepts_basic, length }))
 }
 
-/// Whether one of the challenges in a `proxy-authenticate` header uses the scheme `Basic`.
+/// Returns whether one of the challenges in a `proxy-authenticate` header uses the scheme `Basic`.
 fn names_basic(challenges: &[u8]) -> bool {
     challenges.split(|byte| matches!(byte, b' ' | b',')).any(|word| word.eq_ignore_ascii_case(b"basic"))
 }
 
-/// Opens a tunnel to `authority` by SOCKS5 over `stream`, as [`connect`] does by CONNECT.
+/// Opens a tunnel to `authority` by SOCKS5 over `stream`, a new connection to `proxy`. The returned stream transfers
+/// bytes from and to the provider. The caller limits the duration.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! Reads a request body before an attempt sends it: the proxy searches the start of the body for the cost and the
-//! identifiers of a request, and waits for a short body before it reserves a key.
+//! Reads a request body before an attempt sends it. The `proxy` module searches the start of the body for the cost and
+//! the identifiers of the request, and waits for a short body before it reserves a key.
 
 use std::future::poll_fn;
 use std::task::{Poll, ready};
@@ -22,7 +22,7 @@ pub struct BodyStart {
     pub is_complete: bool,
 }
 
-/// The reason why the proxy stops waiting for a short body.
+/// The reason why the wait for a short body ends before the body is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowUploadError {
     /// The client sent no bytes within the idle timeout.

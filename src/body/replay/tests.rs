@@ -1,4 +1,5 @@
-//! Tests the replay of a request body: attempts, limits of the buffer, and slow clients.
+//! Tests the replay of a request body: the bytes and the declared length of each attempt, the reading ahead, the limits
+//! of the buffer in memory and on disk, bodies that fail or are released, and the timeouts for slow clients.
 
 use std::collections::VecDeque;
 use std::task::Waker;

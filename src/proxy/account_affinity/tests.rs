@@ -1,4 +1,5 @@
-//! Tests that the owner of a voice, as other replicas have recorded it, pins a request to its account.
+//! Tests the lookup of a voice's owner in other replicas. An owner that another replica has recorded pins the request
+//! to its account, but only if this replica has a key of that account.
 
 use http::Request;
 use http::header::HOST;
@@ -38,7 +39,7 @@ async fn a_voice_that_another_replica_has_recorded_pins_the_request_to_its_accou
     fake_replicas.record_owner(affinity.identifiers.path[0], &owner);
     let found_owner =
         affinity.find_named_owner(&roster, &owners, Some(&replicas), &not_found_cache).await.unwrap();
-    assert_eq!(found_owner, Some((ResourceKind::Voice, owner.clone())));
+    assert_eq!(found_owner, Some((ResourceKind::Voice, owner.clone())), "the recorded owner must be found");
     assert!(matches!(&*affinity.updates, [OwnershipUpdate::Recorded(entry)] if entry.owner == owner));
     let is_missing = not_found_cache.contains(&affinity.identifiers, clock::now());
     assert!(!is_missing, "a known owner must clear the cached 404 response");

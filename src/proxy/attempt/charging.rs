@@ -36,7 +36,8 @@ impl Attempt {
         self.record.quota.add(quota_charge);
     }
 
-    /// Charges an attempt without a response. A request that was sent may have been served.
+    /// Charges an attempt without a response. A request that was sent may have been served, unless it is a WebSocket
+    /// handshake.
     pub(super) fn charge_without_response(&mut self, is_sent: bool, now: UnixMs) {
         let may_be_served = is_sent && self.pending_charge == PendingCharge::Response;
         let outcome = if may_be_served { ChargeOutcome::Unknown } else { ChargeOutcome::Unsent };
@@ -44,8 +45,8 @@ impl Attempt {
         self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Makes the charge that is pending at the end of the attempt, because the client disconnected before the
-    /// response head arrived, or because a session ended.
+    /// Makes the charge that is pending at the end of the attempt, because the attempt ended before the response head
+    /// arrived, or because a session ended.
     pub(super) fn charge_pending(&mut self) {
         let now = clock::now();
         match self.pending_charge {

@@ -145,8 +145,8 @@ impl Attempt {
     }
 
     /// Records the end of a session: its outcome, and the numbers of bytes that were sent to the provider and
-    /// received from it, in this order. Returns the usage record. `outcome` is `None` if the session failed over,
-    /// because its outcome has already been recorded.
+    /// received from it, in this order. Returns the usage record. `outcome` is `None` if the session ends during a
+    /// failover, because the outcome of this attempt has already been recorded.
     pub(in crate::proxy) fn record_end(
         &mut self,
         outcome: Option<Outcome>,

@@ -35,8 +35,8 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    /// Calls `take`, which takes an amount from the client's quota. If other replicas share the quota and the grant
-    /// of this replica is insufficient, requests a larger grant from them first.
+    /// Calls `take` with the permit of the client's quota, from which it takes an amount. If other replicas share the
+    /// quota and the grant of this replica is insufficient, requests a larger grant from them, and calls `take` again.
     pub(super) async fn take_from_client(
         &self,
         now: UnixMs,
@@ -127,8 +127,8 @@ impl ClientPermit {
         std::iter::once((&self.client, QuotaOwner::Client)).chain(user)
     }
 
-    /// Returns the owner of the quota that does not let a running session use more credits. A session may use
-    /// more if some are reserved for it or left in the quota.
+    /// Returns the owner of the quota that does not let a running session use more credits. A session may use more
+    /// credits if some are reserved for the session or left in the quota.
     pub(in crate::proxy) fn exhausted_quota(&self, now: UnixMs) -> Option<QuotaOwner> {
         if !self.client.may_spend(now) {
             return Some(QuotaOwner::Client);

@@ -26,9 +26,10 @@ pub struct ClientActivity {
     pub client: ClientName,
     /// The number of requests in progress.
     pub running: u32,
-    /// The largest number of concurrent requests since the last report, including refused requests.
+    /// The number of concurrent requests that the client wants: their largest number since the last report, or if it is
+    /// larger, the sum of the running requests and the requests that were refused since then.
     pub demand: u32,
-    /// The configured concurrency limit of all replicas together.
+    /// The configured concurrency limit of all replicas together, or `None` if there is no limit.
     pub max_concurrent: Option<u32>,
     /// Whether the client sent a request in the last minute.
     pub is_recent: bool,

@@ -57,7 +57,7 @@ impl AdmissionRequest {
     }
 }
 
-/// The limit of a client that its request exceeds.
+/// The limit of a client, or of its end user, that a request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientLimitExceeded {
     /// The client has reached its concurrency limit.
@@ -90,15 +90,16 @@ pub enum ClientLimitExceeded {
         /// Maximum number of requests of unknown price in progress.
         max: u32,
     },
-    /// The client has a quota, and the response would let it use the provider outside of that
-    /// quota.
+    /// The client or each of its users has a quota, and the response would let the client use the provider outside of
+    /// that quota.
     #[error("the client has a quota and may not request direct access")]
     DirectAccess,
 }
 
-/// The party whose quota is exhausted.
+/// The owner of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum QuotaOwner {
+    /// The client that sends the request.
     Client,
     /// The end user that the request names.
     User,

@@ -1,5 +1,6 @@
-//! Decides how much of one shared quota this replica may use, from its grant and the usage of the other replicas. All
-//! decisions are pure functions that take the current time as an argument.
+//! Decides how much of one shared quota this replica may use, from its grant and the usage of the other replicas. Also
+//! creates the statements of this usage and applies the replies to them. The caller passes the current time, and
+//! provides the lock and the link to the other replicas.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ pub(super) enum GrantUse {
 /// A reply that refused to extend the grant.
 #[derive(Clone, Copy, Debug)]
 struct GrantRefusal {
-    /// The smallest amount that was refused.
+    /// The amount that was refused. Larger amounts are refused as well.
     needed: u64,
     valid_until: Instant,
 }
@@ -193,7 +194,8 @@ impl SharedQuota {
         self.generation += 1;
     }
 
-    /// Returns the statement of the usage of this quota.
+    /// Returns the statement in which this replica reports its usage of the quota, and the amounts that it needs and
+    /// wants.
     pub(super) fn statement(
         &self,
         key: QuotaKey,

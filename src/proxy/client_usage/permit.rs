@@ -112,8 +112,8 @@ impl QuotaPermit {
     ///
     /// # Errors
     ///
-    /// Fails when the quota of all replicas is insufficient. Without a reply in time, fails when the share of this
-    /// replica is insufficient.
+    /// Fails when the quota of all replicas is insufficient, or when `take` fails for a reason other than the grant.
+    /// Without a reply in time, fails when the share of this replica is insufficient.
     pub(super) async fn with_grant<T: Send>(
         &self,
         now: UnixMs,
@@ -221,7 +221,7 @@ impl QuotaPermit {
     ) -> Result<(), ReservationRefused> {
         let mut state = self.state();
         if let Some(quota) = self.credit_quota() {
-            // Another attempt to reserve credits counts the request once.
+            // A second call for the same request does not count it again.
             let is_counted = std::mem::replace(&mut state.is_unpriced, true);
             if !is_counted && self.counters.unpriced_in_progress.fetch_add(1, Ordering::AcqRel) >= max {
                 return Err(ReservationRefused::Unpriced { max });

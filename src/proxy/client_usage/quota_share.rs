@@ -1,6 +1,7 @@
 //! Enforces a quota of a client or of a user that all replicas of the pool share. Requests use the grant of this
 //! replica without waiting. Only a request for which the grant is insufficient waits for a lookup in the other
-//! replicas, which may extend the grant.
+//! replicas, which may extend the grant. Also prepares the regular statements, in which this replica reports its usage
+//! of the quota and returns the part of its grant that it does not need.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};

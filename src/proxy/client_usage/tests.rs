@@ -1,5 +1,6 @@
-//! Tests the limits of clients: quotas, concurrent requests and rate limits, on one replica. `replicas` tests shared
-//! limits.
+//! Tests the limits of clients on one replica: quotas, concurrent requests, rate limits and direct access. Also tests
+//! the charges and refunds of requests and sessions, and that a reload or a restart keeps the usage. `replicas` tests
+//! shared limits.
 
 mod replica_pool;
 mod replicas;
@@ -90,7 +91,7 @@ fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
 }
 
 #[test]
-fn only_a_served_request_is_charged() {
+fn only_a_request_that_may_have_been_served_is_charged() {
     let usage = app_usage();
     let rules = rules_with_quota(3, QuotaUnit::Requests, Period::Total);
     for _ in 0..2 {
@@ -156,7 +157,7 @@ fn an_unreported_price_charges_the_reservation() {
 }
 
 #[test]
-fn a_reported_price_replaces_the_estimate() {
+fn a_reported_price_is_charged_unless_the_client_uses_its_own_key() {
     let usage = app_usage();
     let permit = admit_at(&usage, &credit_rules(10), FREE, NOW).unwrap();
     assert_eq!(
@@ -184,7 +185,7 @@ fn unpriced_requests_are_limited_and_charged() {
         "requests of known price must be admitted"
     );
     first.charge(ChargeOutcome::Served, None, NOW);
-    // The session may still run, so its price is charged.
+    // The second request reserves the rest of the quota. It may have been served, so the whole amount is charged.
     let second = unpriced().unwrap();
     check_used(&usage, 2, 1_500);
     second.charge(ChargeOutcome::Unknown, None, NOW);
@@ -223,7 +224,7 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
     assert_eq!(session.charge_up_to(60, NOW), Charge { requests: 0, credits: 60 });
     ready(session.reserve(100, NOW)).unwrap();
     assert!(ready(session.reserve(101, NOW)).is_err());
-    assert_eq!(session.exhausted_quota(NOW), None, "reserved credits may be charged");
+    assert_eq!(session.exhausted_quota(NOW), None, "the session must be able to use its reserved credits");
     session.charge_up_to(100, NOW);
     assert_eq!(session.exhausted_quota(NOW), Some(QuotaOwner::Client));
     assert_eq!(session.charge(ChargeOutcome::Served, None, NOW), Charge::default());
@@ -437,7 +438,8 @@ proptest! {
             // Two requests of unknown price may each exceed the quota by their reservations.
             prop_assert!(
                 charged <= used_credits && used_credits <= QUOTA + 200,
-                "{} credits are charged and {} are used", charged, used_credits
+                "the {} used credits must include the {} charged credits and exceed the quota by at most 200",
+                used_credits, charged
             );
         }
         drop(in_progress);

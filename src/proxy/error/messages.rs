@@ -1,5 +1,5 @@
-//! Builds the error responses whose status or message depends on the details of an error: unavailable keys,
-//! exceeded client limits and upstream failures.
+//! Builds the error responses whose status or message depends on the details of an error: unavailable keys, exceeded
+//! limits of a client or user, resources of two accounts, and requests that failed while they were sent.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) struct ErrorResponse {
     pub(super) retry_after_s: Option<u64>,
 }
 
-/// The fixed start of the message for an exhausted pool.
+/// The fixed start of the message for a pool whose keys are exhausted or rate limited.
 const POOL_EXHAUSTED: &str = "All ElevenLabs API keys are exhausted or rate limited";
 /// `Retry-After` while all concurrency slots are in use, or while a client or user has its maximum number of requests
 /// in progress: about the time until a request ends.
@@ -256,7 +256,8 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
     }
 }
 
-/// Returns the response to a request that ElevenLabs did not receive or did not respond to.
+/// Returns the response to a request that could not be sent, whose body failed, or to which ElevenLabs sent no usable
+/// response.
 pub(super) fn upstream_error_response(failure: &SendError) -> ErrorResponse {
     let bad_gateway =
         |code, message: &str| ErrorResponse::new(StatusCode::BAD_GATEWAY, "bad_gateway", code, message);

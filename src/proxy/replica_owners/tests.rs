@@ -1,4 +1,6 @@
-//! Tests lookups in other replicas, with fake replicas that share one table.
+//! Tests that owners and list accounts that one replica records are found by others, that a removal applies to all
+//! replicas, and that a lookup without a result is not repeated for its TTL. [`FakeReplicas`] share one table. The
+//! tests of `account_affinity` use them as well.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -28,7 +30,7 @@ impl FakeReplicas {
         self.lookups.load(Ordering::Acquire)
     }
 
-    /// Counts a lookup, and returns its result. Broken links return [`LookupResult::Unknown`].
+    /// Counts a lookup, and returns its result. While the link is down, the result is [`LookupResult::Unknown`].
     fn reply<T>(&self, lookup_result: LookupResult<T>) -> LinkFuture<'_, LookupResult<T>>
     where
         T: Send + 'static,
@@ -143,7 +145,11 @@ async fn an_identifier_without_an_owner_is_looked_up_once_in_ten_seconds() {
             replica.find(&speech_identifiers("premade"), NOW.plus(Duration::from_secs(second))).await,
             None
         );
-        assert_eq!(fake_replicas.lookup_count(), lookups, "the number of lookups after {second} s");
+        assert_eq!(
+            fake_replicas.lookup_count(),
+            lookups,
+            "{lookups} lookups must be sent up to second {second}"
+        );
     }
     fake_replicas.is_down.store(true, Ordering::Release);
     for lookups in [3, 4] {

@@ -22,7 +22,7 @@ pub(super) const MAX_READ_SIZE: usize = 16 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct ReadBuffer {
     pub(super) bytes: BytesMut,
-    /// `None` for an unknown protocol, whose bytes are all forwarded.
+    /// Validates the frames, or is `None` for an unknown protocol, whose bytes are all forwarded.
     validator: Option<Box<FrameValidator>>,
 }
 
@@ -46,7 +46,7 @@ pub(super) enum ReadResult {
     Bytes,
     /// All bytes were dropped, because they followed a close frame or a violation.
     Dropped,
-    /// The connection has ended.
+    /// The connection was closed, or the read failed.
     Disconnected,
 }
 

@@ -1,5 +1,5 @@
-//! Forwards the client's frames to the provider. Credentials in messages are blanked. All other bytes remain
-//! unchanged. Messages that are charged by their characters are held until a key and credits are reserved for them.
+//! Forwards the client's frames to the provider, blanks credentials in their messages, and counts the characters and
+//! the audio in them. Messages that are charged by their characters are held until a key and credits are reserved.
 
 use std::mem;
 
@@ -55,7 +55,7 @@ struct PendingMessage {
     is_binary: bool,
     /// Whether a frame of the message was forwarded or staged.
     has_output: bool,
-    /// Whether the message is not a JSON object, and is forwarded unchanged.
+    /// Whether the message is forwarded unchanged, because it cannot be read or is not a JSON object.
     is_opaque: bool,
 }
 
@@ -73,11 +73,11 @@ impl PendingMessage {
 /// The result of processing the client's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
-    /// All complete frames were forwarded.
+    /// No message is held, and more bytes are needed.
     Forwarded,
     /// A complete message is held until it is [released](ClientToUpstream::release_message).
     Held(ChargedContent),
-    /// The client sent an invalid frame or message.
+    /// The client sent an invalid or too large message.
     Refused(Violation),
 }
 

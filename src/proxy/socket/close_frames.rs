@@ -1,4 +1,4 @@
-//! Encodes the frames with which the proxy ends a session: close frames, and errors in the provider's format.
+//! Encodes the frames with which Keychoir ends a session: close frames, and errors in the provider's format.
 
 use bytes::BytesMut;
 use serde_json::json;
@@ -19,9 +19,8 @@ pub(super) const TRY_AGAIN_LATER: u16 = 1013;
 /// data that a client chooses.
 pub(super) const CLOSE_FRAME_MASK: [u8; 4] = [0x4b, 0x65, 0x79, 0x63];
 
-/// Appends an error of the proxy in the provider's format: a message and a close frame. The message has the
-/// fields of a text-to-speech error, and the field that contains the kind of a message in the session's
-/// protocol.
+/// Appends an error of Keychoir in the provider's format: a message and a close frame. The message has the fields of a
+/// text-to-speech error, and the field that contains the kind of a message in the session's protocol.
 pub(super) fn put_refusal(output: &mut BytesMut, dialect: Dialect, code: &str, message: &str) {
     let mut error = json!({ "message": message, "error": code, "code": POLICY_VIOLATION });
     match dialect {

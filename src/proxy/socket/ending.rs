@@ -1,4 +1,5 @@
-//! Ends a session: writes its usage record and its access log, and sends the close frames to both sides.
+//! Ends a session: writes its usage record and its access log, queues a conversation whose cost is unknown, and sends
+//! close frames to both sides if the reason for the end requires them.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
@@ -19,7 +20,7 @@ use crate::upstream::Connect;
 pub(super) const LAST_FRAMES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<C: Connect> Session<C> {
-    /// Ends the session: writes the usage record and the access log, and sends close frames to both sides.
+    /// Ends the session for `reason`. Writes the usage record and the access log before it sends the last frames.
     pub(super) async fn finish<S>(mut self: Box<Self>, reason: SessionEnd, mut client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin,

@@ -1,5 +1,6 @@
-//! Fails a session over to another key, if the provider refuses the current key or disconnects before it has sent a
-//! useful message. The client's opening messages are sent again.
+//! Fails a session over to another key, if the provider refuses the current key, disconnects or violates the protocol
+//! before it has sent a useful message. The client's opening messages are sent again. `speech` also changes the key in
+//! this way when another key is reserved for a text.
 
 use tokio::time::timeout;
 

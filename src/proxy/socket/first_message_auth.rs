@@ -1,5 +1,5 @@
-//! Authenticates a client by the first message of its WebSocket, for clients that cannot send a token elsewhere. The
-//! proxy accepts the handshake itself, so it sends errors as WebSocket messages and not as HTTP responses.
+//! Accepts the handshake of a client without a token, and reads the token from the first message of its WebSocket, for
+//! clients that cannot send a token elsewhere. `upgrade` then authenticates the client and connects to the provider.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl<C> FirstMessageAuth<C> {
 ///
 /// # Errors
 ///
-/// Returns the reason if the client disconnects, sends a close frame or violates the protocol.
+/// Returns the reason if the client disconnects, sends a close frame, violates the protocol or sends too many bytes.
 pub(super) async fn read_token<S: AsyncRead + Unpin>(
     client: &mut S,
     from_client: &mut ReadBuffer,

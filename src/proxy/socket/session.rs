@@ -68,7 +68,8 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) to_client: SendBuffer,
     pub(super) client_to_upstream: ClientToUpstream,
     pub(super) upstream_to_client: UpstreamToClient,
-    /// The client's messages so far, for a failover, or `None` if they are too long or the session cannot fail over.
+    /// The client's messages so far, for a failover. `None` means that the session cannot fail over: the client's own
+    /// key is used, the provider serves the session, or the messages exceed a limit.
     pub(super) opening_messages: Option<Vec<u8>>,
     pub(super) speech: SpeechTracker,
     /// The time at which the current failover started.
@@ -104,7 +105,7 @@ pub(super) enum SessionEvent {
     HeldMessage(ChargedContent),
     /// The pending reservation has completed.
     Reserved(ReservationResult),
-    /// The provider has sent a message or a close frame that changes the session's state.
+    /// The provider has sent a message or a close frame that may change the session's state.
     Upstream(UpstreamEvent),
     /// Speech generation has been idle for its timeout.
     SpeechIdle,

@@ -21,17 +21,17 @@ pub(super) enum SessionEnd {
     Idle,
     /// The session has reached its maximum duration.
     MaxDuration,
-    /// The credit quota of the client, or of the user that it named, is used up.
+    /// The credit quota of the client, or of the user that it named, is exhausted or insufficient for the next text.
     QuotaExceeded(QuotaOwner),
     /// The buffer budget is exhausted.
     BuffersFull,
-    /// The client has sent a close frame that cannot be forwarded, because the session is waiting or the provider
-    /// accepts no more bytes.
+    /// The client has sent a close frame that cannot be forwarded, because the session waits, the client is not
+    /// authenticated yet, or the provider accepts no more bytes.
     ClientClosed {
         /// The close code, or 1005 if the close frame has none.
         code: u16,
     },
-    /// A side has sent an invalid frame or message.
+    /// A side has sent an invalid frame or message, or the client has sent more bytes than the session may buffer.
     Violated(Violation, SessionSide),
 }
 

@@ -46,7 +46,7 @@ impl<C: Connect> Session<C> {
     }
 
     /// Charges the session's duration so far, and returns the owner of a credit quota that has no credits left.
-    /// A quota of requests does not end a session, which was counted when it started.
+    /// A quota of requests does not end a session, because the session was counted when it started.
     pub(super) fn exhausted_quota(&mut self) -> Option<QuotaOwner> {
         self.pooled.as_ref()?;
         self.attempt.charge_duration()

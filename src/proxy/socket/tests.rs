@@ -1,5 +1,6 @@
-//! Tests the forwarding of the client's frames to the provider, with streams that are split at any position.
-//! `upstream_to_client` tests the other direction.
+//! Tests the forwarding of the client's frames to the provider, with streams that are split at any position: blanked
+//! credentials, held messages, counted characters and audio, and bounded memory. Also tests that a written frame can
+//! be read. `upstream_to_client` tests the other direction.
 
 mod upstream_to_client;
 
@@ -146,7 +147,11 @@ fn a_long_message_that_is_not_an_object_keeps_its_content() {
         for size in [100, MAX_FRAME_PART, MAX_FRAME_PART + 1, 100_000] {
             let (forwarded, _) = forward_to_upstream(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
             let expected = [(opcode, text.clone().into_bytes()), (Opcode::Ping, b"?".to_vec())];
-            assert_eq!(parse_messages(&forwarded), expected, "the content of chunks of {size} bytes");
+            assert_eq!(
+                parse_messages(&forwarded),
+                expected,
+                "chunks of {size} bytes must keep their content"
+            );
         }
     }
 }
@@ -255,7 +260,7 @@ fn text_is_counted_in_messages_of_any_length_and_fragmentation() {
                 assert_eq!(
                     count_content(Dialect::Speech, split_into_chunks(&bytes, size)),
                     CountedContent { characters: 80_021, audio_bytes: 0, violation: None },
-                    "the content after {padding} spaces"
+                    "the text after {padding} spaces must be counted in chunks of {size} bytes"
                 );
             }
         }
@@ -286,7 +291,10 @@ fn audio_is_counted_while_it_is_forwarded() {
     assert_eq!(counted, CountedContent { characters: 0, audio_bytes, violation: None });
     let CountedContent { audio_bytes, .. } =
         count_content(Dialect::Transcription, split_into_chunks(&bytes[..MAX_SIZE], 16_384));
-    assert!(audio_bytes >= 700_000, "{audio_bytes} bytes of audio are counted in an incomplete message");
+    assert!(
+        audio_bytes >= 700_000,
+        "the audio of an incomplete message must be counted, not {audio_bytes} bytes"
+    );
 }
 
 #[test]

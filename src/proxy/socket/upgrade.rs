@@ -52,8 +52,8 @@ impl<C: Connect> AcceptedSession<C> {
 impl<C: Connect> UnauthenticatedSession<C> {
     /// Waits for the token and processes the request with it. Returns `None` after an error was sent to the client.
     ///
-    /// A disconnect, a close frame or a protocol violation of the client cancels the processing of the
-    /// request.
+    /// The processing of the request is cancelled if the client disconnects, sends a close frame, violates the protocol
+    /// or sends too many bytes, or if the drain timeout expires.
     async fn authenticate<S>(self, mut client: S, early_bytes: Bytes) -> Option<AuthenticatedSession<C, S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -126,6 +126,6 @@ impl<C: Connect> UnauthenticatedSession<C> {
 enum AuthFailure {
     /// The request is refused.
     Refused(ProxyError),
-    /// The client has sent a close frame, disconnected or violated the protocol.
+    /// The client has sent a close frame, disconnected or violated the protocol, or its bytes exceed a buffer limit.
     SessionEnded(SessionEnd),
 }

@@ -23,7 +23,8 @@ pub(super) struct UpstreamToClient {
     redactor: Option<Arc<Redactor>>,
     /// Whether frames are forwarded immediately instead of being held.
     pub(super) is_open: bool,
-    /// Whether a useful message was received. After it, only refusals are reported.
+    /// Whether a useful message was received, or the protocol is unknown. After that, only refusals and close frames
+    /// are reported.
     pub(super) is_served: bool,
     /// Frames that are held back from the client.
     held: BytesMut,
@@ -32,7 +33,7 @@ pub(super) struct UpstreamToClient {
     pub(super) is_in_message: bool,
     /// Whether the current message is readable text.
     is_text: bool,
-    /// The current message so far, or `None` if it is too long for a refusal.
+    /// The current message so far, or `None` if it is binary or too long for a refusal.
     message_text: Option<Vec<u8>>,
     /// The end of the forwarded part of the current message, if a key may start in it.
     partial_key: Vec<u8>,

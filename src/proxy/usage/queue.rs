@@ -1,5 +1,6 @@
-//! Queues usage records between the requests and the thread that writes the usage store, up to a maximum number.
-//! Senders do not contend with each other, and the writer is woken only for a full batch, or if it is idle.
+//! Queues usage records and ownership updates between the requests and the thread that writes the usage store. While
+//! the queue has its maximum length, no permit for another entry is issued. Senders do not contend with each other, and
+//! the writer is woken only for a full batch, if it is idle, or when the last sender is dropped.
 //!
 //! Each thread fills its own batch, and the writer takes all batches together. The lock of a batch is
 //! contended only while the writer takes it.

@@ -37,7 +37,7 @@ impl OwnershipUpdate {
     }
 }
 
-/// The usage record of one attempt. It contains no text, API keys or tokens.
+/// The usage record of one attempt. It contains neither the text of the request nor a token.
 #[derive(Clone, Debug)]
 pub struct AttemptRecord {
     /// Unique ID of the record. A second delivery with the same ID updates the same record.
@@ -64,9 +64,9 @@ pub struct AttemptRecord {
     pub status: Option<u16>,
     /// The result of the attempt.
     pub outcome: Outcome,
-    /// Bytes of the request body sent to the provider.
+    /// Bytes of the request body sent to the provider, or bytes that the client sent in a WebSocket session.
     pub request_bytes: u64,
-    /// Bytes of the response body relayed to the client.
+    /// Bytes of the response body relayed to the client, or bytes that the provider sent in a WebSocket session.
     pub response_bytes: u64,
     /// The provider's model ID, if the request named a model and was served.
     pub model: Option<Arc<str>>,
@@ -82,7 +82,7 @@ pub struct AttemptRecord {
     pub credits_from: CreditSource,
     /// The charge of the attempt to the client's quota.
     pub quota: QuotaCharge,
-    /// Time from the start of the attempt to the response head.
+    /// Time from the start of the attempt to the response head, or to the first useful message of a WebSocket session.
     pub first_byte: Option<Duration>,
     /// Time from the start of the attempt to its end.
     pub total: Duration,
@@ -139,7 +139,7 @@ impl QuotaCharge {
 pub enum CreditSource {
     /// The provider reported the credits.
     Reported,
-    /// The provider did not report the credits. The value is the estimate that was reserved.
+    /// The provider did not report the credits. They are estimated from the request, or from the text of a session.
     Estimate,
     /// The attempt cost nothing.
     Free,

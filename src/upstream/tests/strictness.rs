@@ -1,7 +1,7 @@
 //! Compares this HTTP client with hyper's client. From the same response bytes, split anywhere, both clients must
 //! return the same status, version, reason, headers, body and trailers, and both must complete or both must fail. If
 //! two parsers disagree about the end of a response, an attacker can make one of them take the rest for another
-//! response. [`strictness_reason`] lists the responses that only this client rejects.
+//! response. [`strictness_reason`] lists the responses that only this client rejects. Hyper's client must accept them.
 
 use std::sync::Mutex;
 
@@ -13,7 +13,7 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
-/// The result that a client returns for the bytes of a server.
+/// The result that an HTTP client returns for the bytes of a provider.
 #[derive(Debug, PartialEq, Eq)]
 enum DecodeOutcome {
     /// The client returned an error before a complete response head.
@@ -92,7 +92,7 @@ where
     DecodeOutcome::Response(received_response)
 }
 
-/// Returns the outcome of hyper's client for a server that sends `text`.
+/// Returns the outcome of hyper's client for a provider that sends `text`.
 async fn hyper_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
@@ -116,7 +116,7 @@ impl Connect for SingleConnector {
     }
 }
 
-/// Returns the outcome of this client for a server that sends `text`.
+/// Returns the outcome of this HTTP client for a provider that sends `text`.
 async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
@@ -136,10 +136,10 @@ async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutc
 /// The reason why this client rejects a response that hyper's client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StrictnessReason {
-    /// Hyper does not decode other codings than chunked. The client would receive such a body without the header that
-    /// declares its coding.
+    /// Hyper does not decode other codings than chunked. Keychoir's client would receive such a body without the header
+    /// that declares its coding.
     UnsupportedCoding,
-    /// A 101 response to a request that is not an upgrade would give the client control of the connection.
+    /// A 101 response to a request that is not an upgrade would give Keychoir's client control of the connection.
     UnexpectedUpgrade,
     /// Hyper accepts heads of 400 KiB. The heads of the provider have a few kilobytes.
     LargeHead,
@@ -156,7 +156,7 @@ fn strictness_reason(text: &[u8]) -> Option<StrictnessReason> {
     }
 }
 
-/// Whether a response has a transfer coding other than `chunked`, or more than one.
+/// Returns whether a response has a transfer coding other than `chunked`, or more than one.
 fn has_unsupported_coding(text: &[u8]) -> bool {
     let name = b"transfer-encoding:";
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);

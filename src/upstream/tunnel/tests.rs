@@ -1,4 +1,5 @@
-//! Tests tunnels through forward proxies. The proxy of a test is at the other end of an in-memory pipe.
+//! Tests tunnels through forward proxies by CONNECT and SOCKS5: the request, the credentials, refusals and other
+//! errors, and any response of a proxy. The proxy of a test is at the other end of an in-memory pipe.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ fn authority() -> Authority {
     Authority::new(Scheme::Https, "api.example", 443, "").unwrap()
 }
 
-/// Maximum duration of opening a tunnel. It is far above the usual duration, so that only a test that hangs exceeds it.
+/// Maximum duration of opening a tunnel. Opening takes far less time, so only a test that hangs exceeds it.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The user and the password of a proxy with credentials.
@@ -143,7 +144,7 @@ async fn the_error_of_a_refused_authentication_names_the_correction() {
         "the proxy http://proxy.corp:3128 refuses the configured user and password (401): correct them in \
          `proxy` or `proxy_file`",
     );
-    // The header contains other challenges than Basic.
+    // The header offers Basic after another challenge.
     let (_, tunnel_result) =
         open_http_tunnel(&proxy(None), &authority(), &[challenge("NTLM, Basic realm=x").as_bytes()]).await;
     assert!(

@@ -1,5 +1,6 @@
-//! Simulates a pool of replicas in memory: it divides quotas into grants like `quotas.lua`, and makes the regular
-//! exchange of each replica.
+//! Simulates a pool of replicas in memory for the tests in `replicas`. The pool divides quotas into grants by the rules
+//! of the Redis script `quotas.lua`, loses its data, or does not reply. Each test replica sends requests and makes the
+//! regular exchange.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -39,7 +40,7 @@ impl ReplicaPool {
         self.quotas.lock().unwrap()
     }
 
-    /// Returns the reply to a statement of `replica`, as `quotas.lua` does.
+    /// Returns the reply to a statement of `replica`, by the rules of `quotas.lua`.
     fn reply(&self, replica: usize, replicas: u32, statement: &QuotaStatement) -> QuotaReply {
         let now = clock::instant();
         let mut quotas = self.lock();

@@ -1,4 +1,5 @@
-//! Tests limits that several replicas share, with a pool of replicas in memory and virtual time.
+//! Tests limits that several replicas share, with a pool of replicas in memory: exact quotas of clients and users,
+//! grants that are extended, given up or expired, missing replies, sessions, rate limits and concurrency limits.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -100,7 +101,7 @@ fn a_thousand_concurrent_requests_over_three_replicas_are_exactly_a_thousand() {
         tasks.wait_until_ended().await;
         assert_eq!(served.load(Ordering::Acquire), 1_000);
         let lookups = pool.lookups.load(Ordering::Acquire);
-        assert!(lookups < 500, "waiting requests must share a reply: {lookups} lookups");
+        assert!(lookups < 500, "waiting requests must share a reply, but there were {lookups} lookups");
     });
 }
 
@@ -124,7 +125,7 @@ async fn not_every_request_looks_up_an_exhausted_quota() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_errors_of_a_shared_quota_are_those_of_one_machine() {
+async fn a_shared_quota_has_the_errors_of_a_single_replica() {
     let rules = credit_rules(1_000);
     let alone = app_usage();
     let (_, replicas) = start_replicas(3, &rules, &[]);
@@ -141,7 +142,7 @@ async fn the_errors_of_a_shared_quota_are_those_of_one_machine() {
         assert_eq!(
             replicas[replica].spend(&rules, amount, NOW).await,
             expected,
-            "{amount} credits must have the same result as on one machine"
+            "{amount} credits must have the same result as on a single replica"
         );
         tokio::time::advance(Duration::from_secs(1)).await;
     }
@@ -164,7 +165,7 @@ async fn an_unused_grant_is_given_up_for_the_other_replicas() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_replica_gives_up_its_grant_and_sends_no_statement() {
+async fn an_idle_replica_gives_up_its_grant_and_sends_few_statements() {
     let rules = request_rules(1_000);
     let (_, replicas) = start_replicas(2, &rules, &[]);
     replicas[0].exchange(StatementScope::Active, NOW);
@@ -173,7 +174,11 @@ async fn an_idle_replica_gives_up_its_grant_and_sends_no_statement() {
     for (recent_use, held) in [("in the last interval", 5), ("two intervals ago", 1), ("earlier", 1)] {
         let statements = replicas[0].usage.quota_statements(StatementScope::Active, NOW);
         let held_amounts: Vec<u64> = statements.iter().map(|statement| statement.held).collect();
-        assert_eq!(held_amounts, [held], "the held amount of a client that was used {recent_use}");
+        assert_eq!(
+            held_amounts,
+            [held],
+            "the replica must hold {held} for a quota that was used {recent_use}"
+        );
     }
     tokio::time::advance(Duration::from_secs(29)).await;
     assert_eq!(replicas[0].exchange(StatementScope::Active, NOW), 1);
@@ -340,7 +345,8 @@ async fn a_request_of_unknown_price_reserves_the_credits_left_at_all_replicas() 
     let reserved =
         |replica: &TestReplica| replica.usage.by_name[&app_name()].usage.credits.used(Period::Total, NOW);
     assert_eq!(reserved(&replicas[0]), 1_000);
-    assert!((1..=500).contains(&reserved(&replicas[1])), "{} credits are reserved", reserved(&replicas[1]));
+    let reserved = reserved(&replicas[1]);
+    assert!((1..=500).contains(&reserved), "1 to 500 credits must be reserved, not {reserved}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,7 +359,11 @@ async fn a_session_uses_the_credits_of_all_replicas_until_they_are_exhausted() {
     for total in [100, 300, 600] {
         session.charge_up_to(total, NOW);
         exchange_and_advance(&replicas, Duration::from_secs(1)).await;
-        assert_eq!(session.exhausted_quota(NOW), None, "{total} credits must be used");
+        assert_eq!(
+            session.exhausted_quota(NOW),
+            None,
+            "the session must be able to use more than {total} credits"
+        );
     }
     assert!(replicas[1].spend(&rules, 401, NOW).await.is_err());
     // The first replica gives up the credits that the session does not use.
@@ -554,8 +564,8 @@ proptest! {
         prop_assert!(run_paused(steps, 1_000) <= 1_000);
     }
 
-    /// Without replies, each replica uses at most its share of the remaining amount, which is at most a third of the
-    /// quota.
+    /// Without replies, each replica uses at most its share of the remaining amount. A share is at most a third of the
+    /// quota, rounded up.
     #[test]
     fn without_replies_the_quota_is_exceeded_by_the_shares_at_most(
         steps in prop::collection::vec(pool_step(true), 0..200),

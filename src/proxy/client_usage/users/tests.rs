@@ -1,5 +1,6 @@
-//! Tests quotas per user, with a usage store in memory. A usage record keeps its user in memory until it is written,
-//! which happens when the record is dropped.
+//! Tests quotas per user with a usage store in memory: exact quotas, the stored usage that is read once, failed reads,
+//! the removal of idle users from memory, and reloads. A usage record keeps its user in memory until the record is
+//! written. The tests write a record by dropping it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -181,7 +182,7 @@ fn idle_users_above_the_maximum_are_removed_from_memory() {
             }
             assert!(
                 test_client.users_in_memory() <= 100 + 4 * records.len(),
-                "{} users are in memory",
+                "at most 100 users and 4 for each unwritten record must be in memory, not {}",
                 test_client.users_in_memory()
             );
         }

@@ -1,4 +1,5 @@
-//! Tests the forwarding of the provider's frames to the client: held frames, refusals and the redaction of keys.
+//! Tests the forwarding of the provider's frames to the client: held frames, the classification of messages and close
+//! frames, the replacement of invalid close frames, and the redaction of keys.
 
 use super::*;
 use crate::elevenlabs::socket::MessageKind;
