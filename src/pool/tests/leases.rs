@@ -1,4 +1,5 @@
-//! Tests leases: which key is reserved, and how its credits and slots are reserved, charged and returned.
+//! Tests leases: which key is reserved, how its credits and slots are reserved, charged and returned, and which state
+//! changes a lease and a charge report. Also tests leases of several threads, and that no lock is taken.
 
 use super::*;
 

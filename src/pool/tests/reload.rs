@@ -1,4 +1,5 @@
-//! Tests the roster: the state of keys and workspaces after a reload and after a reported identifier.
+//! Tests the roster: the state of keys and workspaces, requests in flight and settings after a reload, and workspaces
+//! after the provider has reported an identifier.
 
 use super::*;
 
