@@ -1,5 +1,5 @@
-//! Limits the wrong credentials that one address may send, so that the admin token cannot be guessed and other
-//! addresses are not affected.
+//! Limits the wrong credentials that one address may send within a minute, so that the admin token cannot be guessed
+//! and other addresses are not affected. All IPv6 addresses with the same 64-bit prefix count as one address.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(
                 failures.retry_after(address(text), NOW).is_some(),
                 is_refused,
-                "the address is {text}"
+                "an address must be refused only after ten failures in its network, not {text}"
             );
         }
         assert_eq!(failures.retry_after(None, NOW), None);

@@ -1,7 +1,8 @@
 //! Describes a forward proxy: a server through which connections to the provider are opened. Some networks require one.
+//! Also formats its URL, and encodes and decodes the credentials in the URL.
 //!
-//! The proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. A TLS connection
-//! ends at the provider, so the proxy sees no request and no key of an `https` upstream.
+//! The forward proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. A TLS
+//! connection ends at the provider, so the forward proxy sees no request and no key of an `https` upstream.
 
 use std::fmt;
 
@@ -115,7 +116,7 @@ fn percent_encode(text: &str) -> String {
 }
 
 /// Decodes a user or password of a URL. Returns `None` if it contains an invalid escape, is not UTF-8 text, or contains
-/// control characters, which could end a line of the request to the proxy.
+/// control characters, which could end a line of the request to the forward proxy.
 #[must_use]
 pub fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());

@@ -62,7 +62,7 @@ outcomes! {
     BuffersFull "buffers_full" "The buffer budget was used up during a session."
     Idle "idle" "The idle timeout of a session expired."
     MaxDuration "max_duration" "A session reached its maximum duration."
-    Shutdown "shutdown" "The proxy shut down."
+    Shutdown "shutdown" "Keychoir shut down."
 }
 
 #[cfg(test)]

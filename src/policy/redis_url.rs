@@ -1,4 +1,5 @@
-//! Describes the address of the Redis server that the replicas of a pool share, and formats it as a URL.
+//! Describes the address of the Redis server that the replicas of a pool share, and formats it as a URL without its
+//! credentials. Instead of the server, the URL may name sentinels, which monitor Redis servers and report the master.
 
 use std::fmt;
 

@@ -66,7 +66,7 @@ mod tests {
     fn retries_of_many_failures_are_bounded() {
         let mut budget = RetryBudget::default();
         let mut retried = 0;
-        // A hundred thousand requests in ten seconds, and all of them fail.
+        // A hundred thousand requests arrive within ten seconds, and all of them fail.
         for _ in 0..100_000 {
             budget = budget.replenish(Duration::from_micros(100), 1);
             if let Some(remaining) = budget.spend() {

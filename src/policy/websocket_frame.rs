@@ -1,6 +1,6 @@
 //! Parses and encodes WebSocket frame headers and close payloads, and masks payloads (RFC 6455, section 5.2). Parsing
-//! accepts invalid frames. The [`FrameValidator`] detects protocol violations. The module is in `policy` because it is
-//! pure, and `proxy::socket` uses it.
+//! accepts invalid frames. [`FrameValidator`] and [`validate_close`] detect protocol violations. The module is in
+//! `policy` because it is pure, and `proxy::socket` uses it.
 
 mod validator;
 
