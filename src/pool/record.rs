@@ -49,7 +49,7 @@ pub struct ServedAttempt<'a> {
     pub is_charged: bool,
 }
 
-/// The result of polling the provider for a key's quota.
+/// The result of requesting a key's quota from the provider, in a poll by this or another replica or in a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// The quota and the plan of the key's workspace.

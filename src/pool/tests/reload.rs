@@ -71,7 +71,7 @@ fn a_key_moved_to_another_workspace_keeps_neither_its_credits_nor_its_rate_limit
     let pool = pool_with_history();
     pool.reload(vec![entry(2, Some("two"), Some("elsewhere"))], SETTINGS);
     let key = Arc::clone(&pool.roster().keys()[0]);
-    assert!(key.cooldown().is_none(), "the rate limit belongs to the previous workspace");
+    assert!(key.cooldown().is_none(), "the rate limit must stay with the previous workspace");
     assert_eq!(key.workspace().quota(NOW), Quota::default());
 }
 
