@@ -37,7 +37,7 @@ pub use sharing::{OwnPoll, PollSharing, PollingRole};
 /// The settings of the quota poller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Interval between two polls of a usable key.
+    /// Interval between two polls of a usable key. The intervals for other keys are multiples or parts of it.
     pub interval: Duration,
     /// Timeout from the start of a request to the end of its response.
     pub response_timeout: Duration,
