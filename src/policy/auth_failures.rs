@@ -14,7 +14,7 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 /// Maximum number of addresses in the table, which then takes about 200 kilobytes.
 const MAX_ADDRESSES: usize = 1_024;
 
-/// The recent failures, by address.
+/// The times of recent wrong credentials, by address.
 #[derive(Clone, Debug, Default)]
 pub struct AuthFailures {
     /// The times of the last failures, oldest first. `None` stands for all clients of a Unix socket.
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(
                 failures.retry_after(address(text), NOW).is_some(),
                 is_refused,
-                "an address must be refused only after ten failures in its network, not {text}"
+                "{text} must be refused only after ten failures in its network"
             );
         }
         assert_eq!(failures.retry_after(None, NOW), None);

@@ -37,7 +37,7 @@ impl ClientName {
     }
 }
 
-/// A configured client.
+/// A client that the configuration or an operator has defined, or the anonymous client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// The name in usage records and logs.
@@ -95,7 +95,7 @@ pub struct ClientTokens {
     pub origin: ClientOrigin,
     /// The current token.
     pub current: IssuedToken,
-    /// The token that the last rotation replaced.
+    /// The token that the last rotation replaced, or `None` without a rotation.
     pub previous: Option<IssuedToken>,
 }
 
@@ -512,7 +512,7 @@ mod tests {
         let check_token = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
             let caller = authenticate(&clients, &headers(&[("xi-api-key", presented)]), None, UnixMs(now));
             let name = caller.as_ref().map(|caller| caller.client.name.as_str());
-            assert_eq!(name, expected.as_ref().copied(), "{presented} at {now} must be accepted until it expires");
+            assert_eq!(name, expected.as_ref().copied(), "{presented} must have this result at {now}");
         };
         check_token("old-token", 1_999, Ok("app"));
         check_token("new-token", 1_999, Ok("app"));

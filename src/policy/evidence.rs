@@ -272,8 +272,7 @@ pub enum EvidenceEffect {
     },
 }
 
-/// Evaluates `evidence` at `now`. `poll` is the last poll, and `resets_at` is the time at which the credits of the
-/// account are reset.
+/// Evaluates `evidence` at `now`, after the last `poll`. `resets_at` is the time at which the credits are reset.
 #[must_use]
 pub fn evaluate(
     evidence: &Evidence,

@@ -6,7 +6,7 @@
 /// event queues of the workers, name lookups, the mirror, and uploads on disk.
 const RESERVED_FILES: u64 = 128;
 
-/// The configured limits.
+/// The configured limits of connections and requests, for which files are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedLimits {
     /// Maximum number of client connections.
@@ -40,7 +40,11 @@ mod tests {
 
     #[track_caller]
     fn check_max_connections(limit: u64, requested: RequestedLimits, expected: usize) {
-        assert_eq!(max_connections(limit, requested), expected, "{limit} files must suffice for {requested:?}");
+        assert_eq!(
+            max_connections(limit, requested),
+            expected,
+            "{limit} files must suffice for {requested:?}"
+        );
     }
 
     #[test]

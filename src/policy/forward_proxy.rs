@@ -51,13 +51,13 @@ pub struct ForwardProxy {
 }
 
 impl ForwardProxy {
-    /// Creates a proxy. `host` is a name or an address, without the brackets of an IPv6 address.
+    /// Creates a forward proxy. `host` is a name or an address, without the brackets of an IPv6 address.
     #[must_use]
     pub fn new(scheme: ProxyScheme, host: &str, port: u16, credentials: Option<ProxyCredentials>) -> Self {
         Self { scheme, host: host.to_owned(), port, credentials }
     }
 
-    /// Returns the protocol between Keychoir and the proxy.
+    /// Returns the protocol between Keychoir and the forward proxy.
     #[must_use]
     pub fn scheme(&self) -> ProxyScheme {
         self.scheme
@@ -69,13 +69,13 @@ impl ForwardProxy {
         &self.host
     }
 
-    /// Returns the TCP port of the proxy.
+    /// Returns the TCP port of the forward proxy.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns the user and password, if the proxy needs them.
+    /// Returns the user and password, if the forward proxy needs them.
     #[must_use]
     pub fn credentials(&self) -> Option<&ProxyCredentials> {
         self.credentials.as_ref()

@@ -534,7 +534,10 @@ mod tests {
         expected: bool,
     ) {
         let is_upgrade = is_websocket_upgrade(method, version, &headers(pairs));
-        assert_eq!(is_upgrade, expected, "only a complete upgrade must count: {method} {version:?} {pairs:?}");
+        assert_eq!(
+            is_upgrade, expected,
+            "only a complete upgrade must count: {method} {version:?} {pairs:?}"
+        );
     }
 
     #[test]

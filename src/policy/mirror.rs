@@ -33,11 +33,11 @@ pub enum DeliveryResult {
 /// A problem of the setup that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MirrorProblem {
-    /// The key is not accepted.
+    /// Supabase does not accept the secret key.
     Key,
-    /// The key is accepted, but may not write to the table.
+    /// Supabase accepts the secret key, but the key may not write to the table.
     Forbidden,
-    /// The table does not exist.
+    /// The table of the mirror does not exist.
     Table,
     /// The table lacks a column, or a column has a different type, cannot be written, or is not unique.
     Column,
@@ -47,7 +47,7 @@ pub enum MirrorProblem {
     Paused,
     /// Every row is rejected for its content, so the cause is in the table.
     EveryRow,
-    /// The cause is unknown.
+    /// Supabase refuses the request for an unknown reason.
     Unexplained,
 }
 

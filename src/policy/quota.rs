@@ -299,7 +299,10 @@ mod tests {
     fn equal_quotas_in_use_belong_to_the_same_workspace() {
         assert!(used(50).is_same_workspace(&used(50)));
         assert!(!used(50).is_same_workspace(&used(51)));
-        assert!(!used(0).is_same_workspace(&used(0)), "the equal quotas of two new workspaces must not count");
+        assert!(
+            !used(0).is_same_workspace(&used(0)),
+            "the equal quotas of two new workspaces must not count"
+        );
         let without_reset_date = Quota { resets_at: None, ..used(50) };
         assert!(!without_reset_date.is_same_workspace(&without_reset_date));
         assert_eq!(DiscrepancyCause::new(5, true), DiscrepancyCause::SharedWorkspace);

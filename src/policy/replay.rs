@@ -63,7 +63,7 @@ pub struct AttemptFacts {
     pub has_other_route: bool,
     /// Whether a resource that was not found may be in an account that this request has not tried.
     pub may_be_elsewhere: bool,
-    /// The effect of the method.
+    /// Whether sending the request twice would repeat a side effect.
     pub effect: Effect,
     /// Whether the body can be sent again.
     pub body: ReplayableBody,
@@ -233,7 +233,7 @@ mod tests {
 
     #[track_caller]
     fn check_decision(facts: AttemptFacts, expected: Decision) {
-        assert_eq!(decide(&facts), expected, "these facts must lead to another decision: {facts:?}");
+        assert_eq!(decide(&facts), expected, "the decision must follow from the facts: {facts:?}");
     }
 
     #[test]

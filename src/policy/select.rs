@@ -61,7 +61,7 @@ pub enum ConcurrencyState {
     },
 }
 
-/// The selected key.
+/// The selected key, and the way in which the request uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// The key at this position can serve.

@@ -39,7 +39,7 @@ pub struct Strategy {
     pub stays_on_key: bool,
 }
 
-/// The lowest possible rank.
+/// The lowest possible rank. A key with this rank ends the search for the best key.
 pub const BEST: u64 = 0;
 
 /// The amount by which a request advances the turn of a key with weight 1.

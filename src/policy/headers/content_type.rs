@@ -151,7 +151,7 @@ mod tests {
             assert_eq!(
                 policies,
                 if is_scriptable { vec!["sandbox"] } else { Vec::new() },
-                "only documents with scripts must be sandboxed, not {content_types:?}"
+                "only documents with scripts must be sandboxed: {content_types:?}"
             );
             let is_sniffed = !headers.contains_key("x-content-type-options");
             assert_eq!(

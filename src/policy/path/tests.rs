@@ -247,7 +247,13 @@ fn check_interpreters(path: &str) -> Result<bool, TestCaseError> {
     let Ok(parsed) = Path::parse(path) else { return Ok(false) };
     let expected: Vec<String> = segments(parsed.as_str()).map(str::to_owned).collect();
     for (name, interpret) in INTERPRETERS {
-        prop_assert_eq!(interpret(path), Some(expected.clone()), "{} must agree with Keychoir on {}", name, path);
+        prop_assert_eq!(
+            interpret(path),
+            Some(expected.clone()),
+            "{} must agree with Keychoir on {}",
+            name,
+            path
+        );
         let below_base = [&["base".to_owned(), "p".to_owned()], expected.as_slice()].concat();
         prop_assert_eq!(
             interpret(&format!("/base/p{path}")),

@@ -21,7 +21,7 @@ pub enum Sender {
 pub enum Violation {
     /// A frame of the client has no mask (section 5.1).
     Unmasked,
-    /// A frame of the server has a mask (section 5.1).
+    /// A frame of the provider has a mask (section 5.1).
     Masked,
     /// A reserved bit is set without a negotiated extension (section 5.2).
     ReservedBits,
