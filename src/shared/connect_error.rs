@@ -134,7 +134,7 @@ pub enum RedisRefusal {
     /// The key belongs to another node of the cluster.
     #[error("is not the node of the cluster that has the pool")]
     OtherNode,
-    /// The cluster cannot serve the key.
+    /// The cluster cannot serve the key, or redirects more often than a probe follows. Contains the code of the error.
     #[error("is in a cluster that cannot serve the pool ({0}): check it with `redis-cli cluster info`")]
     Cluster(String),
     /// Another error, of which only the code is shown.

@@ -74,7 +74,7 @@ impl OwnerUpdates {
     }
 }
 
-/// A new or removed owner, or the account of a client's list.
+/// A new or removed owner of an identifier, or the account that has served a list to a client.
 #[derive(Debug)]
 pub(super) struct OwnerUpdate {
     subject: UpdateSubject,

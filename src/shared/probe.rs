@@ -50,9 +50,9 @@ pub struct RedisProbe {
     pub server: RedisServer,
     /// The shortest of several round trips.
     pub round_trip: Duration,
-    /// The time of the server.
+    /// The time of the Redis server.
     pub server_time: UnixMs,
-    /// The time of this machine when the response with the time of the server arrived.
+    /// The time of this machine when the response with the time of the Redis server arrived.
     pub local_time: UnixMs,
 }
 

@@ -175,7 +175,10 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                     },
                 )
                 .sum();
-            assert!(total <= LIMIT, "the grants must not exceed the limit with the seed {seed}: {replicas:?}");
+            assert!(
+                total <= LIMIT,
+                "the grants must not exceed the limit with the seed {seed}: {replicas:?}"
+            );
         }
         // After all replicas have returned their unused credits, the last request gets all credits that are left.
         let total: u64 = replicas.iter().map(|replica| replica.used).sum();
@@ -263,7 +266,7 @@ fn one_replica_at_a_time_exceeds_the_remaining_credits() {
     assert_eq!(
         line.send("a", wants),
         (0, false),
-        "a request in flight of another replica exceeds the remaining credits"
+        "no replica may get the right during the request of another replica that exceeds the remaining credits"
     );
     line.send("b", FRESH);
     assert_eq!(line.send("a", wants), (0, true), "the first replica must get the right after that request");
@@ -278,7 +281,7 @@ fn a_request_that_fits_ends_the_right_to_exceed_the_remaining_credits() {
     assert_eq!(
         line.send("b", small),
         (0, false),
-        "the use of the first replica is unknown until its next statement"
+        "no credits must be granted before the next statement of the first replica, whose use is unknown"
     );
     assert_eq!(line.send("a", wants), (0, false), "a request that fits must end the right");
     assert_eq!(line.send("b", small), (0, false), "the first replica must confirm the end of its right");
