@@ -1,5 +1,5 @@
-//! Limits the wrong credentials that one address may send, so that the admin token cannot be guessed and other
-//! addresses are not affected.
+//! Limits the wrong credentials that one address may send within a minute, so that the admin token cannot be guessed
+//! and other addresses are not affected. All IPv6 addresses with the same 64-bit prefix count as one address.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -14,7 +14,7 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 /// Maximum number of addresses in the table, which then takes about 200 kilobytes.
 const MAX_ADDRESSES: usize = 1_024;
 
-/// The recent failures, by address.
+/// The times of recent wrong credentials, by address.
 #[derive(Clone, Debug, Default)]
 pub struct AuthFailures {
     /// The times of the last failures, oldest first. `None` stands for all clients of a Unix socket.
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(
                 failures.retry_after(address(text), NOW).is_some(),
                 is_refused,
-                "the address is {text}"
+                "{text} must be refused only after ten failures in its network"
             );
         }
         assert_eq!(failures.retry_after(None, NOW), None);

@@ -1,5 +1,5 @@
-//! Defines an upstream authority: the scheme, host and port to which requests with an API key are sent, and the forward
-//! proxy through which the host is reached.
+//! Defines an upstream authority: the scheme, host and port to which requests with an API key are sent, the prefix of
+//! their paths, and the forward proxy through which the host is reached.
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Scheme {
 }
 
 /// A scheme, host and port with an optional path prefix, and the route to it: direct, or through a forward proxy.
-/// Two authorities with different proxies differ, so they have separate idle connections.
+/// Two authorities with different forward proxies differ, so they have separate idle connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     scheme: Scheme,
@@ -69,7 +69,7 @@ impl Authority {
         })
     }
 
-    /// Returns the same authority, with connections through `proxy`, or with direct connections if `proxy` is `None`.
+    /// Returns the same authority with connections through the forward proxy `proxy`. `None` means direct connections.
     #[must_use]
     pub fn through(self, proxy: Option<Arc<ForwardProxy>>) -> Self {
         Self { proxy, ..self }
@@ -81,7 +81,7 @@ impl Authority {
         self.proxy.as_ref()
     }
 
-    /// Returns the scheme of all upstream requests.
+    /// Returns the scheme of all requests to this authority.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme

@@ -112,8 +112,8 @@ pub fn may_certify(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Returns the names of a server certificate: `localhost`, the loopback addresses on which the server
-/// listens, and the `hosts` that the CA may certify.
+/// Returns the names of a server certificate: `localhost`, `127.0.0.1`, `::1`, the other loopback addresses on which
+/// Keychoir listens, and the `hosts` that the CA may certify.
 #[must_use]
 pub fn certificate_names(hosts: &[String], listen_addresses: &[IpAddr]) -> Vec<String> {
     let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]

@@ -6,7 +6,8 @@
 pub enum Billing {
     /// The provider charges for the endpoint.
     Metered,
-    /// The documentation does not show whether requests to the endpoint cost credits.
+    /// The documentation does not show whether requests to the endpoint cost credits, or the response grants direct
+    /// access to the provider.
     Unlisted,
     /// Requests to the endpoint cost no credits.
     Free,

@@ -1,9 +1,10 @@
-//! Authenticates the clients of requests. The limits of a client are in `rules`.
+//! Authenticates the clients of requests by their tokens, which may expire, and finds the provider key that a client
+//! brings. The limits of a client are in `rules`.
 //!
 //! A client sends its Keychoir token in any header or parameter in which the provider's SDKs send a key. The token is
-//! compared in constant time and never forwarded. Without configured clients, every request is accepted, and the server
+//! compared in constant time and never forwarded. Without configured clients, every request is accepted, and Keychoir
 //! listens on loopback only. A client that may bring its own provider key sends its token in `x-keychoir-token`, and
-//! the key as the SDK does.
+//! the key in `xi-api-key`.
 
 mod rules;
 
@@ -36,7 +37,7 @@ impl ClientName {
     }
 }
 
-/// A configured client.
+/// A client that the configuration or an operator has defined, or the anonymous client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// The name in usage records and logs.
@@ -94,7 +95,7 @@ pub struct ClientTokens {
     pub origin: ClientOrigin,
     /// The current token.
     pub current: IssuedToken,
-    /// The token that the last rotation replaced.
+    /// The token that the last rotation replaced, or `None` without a rotation.
     pub previous: Option<IssuedToken>,
 }
 
@@ -173,8 +174,8 @@ impl Clients {
         !self.by_token.is_empty()
     }
 
-    /// Whether the caller has sent a valid token, if tokens are configured. An anonymous client with its own key has
-    /// sent none.
+    /// Whether the caller has sent a valid token. Always true if no tokens are configured. An anonymous client with its
+    /// own key has sent no token.
     #[must_use]
     pub fn is_authenticated(&self, caller: &Caller) -> bool {
         !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
@@ -511,7 +512,7 @@ mod tests {
         let check_token = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
             let caller = authenticate(&clients, &headers(&[("xi-api-key", presented)]), None, UnixMs(now));
             let name = caller.as_ref().map(|caller| caller.client.name.as_str());
-            assert_eq!(name, expected.as_ref().copied(), "the token {presented} is sent at {now}");
+            assert_eq!(name, expected.as_ref().copied(), "{presented} must have this result at {now}");
         };
         check_token("old-token", 1_999, Ok("app"));
         check_token("new-token", 1_999, Ok("app"));

@@ -1,5 +1,5 @@
-//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
-//! (maximum requests per interval).
+//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total), the tally of the amount
+//! that a client has used in a period, and client rate limits (maximum requests per interval).
 
 use std::fmt;
 use std::time::Duration;
@@ -22,9 +22,9 @@ pub struct ClientQuota {
 /// The unit that a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuotaUnit {
-    /// Requests that the provider served and charges for.
+    /// Requests that may cost credits, and that the provider has served or may have served.
     Requests,
-    /// Credits that the provider charged.
+    /// Credits that the provider has reported as the cost, or the estimated cost if it has reported none.
     Credits,
 }
 
@@ -39,7 +39,7 @@ pub enum Period {
     Total,
 }
 
-/// The error of a request that exceeds the quota of its client.
+/// The error of a request that exceeds the quota of its client, or of the end user that the client names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the client has used its {quota}")]
 pub struct QuotaExceeded {
@@ -271,7 +271,7 @@ mod tests {
         for day in 0..=65_536 {
             let now = UnixMs(day * DAY_MS + 5);
             let first_day = Period::Month.start(now).0 / DAY_MS;
-            assert_eq!(first_day_of_month(day), first_day, "the month of day {day} must start then");
+            assert_eq!(first_day_of_month(day), first_day, "both must compute the same month for day {day}");
             assert_eq!(Period::Month.number(now), u16::try_from(first_day).unwrap());
         }
     }
@@ -428,7 +428,7 @@ mod tests {
             (limit(1, 1_000), 3, limit(1, 3_000)),
             (limit(2, 1_000), 3, limit(1, 1_500)),
         ] {
-            assert_eq!(whole.divided(replicas), expected, "the limit {whole} is divided by {replicas}");
+            assert_eq!(whole.divided(replicas), expected, "{replicas} replicas must share the limit {whole}");
         }
         let single = limit(1, 1_000).divided(4);
         assert!(single.admit(0, 0).is_ok(), "a single request must stay possible");

@@ -83,7 +83,7 @@ mod tests {
             assert_eq!(
                 commit_interval(records, duration, max_interval),
                 expected,
-                "{records} records arrive in {duration:?}"
+                "the interval must follow the rate of {records} records in {duration:?}"
             );
         }
         assert_eq!(commit_interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);

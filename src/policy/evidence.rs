@@ -1,4 +1,5 @@
-//! Computes the state of a key or a workspace from the provider's refusals and its last quota poll.
+//! Computes the state of a key or a workspace from the provider's refusals and its last quota poll. Also decides when
+//! another poll can confirm or refute a refusal, and whether a served request refutes it.
 //!
 //! A refusal is evidence with a scope (the key, the workspace, or one of its concurrency groups), a strength (with
 //! numbers, or with a message only) and a time. The database stores only the evidence, and the state is computed again
@@ -145,10 +146,10 @@ pub struct Evidence {
     pub claim: ClaimedFault,
     /// The time at which the refusal was received.
     pub at: UnixMs,
-    /// The `Retry-After` of the refusal.
+    /// The `Retry-After` of the refusal, if it has one.
     pub retry_after: Option<Duration>,
     /// Whether another account refused the same request with the same message. The refusal may then be about
-    /// the request, so one request may probe the key.
+    /// the request, so one request may probe a rate limited group despite a `Retry-After`.
     pub is_repeated_elsewhere: bool,
     /// The response with the refusal.
     pub source: RefusalSource,
@@ -157,13 +158,13 @@ pub struct Evidence {
 /// The response from which evidence was recorded, for diagnostics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalSource {
-    /// The HTTP status, or `None` for a refusal on a WebSocket.
+    /// The HTTP status, or `None` for a refusal on a WebSocket or of a poll.
     pub status: Option<u16>,
     /// The provider's message, without secrets.
     pub message: Arc<str>,
     /// The route of the request.
     pub route: Arc<str>,
-    /// The identifier of the request.
+    /// The identifier of the request, which is empty for a poll.
     pub request_id: Arc<str>,
 }
 
@@ -216,7 +217,7 @@ pub struct Cooldowns {
     pub max_retry_after: Duration,
     /// Cooldown of an exhausted account whose reset date is unknown.
     pub exhausted: Duration,
-    /// Cooldown of a locked account.
+    /// Cooldown of a locked account with an unpaid invoice, and of an account that is suspected of abuse.
     pub billing: Duration,
     /// Cooldown of a key that was refused as invalid or for its region, until a poll confirms the refusal.
     pub invalid_confirm: Duration,
@@ -227,7 +228,7 @@ pub struct Cooldowns {
 }
 
 impl Cooldowns {
-    /// The default configuration.
+    /// The values of the default configuration.
     pub const DEFAULT: Self = Self {
         unproven: Duration::from_secs(60),
         rate_limited: Duration::from_secs(60),
@@ -271,8 +272,7 @@ pub enum EvidenceEffect {
     },
 }
 
-/// Evaluates `evidence` at `now`. `poll` is the last poll, and `resets_at` is the time at which the credits of the
-/// account are reset.
+/// Evaluates `evidence` at `now`, after the last `poll`. `resets_at` is the time at which the credits are reset.
 #[must_use]
 pub fn evaluate(
     evidence: &Evidence,
@@ -318,7 +318,7 @@ pub fn evaluate(
             Some(PollResult::Quota { is_paid: None, .. } | PollResult::Unreadable | PollResult::Invalid)
             | None => cooldown(CooldownReason::Billing, at.plus(cooldowns.unproven), true),
         },
-        // Polls do not report suspected abuse, and repeated attempts would increase the suspicion.
+        // Polls do not report suspected abuse, and many attempts would increase the suspicion, so the cooldown is long.
         ClaimedFault::Suspected => cooldown(CooldownReason::Billing, at.plus(cooldowns.billing), true),
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => {
             let is_wrong_host = evidence.claim == ClaimedFault::WrongHost;

@@ -1,4 +1,4 @@
-//! Computes the maximum number of client connections from the limit of open files. At the maximum, the server stops
+//! Computes the maximum number of client connections from the limit of open files. At the maximum, Keychoir stops
 //! accepting connections, and clients wait in the backlog. Without this maximum, requests would fail with 502, because
 //! no file is left for the upstream connection, and the database could not open its files.
 
@@ -6,7 +6,7 @@
 /// event queues of the workers, name lookups, the mirror, and uploads on disk.
 const RESERVED_FILES: u64 = 128;
 
-/// The configured limits.
+/// The configured limits of connections and requests, for which files are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedLimits {
     /// Maximum number of client connections.
@@ -40,7 +40,11 @@ mod tests {
 
     #[track_caller]
     fn check_max_connections(limit: u64, requested: RequestedLimits, expected: usize) {
-        assert_eq!(max_connections(limit, requested), expected, "{limit} files for {requested:?}");
+        assert_eq!(
+            max_connections(limit, requested),
+            expected,
+            "{limit} files must suffice for {requested:?}"
+        );
     }
 
     #[test]

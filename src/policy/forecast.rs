@@ -137,7 +137,7 @@ mod tests {
             spending = spending.add(7, now);
         }
         let per_day = spending.per_day(now);
-        assert!((per_day - 7.0 * 24.0 * 60.0).abs() < 50.0, "the measured rate is {per_day} per day");
+        assert!((per_day - 7.0 * 24.0 * 60.0).abs() < 50.0, "the rate must be near 10,080, not {per_day}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Describes a forward proxy: a server through which connections to the provider are opened. Some networks require one.
+//! Also formats its URL, and encodes and decodes the credentials in the URL.
 //!
-//! The proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. A TLS connection
-//! ends at the provider, so the proxy sees no request and no key of an `https` upstream.
+//! The forward proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. A TLS
+//! connection ends at the provider, so the forward proxy sees no request and no key of an `https` upstream.
 
 use std::fmt;
 
@@ -50,13 +51,13 @@ pub struct ForwardProxy {
 }
 
 impl ForwardProxy {
-    /// Creates a proxy. `host` is a name or an address, without the brackets of an IPv6 address.
+    /// Creates a forward proxy. `host` is a name or an address, without the brackets of an IPv6 address.
     #[must_use]
     pub fn new(scheme: ProxyScheme, host: &str, port: u16, credentials: Option<ProxyCredentials>) -> Self {
         Self { scheme, host: host.to_owned(), port, credentials }
     }
 
-    /// Returns the protocol between Keychoir and the proxy.
+    /// Returns the protocol between Keychoir and the forward proxy.
     #[must_use]
     pub fn scheme(&self) -> ProxyScheme {
         self.scheme
@@ -68,13 +69,13 @@ impl ForwardProxy {
         &self.host
     }
 
-    /// Returns the TCP port of the proxy.
+    /// Returns the TCP port of the forward proxy.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns the user and password, if the proxy needs them.
+    /// Returns the user and password, if the forward proxy needs them.
     #[must_use]
     pub fn credentials(&self) -> Option<&ProxyCredentials> {
         self.credentials.as_ref()
@@ -115,7 +116,7 @@ fn percent_encode(text: &str) -> String {
 }
 
 /// Decodes a user or password of a URL. Returns `None` if it contains an invalid escape, is not UTF-8 text, or contains
-/// control characters, which could end a line of the request to the proxy.
+/// control characters, which could end a line of the request to the forward proxy.
 #[must_use]
 pub fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());

@@ -1,6 +1,6 @@
 //! Sanitizes headers and queries: removes client credentials, hop-by-hop headers, headers in which proxies in front of
 //! Keychoir describe the client, and headers about the provider's origin. Also finds the credentials and the end user
-//! that a client sends, and recognizes WebSocket upgrades.
+//! that a client sends, checks that a request names one host, prepares WebSocket upgrades, and decodes parameters.
 //!
 //! The table in `table` lists every header that is not forwarded unchanged.
 
@@ -43,8 +43,8 @@ pub const USER_HEADER: HeaderName = HeaderName::from_static("x-keychoir-user");
 /// `single_use_token` and `conversation_signature` are not listed, because they must be forwarded.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The header that lists WebSocket subprotocols. A browser can send a token only as a subprotocol `bearer.…`,
-/// as `@elevenlabs/client` does.
+/// The header that lists WebSocket subprotocols. A browser can send a token only as a subprotocol, for which
+/// `@elevenlabs/client` uses the form `bearer.…`.
 const SUBPROTOCOLS: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 /// The prefix of a subprotocol that is a token.
 const BEARER: &str = "bearer.";
@@ -67,7 +67,7 @@ pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool
 }
 
 /// Prepares the headers of a request for the upstream. Removes credentials, hop-by-hop headers, `Host`, and
-/// the headers of proxies that are not in `forwarded`. Offers only encodings that the proxy can decode.
+/// the headers of proxies that are not in `forwarded`. Offers only encodings that Keychoir can decode.
 pub fn strip_request(headers: &mut HeaderMap, forwarded: &ForwardedHeaders) {
     let present = PresentHeaders::in_headers(headers);
     strip_connection_listed(headers, present);
@@ -107,7 +107,7 @@ fn is_bearer(subprotocol: &str) -> bool {
 }
 
 /// Whether a request is a WebSocket upgrade (RFC 6455, section 4.1). Upgrades to other protocols are
-/// ignored, as a server may do (RFC 9110, section 7.8).
+/// ignored, which RFC 9110 permits in section 7.8.
 #[must_use]
 pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     let contains = |name: HeaderName, token: &str| {
@@ -120,7 +120,7 @@ pub fn is_websocket_upgrade(method: &Method, version: Version, headers: &HeaderM
 }
 
 /// Adds the upgrade headers to an upstream request, from which they were removed as hop-by-hop headers. If
-/// the proxy parses the messages (`is_parsed`), compression is not offered.
+/// Keychoir parses the messages (`is_parsed`), compression is not offered.
 pub fn prepare_upgrade_request(headers: &mut HeaderMap, is_parsed: bool) {
     insert_upgrade(headers);
     if is_parsed {
@@ -191,7 +191,8 @@ pub enum PresentedCredential<'a> {
     Token(&'a str),
     /// A credential from `xi-api-key` in any spelling, where the provider's SDKs send a key.
     Key(Cow<'a, str>),
-    /// A credential from any other header, parameter or subprotocol.
+    /// A credential from any other header, parameter or subprotocol, or from a parameter whose value starts with
+    /// `Bearer `.
     Other(Cow<'a, str>),
 }
 
@@ -533,7 +534,10 @@ mod tests {
         expected: bool,
     ) {
         let is_upgrade = is_websocket_upgrade(method, version, &headers(pairs));
-        assert_eq!(is_upgrade, expected, "a {method} request in {version:?} has the headers {pairs:?}");
+        assert_eq!(
+            is_upgrade, expected,
+            "only a complete upgrade must count: {method} {version:?} {pairs:?}"
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Defines the state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also maps
-//! states to the four statuses of the status document.
+//! Defines the state of a key (usable, in cooldown with a reason and an end, or paused by an operator), the changes of
+//! the state that are logged, and the kind of source of a key. Also maps states to the four statuses of the status
+//! document.
 
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ pub enum CooldownReason {
     /// The account has an unpaid bill, has not accepted the terms, or is suspected of abuse. The account holder must
     /// act.
     Billing,
-    /// The provider refuses the key itself.
+    /// The provider refuses the key itself. Selection also gives this reason to a key that may not serve the request.
     Invalid,
     /// The key belongs to a different region than the host to which its requests are sent.
     WrongHost,
@@ -154,7 +155,7 @@ impl Pause {
 pub enum KeyState {
     /// The key may be used.
     Usable,
-    /// The key is in cooldown, or its workspace is.
+    /// The key or its workspace is in cooldown, or the credits of the workspace are exhausted.
     CoolingDown {
         /// The reason, which determines the reported status.
         reason: CooldownReason,
@@ -264,7 +265,8 @@ pub enum StateChange {
     },
     /// The pause has ended.
     Resumed,
-    /// A request costs more than the remaining credits, so it did not use the key. Cheaper requests still use the key.
+    /// A request may cost more than the remaining credits, so it did not use the key. Cheaper requests still use the
+    /// key.
     Skipped {
         /// The remaining credits.
         left: u64,

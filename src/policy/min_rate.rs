@@ -24,9 +24,9 @@ impl MinRate {
     }
 }
 
-/// The time for which the proxy still waits for a client to read. It starts with a grace period, decreases by
-/// the time spent waiting for the client, and increases with the bytes that the client reads. Time without
-/// data to read does not count.
+/// The time for which Keychoir still waits for a client to read. It starts with a grace period, decreases by the time
+/// spent waiting for the client, and increases with the bytes that the client reads. Time without data to read does not
+/// count.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadTimeBudget {
     rate: MinRate,
@@ -97,7 +97,7 @@ mod tests {
 
     const FAST: u64 = 1_000_000;
 
-    /// Checks the remaining time after steps in which the client reads bytes and the proxy then waits.
+    /// Checks the remaining time after steps in which the client reads bytes and Keychoir then waits.
     #[track_caller]
     fn check_remaining(steps: &[(u64, u64)], expected_s: u64) {
         let rate = MinRate { bytes_per_second: 500 };

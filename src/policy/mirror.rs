@@ -1,5 +1,6 @@
 //! Decides how the mirror continues after a response of Supabase: the rows count as stored, are sent again after a
-//! delay, are split because one of them is rejected, or are kept until the operator has fixed a problem.
+//! delay, are split because one of them is rejected, or are kept until the operator has fixed a problem. Supabase
+//! serves its database with PostgREST, an HTTP server for PostgreSQL.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -11,7 +12,7 @@ pub struct MirrorResponse<'a> {
     pub status: u16,
     /// The `code` in the body of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
     pub code: Option<&'a str>,
-    /// Whether the body is empty. The request demands an empty body.
+    /// Whether the body is empty. The requests of the mirror ask PostgREST for an empty body.
     pub is_empty: bool,
 }
 
@@ -23,7 +24,7 @@ pub enum DeliveryResult {
     /// The result is unknown, or the rows cannot be stored now. They are sent again later. Supabase does not duplicate
     /// rows that it has already stored.
     Retry,
-    /// At least one row is rejected for its content.
+    /// At least one row is rejected for its content, or the rows are too large for one request.
     RowRejected,
     /// No row can be stored until the operator has fixed the contained problem.
     OperatorRequired(MirrorProblem),
@@ -32,13 +33,13 @@ pub enum DeliveryResult {
 /// A problem of the setup that the operator must fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MirrorProblem {
-    /// The key is not accepted.
+    /// Supabase does not accept the secret key.
     Key,
-    /// The key is accepted, but may not write to the table.
+    /// Supabase accepts the secret key, but the key may not write to the table.
     Forbidden,
-    /// The table does not exist.
+    /// The table of the mirror does not exist.
     Table,
-    /// The table lacks a column, or a column has a different type.
+    /// The table lacks a column, or a column has a different type, cannot be written, or is not unique.
     Column,
     /// The address is not an address of Supabase's API.
     Address,
@@ -46,7 +47,7 @@ pub enum MirrorProblem {
     Paused,
     /// Every row is rejected for its content, so the cause is in the table.
     EveryRow,
-    /// The cause is unknown.
+    /// Supabase refuses the request for an unknown reason.
     Unexplained,
 }
 
@@ -93,7 +94,7 @@ pub fn classify(response: MirrorResponse<'_>) -> DeliveryResult {
         401 => DeliveryResult::OperatorRequired(MirrorProblem::Key),
         403 => DeliveryResult::OperatorRequired(MirrorProblem::Forbidden),
         408 | 425 | 429 => DeliveryResult::Retry,
-        // A status of Supabase, for a project that was paused because it was not used.
+        // Supabase sends this status for a project that was paused because it was not used.
         540 => DeliveryResult::OperatorRequired(MirrorProblem::Paused),
         500.. => DeliveryResult::Retry,
         // Older versions of PostgREST send no code.
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(
             classify(MirrorResponse { status, code, is_empty: code.is_none() }),
             expected,
-            "the status is {status} and the code is {code:?}"
+            "a response with the status {status} and the code {code:?} must be classified by them"
         );
     }
 

@@ -1,4 +1,4 @@
-//! Makes the decisions of the proxy in pure functions: key selection, key state, retries, limits, and the handling of
+//! Makes the decisions of Keychoir in pure functions: key selection, key state, retries, limits, and the handling of
 //! headers, origins and paths. Also parses and formats the values that these decisions need, such as durations, times
 //! and WebSocket frames. Facts about the provider are in [`elevenlabs`](crate::elevenlabs).
 //!

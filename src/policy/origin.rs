@@ -1,7 +1,7 @@
-//! Decides which web pages may use the proxy, and writes their CORS headers.
+//! Decides which web pages may use Keychoir, and writes the CORS headers and the preflight responses for them.
 //!
-//! Listening on loopback does not protect the proxy from web pages. Any page in a browser on this machine can send
-//! requests to the proxy, and a host name that resolves to this machine makes a page same-origin (DNS rebinding).
+//! Listening on loopback does not protect Keychoir from web pages. Any page in a browser on this machine can send
+//! requests to Keychoir, and a host name that resolves to this machine makes a page same-origin (DNS rebinding).
 //! Requests without the headers of a browser, which SDKs and scripts send, are only checked for their host name.
 
 use core::net::IpAddr;
@@ -15,14 +15,14 @@ use http::{Method, StatusCode};
 pub struct AccessRules {
     /// Accepted names in a `Host` header, in lower case. `*` accepts any name.
     pub hosts: Vec<String>,
-    /// Origins whose pages may use the proxy, in lower case, such as `https://app.example`.
+    /// Origins whose pages may use Keychoir, in lower case, such as `https://app.example`.
     pub origins: Vec<String>,
 }
 
 /// The sender of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestOrigin {
-    /// The request was sent by a program or by a page of the proxy.
+    /// The request was sent by a program, by a page of Keychoir, or without `Origin` by a page of a listed origin.
     Direct,
     /// The request was sent by a page of the contained listed origin.
     Page(HeaderValue),
@@ -153,7 +153,7 @@ pub fn insert_cors_headers(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
-/// Returns the list of the headers that the proxy or the provider exposes.
+/// Returns the list of the headers that Keychoir or the provider exposes.
 fn exposed_headers(headers: &HeaderMap) -> HeaderValue {
     let mut exposed = EXPOSED_HEADERS.to_owned();
     let provider_headers = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_listed_origins_and_of_the_proxy_are_accepted() {
+    fn pages_of_listed_origins_and_of_keychoir_are_accepted() {
         let page = RequestOrigin::Page("https://app.example".parse().unwrap());
         check_request(
             &[("host", "localhost"), ("origin", "https://app.example"), ("sec-fetch-site", "cross-site")],

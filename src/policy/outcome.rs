@@ -51,7 +51,7 @@ outcomes! {
     Unreadable "unreadable" "The body of a refusal could not be read."
     ConnectFailed "connect_failed" "The connection failed, and no byte was sent."
     ProxyAuthenticationFailed "proxy_authentication_failed" "The forward proxy refused Keychoir's credentials."
-    NoResponse "no_response" "At least one byte was sent, and no response was received."
+    NoResponse "no_response" "At least one byte was sent, and no response was received, or a session served nothing."
     UpstreamReset "upstream_reset" "The connection to the provider failed during a response or session."
     UpstreamProtocolError "upstream_protocol_error" "The provider violated the WebSocket protocol."
     ClientClosed "client_closed" "The client disconnected."
@@ -62,7 +62,7 @@ outcomes! {
     BuffersFull "buffers_full" "The buffer budget was used up during a session."
     Idle "idle" "The idle timeout of a session expired."
     MaxDuration "max_duration" "A session reached its maximum duration."
-    Shutdown "shutdown" "The proxy shut down."
+    Shutdown "shutdown" "Keychoir shut down."
 }
 
 #[cfg(test)]

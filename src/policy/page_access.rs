@@ -8,9 +8,9 @@ use std::net::IpAddr;
 pub enum PageAccess {
     /// The page requires no credential.
     Open,
-    /// A client token, if clients have tokens.
+    /// The page requires a client token, if clients have tokens.
     Client,
-    /// The admin token.
+    /// The page requires the admin token.
     Operator,
 }
 
@@ -35,7 +35,7 @@ mod tests {
     #[track_caller]
     fn check_access(is_public: bool, peer: Option<&str>, expected: PageAccess) {
         let peer = peer.map(|address| address.parse().unwrap());
-        assert_eq!(page_access(is_public, peer), expected, "the request is sent from {peer:?}");
+        assert_eq!(page_access(is_public, peer), expected, "a client at {peer:?} must need this credential");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Decodes request paths, and rejects ambiguous paths.
+//! Decodes request paths, rejects ambiguous paths, compares paths with prefixes, and removes a base path.
 //!
 //! The rule: *A path is forwarded only if each of its segments, percent-decoded once, is valid UTF-8 that is not empty,
 //! is neither `.` nor `..`, neither starts nor ends with white space, and contains no slash, backslash, semicolon,
@@ -6,8 +6,8 @@
 //! a Unicode character that looks like a dot, a separator or a percent sign is also rejected.
 //!
 //! Servers interpret other paths in different ways. They decode once or twice, before or after they split the path, and
-//! some servers merge slashes, resolve dots, or ignore text after a semicolon. The path that the proxy checks could
-//! then differ from the path that the provider serves, and a client could reach a blocked endpoint. No endpoint of the
+//! some servers merge slashes, resolve dots, or ignore text after a semicolon. The path that Keychoir checks could then
+//! differ from the path that the provider serves, and a client could reach a blocked endpoint. No endpoint of the
 //! provider needs such a path.
 
 use std::borrow::Cow;

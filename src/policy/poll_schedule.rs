@@ -9,11 +9,12 @@ use super::units::UnixMs;
 /// The result of the last poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollOutcome {
-    /// The provider reported the quota, or refused the key itself.
+    /// The provider reported the quota, or refused the key itself. The result is also conclusive after the key was
+    /// polled at the regional hosts.
     Conclusive,
     /// The key lacks the permission to read its quota.
     Unreadable,
-    /// No response was received.
+    /// No response was received, or the response did not concern the key.
     NoResponse,
 }
 

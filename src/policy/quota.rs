@@ -1,6 +1,6 @@
-//! Computes the remaining credits of a workspace from its quota, and reconciles the local count of spent credits with
-//! the count that the provider reports. Also measures the difference between the two counts, and determines its
-//! probable cause.
+//! Computes the remaining credits of a workspace from its quota and how near it is to its limit, and reconciles the
+//! local count of spent credits with the count that the provider reports. Also measures the difference between the two
+//! counts, and determines its probable cause.
 
 use std::time::Duration;
 
@@ -138,7 +138,7 @@ pub enum BillingDiscrepancy {
 }
 
 impl Quota {
-    /// Compares this local quota with the `reported` quota. `idle` and `lag` are as for
+    /// Compares this local quota with the `reported` quota. `idle` and `lag` have the same meaning as in
     /// [`reconcile`](Self::reconcile).
     #[must_use]
     pub fn discrepancy(self, reported: Self, idle: Duration, lag: Duration) -> BillingDiscrepancy {
@@ -299,7 +299,10 @@ mod tests {
     fn equal_quotas_in_use_belong_to_the_same_workspace() {
         assert!(used(50).is_same_workspace(&used(50)));
         assert!(!used(50).is_same_workspace(&used(51)));
-        assert!(!used(0).is_same_workspace(&used(0)), "all new workspaces have equal unused quotas");
+        assert!(
+            !used(0).is_same_workspace(&used(0)),
+            "the equal quotas of two new workspaces must not count"
+        );
         let without_reset_date = Quota { resets_at: None, ..used(50) };
         assert!(!without_reset_date.is_same_workspace(&without_reset_date));
         assert_eq!(DiscrepancyCause::new(5, true), DiscrepancyCause::SharedWorkspace);

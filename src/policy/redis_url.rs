@@ -1,4 +1,5 @@
-//! Describes the address of the Redis server that the replicas of a pool share, and formats it as a URL.
+//! Describes the address of the Redis server that the replicas of a pool share, and formats it as a URL without its
+//! credentials. Instead of the server, the URL may name sentinels, which monitor Redis servers and report the master.
 
 use std::fmt;
 
@@ -34,18 +35,18 @@ pub enum RedisTransport {
     Tls,
 }
 
-/// The location of the Redis server that accepts writes.
+/// The location of the Redis server that accepts writes, which Redis calls the master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisLocation {
     /// A server, or a node of a cluster.
     Server(RedisAddress, RedisTransport),
     /// The absolute path of a Unix socket.
     Unix(String),
-    /// Sentinels that report the address of the server.
+    /// Sentinels that report the address of the master.
     Sentinel(SentinelGroup),
 }
 
-/// Sentinels, and the name under which they monitor the server.
+/// Sentinels, and the name under which they monitor the master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentinelGroup {
     /// The sentinels. Any of them may be down.
@@ -59,7 +60,7 @@ pub struct SentinelGroup {
 /// The URL of a Redis server. `Display` and `Debug` print no credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisUrl {
-    /// The location of the server.
+    /// The server, its Unix socket, or its sentinels.
     pub location: RedisLocation,
     /// The user and password, if the server requires them.
     pub credentials: Option<RedisCredentials>,

@@ -1,5 +1,5 @@
 //! Decides after each attempt whether the request is retried, its response relayed, or an error returned. When no key
-//! is left for another attempt, decides between the last response and an error of the proxy.
+//! is left for another attempt, decides between the last response and an error of Keychoir.
 //!
 //! The decision depends on the progress of the attempt, not on the kind of error, so that a request that may have been
 //! charged is never sent twice.
@@ -14,8 +14,8 @@ use super::verdict::{Concern, Verdict};
 pub enum Progress {
     /// No byte was written: DNS, connect or TLS failed, or a reused connection returned the request unsent.
     Unsent,
-    /// No byte was written, because the forward proxy refused Keychoir's credentials. The proxy would also refuse them
-    /// for other keys and in a retry, until an operator corrects them.
+    /// No byte was written, because the forward proxy refused Keychoir's credentials. It would also refuse them for
+    /// other keys and in a retry, until an operator corrects them.
     ProxyAuthenticationFailed,
     /// Some bytes were written and no complete response head was received. The provider may have processed
     /// the request.
@@ -63,7 +63,7 @@ pub struct AttemptFacts {
     pub has_other_route: bool,
     /// Whether a resource that was not found may be in an account that this request has not tried.
     pub may_be_elsewhere: bool,
-    /// The effect of the method.
+    /// Whether sending the request twice would repeat a side effect.
     pub effect: Effect,
     /// Whether the body can be sent again.
     pub body: ReplayableBody,
@@ -95,7 +95,7 @@ pub enum Decision {
         /// The minimum pause. The caller adds jitter of up to the same duration.
         pause: Duration,
     },
-    /// Return an error of the proxy, because no response was received.
+    /// Return an error of Keychoir, because no response was received.
     Fail,
 }
 
@@ -155,13 +155,13 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
 pub enum ResponseSource {
     /// The last response of the provider.
     Upstream,
-    /// An error of the proxy about the pool.
+    /// An error of Keychoir about the pool.
     Proxy,
 }
 
 /// Chooses the response to a request whose last attempt got `verdict` and whose next attempt is prevented by
-/// `unavailable`. The proxy returns an error only if both are about the keys, because the provider's response describes
-/// an error of the request better.
+/// `unavailable`. Keychoir returns its own error only if both are about the keys, because the provider's response
+/// describes an error of the request better.
 #[must_use]
 pub fn choose_response_source(verdict: Verdict, unavailable: Unavailable) -> ResponseSource {
     match unavailable {
@@ -233,7 +233,7 @@ mod tests {
 
     #[track_caller]
     fn check_decision(facts: AttemptFacts, expected: Decision) {
-        assert_eq!(decide(&facts), expected, "the facts are {facts:?}");
+        assert_eq!(decide(&facts), expected, "the decision must follow from the facts: {facts:?}");
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_tried_again_at_a_proxy_that_refuses_the_credentials() {
+    fn no_key_is_tried_again_at_a_forward_proxy_that_refuses_the_credentials() {
         let refused = AttemptFacts { progress: Progress::ProxyAuthenticationFailed, ..FIRST_ATTEMPT };
         check_decision(refused, Decision::Fail);
         check_decision(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);

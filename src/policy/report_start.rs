@@ -49,7 +49,7 @@ mod tests {
 
     #[track_caller]
     fn check_start(text: &str, expected_ms: Result<u64, InvalidStartTime>) {
-        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "the start is {text:?}");
+        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "{text:?} must have this result");
     }
 
     #[test]

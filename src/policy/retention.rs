@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::units::UnixMs;
 
-/// The interval of usage sums.
+/// The interval over which usage is summed, in milliseconds.
 const HOUR_MS: u64 = 3_600_000;
 
 /// The time for which usage records are kept.

@@ -1,8 +1,7 @@
 //! Parses the delay before a retry from response headers: seconds or a date in `Retry-After`, or seconds
 //! since 1970 in `X-RateLimit-Reset`.
 //!
-//! No captured response of the provider has either header, but a proxy in front of the provider may send
-//! them.
+//! No captured response of the provider has either header, but a reverse proxy in front of the provider may send them.
 
 use std::time::{Duration, UNIX_EPOCH};
 

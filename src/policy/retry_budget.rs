@@ -5,11 +5,12 @@ use std::time::Duration;
 
 /// The budget that each request adds, in thousandths of a retry.
 const EARNED_PER_REQUEST: u64 = 200;
-/// The budget that each second adds regardless of the traffic, so that a single request can be retried.
+/// The budget that each second adds regardless of the traffic, in thousandths of a retry, so that a single request can
+/// be retried.
 const EARNED_PER_SECOND: u64 = 10_000;
-/// Maximum budget, which ten seconds without a retry earn.
+/// Maximum budget in thousandths of a retry, which ten seconds without a retry earn.
 const MAX_BALANCE: u64 = 100_000;
-/// The cost of a retry.
+/// The budget that a retry spends, in thousandths of a retry.
 const RETRY_COST: u64 = 1_000;
 
 /// The remaining budget for retries. Requests and time replenish it, and each retry spends a part of it.
@@ -66,7 +67,7 @@ mod tests {
     fn retries_of_many_failures_are_bounded() {
         let mut budget = RetryBudget::default();
         let mut retried = 0;
-        // A hundred thousand requests in ten seconds, and all of them fail.
+        // A hundred thousand requests arrive within ten seconds, and all of them fail.
         for _ in 0..100_000 {
             budget = budget.replenish(Duration::from_micros(100), 1);
             if let Some(remaining) = budget.spend() {

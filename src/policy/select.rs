@@ -38,7 +38,8 @@ pub enum Affordability {
         /// Whether no request in flight has reserved any of the remaining credits.
         is_unreserved: bool,
     },
-    /// The provider refused a request because the credits do not suffice.
+    /// The estimated cost exceeds the credits that the provider reported in a refusal, or the request would spend
+    /// credits that the key leaves unspent.
     Refused,
 }
 
@@ -47,7 +48,8 @@ pub enum Affordability {
 pub enum ConcurrencyState {
     /// The group has capacity.
     Free,
-    /// The group is saturated until one of its requests ends.
+    /// The group is saturated until one of its requests ends, or until the cooldown after a refusal for too many
+    /// concurrent requests ends.
     Full {
         /// The time at which a retry is worthwhile if no request ends earlier.
         until: Option<UnixMs>,
@@ -59,7 +61,7 @@ pub enum ConcurrencyState {
     },
 }
 
-/// The selected key.
+/// The selected key, and the way in which the request uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// The key at this position can serve.
@@ -98,16 +100,17 @@ pub enum Unavailable {
         /// The end of the first cooldown.
         until: UnixMs,
     },
-    /// Every key that could serve is at its concurrency limit, or its credits are reserved.
+    /// Every key that could serve is at its concurrency limit, has its credits reserved, or was acquired by other
+    /// requests first.
     #[error("every usable key is busy")]
     Full {
         /// The time at which a retry is worthwhile if no request ends earlier.
         until: Option<UnixMs>,
     },
-    /// The provider refuses every key as invalid.
+    /// The provider refuses every key that may serve the request as invalid, or no key may serve it.
     #[error("every key is invalid")]
     Invalid,
-    /// An operator has paused every key that the provider does not refuse as invalid.
+    /// An operator has paused every key that may serve the request and that the provider does not refuse as invalid.
     #[error("every key is paused")]
     Paused {
         /// The end of the first pause that ends by itself.
@@ -124,12 +127,12 @@ pub enum Unavailable {
 /// The failure to select a key for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SelectionFailure {
-    /// The reason why is reported to the client.
+    /// The reason, which is reported to the client.
     pub reason: Unavailable,
     /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
     pub retry_at: Option<UnixMs>,
-    /// Whether every more expensive request fails as well. This need not be the case. A more expensive request does not
-    /// wait for a busy key whose credits do not suffice, so it may probe or overcommit a key.
+    /// Whether every more expensive request fails as well. This is false if a key may be probed or overcommitted,
+    /// because a more expensive request does not wait for a busy key whose credits do not suffice.
     pub blocks_costlier: bool,
 }
 

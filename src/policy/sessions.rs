@@ -163,7 +163,7 @@ mod tests {
     #[track_caller]
     fn check_use(table: &mut SessionTable, after: Duration, is_valid: bool) {
         let session = table.record_use(&fingerprint("s"), LIMITS, START.plus(after));
-        assert_eq!(session.is_some(), is_valid, "{after:?} after the start");
+        assert_eq!(session.is_some(), is_valid, "the session must be valid only until its end: {after:?}");
     }
 
     #[test]

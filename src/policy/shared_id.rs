@@ -1,5 +1,5 @@
-//! Derives names of keys, workspaces, clients and identifiers for other replicas. A name is a digest, so that the
-//! store that the replicas share contains neither a secret nor a plain identifier.
+//! Derives names of keys, workspaces, clients, users and identifiers for other replicas. A name is a digest, so that
+//! the Redis server that the replicas share contains neither a secret nor a plain identifier.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub struct SharedId([u8; 16]);
 pub enum SharedKind {
     /// An API key, by its fingerprint.
     Key,
-    /// A workspace with a known identifier or name.
+    /// A workspace, by its identifier, its name, or the fingerprint of its only key.
     Workspace,
     /// A client, by its name.
     Client,

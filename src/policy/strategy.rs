@@ -34,11 +34,12 @@ pub struct Strategy {
     pub uses_credits: bool,
     /// Whether the rank depends on [`RankingInputs::turn`], which the pool must then maintain.
     pub uses_turns: bool,
-    /// Whether one key serves all requests as long as it can. The pool then reports when that key changes.
+    /// Whether one key serves all requests as long as it can. A later key then only substitutes for an earlier usable
+    /// key, and the pool does not report it as the key in use.
     pub stays_on_key: bool,
 }
 
-/// The lowest possible rank.
+/// The lowest possible rank. A key with this rank ends the search for the best key.
 pub const BEST: u64 = 0;
 
 /// The amount by which a request advances the turn of a key with weight 1.
@@ -48,7 +49,7 @@ pub const TURN: u64 = 1 << 16;
 pub static STRATEGIES: [Strategy; 5] = [
     // Selects the first key in configured order until it is refused or exhausted.
     Strategy { name: "fill-first", rank: |_| BEST, stays_on_key: true, ..DEFAULTS },
-    // Weighted round robin.
+    // Selects the keys in turn, in proportion to their weights (weighted round robin).
     Strategy {
         name: "round-robin",
         rank: |key| key.turn.saturating_add(1),

@@ -1,4 +1,5 @@
-//! Defines the verdict: the classification of a response of the provider.
+//! Defines the verdict: the classification of a response of the provider. Also defines what a verdict concerns, the
+//! outcome that it is recorded as, and the credits that a quota refusal reports.
 //!
 //! [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a verdict from a response. Decisions about retries,
 //! evidence and restrictions depend only on the verdict.
@@ -167,7 +168,7 @@ pub enum UnexplainedRefusal {
     Forbidden,
     /// A 429 response without a known message. Contains the `Retry-After`, if any.
     TooMany(Option<Duration>),
-    /// A response with one of these statuses and without a body, as to a `HEAD` request. It permits no
+    /// A response with one of these statuses and without a body, for example to a `HEAD` request. It permits no
     /// conclusion.
     Bodiless,
 }
@@ -178,17 +179,17 @@ pub enum UnexplainedRefusal {
 pub enum Concern {
     /// The request was served.
     Nothing,
-    /// The key or its workspace. Another key may serve.
+    /// The verdict is about the key or its workspace. Another key may serve.
     Key,
-    /// The capabilities of the key, its plan or its workspace. A more capable key may serve.
+    /// The verdict is about the capabilities of the key, its plan or its workspace. A more capable key may serve.
     Capability,
-    /// The key, the plan or the request. An attempt in another workspace decides.
+    /// The verdict may be about the key, the plan or the request. An attempt in another workspace decides.
     Unclear,
-    /// The request, which fails with every key.
+    /// The verdict is about the request, which fails with every key, or its response cannot be classified.
     Request,
-    /// The provider, which did not process the request.
+    /// The provider is overloaded, and did not process the request.
     Overload,
-    /// The provider, which may have processed the request.
+    /// The provider failed, and may have processed the request.
     Failure,
 }
 

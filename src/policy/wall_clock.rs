@@ -29,11 +29,11 @@ mod tests {
     fn a_clock_jumps_forward_and_slows_by_one_percent() {
         for (error, elapsed, expected) in [
             (0, SECOND, 0),
-            // Forward: a laptop that resumes, or a clock that is set after startup.
+            // The clock jumps forward when a laptop resumes, or when the wall clock is set after startup.
             (1, SECOND, 1),
             (HOUR, SECOND, HOUR),
             (HOUR, 0, HOUR),
-            // Backward: at most a hundredth of the elapsed time.
+            // The clock goes backward by at most a hundredth of the elapsed time.
             (-1, SECOND, -1),
             (-SECOND / 100, SECOND, -SECOND / 100),
             (-SECOND / 100 - 1, SECOND, -SECOND / 100),
@@ -49,7 +49,7 @@ mod tests {
             assert_eq!(
                 correction(error, elapsed),
                 expected,
-                "the error is {error} after {elapsed} microseconds"
+                "the error {error} must be corrected within the bound after {elapsed} microseconds"
             );
         }
     }

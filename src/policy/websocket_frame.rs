@@ -1,6 +1,6 @@
 //! Parses and encodes WebSocket frame headers and close payloads, and masks payloads (RFC 6455, section 5.2). Parsing
-//! accepts invalid frames. The [`FrameValidator`] detects protocol violations. The module is in `policy` because it is
-//! pure, and `proxy::socket` uses it.
+//! accepts invalid frames. [`FrameValidator`] and [`validate_close`] detect protocol violations. The module is in
+//! `policy` because it is pure, and `proxy::socket` uses it.
 
 mod validator;
 
@@ -226,7 +226,11 @@ mod tests {
     fn an_incomplete_header_is_not_parsed() {
         let frame = b"\xc1\xff\0\0\0\0\0\x01\0\0abcd";
         for end in 0..frame.len() {
-            assert_eq!(parse_header(&frame[..end]), None, "{end} bytes are not a complete header");
+            assert_eq!(
+                parse_header(&frame[..end]),
+                None,
+                "{end} bytes must not be parsed as a complete header"
+            );
         }
         assert_eq!(parse_header(frame).unwrap().1, MAX_HEADER_BYTES);
     }

@@ -122,7 +122,7 @@ impl<C: Connect> ProviderClient<'_, C> {
     }
 }
 
-/// The reason why a request of the poller has no readable response. Its message contains no secret.
+/// The reason why a request of a poller or of a check has no readable response. Its message contains no secret.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoProviderResponse {
     /// No response head was received.

@@ -1,5 +1,6 @@
-//! Logs by how many credits the usage that the provider reports for a workspace differs from the usage that the pool
-//! has counted. The quota poller calls it once per round of polls.
+//! Logs each change of a workspace's billing discrepancy: the number of credits by which the usage that the provider
+//! reports differs from the usage that the pool has counted. The quota poller calls [`log_discrepancies`] once per
+//! round of polls.
 
 use crate::policy::quota::Quota;
 use crate::pool::Key;

@@ -1,6 +1,6 @@
-//! Checks a key for an operator: requests its subscription and the models, which costs no credits, and returns the
-//! classified response. The response also updates the state of the key, like every poll. The admin API and
-//! `keychoir check --online` use it.
+//! Checks a key for an operator: requests its subscription and the models, which costs no credits. Returns the
+//! classified response, its latency, the permissions that the responses show, and the maximum of concurrent requests.
+//! The response also updates the state of the key, like every poll. The admin API and `keychoir check --online` use it.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,14 +56,14 @@ pub enum CheckOutcome {
     },
     /// The key is valid, and may not read the subscription.
     QuotaUnreadable,
-    /// The provider refused the request.
+    /// The provider refused the key or the request, or failed.
     Refused {
         /// The status of the response.
         status: u16,
         /// The meaning of the response.
         verdict: Verdict,
     },
-    /// No readable response arrived before the timeout.
+    /// No readable response arrived before the timeout, or the response is not a subscription.
     NoResponse {
         /// The cause, without secrets.
         reason: String,

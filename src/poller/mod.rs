@@ -1,6 +1,6 @@
-//! Polls the provider for the quota of each key, in the background: at startup, at a long interval, and after a refusal
-//! that a poll can confirm or refute. The quota also corrects the credits that the pool has counted, if other
-//! applications spend the same credits.
+//! Polls the provider for the quota of each key, in the background: at startup, at a long interval, after a change of
+//! the settings, and after a refusal that a poll can confirm or refute. The quota also corrects the credits that the
+//! pool has counted, if other applications spend the same credits.
 //!
 //! [`QuotaPoller`] also requests the workspace and the regional host of a key, and once a day the models.
 //! [`ConversationPoller`] requests the costs of ended conversations, and [`KeyChecker`] checks a key for an operator.
@@ -37,7 +37,7 @@ pub use sharing::{OwnPoll, PollSharing, PollingRole};
 /// The settings of the quota poller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Interval between two polls of a usable key.
+    /// Interval between two polls of a usable key. The intervals for other keys are multiples or parts of it.
     pub interval: Duration,
     /// Timeout from the start of a request to the end of its response.
     pub response_timeout: Duration,
@@ -53,7 +53,7 @@ const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between two requests for the list of models. The provider adds models a few times a year.
 const MODELS_INTERVAL: Duration = Duration::from_secs(24 * 3_600);
 
-/// A poller of the quotas of all keys. It works in rounds; each round polls the keys whose poll is due.
+/// A poller of the quotas of all keys. It works in rounds. Each round polls the keys whose poll is due.
 #[derive(Debug)]
 pub struct QuotaPoller<C> {
     pool: Arc<Pool>,
@@ -83,9 +83,9 @@ struct PolledKey {
     /// The host and the forward proxy of the last poll, or `None` for the default host and proxy. If they change, the
     /// key is polled again, because it may be valid at the new host.
     destination: Option<Arc<Authority>>,
-    /// Whether the key was polled at all regional hosts.
+    /// Whether the key was polled at the regional hosts, until one of them accepted it.
     has_tried_regions: bool,
-    /// Whether the workspace of the key was requested.
+    /// Whether the provider has sent a final response to a request for the workspace of the key.
     has_checked_workspace: bool,
 }
 

@@ -1,6 +1,6 @@
 //! Evaluates a key for one request, as input for the selection: whether the request may use the key, whether the
 //! credits suffice, whether the concurrency group has capacity, and when a key that cannot serve now may be tried
-//! again.
+//! again. Also computes the inputs of the ranking, claims probes, and offers a cheaper check of availability.
 
 use std::sync::Arc;
 use std::time::Duration;

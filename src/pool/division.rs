@@ -197,7 +197,7 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// Records the restriction that follows from a refusal at another replica.
+    /// Records the restrictions of the key, its workspace and its plan that follow from a refusal at another replica.
     pub fn record_shared_restriction(&self, roster: &Roster, record: RefusalRecord, now: UnixMs) {
         let record = record.restored(roster, now);
         let plan_record = RefusalRecord { applies_to_plan: true, ..record.clone() };

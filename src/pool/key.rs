@@ -1,5 +1,5 @@
-//! Defines an API key of the pool: its configuration, and its state, which requests and polls change through atomics.
-//! Only the evidence of refusals has a lock.
+//! Defines an API key of the pool: its configuration, and its state, which requests, polls, other replicas and reloads
+//! change through atomics. Only the evidence of refusals has a lock.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,11 +30,12 @@ pub struct Key {
     origin: KeyOrigin,
     pub(super) workspace: Arc<Workspace>,
     authority: Option<Arc<Authority>>,
+    /// The default host with the key's own route: through its forward proxy, or directly.
     default_route: Option<Arc<Authority>>,
     pub(super) weight: u32,
     pub(super) kept_credits: u64,
-    /// Evidence about the key itself. The next three fields are computed from it: the cooldown, the
-    /// probe before its end, and the remaining credits of the key's own cap.
+    /// Evidence about the key itself. The fields `cooldown`, `probe` and `reported_remaining` are computed from it. The
+    /// last one contains the remaining credits of the key's own cap.
     pub(super) evidence_cell: EvidenceCell,
     cooldown: CooldownCell,
     pause: PauseCell,
@@ -125,15 +126,15 @@ impl Key {
         self.authority.as_ref()
     }
 
-    /// Returns where requests with the key are sent: its own host, or the default host through the key's own
-    /// proxy. Returns `None` for the default host and the default proxy.
+    /// Returns where requests with the key are sent: its own host, or the default host by the key's own route. Returns
+    /// `None` for the default host and the default route.
     #[must_use]
     pub fn destination(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref().or(self.default_route.as_ref())
     }
 
-    /// Returns a host of the provider, reached like the default host: through the key's own proxy, if it has
-    /// one.
+    /// Returns `host` with the route of the key to the default host: through the key's own forward proxy, directly, or
+    /// unchanged if the key has no route of its own.
     #[must_use]
     pub fn route_to(&self, host: &Arc<Authority>) -> Arc<Authority> {
         match &self.default_route {
@@ -206,7 +207,7 @@ impl Key {
         self.evidence_cell.entries()
     }
 
-    /// Copies the evidence and the cooldown of `previous`, which is the same key with another
+    /// Copies the evidence, the last poll and the cooldown of `previous`, which is the same key with another
     /// configuration.
     pub(super) fn copy_state(&self, previous: &Self) {
         for evidence in previous.evidence() {

@@ -1,5 +1,5 @@
-//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt, with a slot in its concurrency
-//! group and credits that no other request can spend until the lease ends.
+//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt. It also reserves a slot if the
+//! request belongs to a concurrency group, and credits for the estimated cost, which no other request can then spend.
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ impl Lease {
         self.group.is_some()
     }
 
-    /// Releases the key before the lease is dropped.
+    /// Releases the key before the lease is dropped. Another call has no effect.
     pub fn release(&mut self) {
         if std::mem::replace(&mut self.is_released, true) {
             return;

@@ -1,4 +1,4 @@
-//! Determines the workspace of each key.
+//! Determines the workspace of each key, and the digest by which replicas name the workspace.
 //!
 //! Keys belong to the same workspace if the provider reports the same workspace identifier for them. A key without a
 //! reported identifier uses the identifier of another key with the same configured workspace name. If no such key has

@@ -1,5 +1,6 @@
 //! Owns the pool of API keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, their state in atomics,
-//! the queue of the requests that wait for a key, and leases that release their key on drop.
+//! the queue of the requests that wait for a key, and leases that release their key on drop. Also restores the state of
+//! the previous run, and returns snapshots of the keys.
 //!
 //! A request that does not wait takes no lock: it loads the roster once, selection reads atomics, and a reservation is
 //! a compare-and-swap. A cancelled request keeps no credits reserved, because dropping its [`Lease`] releases them.
@@ -80,7 +81,7 @@ pub struct KeySnapshot {
     pub state: KeyState,
     /// The state without the pause: usable, or in cooldown.
     pub unpaused_state: KeyState,
-    /// The operator's pause.
+    /// The operator's pause, or `None` if the key is not paused.
     pub pause: Option<Arc<Pause>>,
     /// The quota of the key's workspace.
     pub quota: Quota,
@@ -97,7 +98,7 @@ pub struct KeySnapshot {
 /// Whether a key may serve a request, regardless of its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// The key may not serve: the request belongs to another account.
+    /// The key may not serve: the request belongs to another account, or the client may not use the key.
     No,
     /// The key may serve while it is usable.
     Yes,
@@ -158,7 +159,8 @@ impl Pool {
         }
     }
 
-    /// Returns the current roster. A request loads it once and uses it until the request ends.
+    /// Returns the current roster. A request uses the same roster until it ends or fails with
+    /// [`Unavailable::Outdated`](crate::policy::select::Unavailable::Outdated).
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()

@@ -1,5 +1,5 @@
-//! Checks the invariants of the pool with loom, which runs each test under every interleaving of its threads, up to a
-//! bound on the preemptions. Run with `make test-model`.
+//! Checks the invariants of the pool and of its cells with loom, which runs each test under every interleaving of its
+//! threads, up to a maximum number of preemptions. `make test-model` runs these tests.
 
 use std::sync::Arc;
 use std::time::Duration;

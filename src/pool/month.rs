@@ -1,5 +1,6 @@
 //! Simulates a month of requests with each strategy, against a provider whose prices differ from the pool's estimates.
-//! Tests that each strategy serves nearly all requests, and that `soonest-reset` lets the fewest credits expire.
+//! Tests that no strategy refuses a request while an account can pay for it, that the provider refuses few attempts,
+//! that the leases are counted correctly, and that `soonest-reset` lets the fewest credits expire.
 
 #![allow(clippy::print_stdout, reason = "the test prints a table of its results")]
 
@@ -70,7 +71,7 @@ struct MonthResult {
 struct RandomSequence(u64);
 
 impl RandomSequence {
-    /// Returns the next number, which is less than `bound`. The numbers follow from a 64-bit xorshift generator.
+    /// Returns the next number of a 64-bit xorshift generator, modulo `bound`.
     fn next_below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -266,7 +267,7 @@ fn every_strategy_serves_a_month_of_requests() {
         assert!(served_requests > 3_000, "{} must serve most requests: {result:?}", strategy.name);
         assert!(
             refused_attempts * 20 <= served_requests,
-            "{} must waste few attempts: {result:?}",
+            "the provider must refuse at most one attempt per 20 served requests of {}: {result:?}",
             strategy.name
         );
         expired_by_strategy.push((strategy.name, expired_credits));

@@ -1,5 +1,6 @@
-//! Maps identifiers of resources to the workspaces that own them. Entries are recorded from responses,
-//! and looked up for each request that contains an identifier.
+//! Maps identifiers of resources to the workspaces that own them, with bounds on the number and the age of the entries.
+//! An entry is recorded from a response or from a reply of another replica, and looked up for each request that
+//! contains its identifier. The database stores the entries, and a restart restores them.
 //!
 //! The index is separate from the roster because its entries outlive the keys. The entries of a workspace
 //! apply again when its keys are removed and later configured again.
@@ -66,7 +67,7 @@ pub struct OwnershipEntry {
 /// The result of a lookup of a known identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerLookup {
-    /// The workspace that owns the identifier.
+    /// The workspace that owns the resource.
     pub owner: OwnerId,
     /// The entry with its new time of use, which the caller stores, or `None` if a time of use was stored within the
     /// last day.
@@ -303,7 +304,11 @@ mod tests {
             index.record(Identifier::new(ResourceKind::Request, &format!("r{number}")), &owner("a"), now);
             index.record(Identifier::new(ResourceKind::HistoryItem, &format!("h{number}")), &owner("a"), now);
         }
-        assert!(index.count() <= LIMITS.max_identifiers, "the index has too many entries: {}", index.count());
+        assert!(
+            index.count() <= LIMITS.max_identifiers,
+            "the bound must hold, not {} entries",
+            index.count()
+        );
         let recorded_voices =
             (0..100).filter(|number| index.find(&voice(&format!("v{number}")), NOW).is_some());
         assert_eq!(recorded_voices.count(), 100);

@@ -1,4 +1,5 @@
-//! Records the events that change the state of keys: refusals, served requests, charges and polls.
+//! Records the events that change the state of keys: refusals and their withdrawal, served requests, charges, and polls
+//! of this and other replicas. Also returns when a poll can confirm or refute a refusal.
 //!
 //! Each event changes the narrowest scope about which it proves something: the key, its workspace, a concurrency group
 //! of the workspace, or a restriction.
@@ -48,7 +49,7 @@ pub struct ServedAttempt<'a> {
     pub is_charged: bool,
 }
 
-/// The result of polling the provider for a key's quota.
+/// The result of requesting a key's quota from the provider, in a poll by this or another replica or in a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// The quota and the plan of the key's workspace.
@@ -74,8 +75,9 @@ pub enum Observation {
 }
 
 impl Pool {
-    /// Records a refusal as evidence about the key or its workspace. Returns the state changes.
-    /// [`restrict`](Self::restrict) records refusals of a narrower scope.
+    /// Records a refusal as evidence about the key or its workspace, or at the limiter of the concurrency group if it
+    /// was for too many concurrent requests. Returns the state changes. [`restrict`](Self::restrict) records refusals
+    /// of a narrower scope.
     pub fn record_refusal(
         &self,
         roster: &Roster,

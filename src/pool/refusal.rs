@@ -1,7 +1,7 @@
 //! Computes the restriction that follows from a refusal, and defines the refusal as the database stores it.
 //!
-//! The restriction is computed when the refusal is received, and again when Keychoir starts. Changed rules therefore
-//! also apply to refusals that an earlier version of Keychoir has stored.
+//! The restriction is computed when the provider or another replica sends the refusal, and again when Keychoir starts.
+//! Changed rules therefore also apply to refusals that an earlier version of Keychoir has stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::secret::Fingerprint;
 
-/// A refusal, with all inputs of its restriction except the settings. Texts, identifiers and keys are
-/// stored only as hashes or lengths.
+/// A refusal, with all inputs of its restriction except the settings. The key, and the texts and identifiers of the
+/// request, are stored only as hashes or lengths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusalRecord {
     /// The fingerprint of the key that was refused.
@@ -40,7 +40,7 @@ pub struct RefusalRecord {
     pub is_repeated_elsewhere: bool,
     /// Time of the refusal.
     pub at: UnixMs,
-    /// The earlier refusals for the same reason, or `None` for the first refusal.
+    /// A summary of the earlier refusals for the same reason, or `None` for the first refusal.
     pub history: Option<RefusalHistory>,
     /// Route, status and message of the response.
     pub source: Arc<RefusalSource>,

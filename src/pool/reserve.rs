@@ -1,5 +1,5 @@
 //! Reserves a key for a request: selects a key, acquires a lease on it, and queues the request when the keys that could
-//! serve it are only busy.
+//! serve it are only busy. Also records the key in use and the keys that were skipped for too few credits.
 //!
 //! Selection reads atomics without a lock. If another request acquires the selected key first, the
 //! selection is repeated.
@@ -49,7 +49,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// Fails when no key can serve the request, with the reason.
+    /// Fails if no key can serve the request before the timeout, or if a reload has replaced the roster while the
+    /// request was queued. The error is the reason.
     ///
     /// # Cancel safety
     ///

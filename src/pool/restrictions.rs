@@ -1,8 +1,8 @@
-//! Records restrictions: features, permissions and endpoints that the provider has refused to a plan, a workspace or a
-//! key, although it may allow them to other plans, workspaces and keys.
+//! Records restrictions: kinds of requests that the provider has refused to a plan, a workspace or a key, although it
+//! may serve them with other keys. The reason is a feature, a permission, an endpoint, or a limit of the rate.
 //!
-//! A restriction never makes a key unusable. It decides which keys are tried first and which are tried last. Requests
-//! read an immutable table, which is usually empty. A refusal replaces the table.
+//! A restriction applies only to requests of its kind. It decides which keys are tried last, only as the first attempt,
+//! or not before a given time. Requests read an immutable table, which is usually empty. A refusal replaces the table.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -41,18 +41,19 @@ pub enum RestrictionLevel {
     /// The plan was refused in another workspace or is known to lack the feature, or the refusal may
     /// have been about the request. The key is tried after unrestricted keys.
     Inferred,
-    /// The key itself was refused, and its last refusal is older than the last refusal of every other refused key. It
-    /// is tried only when no other key can serve, and only as the first attempt. Therefore a key that the provider
+    /// The key or its workspace was refused, and its last refusal is older than that of every other refused key. The
+    /// key is tried only when no other key can serve, and only as the first attempt. Therefore a key that the provider
     /// accepts again is found after at most as many requests as there are keys.
     RefusedLongest,
-    /// The key itself was refused. It is tried after the key that was refused longest ago, and only as
+    /// The key or its workspace was refused. The key is tried after the key that was refused longest ago, and only as
     /// the first attempt.
     Refused,
-    /// The key is not tried before this time, which the provider has sent or which follows from a rate limit.
+    /// The key is not tried before this time, which is the end of a cooldown after a rate limit or after a refusal for
+    /// too many concurrent requests.
     Until(UnixMs),
 }
 
-/// The effect of a restriction on the account that was refused.
+/// The effect of a restriction on the key or the workspace that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestrictionEffect {
     /// No effect, because the refusal was treated as a refusal of the whole account. If the same kind of request is
@@ -61,9 +62,9 @@ pub enum RestrictionEffect {
     /// The refusal may have been about the request, because a second account has refused it with
     /// the same message.
     Suspected,
-    /// The refusal is about the account.
+    /// The refusal is about the key or its account.
     Refused,
-    /// The refusal is about the account, and an attempt before its end would prolong it.
+    /// The refusal is a limit of the account, and an attempt before the end of the restriction would be refused again.
     Strict,
 }
 
@@ -72,7 +73,7 @@ pub enum RestrictionEffect {
 pub struct Restriction {
     /// Sequence number in this run of Keychoir. A later or changed restriction has a higher number.
     pub sequence_number: u64,
-    /// The last refusal. All other fields are computed from it.
+    /// The last refusal. All other fields except the sequence number are computed from it.
     pub record: Arc<RefusalRecord>,
     /// The keys that the restriction applies to.
     pub scope: RestrictionScope,
@@ -86,7 +87,7 @@ pub struct Restriction {
     pub refused_at: UnixMs,
     /// Time at which the restriction expires.
     pub until: UnixMs,
-    /// The effect on the refused account.
+    /// The effect on the refused key or workspace.
     pub effect: RestrictionEffect,
 }
 

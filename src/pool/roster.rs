@@ -1,4 +1,5 @@
-//! Defines the roster: the ordered keys of the pool with their workspaces, and the settings.
+//! Defines the roster: the ordered keys of the pool with their workspaces, the entries that configure them, the
+//! settings, and the redactor that finds the keys in relayed bytes.
 //!
 //! A roster is immutable and replaced as a whole. The next roster shares the state of the keys and
 //! workspaces that stay.
@@ -33,8 +34,8 @@ pub struct KeyEntry {
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
     pub authority: Option<Arc<Authority>>,
-    /// The default host through the key's own proxy, or directly, if the connections of this key differ from the
-    /// connections of the other keys. Ignored for a key with an `authority`, which includes its proxy.
+    /// The default host through the key's own forward proxy, or directly, if the connections of this key differ from
+    /// the connections of the other keys. Ignored for a key with an `authority`, which includes its forward proxy.
     pub default_route: Option<Arc<Authority>>,
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
@@ -66,7 +67,7 @@ impl From<ApiKey> for KeyEntry {
     }
 }
 
-/// The keys of the pool, in order, and their settings. A request uses one roster until its end.
+/// The keys of the pool, in order, and their settings. Positions of keys are valid only within one roster.
 #[derive(Debug)]
 pub struct Roster {
     keys: Vec<Arc<Key>>,

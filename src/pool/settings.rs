@@ -17,13 +17,15 @@ pub struct Settings {
     pub max_queued: usize,
     /// The ratio of spent credits to the limit, from 0 to 1, from which a key is reported as near its limit.
     pub near_limit_ratio: f64,
-    /// Cooldown of a concurrency group of a workspace after a rate limit without a `Retry-After`.
+    /// Cooldown after a rate limit without a `Retry-After`, of a concurrency group of a workspace or of a kind of
+    /// request.
     pub rate_limited_cooldown: Duration,
-    /// Cooldown of a concurrency group of a workspace after a refusal for too many concurrent requests.
+    /// Cooldown after a refusal for too many concurrent requests, of a concurrency group of a workspace or of a kind of
+    /// request.
     pub concurrency_cooldown: Duration,
     /// Cooldown of a workspace without credits whose reset date is unknown.
     pub exhausted_cooldown: Duration,
-    /// Cooldown of a workspace with a billing problem.
+    /// Cooldown of a workspace whose invoice is unpaid, or which is suspected of abuse.
     pub billing_cooldown: Duration,
     /// Cooldown of a key after its first refusal as invalid, until a poll confirms the refusal.
     pub invalid_confirm_cooldown: Duration,
@@ -31,13 +33,13 @@ pub struct Settings {
     pub invalid_cooldown: Duration,
     /// Time for which a key is tried last for a request whose permission it lacked.
     pub permission_cooldown: Duration,
-    /// Time for which a workspace, and other workspaces of its plan, are tried last for a feature
-    /// that the plan lacks.
+    /// Time for which a workspace, and other workspaces of its plan, are tried last for a feature that the plan lacks,
+    /// or a workspace for a resource of which it may have no more.
     pub feature_cooldown: Duration,
     /// Time for which a workspace is tried last for an endpoint that refused it without a known
     /// reason.
     pub endpoint_cooldown: Duration,
-    /// Cooldown of a key or workspace after a refusal whose message contains no numbers.
+    /// Cooldown of a key, a workspace or a kind of request after a refusal whose message does not prove its reason.
     pub unproven_cooldown: Duration,
     /// Upper bound of the provider's `Retry-After`.
     pub max_retry_after: Duration,

@@ -1,6 +1,7 @@
 //! Determines the state changes of keys that were not reported before.
 //!
-//! Every function that may change the state of a key returns these changes, so that its caller logs each change once.
+//! Charges, polls, refusals and reservations return these changes, and after a reload `Pool::transitions` returns them.
+//! The caller logs each change once.
 
 use std::sync::Arc;
 

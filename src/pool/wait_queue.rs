@@ -1,5 +1,5 @@
 //! Queues the requests that wait for a key, because every key that could serve them is at its concurrency limit, has
-//! its credits reserved, or is in a cooldown that ends soon.
+//! its credits reserved, or is in a cooldown that ends soon. Also defines a request for a key with its requirements.
 //!
 //! Released keys are assigned round robin between clients, so that a burst of one client cannot starve the other
 //! clients, and first in, first out within a client. A new request queues behind earlier requests. While no request is

@@ -1,5 +1,5 @@
-//! Defines a workspace of the provider: its identification, and its state, which requests and polls change through
-//! atomics. Only the evidence of refusals and the credits that are spent elsewhere have locks.
+//! Defines a workspace of the provider: its identification, and its state, which requests, polls and other replicas
+//! change through atomics. Only the evidence of refusals and the credits that are spent elsewhere have locks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,8 +170,8 @@ impl Workspace {
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// Records that the workspace is skipped for too few credits until `until`. Returns whether the skip is
-    /// to be logged, because it was not recorded before.
+    /// Records that the workspace is skipped for too few credits until `until`. Returns whether the skip must be
+    /// logged, because the time of the previously recorded skip has passed.
     pub(super) fn record_skip(&self, until: UnixMs, now: UnixMs) -> bool {
         self.skip_logged_until.swap(until.0, Ordering::AcqRel) <= now.0
     }

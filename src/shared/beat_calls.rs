@@ -1,6 +1,6 @@
-//! Defines a beat, which is the round trip in which a replica sends its statements to Redis and receives its grants,
-//! and builds the calls of the Lua scripts for it. `replica.rs` makes the statements, and `beat_replies.rs` applies the
-//! replies.
+//! Defines a beat, its cause and its outcome, and builds the calls of the Lua scripts for it. A beat is the round trip
+//! in which a replica sends its statements to Redis and receives its grants. `replica.rs` makes the statements, and
+//! `beat_replies.rs` applies the replies.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,8 +24,8 @@ const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 /// The number of arguments of one statement, which is `ARGUMENTS` in `grants.lua`.
 const GRANT_ARGUMENTS: usize = 15;
 
-/// The maximum time for which a replica keeps its place in the line of `grants.lua` after its credits suffice for a
-/// queued request. The request may also need a slot, so it cannot always start at once.
+/// The maximum time for which a replica keeps its place among the replicas that wait in `grants.lua`, after its credits
+/// suffice for a queued request. The request may also need a slot, so it cannot always start at once.
 pub(super) const MAX_TURN: Duration = Duration::from_secs(2);
 
 /// Minimum time between two replies of `grants.lua` that contain the charges of each replica although Redis has lost

@@ -1,5 +1,6 @@
 //! Applies the replies to a beat: records the clock and the replicas, and changes this replica's shares of credits and
-//! slots in the pool. `replica.rs` makes the statements of the beat.
+//! slots in the pool. Replaces shares whose grants have ended by fallback shares. `replica.rs` makes the statements of
+//! the beat.
 
 use redis::Value;
 
@@ -52,8 +53,8 @@ impl Replica {
         if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
-        // The slots are applied first: credits may start queued requests, which must not use a slot that this replica
-        // has lost.
+        // The slots are applied first, because new credits may start queued requests, and these must not use a slot
+        // that this replica has lost.
         for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
                 continue;

@@ -25,11 +25,12 @@ use crate::secret::Fingerprint;
 use crate::store::{refusal_from_json, refusal_to_json};
 use crate::telemetry::log_transitions;
 
-/// Time to live of the result of a poll, longer than any interval between two polls.
+/// Time to live of the result of a poll, which is longer than the maximum of `quota_polling.interval`.
 const POLL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
 /// Time to live of the overlay. It may expire, because every replica also has the overlay in its own files.
 const OVERLAY_TTL: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// Time to live of a refusal of a certain kind of request, longer than the restriction that it causes.
+/// Time to live of a refusal of a certain kind of request, which is longer than a restriction with the default
+/// cooldowns.
 const REFUSAL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
 
 impl Replica {

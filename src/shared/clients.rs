@@ -1,5 +1,6 @@
 //! Shares the limits of clients with other replicas: makes the statements about the clients' quotas and concurrent
-//! requests for each beat, and sets the shares of this replica in the proxy, also those of rate limits.
+//! requests for each beat, applies the replies, and sets the shares of this replica, also those of rate limits, in
+//! `proxy::ClientUsage`.
 
 use std::collections::HashMap;
 use std::time::Duration;

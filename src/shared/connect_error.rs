@@ -1,6 +1,6 @@
-//! Classifies the failures of a connection to Redis. The message of each class names the correction. No message
-//! contains a text of Redis, which may quote a password: the error for an unknown command contains the arguments of the
-//! command.
+//! Classifies the failures to open a connection to Redis, and the errors that Redis returns for commands. The message
+//! of each class names the correction. No message contains a text of Redis, because the text may quote a password. For
+//! example, the error for an unknown command contains the arguments of the command.
 
 use std::io;
 use std::time::Duration;
@@ -96,13 +96,14 @@ pub enum RedisRefusal {
         "denies a command, key or channel of the pool: run the line `ACL SETUSER` that `keychoir check --online` prints"
     )]
     PermissionDenied,
-    /// The server is older than the oldest supported version.
+    /// The server is older than the oldest supported version, or does not know a command or RESP3, the protocol of
+    /// Redis.
     #[error("is too old or has no RESP3: Redis 6.2, Valkey 7.2 or a later version is required")]
     TooOld,
     /// The server is still loading its data.
     #[error("is still loading its data: wait until it is ready")]
     Loading,
-    /// The server is a replica.
+    /// The server is a replica of another Redis server, or has lost the connection to its master.
     #[error(
         "is a read-only replica: write the address of the master, or that of the sentinels (redis+sentinel://)"
     )]
@@ -133,7 +134,7 @@ pub enum RedisRefusal {
     /// The key belongs to another node of the cluster.
     #[error("is not the node of the cluster that has the pool")]
     OtherNode,
-    /// The cluster cannot serve the key.
+    /// The cluster cannot serve the key, or redirects more often than a probe follows. Contains the code of the error.
     #[error("is in a cluster that cannot serve the pool ({0}): check it with `redis-cli cluster info`")]
     Cluster(String),
     /// Another error, of which only the code is shown.
@@ -180,7 +181,7 @@ mod tests {
     fn check_refusal(response: &str, expected: Option<RedisRefusal>) {
         let error = parse_redis_value(response.as_bytes()).unwrap().extract_error().unwrap_err();
         let refusal = RedisRefusal::from_error(&error);
-        assert_eq!(refusal, expected, "the refusal for {response:?}");
+        assert_eq!(refusal, expected, "{response:?} must have this reason");
         let message = refusal.unwrap().to_string();
         assert!(!message.contains("hunter2"), "the message for {response:?} must not contain the password");
     }

@@ -1,5 +1,6 @@
 //! Opens a connection to Redis: finds the master with sentinels, opens a stream over TCP, TLS or a Unix socket,
-//! performs the handshake of the protocol, and refuses a server that replicas cannot use.
+//! performs the handshake of the protocol, and refuses a server that replicas cannot use. Also finds the node of a
+//! cluster to which a MOVED error refers.
 //!
 //! This file opens the stream instead of the client library, so that TLS uses the same library and settings as the rest
 //! of the program, and so that each reason for a failure has a separate message.
@@ -359,7 +360,7 @@ mod tests {
             assert_eq!(
                 next.as_ref().map(|next| next.url.to_string()).as_deref(),
                 expected,
-                "the node that {response:?} names"
+                "the next node must be the node that {response:?} names"
             );
             assert!(
                 next.is_none_or(|next| next.url.credentials == endpoint.url.credentials),

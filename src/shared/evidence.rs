@@ -1,5 +1,6 @@
 //! Formats and parses evidence as an entry of the map of evidence. The name of an entry contains the claim of a
-//! refusal, and the key or workspace that the refusal is about. Its value contains the amounts.
+//! refusal, and the key or workspace that the refusal is about. Its value contains the amounts and the circumstances of
+//! the refusal, or marks the evidence as refuted.
 //!
 //! The name of a workspace is the digest of one of its keys, because not all replicas know the workspace's identifier.
 //! The entry does not contain the provider's message, which may contain data of a client.

@@ -1,6 +1,7 @@
-//! Implements `proxy::ReplicaLink` with Redis: looks up data of other replicas for a client's request, and queues the
-//! owners of identifiers that responses of the provider prove. A lookup is a pipeline of commands on the connection of
-//! the replica. It ends within `redis.wait_timeout`, with or without a reply.
+//! Implements `proxy::ReplicaLink` with Redis: looks up owners and lists of other replicas for a client's request,
+//! extends the grant of a quota, and queues the owners of identifiers that responses of the provider prove. A lookup is
+//! a pipeline of commands on the connection of the replica. It ends within `redis.wait_timeout`, with or without a
+//! reply.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ const MAX_OWNER_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
 
 /// The connection to Redis that requests use for their lookups, and the queues of the owners that they prove.
 pub(super) struct RedisLink {
-    /// `None` while the replica is alone.
+    /// The connection for commands, or `None` while the replica is alone.
     commands: ArcSwapOption<MultiplexedConnection>,
     breaker: LookupBreaker,
     /// The number of live replicas at the last beat.
@@ -73,7 +74,7 @@ impl OwnerUpdates {
     }
 }
 
-/// A new or removed owner, or the account of a client's list.
+/// A new or removed owner of an identifier, or the account that has served a list to a client.
 #[derive(Debug)]
 pub(super) struct OwnerUpdate {
     subject: UpdateSubject,
@@ -169,7 +170,7 @@ impl RedisLink {
     }
 
     fn queue_urgent_update(&self, update: OwnerUpdate) {
-        // The update is dropped when the queue is full, as `MAX_QUEUED_UPDATES` explains.
+        // If the queue is full, the update is dropped. Other replicas then find the owner by requests to the accounts.
         let _ = self.urgent_updates.try_send(update);
     }
 }
@@ -223,7 +224,7 @@ impl ReplicaLink for RedisLink {
             ttl: max_idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
         };
         if [ResourceKind::Request, ResourceKind::HistoryItem].contains(&identifier.kind) {
-            // The update is dropped when the queue is full, as `MAX_QUEUED_UPDATES` explains.
+            // If the queue is full, the update is dropped. Other replicas then find the owner by their own requests.
             let _ = self.frequent_updates.try_send(update);
         } else {
             self.queue_urgent_update(update);

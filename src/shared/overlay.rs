@@ -1,4 +1,5 @@
-//! Encrypts the overlay for other replicas and decrypts theirs, and creates the channels between the owner of the
+//! Encrypts the overlay for other replicas, decrypts the overlays of other replicas, and defines their versions. The
+//! overlay contains the changes that operators make at runtime. Also creates the channels between the owner of the
 //! overlay (`control/merge.rs`) and the task of the link. The task receives only versions and encrypted bytes.
 
 use std::fmt;

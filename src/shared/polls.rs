@@ -14,7 +14,7 @@ use crate::pool::Observation;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SharedPoll {
     pub(super) observation: Observation,
-    /// The digest of the workspace that the provider reported.
+    /// The digest of the workspace that the provider reported, or `None` if it has reported none.
     pub(super) workspace: Option<SharedId>,
     /// The host of the key's region, or `None` for the default region.
     pub(super) region: Option<String>,

@@ -18,7 +18,7 @@ use crate::policy::units::UnixMs;
 use crate::tasks::Tasks;
 use crate::upstream::TlsError;
 
-/// Uses every command of a replica's scripts on one key, and returns the time of the server in milliseconds.
+/// Uses every command of a replica's scripts on one key, and returns the time of Redis in milliseconds.
 const SCRIPT: &str = "
 local time = redis.call('TIME')
 redis.call('SET', KEYS[1], ARGV[1], 'PX', 5000)
@@ -50,9 +50,9 @@ pub struct RedisProbe {
     pub server: RedisServer,
     /// The shortest of several round trips.
     pub round_trip: Duration,
-    /// The time of the server.
+    /// The time of the Redis server.
     pub server_time: UnixMs,
-    /// The time of this machine when the response with the time of the server arrived.
+    /// The time of this machine when the response with the time of the Redis server arrived.
     pub local_time: UnixMs,
 }
 
@@ -72,10 +72,10 @@ pub enum RedisProbeError {
         server: String,
         /// The step that was refused.
         step: RedisProbeStep,
-        /// The reason why Redis returned.
+        /// The reason that Redis has returned.
         refusal: RedisRefusal,
     },
-    /// A step had no response in time, or the connection ended.
+    /// A step had no response in time, the connection ended, or the published message was not delivered in time.
     #[error(
         "{step}: {server} does not respond within {} ms: raise redis.response_timeout if it is far away",
         .timeout.as_millis()

@@ -1,4 +1,5 @@
-//! Holds the state of this replica, and makes its statements for the next beat: what it has used, holds and needs.
+//! Holds the state of this replica, records connections, demands and the end of the program, and makes the statements
+//! for the next beat. A statement contains the credits or slots that the replica has used, holds and needs.
 //! `beat_replies.rs` applies the replies. Neither file does input or output, and both take the time as an argument, so
 //! that tests can simulate many replicas on virtual time.
 
@@ -64,7 +65,7 @@ pub(super) struct Replica {
     pub(super) last_full_beat: Option<Instant>,
     /// The workspaces whose credits or slots other replicas need.
     demanded_by_others: BTreeSet<SharedId>,
-    /// Whether Redis does not respond, so that this replica uses only its part of the pool.
+    /// Whether this replica has no connection to Redis, so that it uses only its part of the pool.
     pub(super) is_alone: bool,
     /// Whether Redis has replied to a beat over the current connection.
     pub(super) has_reported: bool,
@@ -149,7 +150,7 @@ impl Replica {
         self.live_replicas
     }
 
-    /// Whether Redis does not respond, so that this replica uses only its part of the pool.
+    /// Whether this replica has no connection to Redis, so that it uses only its part of the pool.
     pub(super) fn is_alone(&self) -> bool {
         self.is_alone
     }
@@ -237,11 +238,11 @@ impl Replica {
         let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
         let has_new_poll = mem::replace(&mut state.polled_at, polled_at) != polled_at;
         let base_time = polled_at.filter(|_| has_new_poll).unwrap_or(moment.now);
-        // Queued requests whose credits are granted wait for a slot, and need no more credits. A replica in the line of
+        // Queued requests whose credits are granted wait for a slot, and need no more credits. A replica that waits in
         // `grants.lua` keeps its place until its requests have started.
         let needs_credits = state.last_statement.is_some_and(|last| last.queued > 0)
             || !state.credits.can_start(usage, Some(queued.max_credits));
-        // At most the cost of two requests, because other replicas also need the credits that are left.
+        // The demand is at most the cost of two requests, because other replicas also need the credits that are left.
         let max_queued = queued.credits.min(queued.max_credits.saturating_mul(2));
         let statement = state.credits.make_statement(CreditSituation {
             usage,

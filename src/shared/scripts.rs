@@ -6,7 +6,7 @@ use redis::Cmd;
 use crate::policy::shared_id::SharedId;
 use crate::policy::shared_pool_name::SharedPoolName;
 
-/// Records that a replica is alive, and returns all replicas and the leader.
+/// Records that a replica is alive or leaves, and returns all replicas, the leader and the versions of the maps.
 pub(super) const MEMBERS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/members.lua"));
 /// Divides the credits of workspaces.

@@ -1,5 +1,6 @@
-//! Connects this replica to Redis, and connects again after a failure. While Redis does not respond, the replica is
-//! alone: it uses only its part of the pool. `open_link.rs` uses an open connection until it fails.
+//! Connects this replica to Redis, and connects again after a failure or to another node of a cluster. While Redis does
+//! not respond, the replica is alone: it uses only its part of the pool. `open_link.rs` uses an open connection until
+//! it fails. Also publishes the state of the connection and the polling role of this replica.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +115,7 @@ pub(super) enum LinkError {
 }
 
 impl LinkError {
-    /// Returns the reason why the metric `redis_errors` counts.
+    /// Returns the reason under which the metric `redis_errors` counts the error.
     fn fault(&self) -> LinkFault {
         match self {
             Self::Connect(error) => LinkFault::of_connect(error),
@@ -225,7 +226,8 @@ impl LinkTask {
     }
 
     /// Waits for the duration of `pause` before the next attempt to connect. Meanwhile, the replica uses only its part
-    /// of the pool. It drops the changes of the pool: after the next connection, it sends all evidence again.
+    /// of the pool. It drops the changes of the pool, because it sends all evidence and restrictions again after the
+    /// next connection.
     async fn stay_alone(&mut self, pause: Duration, config: &SharedConfig) {
         let wait = tokio::time::sleep(pause);
         tokio::pin!(wait);

@@ -1,9 +1,10 @@
-//! Defines the limits that are configured per client: quotas, rate, concurrent requests, paths and keys.
+//! Defines the rules that are configured per client: the limits of its quotas, rate, concurrent requests, paths and
+//! keys, and whether it may bring its own key or request tokens of the provider.
 
 use crate::policy::client_quota::{ClientQuota, RateLimit};
 use crate::policy::path::Path;
 
-/// The limits of a client. The default has no limits.
+/// The rules of a client. The default sets no limits, and grants neither of the two permissions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Maximum number of requests or credits per period.
@@ -22,7 +23,7 @@ pub struct Rules {
     /// Whether the client may bring its own provider key.
     pub may_bring_key: bool,
     /// Whether the client may request tokens and signed URLs of the provider despite a quota. Requests with them
-    /// bypass the proxy, so they are not counted.
+    /// bypass Keychoir, so they are not counted.
     pub may_request_tokens: bool,
 }
 

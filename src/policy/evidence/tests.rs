@@ -1,4 +1,5 @@
-//! Tests the effect of each kind of evidence, its end, and the polls and served requests that refute it.
+//! Tests the effect of each kind of evidence, its end, the polls and served requests that refute it, when a poll is
+//! requested, and the scale of the remaining credits.
 
 use super::*;
 
@@ -189,7 +190,7 @@ fn evidence_has_the_effect_of_its_table_row() {
     ];
     for TableRow { name, evidence, last_poll, effect } in rows {
         let evaluated = evaluate(&evidence, last_poll, Some(RESET), &COOLDOWNS, after(1));
-        assert_eq!(evaluated, effect, "the row is: {name}");
+        assert_eq!(evaluated, effect, "the effect must be as in the table for this case: {name}");
     }
 }
 
@@ -204,7 +205,7 @@ fn a_poll_overrides_the_credits_of_a_refusal_after_the_lag() {
     assert_eq!(
         effect_after(&credits(Some((5, 43))), 120, 5),
         EvidenceEffect::Nothing,
-        "the polled quota includes the reported credits after the lag"
+        "a poll after the lag must replace the reported credits"
     );
 }
 

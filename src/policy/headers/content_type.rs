@@ -1,5 +1,5 @@
-//! Decides by the content type of a response whether its body is searched for keys, and whether a browser
-//! would execute scripts in it.
+//! Decides by the content type of a response whether its body is searched for keys, and whether a browser would execute
+//! scripts in it. Adds the headers that prevent browsers from executing the scripts and from guessing the type.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -151,13 +151,13 @@ mod tests {
             assert_eq!(
                 policies,
                 if is_scriptable { vec!["sandbox"] } else { Vec::new() },
-                "the content types are {content_types:?}"
+                "only documents with scripts must be sandboxed: {content_types:?}"
             );
             let is_sniffed = !headers.contains_key("x-content-type-options");
             assert_eq!(
                 is_sniffed,
                 !is_scriptable && !content_types.is_empty(),
-                "the content types are {content_types:?}"
+                "browsers must not guess the type of untyped documents and of documents with scripts: {content_types:?}"
             );
         }
     }

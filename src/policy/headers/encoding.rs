@@ -1,5 +1,5 @@
-//! Negotiates content encodings: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that the
-//! proxy can decode. In another encoding, a refusal could not be classified, and a key could not be redacted.
+//! Negotiates content encodings: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that
+//! Keychoir can decode. In another encoding, a refusal could not be classified, and a key could not be redacted.
 
 use std::borrow::Cow;
 
@@ -29,9 +29,9 @@ pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
 }
 
-/// Removes the encodings that the proxy cannot decode from `Accept-Encoding`. The remaining encodings keep their
-/// order and weights; `*` becomes gzip and deflate. A client that accepts only unsupported encodings is offered
-/// `identity`, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request without the
+/// Removes the encodings that Keychoir cannot decode from `Accept-Encoding`. The remaining encodings keep their order
+/// and weights, and `*` becomes gzip and deflate. If the client accepts only unsupported encodings, `identity` is
+/// requested, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request without the
 /// header is unchanged.
 pub(super) fn restrict_accept_encoding(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(ACCEPT_ENCODING).iter();
@@ -105,7 +105,7 @@ mod tests {
         }
         restrict_accept_encoding(&mut headers);
         let values: Vec<_> = headers.get_all(ACCEPT_ENCODING).iter().collect();
-        assert_eq!(values, offered, "the client accepts {requested:?}");
+        assert_eq!(values, offered, "only supported encodings of {requested:?} must be offered");
     }
 
     #[test]

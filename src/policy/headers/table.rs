@@ -74,7 +74,7 @@ table! {
         "host": "is set to the upstream's host",
         "sec-websocket-protocol": "may carry a browser's token",
         "content-length": "frames the message",
-        "accept-encoding": "is limited to the encodings that the proxy can decode",
+        "accept-encoding": "is limited to the encodings that Keychoir can decode",
     }
     // Headers in which proxies in front of Keychoir describe the client: its address, host or user. The
     // provider does not need them, and its content delivery network refuses requests with some of them.
@@ -166,7 +166,7 @@ table! {
         "accept-ch-lifetime": "would request client hints for this host (Client Hints)",
         "critical-ch": "would repeat requests to this host (Client Hints)",
         "origin-agent-cluster": "is about the whole origin (HTML)",
-        "use-as-dictionary": "would offer encodings that the proxy cannot decode (RFC 9842)",
+        "use-as-dictionary": "would offer encodings that Keychoir cannot decode (RFC 9842)",
         "set-login": "would record a sign-in at this host (FedCM)",
         "secure-session-registration": "would bind a session to this host (Device Bound Session Credentials)",
         "sec-session-registration": "would bind a session to this host (Device Bound Session Credentials)",

@@ -9,12 +9,12 @@ use super::*;
 #[track_caller]
 fn check_segments_of(path: &str, expected: &[&str]) {
     let parsed = Path::parse(path).unwrap();
-    assert_eq!(segments(parsed.as_str()).collect::<Vec<_>>(), expected, "the path is {path}");
+    assert_eq!(segments(parsed.as_str()).collect::<Vec<_>>(), expected, "{path} must have these segments");
 }
 
 #[track_caller]
 fn check_rejected(path: &str, expected: AmbiguousPathError) {
-    assert_eq!(Path::parse(path).map(|path| path.0.into_owned()), Err(expected), "the path is {path}");
+    assert_eq!(Path::parse(path).map(|path| path.0.into_owned()), Err(expected), "{path} must be rejected");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn paths_of_the_provider_are_accepted_with_their_identifiers() {
 /// Returns the segments of a path as one server interprets it, or `None` if the server rejects the path.
 type Interpreter = fn(&str) -> Option<Vec<String>>;
 
-/// Percent-decodes `text` as common servers do, which keep malformed escapes.
+/// Percent-decodes `text`. Like common servers, keeps malformed escapes.
 fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::new();
@@ -185,42 +185,41 @@ fn split_segments(path: &str) -> Vec<&str> {
     if path.is_empty() { Vec::new() } else { path.split('/').collect() }
 }
 
-/// Interprets a path as nginx with a URI in `proxy_pass` does: decodes the path, merges slashes, resolves dots, and
-/// rejects a zero byte.
+/// Models nginx with a URI in `proxy_pass`: decodes the path, merges slashes, resolves dots, and rejects a zero byte.
 fn nginx(path: &str) -> Option<Vec<String>> {
     let decoded = percent_decode(path);
     (!decoded.contains('\0')).then(|| resolve_dots(decoded.split('/')))
 }
 
-/// Interprets a path as Starlette with uvicorn does: decodes the whole path once, then matches it.
+/// Models Starlette with uvicorn: decodes the whole path once, then matches it.
 fn starlette(path: &str) -> Option<Vec<String>> {
     Some(split_segments(&percent_decode(path)).into_iter().map(str::to_owned).collect())
 }
 
-/// Interprets a path as Express does: splits the path, then decodes each parameter.
+/// Models Express: splits the path, then decodes each parameter.
 fn express(path: &str) -> Option<Vec<String>> {
     Some(split_segments(path).into_iter().map(percent_decode).collect())
 }
 
-/// Interprets a path as Go's `ServeMux` does: decodes the path, cleans it, and redirects to the clean path.
+/// Models Go's `ServeMux`: decodes the path, cleans it, and redirects to the clean path.
 fn go(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(percent_decode(path).split('/')))
 }
 
-/// Interprets a path as a gateway that decodes it does, in front of a server that decodes it again and treats
-/// backslashes as slashes.
+/// Models a gateway that decodes the path, in front of a server that decodes it again and treats backslashes as
+/// slashes.
 fn double_decoder(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(percent_decode(&percent_decode(path)).split(['/', '\\'])))
 }
 
-/// Interprets a path as Tomcat does: removes the parameters of each segment, decodes it, and resolves dots.
+/// Models Tomcat: removes the parameters of each segment, decodes it, and resolves dots.
 fn tomcat(path: &str) -> Option<Vec<String>> {
     let segments: Vec<String> =
         path.split('/').map(|part| percent_decode(part.split(';').next().unwrap())).collect();
     Some(resolve_dots(segments.iter().flat_map(|part| part.split('/'))))
 }
 
-/// Interprets a path as a gateway does that decodes it and copies it into a new request line without encoding it.
+/// Models a gateway that decodes the path and copies it into a new request line without encoding it.
 fn unencoding_gateway(path: &str) -> Option<Vec<String>> {
     let decoded = percent_decode(path);
     let path = decoded.split(['?', '#']).next().unwrap();
@@ -242,18 +241,24 @@ const INTERPRETERS: [(&str, Interpreter); 7] = [
     ("unencoding gateway", unencoding_gateway),
 ];
 
-/// Checks that every server interprets an accepted path as the policy does, with and without a base path.
+/// Checks that every server and Keychoir interpret an accepted path in the same way, with and without a base path.
 /// Returns whether the path is accepted.
 fn check_interpreters(path: &str) -> Result<bool, TestCaseError> {
     let Ok(parsed) = Path::parse(path) else { return Ok(false) };
     let expected: Vec<String> = segments(parsed.as_str()).map(str::to_owned).collect();
     for (name, interpret) in INTERPRETERS {
-        prop_assert_eq!(interpret(path), Some(expected.clone()), "{} must interpret {} alike", name, path);
+        prop_assert_eq!(
+            interpret(path),
+            Some(expected.clone()),
+            "{} must agree with Keychoir on {}",
+            name,
+            path
+        );
         let below_base = [&["base".to_owned(), "p".to_owned()], expected.as_slice()].concat();
         prop_assert_eq!(
             interpret(&format!("/base/p{path}")),
             Some(below_base),
-            "{} must interpret /base/p{} alike",
+            "{} must agree with Keychoir on /base/p{}",
             name,
             path
         );
@@ -330,7 +335,7 @@ fn a_path_is_within_a_prefix_by_whole_segments() {
         assert_eq!(
             Path::parse(path).unwrap().is_within(prefix),
             expected,
-            "{path} is compared with {prefix}"
+            "{path} must be within {prefix} only by whole segments"
         );
     }
 }

@@ -130,7 +130,7 @@ mod tests {
 
     #[track_caller]
     fn check_duration(text: &str, milliseconds: u64) {
-        assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "the text is {text:?}");
+        assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text:?} must have this result");
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
             ("99999999999999999999d", QuantityError::TooLarge),
             ("18446744073709551s616ms", QuantityError::TooLarge),
         ] {
-            assert_eq!(parse(text), Err(expected), "the text is {text:?}");
+            assert_eq!(parse(text), Err(expected), "{text:?} must have this result");
         }
     }
 

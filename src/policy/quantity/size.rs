@@ -96,7 +96,7 @@ mod tests {
             ("1TB", 1_000_000_000_000),
             ("18446744073709551615B", u64::MAX),
         ] {
-            assert_eq!(parse(text), Ok(bytes), "the text is {text:?}");
+            assert_eq!(parse(text), Ok(bytes), "{text:?} must have this result");
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
             ("18446744073709551616", QuantityError::TooLarge),
             ("16777216TiB", QuantityError::TooLarge),
         ] {
-            assert_eq!(parse(text), Err(expected), "the text is {text:?}");
+            assert_eq!(parse(text), Err(expected), "{text:?} must have this result");
         }
     }
 

@@ -11,17 +11,17 @@ use super::{FrameHeader, MAX_HEADER_BYTES, Opcode, apply_mask, parse_header, val
 pub enum Sender {
     /// The client, whose frames are masked.
     Client,
-    /// The server, whose frames are not masked. The payload of its close frame is not validated, so that the caller can
-    /// also examine an invalid close reason.
+    /// The provider, which is the server of the WebSocket, so that its frames are not masked. The payload of its close
+    /// frame is not validated, so that the caller can also examine an invalid close reason.
     Server,
 }
 
-/// A frame that RFC 6455 forbids, or that this proxy does not accept.
+/// A frame that RFC 6455 forbids, or that Keychoir does not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// A frame of the client has no mask (section 5.1).
     Unmasked,
-    /// A frame of the server has a mask (section 5.1).
+    /// A frame of the provider has a mask (section 5.1).
     Masked,
     /// A reserved bit is set without a negotiated extension (section 5.2).
     ReservedBits,

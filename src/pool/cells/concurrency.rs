@@ -1,5 +1,6 @@
-//! Limits the concurrent requests of one concurrency group of a workspace: counts the running requests, determines
-//! their maximum, and stores the cooldowns that follow from refusals.
+//! Limits the concurrent requests of one concurrency group of a workspace: counts the running requests and their peak,
+//! computes their maximum from the provider's maximum and the share of this replica, and stores the end of the rate
+//! limit and of the cooldown after a refusal for too many concurrent requests.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ pub(in crate::pool) struct ConcurrencyLimiter {
     running: AtomicU64,
     /// The maximum number of running requests: the provider's maximum or the share of this replica, whichever is lower.
     max: AtomicU32,
-    /// The maximum that the provider last reported in a response or a refusal, or 0 if it has reported none.
+    /// The maximum that the provider last reported to this or another replica, or 0 if it has reported none.
     reported_max: AtomicU32,
     /// The maximum of the plan, or 0 if it is unknown.
     plan_max: AtomicU32,

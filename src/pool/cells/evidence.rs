@@ -12,7 +12,7 @@ use crate::policy::evidence::{ClaimedFault, Cooldowns, Evidence, EvidenceEffect,
 use crate::policy::key_state::Cooldown;
 use crate::policy::units::UnixMs;
 
-/// Evidence about one key or workspace, with one entry per claim.
+/// Evidence about one key or workspace, with one entry per kind of claim.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct EvidenceCell {
     /// Number of entries, readable without the lock.
@@ -28,7 +28,7 @@ pub(in crate::pool) struct EvidenceSummary {
     pub(in crate::pool) cooldown: Option<(Cooldown, bool)>,
     /// For each concurrency group, the end of its rate limit and whether it may be probed.
     pub(in crate::pool) rate_limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT],
-    /// The reported remaining credits, and the time at which the report expires.
+    /// The reported remaining credits, on the scale of the pool's estimates, and the time at which the report expires.
     pub(in crate::pool) remaining: Option<(u64, UnixMs)>,
 }
 
@@ -61,7 +61,7 @@ impl EvidenceCell {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// Adds evidence, which replaces earlier evidence of the same claim.
+    /// Adds evidence, which replaces earlier evidence with the same kind of claim.
     pub(in crate::pool) fn add(&self, evidence: Evidence) {
         let mut collected = self.lock();
         collected.evidence.retain(|known| !known.claim.is_same_kind(evidence.claim));

@@ -5,8 +5,8 @@ use super::cooldown::reason_code;
 use crate::policy::key_state::{KeyState, StateChange};
 use crate::policy::quota::Quota;
 
-/// The code of the last reported state: the code of the cooldown reason, [`PAUSED`], or 0 for a usable key. The bit
-/// [`NEAR_LIMIT`] is added to the code.
+/// The code of the last reported state: the code of the cooldown reason, [`PAUSED`], or 0 for a usable key. If the
+/// workspace is near its limit, the bit [`NEAR_LIMIT`] is also set.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct LastReportedState(AtomicU8);
 

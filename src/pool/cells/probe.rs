@@ -20,8 +20,8 @@ pub(in crate::pool) struct ProbeCell {
 const REPEAT_FACTOR: u32 = 5;
 
 impl ProbeCell {
-    /// Schedules a probe after `delay`, unless a probe is scheduled already. If `delay` is `None`, probes are
-    /// forbidden.
+    /// Schedules a probe after `delay`, unless a probe is scheduled for a time after `now`. If `delay` is `None`,
+    /// probes are forbidden. The result of the last probe is not pending afterwards.
     pub(in crate::pool) fn schedule(&self, delay: Option<Duration>, now: UnixMs) {
         self.result_due_at.store(0, Ordering::Release);
         let Some(delay) = delay else { return self.allowed_at.store(0, Ordering::Release) };

@@ -1,5 +1,5 @@
 //! Counts the credits of a workspace: the spent credits, the credits that requests in flight have reserved, and the
-//! ceiling of their sum.
+//! ceiling of their sum. Also ends the period at its reset date, and applies polls and the share of this replica.
 //!
 //! One atomic word holds the sum, and a reservation is one compare-and-swap against the ceiling. Two
 //! requests therefore cannot reserve the same credits. The spent and the reserved credits are also held
@@ -17,8 +17,8 @@ use crate::policy::units::UnixMs;
 /// The stored form of a number of credits that is unknown or unlimited.
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. Requests change the first three fields, the time of the last charge and the reported
-/// remaining credits. Polls, restarts and the shares of replicas change the other fields.
+/// The credits of a workspace. Within a period, requests change only the first three fields, the time of the last
+/// charge and the reported remaining credits.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
     /// Sum of spent and reserved credits. It wraps below zero while only a part of a change is applied.
@@ -203,7 +203,7 @@ impl QuotaCell {
         self.reserved.fetch_sub(finished.reserved, Ordering::AcqRel);
     }
 
-    /// Applies the quota of a poll at `at`. Returns whether it starts a new period or sets a new limit.
+    /// Applies the quota of a poll at `at`. Returns whether the limit, the extension or the reset date has changed.
     pub(in crate::pool) fn apply_poll(&self, polled: Quota, at: UnixMs, lag: Duration) -> bool {
         let previous_quota = self.stored_quota();
         let idle = at.since(UnixMs(self.last_spent_at.load(Ordering::Acquire)));
@@ -245,12 +245,12 @@ impl QuotaCell {
         self.set_limits(quota);
     }
 
-    /// Replaces the spent credits, as [`replace_foreign`](Self::replace_foreign) does.
+    /// Replaces the spent credits with the result of `new_count`. The difference counts as spent elsewhere.
     fn replace_count(&self, new_count: impl Fn(u64) -> u64) {
         self.replace_foreign(&mut self.lock_foreign(), new_count);
     }
 
-    /// Replaces the spent credits with the result of `new_count`. The difference counts as spent elsewhere.
+    /// Replaces the spent credits with the result of `new_count`, and adds the difference to `foreign`.
     fn replace_foreign(&self, foreign: &mut i64, new_count: impl Fn(u64) -> u64) {
         let (Ok(count_before) | Err(count_before)) =
             self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| Some(new_count(count)));
@@ -423,19 +423,19 @@ mod tests {
         spend(10, 2);
         cell.apply_poll(polled(20, 900), UnixMs(3), lag);
         cell.apply_poll(polled(20, 900), UnixMs(4), lag);
-        assert_eq!(cell.discrepancy(), 3, "other applications spent three credits");
+        assert_eq!(cell.discrepancy(), 3, "the three credits of other applications must count once");
         spend(5, 5);
         cell.apply_poll(polled(20, 900), UnixMs(14), lag);
         assert_eq!(
             (cell.discrepancy(), cell.load(UnixMs(14)).count),
             (3, 25),
-            "the provider may not count the last charge yet"
+            "a lower count of the provider within the lag must not change the discrepancy"
         );
         cell.apply_poll(polled(24, 900), UnixMs(15), lag);
         assert_eq!(
             (cell.discrepancy(), cell.load(UnixMs(15)).count),
             (2, 24),
-            "the provider has counted every charge"
+            "a lower count of the provider after the lag must be applied"
         );
         cell.apply_poll(polled(30, 9_000), UnixMs(16), lag);
         assert_eq!(cell.discrepancy(), 0);

@@ -1,5 +1,5 @@
-//! Tests cooldowns: which refusals start them, and which times, polls and served requests end them. Also tests that
-//! restricted keys are tried last.
+//! Tests cooldowns: which refusals start them, which times, polls and served requests end them, and which keys may be
+//! probed. Also tests restricted keys, restored evidence, and steps of the clock.
 
 use super::*;
 

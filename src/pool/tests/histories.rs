@@ -1,5 +1,5 @@
-//! Tests the whole pool with random histories under virtual time, in which no request may be queued or refused while a
-//! key could serve it.
+//! Tests the whole pool with random histories under virtual time. No request may be queued or refused while a key could
+//! serve it, and at the end of a history no lease, no reserved credits and no acquired slot may remain.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -398,7 +398,7 @@ impl History {
             match result {
                 Some(Ok(leased)) => self.leased.push(leased),
                 Some(Err(violation)) => {
-                    prop_assert_eq!(violation, None, "no request must be refused while a key could serve it");
+                    prop_assert_eq!(violation, None, "a request must use a free key and wait for a busy key");
                 }
                 None => {}
             }
@@ -536,7 +536,7 @@ impl History {
             self.run_tasks().await?;
             self.check_queued_requests().await?;
         }
-        // Every wait must end without an event.
+        // Every wait must end without another step.
         sleep(self.settings.queue_timeout + MAX_TIMER_DELAY).await;
         self.run_tasks().await?;
         prop_assert!(self.waiting.is_empty(), "{:?} must not be queued forever", self.waiting[0].generated);

@@ -1,4 +1,5 @@
-//! Tests leases: which key is reserved, and how its credits and slots are reserved, charged and returned.
+//! Tests leases: which key is reserved, how its credits and slots are reserved, charged and returned, and which state
+//! changes a lease and a charge report. Also tests leases of several threads, and that no lock is taken.
 
 use super::*;
 
@@ -22,7 +23,7 @@ fn the_last_credits_go_to_one_request() {
     let first = pool.try_lease(&speech_request(8, &[]), NOW).unwrap();
     assert_eq!(first.lease.key().position(), 0);
     let second = pool.try_lease(&speech_request(8, &[]), NOW).unwrap();
-    assert_eq!(second.lease.key().position(), 1, "the first key has only two unreserved credits");
+    assert_eq!(second.lease.key().position(), 1, "two unreserved credits must not suffice for eight");
     // The second key only substitutes for the key in use.
     assert!(second.transitions.is_empty());
     assert_eq!(pool.try_lease(&speech_request(2, &[]), NOW).unwrap().lease.key().position(), 0);
@@ -53,13 +54,13 @@ fn the_key_with_most_credits_serves_one_request_when_no_key_can_pay() {
     assert_eq!(
         pool.snapshot(NOW)[1].state.status().as_str(),
         "active",
-        "the key is short of credits for larger requests only"
+        "a key that is short of credits only for larger requests must stay active"
     );
     let smaller = pool.try_lease(&speech_request(10, &[0]), NOW).unwrap().lease;
     assert_eq!(smaller.key().position(), 1);
     assert!(
         pool.try_lease(&speech_request(1, &[0]), NOW).is_err(),
-        "ten estimated credits correspond to the five that the provider reported"
+        "the reserved ten credits must be all credits that the provider has reported, on the scale of estimates"
     );
     drop(smaller);
     assert!(pool.try_lease(&speech_request(11, &[0]), NOW).is_err());

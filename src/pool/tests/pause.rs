@@ -1,4 +1,5 @@
-//! Tests the pauses that operators set.
+//! Tests the pauses that operators set: their start and end, the reported state changes, and their effect on requests
+//! in flight, queued requests and probes.
 
 use super::*;
 use crate::policy::key_state::Pause;
@@ -7,8 +8,8 @@ fn pause_until(until: Option<UnixMs>) -> Option<Pause> {
     Some(Pause { since: NOW, until, reason: Some("billing dispute".into()) })
 }
 
-/// Reloads the keys of the pool with another pause of one key, as every change of an operator does. Returns the
-/// state changes.
+/// Reloads the keys of the pool with another pause of one key, because every change by an operator is a reload. Returns
+/// the state changes.
 fn set_pause(pool: &Arc<Pool>, position: usize, pause: Option<Pause>, now: UnixMs) -> Vec<Transition> {
     let roster = pool.roster();
     let mut entries = roster.entries.clone();
@@ -17,7 +18,7 @@ fn set_pause(pool: &Arc<Pool>, position: usize, pause: Option<Pause>, now: UnixM
     pool.transitions(now)
 }
 
-/// Reserves a key as the proxy does: after a reload, the request selects from the new roster.
+/// Reserves a key. If a reload replaces the roster while the request is queued, selects from the new roster.
 async fn reserve(pool: &Arc<Pool>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
     loop {
         match pool.reserve(&pool.roster(), request).await {

@@ -1,4 +1,5 @@
-//! Tests the roster: the state of keys and workspaces after a reload and after a reported identifier.
+//! Tests the roster: the state of keys and workspaces, requests in flight and settings after a reload, and workspaces
+//! after the provider has reported an identifier.
 
 use super::*;
 
@@ -70,7 +71,7 @@ fn a_key_moved_to_another_workspace_keeps_neither_its_credits_nor_its_rate_limit
     let pool = pool_with_history();
     pool.reload(vec![entry(2, Some("two"), Some("elsewhere"))], SETTINGS);
     let key = Arc::clone(&pool.roster().keys()[0]);
-    assert!(key.cooldown().is_none(), "the rate limit belongs to the previous workspace");
+    assert!(key.cooldown().is_none(), "the rate limit must stay with the previous workspace");
     assert_eq!(key.workspace().quota(NOW), Quota::default());
 }
 

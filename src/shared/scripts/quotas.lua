@@ -1,6 +1,6 @@
 -- Divides the quotas of clients and users between the replicas. A replica uses its grant without a request to
--- Redis. The sum of the used amounts and of the unused grants never exceeds the limit. Other than the use of credits,
--- the use of a quota may be refunded, and a request gets the amount that it needs as a whole or not at all.
+-- Redis. The sum of the used amounts and of the unused grants never exceeds the limit. Unlike the use of credits, the
+-- use of a quota may be refunded. A request gets either the whole amount that it needs or nothing.
 --
 -- KEYS: one hash per quota and period, with one field per replica, "used granted generation expires". ARGV: replica,
 -- number of replicas, lease in ms, then for each quota: limit, used here (including reservations), held here,

@@ -1,6 +1,6 @@
-//! Connects one replica to the simulated Redis over a network that delays and loses messages. The code repeats the
-//! steps of `task.rs` and `open_link.rs`, which need a real Redis. It leaves out the owners of identifiers, the limits
-//! of clients and the overlay.
+//! Connects one replica to the model of Redis over a network that delays and loses messages. The code repeats the steps
+//! of `task.rs` and `open_link.rs`, because the code of those files needs a real Redis. It leaves out the owners of
+//! identifiers, the limits of clients and the overlay.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -78,7 +78,7 @@ struct SimulatedConnection {
     needs_beat: bool,
 }
 
-/// Connects a replica and keeps it connected, as `LinkTask::run` does.
+/// Connects a replica and keeps it connected, with the steps of `LinkTask::run`.
 pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoing: OutgoingUpdates) {
     let mut delay = FIRST_RECONNECT_DELAY;
     loop {
@@ -98,7 +98,7 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
     }
 }
 
-/// Waits for the duration of `pause`, as `LinkTask::stay_alone` does.
+/// Waits for the duration of `pause`, with the steps of `LinkTask::stay_alone`.
 async fn stay_alone(
     world: &Rc<World>,
     process: &Rc<Process>,
@@ -118,7 +118,7 @@ async fn stay_alone(
     }
 }
 
-/// Opens a connection and sends the first beat, as `LinkTask::connect` does.
+/// Opens a connection and sends the first beat, with the steps of `LinkTask::connect`.
 async fn connect(world: &Rc<World>, process: &Rc<Process>) -> LinkResult<SimulatedConnection> {
     let opening = async {
         let quality = world.quality(process.index);

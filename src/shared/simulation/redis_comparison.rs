@@ -1,5 +1,5 @@
 //! Compares the model of Redis with a Redis server, if one is installed: both must return the same replies to random
-//! calls of the scripts.
+//! calls of `slots.lua`, `newest.lua` and `grants.lua`.
 
 use std::process::{Child, Command, Stdio};
 
@@ -90,6 +90,6 @@ fn the_model_of_redis_behaves_like_redis() {
         };
         let expected: Value = call.to_command().query(&mut real.connection).unwrap();
         let arguments = &call.arguments;
-        assert_eq!(redis.run(&call), expected, "the reply to step {step} with the arguments {arguments:?}");
+        assert_eq!(redis.run(&call), expected, "step {step} must have the reply of Redis: {arguments:?}");
     }
 }

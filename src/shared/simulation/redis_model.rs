@@ -1,5 +1,6 @@
-//! Models Redis: runs the scripts of the program in Lua 5.1, as Redis does, and implements the commands that they use,
-//! on data in memory and on virtual time.
+//! Models Redis: runs the scripts of the program in Lua 5.1, which Redis also uses, and implements the commands of the
+//! scripts on data in memory and on virtual time. A simulation can break a rule of a script, flush the data, and
+//! restore a snapshot.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -67,7 +68,8 @@ impl RedisContent {
         self.data.keys.get_mut(key)
     }
 
-    /// Returns the fields of a hash, or `None` without the key. Panics for another type, as Redis refuses the command.
+    /// Returns the fields of a hash, or `None` without the key. Panics for another type, because Redis would refuse the
+    /// command.
     fn hash(&mut self, key: &str) -> Option<&mut BTreeMap<String, String>> {
         match &mut self.find(key)?.content {
             StoredContent::Hash(fields) => Some(fields),
@@ -269,7 +271,7 @@ impl SimulatedRedis {
     }
 }
 
-/// Converts an argument of `redis.call` to text, as Redis does.
+/// Converts an argument of `redis.call` to text by the rules of Redis.
 #[expect(clippy::cast_possible_truncation, reason = "scripts use whole numbers below 2^53")]
 #[expect(clippy::wildcard_enum_match_arm, reason = "the scripts use no other types")]
 fn command_part(value: &LuaValue) -> String {
@@ -304,7 +306,7 @@ fn to_lua(lua: &Lua, reply: CommandReply) -> mlua::Result<LuaValue> {
     })
 }
 
-/// Converts the result of a script, as Redis does: numbers are truncated, and lists end at the first `nil`.
+/// Converts the result of a script by the rules of Redis: numbers are truncated, and lists end at the first `nil`.
 #[expect(clippy::cast_possible_truncation, reason = "Redis truncates in the same way")]
 #[expect(clippy::wildcard_enum_match_arm, reason = "the scripts use no other types")]
 fn from_lua(value: &LuaValue) -> Value {

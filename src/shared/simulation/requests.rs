@@ -1,5 +1,6 @@
-//! Sends the requests of clients through the pool of a replica, as the proxy does: selects a key, sends the request to
-//! the model of the provider, and charges the request or records its refusal.
+//! Sends the requests of clients through the pool of a replica, with the steps of the module `proxy`: selects a key,
+//! sends the request to the model of the provider, and charges the request or records its refusal. Reports requests
+//! that wait too long.
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Tests `grants.lua`, `newest.lua` and `members.lua` in the model of Redis.
+//! Tests three scripts in the model of Redis: the grants and the restored charges of `grants.lua`, the stored entries
+//! of `newest.lua`, and the leader of `members.lua`.
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ thread_local! {
     static STATEMENT_NUMBER: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// The maximum time for which a replica that can serve a request keeps its place in the line.
+/// The maximum time for which a replica that can serve a request keeps its place in the line of waiting replicas.
 const MAX_TURN_MS: u64 = 100;
 /// The minimum time between two replies with the charges of each replica. It is longer than a test, so that no reply
 /// depends on the speed of the machine.
@@ -121,9 +122,9 @@ fn assert_sums(redis: &SimulatedRedis, now: u64) {
         panic!("the hash must contain the sums")
     };
     if expires == 0 || expires > now {
-        assert_eq!([used, unused, reserved, queued], expected, "the sums of {fields:?} at {now}");
+        assert_eq!([used, unused, reserved, queued], expected, "the sums at {now} must match {fields:?}");
     } else {
-        assert_eq!(used, expected[0], "the sum of the used credits of {fields:?} at {now}");
+        assert_eq!(used, expected[0], "the sum of the used credits at {now} must match {fields:?}");
     }
 }
 
@@ -174,7 +175,10 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                     },
                 )
                 .sum();
-            assert!(total <= LIMIT, "{total} credits are used or granted with the seed {seed}: {replicas:?}");
+            assert!(
+                total <= LIMIT,
+                "the grants must not exceed the limit with the seed {seed}: {replicas:?}"
+            );
         }
         // After all replicas have returned their unused credits, the last request gets all credits that are left.
         let total: u64 = replicas.iter().map(|replica| replica.used).sum();
@@ -210,7 +214,7 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
         assert_eq!(
             (reply[1], reply[6]),
             (sum_used_by_others(&replicas, 3), i64::try_from(LIMIT - total).unwrap()),
-            "the used and the remaining credits with the seed {seed}"
+            "the reply must contain the used and the remaining credits with the seed {seed}"
         );
     }
 }
@@ -262,7 +266,7 @@ fn one_replica_at_a_time_exceeds_the_remaining_credits() {
     assert_eq!(
         line.send("a", wants),
         (0, false),
-        "a request in flight of another replica exceeds the remaining credits"
+        "no replica may get the right during the request of another replica that exceeds the remaining credits"
     );
     line.send("b", FRESH);
     assert_eq!(line.send("a", wants), (0, true), "the first replica must get the right after that request");
@@ -277,7 +281,7 @@ fn a_request_that_fits_ends_the_right_to_exceed_the_remaining_credits() {
     assert_eq!(
         line.send("b", small),
         (0, false),
-        "the use of the first replica is unknown until its next statement"
+        "no credits must be granted before the next statement of the first replica, whose use is unknown"
     );
     assert_eq!(line.send("a", wants), (0, false), "a request that fits must end the right");
     assert_eq!(line.send("b", small), (0, false), "the first replica must confirm the end of its right");

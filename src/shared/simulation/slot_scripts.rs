@@ -45,7 +45,7 @@ fn slots_are_divided_by_fair_shares() {
         let mut expected_sorted = expected.clone();
         sorted.sort_unstable();
         expected_sorted.sort_unstable();
-        assert_eq!(sorted, expected_sorted, "the shares of {max} slots for the demands {demands:?}");
+        assert_eq!(sorted, expected_sorted, "{max} slots must be divided fairly among {demands:?}");
     }
 }
 

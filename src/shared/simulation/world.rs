@@ -232,7 +232,7 @@ impl World {
         self.subscribers.borrow_mut().retain(|subscriber, _| index.is_some_and(|index| *subscriber != index));
     }
 
-    /// Moves the clock of Redis, as a failover to another machine does.
+    /// Moves the clock of Redis, because a failover to another machine changes the clock.
     pub(super) fn shift_clock(&self, milliseconds: i64) {
         self.clock_offset_ms.set(self.clock_offset_ms.get().saturating_add_signed(milliseconds));
     }

@@ -115,7 +115,11 @@ fn only_close_codes_that_may_be_sent_are_accepted() {
     for code in 0..=u16::MAX {
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         let expected = if is_allowed { Ok(code) } else { Err(Violation::CloseCode) };
-        assert_eq!(validate_close(&code.to_be_bytes()), expected, "the close code is {code}");
+        assert_eq!(
+            validate_close(&code.to_be_bytes()),
+            expected,
+            "only codes that may be sent are valid: {code}"
+        );
     }
     check_end(&[&frame(CLOSE, b"")], Some(StreamEnd::Closed { code: 1005 }));
     check_end(&[&frame(CLOSE, b"\x0f\xa0why")], Some(StreamEnd::Closed { code: 4000 }));
