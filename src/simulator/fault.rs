@@ -21,7 +21,7 @@ pub enum Fault {
     /// No fault: the request is served normally. `Pass` fills a gap in a queue of faults.
     Pass,
     /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
-    /// session, in its own format: before the server's first message, or after the client's first message.
+    /// session, in its own format: before the simulator's first message, or after the client's first message.
     Refuse(RefusalKind),
     /// Refuses immediately after the head was read. The body is read and dropped afterwards.
     EarlyRefuse(RefusalKind),
@@ -299,7 +299,7 @@ impl fmt::Display for Fault {
 /// The errors of parsing a fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// The name is not the name of a fault or a refusal.
+    /// The text is neither the name of a fault nor the name of a refusal.
     #[error(
         "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, \
          huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and \
@@ -307,25 +307,25 @@ pub enum FaultError {
          close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
     Unknown(#[from] UnknownRefusal),
-    /// An invalid duration.
+    /// A delay is not a duration.
     #[error("`{0}` is not a time: write 5s, 250ms or a number of milliseconds")]
     Duration(String),
-    /// An invalid number of bytes.
+    /// The position of a cut or a refusal is not a number of bytes.
     #[error("`{0}` is not a number of bytes")]
     Bytes(String),
-    /// An invalid number of messages.
+    /// The position of a fault in a session is not a number of messages.
     #[error("`{0}` is not a number of messages")]
     Messages(String),
-    /// An encoding that the simulator does not support.
+    /// The simulator does not support an encoding.
     #[error(transparent)]
     Encoding(#[from] UnknownEncoding),
-    /// A response that cannot be parsed.
+    /// The text of a response cannot be parsed.
     #[error(
         "`{0}` is not a response: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with a status of 200 to 599 and any \
          number of headers"
     )]
     Response(String),
-    /// A close code or a close reason that cannot be sent.
+    /// A close code or a close reason cannot be sent.
     #[error(
         "`{0}` is not a close: write CODE or CODE/REASON, with a code of 1000 to 4999 and a reason of at most 123 \
          bytes"

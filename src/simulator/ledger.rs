@@ -50,22 +50,22 @@ pub struct WorkspaceEntry {
     pub limit: u64,
     /// The credits used in this period.
     pub used: u64,
-    /// The number of requests in progress.
+    /// The number of operations that hold a slot of the concurrency limit.
     pub running: u32,
-    /// The highest number of concurrent requests so far.
+    /// The highest number of concurrent operations so far.
     pub peak_running: u32,
 }
 
 /// The sums over all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// The number of requests received, except requests to the simulator's own endpoints.
+    /// The number of requests received, except requests to the control endpoints.
     pub requests: u64,
     /// The number of responses with a status below 400.
     pub served: u64,
     /// The number of responses with a status of 400 or above.
     pub refused: u64,
-    /// The number of requests without a response.
+    /// The number of requests without a response: the client disconnected, or a fault closed the connection.
     pub unanswered: u64,
     /// The number of requests that have no response yet and whose connection is open.
     pub in_flight: u64,
@@ -90,11 +90,11 @@ pub struct RequestSummary {
     pub key: Option<String>,
     /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
-    /// The number of body bytes read before the response.
+    /// The number of body bytes, or 0 if the body was not read to its end before the response.
     pub body_bytes: u64,
-    /// The SHA-256 of the bytes that were read, in hexadecimal.
+    /// The SHA-256 of the body in hexadecimal, or of an empty body if the body was not read to its end.
     pub body_sha256: String,
-    /// Whether the bytes that were read are the whole body.
+    /// Whether the body was read to its end. It is `true` for a handshake, which has no body.
     pub is_body_complete: bool,
     /// The credits charged for this request.
     pub charged: u64,
