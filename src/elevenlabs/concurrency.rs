@@ -25,7 +25,7 @@ impl ConcurrencyGroup {
     pub const MUSIC: Self = Self::from_number(5);
     /// Audio isolation, any other charged work, and listed models of an unknown family.
     pub const OTHER: Self = Self::from_number(6);
-    /// Live speech to text.
+    /// Live speech to text on a WebSocket.
     pub const LIVE_TRANSCRIPTION: Self = Self::from_number(7);
     /// Conversations with agents.
     pub const CONVERSATION: Self = Self::from_number(8);

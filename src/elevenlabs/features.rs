@@ -71,7 +71,7 @@ pub struct RequestShape {
 /// A feature that an account lacks, and the smallest refused size if the feature has a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// The limited feature.
+    /// The feature that the account lacks.
     pub feature: Feature,
     /// The smallest refused number of characters, or 0 for a feature without a size.
     pub from_characters: u64,
