@@ -28,9 +28,9 @@ pub enum Fault {
     /// Refuses after `bytes` bytes of the body. The rest is read and dropped afterwards. On a WebSocket the bytes of
     /// the client's messages count.
     MidRefuse {
-        /// Bytes to read before the refusal.
+        /// Number of bytes to read before the refusal.
         bytes: u64,
-        /// The refusal.
+        /// The refusal that is sent after these bytes.
         refusal: RefusalKind,
     },
     /// Refuses like `Refuse`, with a gzip-encoded body.
@@ -39,7 +39,7 @@ pub enum Fault {
     Encoded {
         /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,
-        /// The refusal.
+        /// The refusal whose body is encoded.
         refusal: RefusalKind,
     },
     /// Reads the whole request and sends exactly this response, for refusals that the
@@ -74,7 +74,7 @@ pub enum Fault {
     /// chunked, and its last chunk is missing. On a WebSocket the bytes after the handshake count,
     /// including frame headers.
     CutAfter {
-        /// Bytes to send before the break.
+        /// Number of bytes to send before the break.
         bytes: u64,
     },
     /// Reads the whole request and closes the connection without a response.
@@ -91,9 +91,9 @@ pub enum Fault {
     GarbledError,
     /// Applies `fault` to a session after `messages` messages were sent.
     After {
-        /// Messages to send before the fault, or 0 for the time at which `Refuse` is sent.
+        /// Number of messages to send before the fault, or 0 for the time at which `Refuse` is sent.
         messages: u64,
-        /// The fault.
+        /// The fault of the session.
         fault: SessionFault,
     },
 }
@@ -105,9 +105,9 @@ pub enum SessionFault {
     Refuse(RefusalKind),
     /// The session is closed.
     Close {
-        /// The close code.
+        /// The code of the close frame.
         code: u16,
-        /// The close reason.
+        /// The reason in the close frame, which may be empty.
         reason: String,
     },
     /// The connection ends without a close frame.
@@ -120,9 +120,9 @@ pub enum SessionFault {
     Send(String),
     /// The text is sent as a message, and the session is closed.
     SendAndClose {
-        /// The close code.
+        /// The code of the close frame, which has no reason.
         code: u16,
-        /// The text.
+        /// The text of the message before the close frame.
         text: String,
     },
 }

@@ -69,7 +69,7 @@ pub struct Totals {
     pub unanswered: u64,
     /// The number of requests that have no response yet and whose connection is open.
     pub in_flight: u64,
-    /// The credits charged.
+    /// The sum of the charged credits of all keys.
     pub charged: u64,
     /// The number of open WebSocket sessions. Their handshakes are counted as served.
     #[serde(default)]
@@ -111,13 +111,13 @@ pub struct SocketSummary {
     /// The key whose workspace pays, as it was configured. The key is taken from the request head, the first
     /// message or a token, and is `None` until the session is authorized.
     pub payer: Option<String>,
-    /// The value of the `Origin` header.
+    /// The value of the `Origin` header, or `None` if the handshake does not have this header.
     pub origin: Option<String>,
     /// The subprotocols that the client offered, in the client's order.
     pub protocols: Vec<String>,
-    /// The selected subprotocol.
+    /// The subprotocol that the simulator selected, or `None` if the client did not offer `convai`.
     pub protocol: Option<String>,
-    /// The extensions that the client offered. The simulator accepts none.
+    /// The extensions that the client offered, or `None` if it offered none. The simulator accepts no extension.
     pub extensions: Option<String>,
     /// The number of text messages received.
     pub text_messages: u64,
@@ -132,11 +132,11 @@ pub struct SocketSummary {
     pub messages_sent: u64,
     /// The text that was converted to speech, in order, up to a limit.
     pub spoken: String,
-    /// The name of the refusal that was sent in the session.
+    /// The name of the refusal that was sent in the session, or `None` if the session was not refused.
     pub refused: Option<String>,
-    /// The close frame that was received.
+    /// The close frame that was received, or `None` if the client has sent none.
     pub close_received: Option<SocketClose>,
-    /// The close frame that was sent, also if it is the reply to a received close frame.
+    /// The close frame that was sent, or `None` if none was sent. A reply to a received close frame counts as well.
     pub close_sent: Option<SocketClose>,
 }
 

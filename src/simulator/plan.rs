@@ -345,7 +345,7 @@ pub enum PlanError {
     NotACount {
         /// The property that must be a number.
         number_name: &'static str,
-        /// The invalid text.
+        /// The text that is not a whole number.
         text: String,
     },
     /// No name follows the `@`.

@@ -44,7 +44,7 @@ pub enum RefusalKind {
     PaidPlanRequired,
     /// 403: the workspace has not accepted the terms of a feature.
     UnacceptedTerms,
-    /// 403 without a reason.
+    /// 403: the refusal contains no reason.
     Forbidden,
     /// 403: the key has no access to this workspace.
     WorkspaceAccessDenied,
@@ -93,7 +93,7 @@ pub enum RefusalKind {
     NotFound,
     /// 405: the method is wrong. The value is the allowed method.
     MethodNotAllowed(&'static str),
-    /// 500 without details.
+    /// 500: the refusal contains no details.
     ServerError,
     /// 503: the service is closed for maintenance.
     Maintenance,
@@ -124,7 +124,7 @@ pub(super) struct RefusalValues {
     pub(super) subject: String,
     /// The maximum number of voices, characters or bytes.
     pub(super) max_count: u64,
-    /// The requested model.
+    /// The ID of the requested model.
     pub(super) model: String,
     /// The requested audio format.
     pub(super) format: String,

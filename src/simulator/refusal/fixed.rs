@@ -14,11 +14,11 @@ use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, 
 /// The subject of a refusal, which decides its form on the agent and transcription WebSockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::simulator) enum RefusalFamily {
-    /// Missing credits.
+    /// The workspace or the key has too few credits.
     Quota,
-    /// A key that is not accepted, in a fixed refusal.
+    /// The provider does not accept the key. Only fixed refusals have this family.
     Key,
-    /// Any other subject, and refusals of keys that are not fixed.
+    /// Any other subject. Refusals of keys that are not fixed have this family as well.
     Other,
 }
 
