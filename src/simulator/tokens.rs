@@ -1,6 +1,6 @@
 //! Stores the tokens that the provider issues in addition to keys: single-use tokens and the tokens in signed URLs. A
-//! token belongs to the key that requested it, is valid for one type of endpoint or one agent for 15 minutes, and can be
-//! used once. The functions take the current time as an argument.
+//! token belongs to the key that requested it, is valid for one type of endpoint or one agent for 15 minutes, and can
+//! be used once. The functions take the current time as an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
