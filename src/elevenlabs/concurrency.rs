@@ -1,5 +1,5 @@
-//! Determines the concurrency group of a request, and the limit of each group on a plan. The provider limits the
-//! concurrent requests of a workspace separately for each family of models.
+//! Names the concurrency groups, and determines the group of a model or an operation, and the limit of a group on a
+//! plan. The provider limits the concurrent requests of a workspace separately for each family of models.
 //!
 //! The limit of the plan is only the initial limit. A limit that the provider reports in a header or a refusal replaces
 //! it.
@@ -11,7 +11,7 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 const FIRST_UNNAMED: u8 = 9;
 
 impl ConcurrencyGroup {
-    /// Speech of the full models.
+    /// Speech and dialogue of the full models.
     pub const SPEECH: Self = Self::from_number(0);
     /// Speech of the fast models: Flash and Turbo.
     pub const FAST_SPEECH: Self = Self::from_number(1);
@@ -23,9 +23,9 @@ impl ConcurrencyGroup {
     pub const SOUND_EFFECTS: Self = Self::from_number(4);
     /// Music.
     pub const MUSIC: Self = Self::from_number(5);
-    /// Any other charged work.
+    /// Audio isolation, any other charged work, and listed models of an unknown family.
     pub const OTHER: Self = Self::from_number(6);
-    /// Live speech to text.
+    /// Live speech to text on a WebSocket.
     pub const LIVE_TRANSCRIPTION: Self = Self::from_number(7);
     /// Conversations with agents.
     pub const CONVERSATION: Self = Self::from_number(8);

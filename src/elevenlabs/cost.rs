@@ -7,7 +7,7 @@ use http::HeaderMap;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReportedCost {
     /// The charged credits, from `character-cost` (the header that the provider sends) or `x-character-count` (the
-    /// header in its introduction), or `None` if the response has neither.
+    /// header in the introduction of its documentation), or `None` if the response has neither.
     pub credits: Option<u64>,
     /// Maximum number of concurrent requests of this kind in the workspace, from
     /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
@@ -34,8 +34,8 @@ impl ReportedCost {
     }
 }
 
-/// Maximum plausible cost. The largest plans have about ten million credits a month, so a larger number is an error of
-/// its sender. Sums of such numbers could overflow.
+/// Maximum plausible cost. The largest plans have about ten million credits a month, so a larger number cannot be
+/// correct. Sums of such numbers could overflow.
 const MAX_CREDITS: u64 = 1_000_000_000;
 
 /// Parses a number of credits, rounded up to whole credits.

@@ -1,8 +1,10 @@
-//! Classifies a request by its method and path: its route for logs and usage records, its effect, whether it costs
-//! credits, which permission its key needs, and whether a client may send it.
+//! Classifies a request or a WebSocket handshake by its method and path: its route for logs and usage records, its
+//! effect, operation and WebSocket protocol, whether it costs credits, which permission its key needs, which data of
+//! the account its response contains, and whether a client may send it.
 //!
 //! One table (`table`) contains all known endpoints. Unknown paths are allowed, because the API grows by dozens of
-//! paths a month. Only the endpoints that could disable or create a key, or manage the workspace, are denied.
+//! paths a month. Only the endpoints that could disable, create or show a key, manage the workspace, or read or change
+//! its secrets and settings, are denied.
 
 mod literals;
 mod route;
@@ -28,11 +30,11 @@ pub struct Endpoint {
     pub route: Route,
     /// Whether the request changes or generates something.
     pub effect: Effect,
-    /// Whether the request is known to cost credits. The usage record contains it.
+    /// Whether the request counts as charged.
     pub metering: Metering,
     /// Whether the request costs credits, may cost credits or costs none. The quota of the client depends on it.
     pub billing: Billing,
-    /// Whether the response lets the client use the provider without the proxy.
+    /// Whether the response lets the client use the provider without Keychoir.
     pub grants_direct_access: bool,
     /// The work of the request, which determines its price and concurrency group.
     pub operation: Operation,
@@ -40,7 +42,7 @@ pub struct Endpoint {
     pub permission: Option<Permission>,
     /// Whether a client of the pool may call the endpoint.
     pub access: Access,
-    /// Whether the response describes the owner of the key.
+    /// Whether the response describes the account holder of the key.
     pub returns_owner_data: bool,
     /// Whether the response contains the address of a WebSocket.
     pub returns_websocket_url: bool,
@@ -50,11 +52,11 @@ pub struct Endpoint {
     pub socket: Option<Dialect>,
 }
 
-/// Whether a request is known to cost credits.
+/// Whether a request counts as charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metering {
-    /// The request costs credits. The response reports the credits in `character-cost`, if the provider sends
-    /// that header.
+    /// The request costs credits, or it opens a WebSocket of the API that may cost credits. Most responses over HTTP
+    /// report the credits in `character-cost`.
     Credits,
     /// The request is not known to cost credits.
     Free,
@@ -63,7 +65,7 @@ pub enum Metering {
 /// The work of a request, which determines the rule of its price and its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// The request reads or manages resources, which is not charged.
+    /// The request reads or manages resources, or the table contains no work for its endpoint.
     Reading,
     /// Text to speech.
     Speech,
@@ -88,7 +90,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether the price follows from the text in the request body.
+    /// Whether the request body contains a text or a length from which the price can be estimated.
     #[must_use]
     pub fn has_text(self) -> bool {
         match self {
@@ -110,7 +112,7 @@ impl Operation {
 pub enum Access {
     /// Clients may call the endpoint.
     Open,
-    /// Clients may not call the endpoint. The error response contains this reason.
+    /// Clients may not call the endpoint unless the configuration allows it. The error response contains this reason.
     Denied(&'static str),
 }
 
@@ -118,7 +120,7 @@ pub enum Access {
 ///
 /// # Errors
 ///
-/// Fails when the path is ambiguous.
+/// Fails if the path is ambiguous.
 pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPathError> {
     Ok(Endpoint::classify(method, &Segments::new(&Path::parse(path)?)))
 }

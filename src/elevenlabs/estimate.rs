@@ -20,8 +20,8 @@ const AUDIO_CREDITS_PER_MINUTE: u64 = 1_000;
 /// Bytes per second of audio in the most common upload format, which is MP3 at 128 kbit/s.
 const AUDIO_BYTES_PER_SECOND: u64 = 16_000;
 
-/// Estimates the cost in credits from the operation, the text and the size of the body. Returns 0 for a free
-/// request, and `None` if the cost cannot be estimated.
+/// Estimates the cost in credits from the operation, the text, the requested length and the size of the body. Returns 0
+/// for [`Operation::Reading`], and `None` if the cost cannot be estimated.
 #[must_use]
 pub fn estimate_credits(
     operation: Operation,

@@ -54,7 +54,7 @@ pub enum Feature {
         /// Whether the request changes or generates something.
         has_effect: bool,
     },
-    /// All properties of the request, if the refusal names no narrower feature.
+    /// All properties of the request, if the refusal names no feature, or a feature that the request does not have.
     SimilarRequest(Box<RequestShape>),
 }
 
@@ -71,7 +71,7 @@ pub struct RequestShape {
 /// A feature that an account lacks, and the smallest refused size if the feature has a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// The limited feature.
+    /// The feature that the account lacks.
     pub feature: Feature,
     /// The smallest refused number of characters, or 0 for a feature without a size.
     pub from_characters: u64,
@@ -86,18 +86,20 @@ pub enum RestrictionKind {
     Plan,
     /// Restricts the workspace until a slot becomes free.
     Slots,
-    /// Restricts the workspace, because it may not use the endpoint.
+    /// Restricts the workspace, because it may not use the endpoint, or because a refusal of the endpoint has no known
+    /// reason.
     Endpoint,
-    /// Restricts the workspace until a poll or another request decides.
+    /// Restricts the workspace after a refusal about its key, credits, bill or suspected abuse, until a poll or another
+    /// request shows whether the refusal is permanent.
     Unproven,
-    /// Restricts the workspace because of a rate limit, with the time that the provider reported. A rate
-    /// limit of a concurrency group is evidence about the workspace instead.
+    /// Restricts the workspace because of a rate limit, with the time that the provider reported. A request with a
+    /// concurrency group causes no such restriction: its rate limit changes the state of the workspace.
     RateLimit(Option<Duration>),
     /// Restricts the workspace because of a 429 response with an unknown message, with the time that the
     /// provider reported.
     Throttle(Option<Duration>),
-    /// Restricts the workspace because of too many concurrent requests. A limit of a concurrency group is
-    /// evidence about the workspace instead.
+    /// Restricts the workspace because of too many concurrent requests. A request with a concurrency group causes no
+    /// such restriction: its refusal changes the state of the workspace.
     Concurrency,
 }
 

@@ -27,7 +27,8 @@ impl PathFix {
     }
 }
 
-/// Returns the corrected path and the mistake, if `path` can only result from a wrong base URL.
+/// Returns the corrected path and the mistake, if `path` can only result from a wrong base URL. If both a slash and a
+/// version are wrong, the mistake is that of the version.
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     if let Some(fixed_path) = without_doubled_slash(path) {

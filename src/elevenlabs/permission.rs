@@ -1,5 +1,5 @@
-//! Lists the names of the permissions that the provider gives to keys. A refusal names the missing permission. The pool
-//! then uses the key last for requests that need the permission, and without a change for all other requests. The table
+//! Lists the names of the permissions that the provider gives to keys. A refusal names the missing permission. For
+//! requests that need this permission, the pool then tries the key last. Other requests are not affected. The table
 //! of endpoints contains the permission that each request needs.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.

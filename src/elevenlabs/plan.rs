@@ -1,5 +1,6 @@
 //! Decides whether a workspace's plan can serve a request, before the request is sent. The name of the plan (`tier`)
-//! and the subscription determine the decision. The price rank of a plan determines which workspace is tried first.
+//! and the subscription determine the decision. Also ranks plans by their price, because cheaper workspaces are tried
+//! first, and corrects the verdict of a refused text length by the plan of the account.
 //!
 //! The provider can introduce a plan under any name, so an unknown plan counts as unrestricted until a refusal proves a
 //! restriction.
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(
             missing_feature(Some(tier), Capabilities::default(), &features, &models),
             expected,
-            "the plan {tier} must lack the expected feature"
+            "the missing feature of the plan {tier} must be the expected one"
         );
     }
 
@@ -166,7 +167,7 @@ mod tests {
             assert_eq!(
                 correct_verdict_by_plan(too_long, tier),
                 expected,
-                "the verdict about the plan {tier:?} must be corrected"
+                "the verdict about the plan {tier:?} must be the expected one"
             );
         }
         let about_voice = Verdict::PlanFeature(Subject::Voice);
@@ -179,7 +180,10 @@ mod tests {
             let features = features(path, None, None);
             let capabilities = Capabilities { can_clone, voices_left };
             let feature = missing_feature(Some("creator"), capabilities, &features, &Models::default());
-            assert_eq!(feature, expected, "{capabilities:?} must lack the expected feature for {path}");
+            assert_eq!(
+                feature, expected,
+                "the missing feature of {capabilities:?} for {path} must be the expected one"
+            );
         };
         check_capabilities(Some(true), Some(1), ADD_VOICE, None);
         check_capabilities(None, None, ADD_VOICE, None);

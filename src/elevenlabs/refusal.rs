@@ -3,10 +3,9 @@
 //!
 //! The status alone is ambiguous: a 401 response can mean a bad key, an empty account, a missing permission or an
 //! unpaid bill, and the statuses 400, 402 and 403 are equally ambiguous. The body determines the reason. It contains a
-//! `code`,
-//! `status`, `type` and message in one of several formats, and the first row of `table` that matches them determines
-//! the verdict. If no row matches, the status is evidence about this request only. WebSocket errors are classified by
-//! the same table, and otherwise with the status that their code has over HTTP (`codes`).
+//! `code`, `status`, `type` and message in one of several formats, and the first row of `table` that matches them
+//! determines the verdict. If no row matches, the status is evidence about this request only. WebSocket errors are
+//! classified by the same table, and otherwise with the status that their code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;
@@ -48,8 +47,8 @@ pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Optio
     classify_by_status(status, body, retry_after)
 }
 
-/// Classifies a refusal whose body could not be read within the limits. If its status usually concerns an account, the
-/// verdict allows one attempt with another workspace.
+/// Classifies a refusal whose body could not be read within the limits. For the statuses 401, 402, 403 and 429, the
+/// verdict allows one attempt with another workspace, because these statuses usually concern an account.
 #[must_use]
 pub fn classify_unreadable(status: StatusCode, retry_after: Option<Duration>) -> Verdict {
     let verdict = classify_by_status(status, Some(&ErrorBody::default()), retry_after);

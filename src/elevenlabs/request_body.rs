@@ -1,5 +1,6 @@
-//! Extracts the features of a request body that the pool and the usage records need: the model, the number of
-//! characters of the text, and the requested length of the audio. The parser counts the text and does not store it.
+//! Extracts the features of a request body that the pool and the usage records need. These are the model, the number of
+//! characters of the text and the requested length of the audio in a JSON document, and the model in a form. The parser
+//! counts the text and does not store it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -208,7 +209,7 @@ mod tests {
         {
             let body = format!("{{\"text\":\"a\",\"duration_seconds\":{seconds}}}");
             let duration_ms = RequestBodyFeatures::parse(body.as_bytes(), true).duration_ms;
-            assert_eq!(duration_ms, ms, "a length of {seconds} must be converted");
+            assert_eq!(duration_ms, ms, "the length {seconds} must be converted or ignored as expected");
         }
     }
 

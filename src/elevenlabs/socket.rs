@@ -1,5 +1,5 @@
-//! Describes the provider's WebSocket protocols: their messages and credentials, the content that they charge, and
-//! their concurrency groups.
+//! Describes the provider's WebSocket protocols: their messages, credentials and default models, the content that they
+//! charge, and when their sessions count towards a concurrency limit.
 //!
 //! The provider accepts an upgrade with a 101 response even for a bad key, and sends the refusal in a message or a
 //! close frame (captured, September 2026).
@@ -81,7 +81,8 @@ impl Dialect {
         }
     }
 
-    /// Returns the work of a session, which determines its price and concurrency group.
+    /// Returns the work of a session, which determines its price and concurrency group. The work of an unknown protocol
+    /// has neither.
     #[must_use]
     pub fn operation(self) -> Operation {
         match self {
@@ -111,7 +112,7 @@ impl Dialect {
         self.concurrency_counting() == ConcurrencyCounting::WhileSpeaking
     }
 
-    /// Whether the proxy parses the messages of a session. For such a session, the proxy must not offer compression.
+    /// Whether Keychoir parses the messages of a session. For such a session, Keychoir must not offer compression.
     #[must_use]
     pub fn is_inspected(self) -> bool {
         self != Self::Foreign

@@ -1,5 +1,5 @@
 //! Parses the responses about an account that the poller requests: the subscription (`GET /v1/user/subscription`) and
-//! the workspace of a key (`GET /v1/user`).
+//! the workspace of a key (`GET /v1/user`). Also checks identifiers that the poller uses in paths.
 //!
 //! Sources: `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document, and `User` of its
 //! Python SDK 2.78.
@@ -18,7 +18,7 @@ pub struct Subscription {
     pub quota: Quota,
     /// The name of the plan. The provider can introduce any name.
     pub tier: Option<String>,
-    /// Whether the latest invoice is paid, or `None` if the status does not show it.
+    /// Whether the latest invoice is paid, or `None` if the status of the subscription does not show it.
     pub is_paid: Option<bool>,
     /// The features of the plan besides credits.
     pub capabilities: Capabilities,

@@ -1,5 +1,5 @@
 //! Redacts the responses to `GET /v1/user` and `/v1/user/subscription`: a client of the pool receives only the fields
-//! that this file lists.
+//! that this file lists. Also creates the body that replaces a response that cannot be redacted.
 //!
 //! Credits, limits and features of the plan are listed, because apps read them. All other fields are removed, because
 //! names, email addresses and invoices describe the account holder. Fields that the provider adds later may also
@@ -23,9 +23,9 @@ enum Redaction {
     False,
     /// The SDK models require the field: its value becomes a placeholder for an identifier.
     Placeholder,
-    /// Email addresses are removed from the message of a refusal.
+    /// A text is truncated and its email addresses are replaced. Any other value is removed.
     Message,
-    /// The fields of an object are redacted by another list.
+    /// The fields of an object are redacted by another list. Any other value is removed.
     Object(&'static [(&'static str, Redaction)]),
 }
 

@@ -1,6 +1,7 @@
-//! Keeps the state of workspaces and keys: credits, caps, permissions and running operations. The module has no clock
-//! and no lock. The functions take the current time as an argument, and the caller holds the lock, so that a check and
-//! its charge are atomic.
+//! Keeps the state of workspaces and keys: credits, caps, permissions, bills and running operations. It admits, refuses
+//! and charges operations, and finds the key that pays for a conversation. The module has no clock and no lock. The
+//! functions take the current time as an argument, and the caller holds the lock, so that a check and its charge are
+//! atomic.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub(super) struct Workspace {
     pub(super) peak_running: u32,
     /// The voices of the workspace that are professional clones.
     pub(super) professional_voices: Vec<String>,
-    /// Number of voices added so far.
+    /// Number of instant clones and copies of library voices added so far.
     pub(super) added_voices: u64,
     pub(super) history: History,
     pub(super) conversations: Conversations,
@@ -144,7 +145,7 @@ impl Accounts {
         }
     }
 
-    /// Refuses a key without the permission.
+    /// Refuses an operation if the key lacks the permission.
     pub(super) fn check_permission(
         &self,
         key_index: usize,
@@ -158,7 +159,7 @@ impl Accounts {
         }
     }
 
-    /// Refuses operations that the unpaid bill of the key's workspace does not allow.
+    /// Refuses an operation if the workspace has an unpaid bill, or if the abuse detection has disabled it.
     pub(super) fn check_billing(&self, key_index: usize) -> Result<(), RefusalKind> {
         match self.workspace(key_index)?.plan.billing {
             Billing::Active => Ok(()),
@@ -297,7 +298,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// Fails when the key does not exist.
+    /// Fails if the key does not exist.
     pub(super) fn key(&self, key_index: usize) -> Result<&Key, RefusalKind> {
         self.keys.get(key_index).ok_or(RefusalKind::InvalidKey)
     }
@@ -306,7 +307,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// Fails when the key does not exist.
+    /// Fails if the key does not exist.
     pub(super) fn workspace(&self, key_index: usize) -> Result<&Workspace, RefusalKind> {
         self.workspaces.get(self.key(key_index)?.workspace_index).ok_or(RefusalKind::InvalidKey)
     }

@@ -40,8 +40,8 @@ pub(super) struct OperationContext<'a> {
 }
 
 impl OperationContext<'_> {
-    /// Returns the index of the paying key. The key must have the permission, and its workspace must have paid the
-    /// bill.
+    /// Returns the index of the paying key. The key must have the permission. Its workspace must have paid the bill and
+    /// must not be disabled.
     pub(super) fn require_payer(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key_index = self.require_permission(permission)?;
         self.provider.state().accounts.check_billing(key_index)?;

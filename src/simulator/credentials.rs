@@ -25,7 +25,7 @@ pub(super) fn issue_token(
 }
 
 /// Responds to `GET /v1/convai/conversation/get-signed-url?agent_id=…`. The host in the URL is always the provider's
-/// host (OpenAPI document). A client connects to this host unless the proxy changes the URL.
+/// host (OpenAPI document). A client connects to this host unless a proxy changes the URL.
 pub(super) fn issue_signed_url(context: OperationContext<'_>) -> Result<ProviderResponse, Refusal> {
     let (agent_id, signature) = issue_for_agent(context, "cvsig")?;
     let url = format!(

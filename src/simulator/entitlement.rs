@@ -150,7 +150,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// Fails when the plan includes no clones, or no slot is available.
+    /// Fails if the plan includes no clones, or no slot is available.
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refusal> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
@@ -163,7 +163,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// Fails when the plan does not include the library, or no slot is available.
+    /// Fails if the plan does not include the library, or no slot is available.
     pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refusal> {
         self.plan.check_library()?;
         if self.plan.voices.iter().any(|voice| voice == id) {
@@ -184,7 +184,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// Fails when the plan includes no professional clones, or no slot is available.
+    /// Fails if the plan includes no professional clones, or no slot is available.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refusal> {
         let max_slots = self.plan.max_professional_voices();
         if max_slots == 0 {
@@ -211,7 +211,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// Fails when the voice does not exist in the workspace, or its plan does not include it.
+    /// Fails if the voice does not exist in the workspace, or its plan does not include it.
     pub(super) fn find_voice(&self, key_index: usize, id: &str) -> Result<String, Refusal> {
         let workspace = self.workspace(key_index)?;
         if let Some(name) = voice_name(id, &workspace.plan.voices) {

@@ -21,16 +21,16 @@ pub enum Fault {
     /// No fault: the request is served normally. `Pass` fills a gap in a queue of faults.
     Pass,
     /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
-    /// session, in its own format: before the server's first message, or after the client's first message.
+    /// session, in its own format: before the simulator's first message, or after the client's first message.
     Refuse(RefusalKind),
     /// Refuses immediately after the head was read. The body is read and dropped afterwards.
     EarlyRefuse(RefusalKind),
     /// Refuses after `bytes` bytes of the body. The rest is read and dropped afterwards. On a WebSocket the bytes of
     /// the client's messages count.
     MidRefuse {
-        /// Bytes to read before the refusal.
+        /// Number of bytes to read before the refusal.
         bytes: u64,
-        /// The refusal.
+        /// The refusal that is sent after these bytes.
         refusal: RefusalKind,
     },
     /// Refuses like `Refuse`, with a gzip-encoded body.
@@ -39,7 +39,7 @@ pub enum Fault {
     Encoded {
         /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,
-        /// The refusal.
+        /// The refusal whose body is encoded.
         refusal: RefusalKind,
     },
     /// Reads the whole request and sends exactly this response, for refusals that the
@@ -74,7 +74,7 @@ pub enum Fault {
     /// chunked, and its last chunk is missing. On a WebSocket the bytes after the handshake count,
     /// including frame headers.
     CutAfter {
-        /// Bytes to send before the break.
+        /// Number of bytes to send before the break.
         bytes: u64,
     },
     /// Reads the whole request and closes the connection without a response.
@@ -91,9 +91,9 @@ pub enum Fault {
     GarbledError,
     /// Applies `fault` to a session after `messages` messages were sent.
     After {
-        /// Messages to send before the fault, or 0 for the time at which `Refuse` is sent.
+        /// Number of messages to send before the fault, or 0 for the time at which `Refuse` is sent.
         messages: u64,
-        /// The fault.
+        /// The fault of the session.
         fault: SessionFault,
     },
 }
@@ -105,9 +105,9 @@ pub enum SessionFault {
     Refuse(RefusalKind),
     /// The session is closed.
     Close {
-        /// The close code.
+        /// The code of the close frame.
         code: u16,
-        /// The close reason.
+        /// The reason in the close frame, which may be empty.
         reason: String,
     },
     /// The connection ends without a close frame.
@@ -120,9 +120,9 @@ pub enum SessionFault {
     Send(String),
     /// The text is sent as a message, and the session is closed.
     SendAndClose {
-        /// The close code.
+        /// The code of the close frame, which has no reason.
         code: u16,
-        /// The text.
+        /// The text of the message before the close frame.
         text: String,
     },
 }
@@ -299,7 +299,7 @@ impl fmt::Display for Fault {
 /// The errors of parsing a fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// The name is not the name of a fault or a refusal.
+    /// The text is neither the name of a fault nor the name of a refusal.
     #[error(
         "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, \
          huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and \
@@ -307,25 +307,25 @@ pub enum FaultError {
          close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]
     Unknown(#[from] UnknownRefusal),
-    /// An invalid duration.
+    /// A delay is not a duration.
     #[error("`{0}` is not a time: write 5s, 250ms or a number of milliseconds")]
     Duration(String),
-    /// An invalid number of bytes.
+    /// The position of a cut or a refusal is not a number of bytes.
     #[error("`{0}` is not a number of bytes")]
     Bytes(String),
-    /// An invalid number of messages.
+    /// The position of a fault in a session is not a number of messages.
     #[error("`{0}` is not a number of messages")]
     Messages(String),
-    /// An encoding that the simulator does not support.
+    /// The simulator does not support an encoding.
     #[error(transparent)]
     Encoding(#[from] UnknownEncoding),
-    /// A response that cannot be parsed.
+    /// The text of a response cannot be parsed.
     #[error(
         "`{0}` is not a response: write STATUS/BODY or STATUS[NAME: VALUE]/BODY, with a status of 200 to 599 and any \
          number of headers"
     )]
     Response(String),
-    /// A close code or a close reason that cannot be sent.
+    /// A close code or a close reason cannot be sent.
     #[error(
         "`{0}` is not a close: write CODE or CODE/REASON, with a code of 1000 to 4999 and a reason of at most 123 \
          bytes"

@@ -19,8 +19,8 @@ use super::route::Route;
 const HUGE_BODY_BYTES: usize = 100_000;
 /// The chunk that the endless error body repeats.
 const ENDLESS_CHUNK: &[u8] = &[b' '; 8_192];
-/// The values in the text of a scripted refusal that the request does not contain.
-const DEFAULT_MAX_VOICES: u64 = 10;
+/// The maximum number of voices, characters or bytes, the model and the format in the text of a scripted refusal.
+const DEFAULT_MAX_COUNT: u64 = 10;
 const DEFAULT_MODEL: &str = "eleven_v3";
 const DEFAULT_FORMAT: &str = "pcm_44100";
 
@@ -39,7 +39,7 @@ pub(super) fn scripted_refusal_values(
         remaining_credits: 0,
         remaining_cap: 0,
         max_concurrent: values.max_concurrent.max(1),
-        max_count: DEFAULT_MAX_VOICES,
+        max_count: DEFAULT_MAX_COUNT,
         model: DEFAULT_MODEL.to_owned(),
         format: DEFAULT_FORMAT.to_owned(),
         ..values

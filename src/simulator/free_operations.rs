@@ -1,4 +1,4 @@
-//! Executes the operations that cost no credits: they read the account, models, voices and the history, add and delete
+//! Executes operations that cost no credits: they read the account, models, voices and the history, add and delete
 //! voices, and delete items of the history.
 
 use serde_json::{Value, json};

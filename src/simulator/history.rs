@@ -1,5 +1,5 @@
-//! Stores the history of a workspace's generated speech. Audio is not stored, because it can be
-//! generated again from the text.
+//! Stores the history of a workspace's generated and changed speech, and renders its pages and items. Audio is not
+//! stored, because it can be generated again from the text of an item. The text of changed speech is empty.
 
 use std::collections::VecDeque;
 
@@ -16,7 +16,7 @@ const MAX_ITEMS: usize = 200;
 #[derive(Debug, Default)]
 pub(super) struct History(VecDeque<HistoryItem>);
 
-/// One generated speech.
+/// One generated or changed speech.
 #[derive(Clone, Debug)]
 pub(super) struct HistoryItem {
     pub(super) id: String,

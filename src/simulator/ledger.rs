@@ -50,26 +50,26 @@ pub struct WorkspaceEntry {
     pub limit: u64,
     /// The credits used in this period.
     pub used: u64,
-    /// The number of requests in progress.
+    /// The number of operations that hold a slot of the concurrency limit.
     pub running: u32,
-    /// The highest number of concurrent requests so far.
+    /// The highest number of concurrent operations so far.
     pub peak_running: u32,
 }
 
 /// The sums over all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// The number of requests received, except requests to the simulator's own endpoints.
+    /// The number of requests received, except requests to the control endpoints.
     pub requests: u64,
     /// The number of responses with a status below 400.
     pub served: u64,
     /// The number of responses with a status of 400 or above.
     pub refused: u64,
-    /// The number of requests without a response.
+    /// The number of requests without a response: the client disconnected, or a fault closed the connection.
     pub unanswered: u64,
     /// The number of requests that have no response yet and whose connection is open.
     pub in_flight: u64,
-    /// The credits charged.
+    /// The sum of the charged credits of all keys.
     pub charged: u64,
     /// The number of open WebSocket sessions. Their handshakes are counted as served.
     #[serde(default)]
@@ -90,11 +90,11 @@ pub struct RequestSummary {
     pub key: Option<String>,
     /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
-    /// The number of body bytes read before the response.
+    /// The number of body bytes, or 0 if the body was not read to its end before the response.
     pub body_bytes: u64,
-    /// The SHA-256 of the bytes that were read, in hexadecimal.
+    /// The SHA-256 of the body in hexadecimal, or of an empty body if the body was not read to its end.
     pub body_sha256: String,
-    /// Whether the bytes that were read are the whole body.
+    /// Whether the body was read to its end. It is `true` for a handshake, which has no body.
     pub is_body_complete: bool,
     /// The credits charged for this request.
     pub charged: u64,
@@ -111,13 +111,13 @@ pub struct SocketSummary {
     /// The key whose workspace pays, as it was configured. The key is taken from the request head, the first
     /// message or a token, and is `None` until the session is authorized.
     pub payer: Option<String>,
-    /// The value of the `Origin` header.
+    /// The value of the `Origin` header, or `None` if the handshake does not have this header.
     pub origin: Option<String>,
     /// The subprotocols that the client offered, in the client's order.
     pub protocols: Vec<String>,
-    /// The selected subprotocol.
+    /// The subprotocol that the simulator selected, or `None` if the client did not offer `convai`.
     pub protocol: Option<String>,
-    /// The extensions that the client offered. The simulator accepts none.
+    /// The extensions that the client offered, or `None` if it offered none. The simulator accepts no extension.
     pub extensions: Option<String>,
     /// The number of text messages received.
     pub text_messages: u64,
@@ -132,11 +132,11 @@ pub struct SocketSummary {
     pub messages_sent: u64,
     /// The text that was converted to speech, in order, up to a limit.
     pub spoken: String,
-    /// The name of the refusal that was sent in the session.
+    /// The name of the refusal that was sent in the session, or `None` if the session was not refused.
     pub refused: Option<String>,
-    /// The close frame that was received.
+    /// The close frame that was received, or `None` if the client has sent none.
     pub close_received: Option<SocketClose>,
-    /// The close frame that was sent, also if it is the reply to a received close frame.
+    /// The close frame that was sent, or `None` if none was sent. A reply to a received close frame counts as well.
     pub close_sent: Option<SocketClose>,
 }
 

@@ -1,9 +1,10 @@
-//! Simulates the ElevenLabs API offline: quotas, workspaces, all known refusals, valid audio, scripted faults, and a
-//! ledger of requests and charges. `keychoir simulate` and `keychoir demo` run the simulator, and tests use it as the
-//! upstream.
+//! Simulates the ElevenLabs API offline over HTTP and WebSockets: quotas, workspaces, all known refusals, valid audio,
+//! scripted faults, and a ledger of requests and charges. `keychoir simulate` and `keychoir demo` run the simulator,
+//! and tests use it as the upstream.
 //!
-//! The simulator does not depend on the proxy. If it receives a credential of a client, it records a violation, because
-//! a proxy must never forward one. Read `service` first, then `refusal`.
+//! The simulator does not use the module `proxy`. It shares the table of refusals and general types with the rest of
+//! Keychoir. If it receives a credential of a client, it records a violation, because a proxy must never forward one.
+//! Read `service` first, then `refusal`.
 
 mod plan;
 
@@ -80,7 +81,7 @@ use self::tracked_stream::TrackedStream;
 
 /// Timeout for receiving a request head.
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Delay after a connection could not be accepted, for example for lack of file descriptors.
+/// Delay after a connection could not be accepted, for example because the process has too many open files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// A running simulator. It serves until it is stopped or dropped.
@@ -98,7 +99,7 @@ impl Simulator {
     ///
     /// # Errors
     ///
-    /// Fails when the plan contradicts itself (see [`Plan::validate`]), or the listener has no address.
+    /// Fails if the plan contradicts itself (see [`Plan::validate`]), or the listener has no address.
     pub async fn start(listener: TcpListener, plan: Plan) -> io::Result<Simulator> {
         plan.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let address = listener.local_addr()?;

@@ -73,15 +73,15 @@ pub struct WorkspacePlan {
     pub agents: Vec<AgentPlan>,
 }
 
-/// The observed wordings of refusals of features that a plan lacks.
+/// The observed wordings of refusals of library voices, clones and long texts that a plan does not include.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RefusalWording {
     /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
     #[default]
     Current,
-    /// 400 `free_users_not_allowed`, and an older message for clones.
+    /// 400 `free_users_not_allowed`, and older messages for clones and long texts.
     Old400,
-    /// 402 `payment_required` with a message, for clones as well.
+    /// 402 with the status `payment_required` or, for clones, the code `paid_plan_required`.
     Old402,
 }
 
@@ -103,7 +103,8 @@ pub enum ReportedLimit {
 pub struct AgentPlan {
     /// The `agent_id`.
     pub id: String,
-    /// Whether callers without a key may use the agent. In that case, the agent's workspace pays.
+    /// Whether callers without a key and callers of other workspaces may use the agent. The workspace of the agent pays
+    /// for them.
     pub is_public: bool,
 }
 
@@ -113,9 +114,9 @@ pub enum Billing {
     /// All invoices are paid.
     #[default]
     Active,
-    /// The last invoice is unpaid: reading is allowed, other operations are not.
+    /// The last invoice is unpaid: only operations that cost no credits are allowed.
     PastDue,
-    /// A free account that the abuse detection has disabled.
+    /// The abuse detection has disabled a free account: only operations that cost no credits are allowed.
     FreeDisabled,
 }
 
@@ -134,7 +135,7 @@ pub struct KeyPlan {
     /// The plan of the key's workspace, if no earlier key names the workspace, or `None` for the
     /// default.
     pub tier: Option<String>,
-    /// The key's cap of credits per period.
+    /// The key's cap of credits per period, or `None` if the key has no cap.
     pub cap: Option<u64>,
     /// The key's permissions, by the provider's names, or `None` for all.
     pub permissions: Option<Vec<String>>,
@@ -304,7 +305,7 @@ impl KeyPlan {
     ///
     /// # Errors
     ///
-    /// Fails when a part is missing, unknown or not a number. The error does not contain the key.
+    /// Fails if a part is missing, unknown or not a number. The error does not contain the key.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
         let (key, properties) = text.split_once('=').ok_or(PlanError::NoCredits)?;
@@ -344,16 +345,16 @@ pub enum PlanError {
     NotACount {
         /// The property that must be a number.
         number_name: &'static str,
-        /// The invalid text.
+        /// The text that is not a whole number.
         text: String,
     },
     /// No name follows the `@`.
     #[error("a workspace's name follows the `@`, for example sk_demo_one=500@choir")]
     EmptyWorkspace,
-    /// An unknown option follows a `:`.
+    /// An unknown option, or an empty tier, follows a `:`.
     #[error("`{0}` is not an option of a key; the options are cap=N and tier=NAME")]
     UnknownOption(String),
-    /// A key that cannot be sent in a header.
+    /// A key is empty, or cannot be sent in a header.
     #[error("key {position}: {source}")]
     Key {
         /// The position of the key in the plan, from 1.

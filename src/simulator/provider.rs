@@ -1,5 +1,5 @@
-//! Holds the state of the simulated provider: accounts, scripted faults and the ledger, protected by one lock that is
-//! never held across an await. Each change notifies tests that wait for the ledger.
+//! Holds the state of the simulated provider: accounts, tokens, scripted faults and the ledger, protected by one lock
+//! that is never held across an await. Each change notifies tests that wait for the ledger.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

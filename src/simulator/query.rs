@@ -1,4 +1,4 @@
-//! Parses the query of a URL into names and values, and decodes their percent signs and plus signs.
+//! Parses the query of a URL into names and values, and decodes their percent escapes and plus signs.
 
 /// Returns the decoded names and values of a query.
 pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
@@ -13,7 +13,7 @@ pub(super) fn query_value(query: &str, parameter: &str) -> Option<String> {
     query_pairs(query).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }
 
-/// Decodes percent signs and plus signs. An invalid escape stays unchanged.
+/// Decodes percent escapes and plus signs. An invalid escape stays unchanged.
 pub(super) fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut remaining = text.as_bytes();

@@ -1,5 +1,5 @@
-//! Lists the provider's refusals, and parses their names in faults. `render` creates the status, body and headers of
-//! each over HTTP, and `fixed` the refusals with a fixed text.
+//! Lists the provider's refusals and the values in their texts, and parses and prints their names in faults. `render`
+//! creates the status, body and headers of each over HTTP, and `fixed` the refusals with a fixed text.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI document
 //! (the 422 list), and captured responses of August and September 2026 (all responses with numbers,
@@ -26,7 +26,7 @@ pub enum RefusalKind {
     Quota,
     /// 401: the key's cap is reached. The workspace may have credits left.
     KeyCap,
-    /// 401: the key does not exist.
+    /// 401: the key or the token does not exist.
     InvalidKey,
     /// 400: the key does not exist. The provider sends this response as well (captured).
     InvalidKey400,
@@ -34,7 +34,7 @@ pub enum RefusalKind {
     NeedsAuthorization,
     /// 401: the key is valid and lacks the permission.
     MissingPermissions(Cow<'static, str>),
-    /// 401: the abuse detection has disabled a free account.
+    /// 401: the abuse detection has disabled the free account.
     UnusualActivity,
     /// 401: the last invoice is unpaid.
     PaymentIssue,
@@ -44,7 +44,7 @@ pub enum RefusalKind {
     PaidPlanRequired,
     /// 403: the workspace has not accepted the terms of a feature.
     UnacceptedTerms,
-    /// 403 without a reason.
+    /// 403: the refusal contains no reason.
     Forbidden,
     /// 403: the key has no access to this workspace.
     WorkspaceAccessDenied,
@@ -59,11 +59,11 @@ pub enum RefusalKind {
     RateLimit(Option<u32>),
     /// 429: the service is overloaded, for all keys.
     SystemBusy,
-    /// 422: a required field is missing from the body.
+    /// 422: a required field is missing from the body, the form or the query.
     FieldMissing(Cow<'static, str>),
-    /// 422: a field is not a string.
+    /// 422: a field is not a string, or the token type in the path is unknown.
     NotAString(Cow<'static, str>),
-    /// 422: the body is not JSON.
+    /// 422: the body or the WebSocket message is not a JSON object.
     MalformedJson,
     /// 404: the voice does not exist in this workspace.
     VoiceNotFound,
@@ -73,7 +73,7 @@ pub enum RefusalKind {
     UnknownRequest,
     /// 404: the history item does not exist in this workspace.
     HistoryItemNotFound,
-    /// 404: the agent does not exist in this workspace.
+    /// 404: the agent does not exist, or belongs to another workspace.
     AgentNotFound,
     /// 404: the conversation does not exist in this workspace.
     ConversationNotFound,
@@ -93,7 +93,7 @@ pub enum RefusalKind {
     NotFound,
     /// 405: the method is wrong. The value is the allowed method.
     MethodNotAllowed(&'static str),
-    /// 500 without details.
+    /// 500: the refusal contains no details.
     ServerError,
     /// 503: the service is closed for maintenance.
     Maintenance,
@@ -124,7 +124,7 @@ pub(super) struct RefusalValues {
     pub(super) subject: String,
     /// The maximum number of voices, characters or bytes.
     pub(super) max_count: u64,
-    /// The requested model.
+    /// The ID of the requested model.
     pub(super) model: String,
     /// The requested audio format.
     pub(super) format: String,

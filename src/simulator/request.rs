@@ -1,5 +1,5 @@
-//! Finds the key and content that a proxy must not forward in request heads, and receives request bodies. A body is
-//! counted and hashed while it is received, and is stored up to a limit.
+//! Finds in request heads the key, and content that a proxy must not forward. Receives, skips or discards request
+//! bodies. A body is counted and hashed while it is received, and is stored up to a limit.
 
 use std::time::Duration;
 
@@ -120,7 +120,7 @@ impl ReceivedBody {
 ///
 /// # Errors
 ///
-/// Fails when the client disconnects.
+/// Fails if the client disconnects.
 pub(super) async fn receive_body(mut body: Incoming) -> Result<ReceivedBody, hyper::Error> {
     let mut hash = Sha256::new();
     let mut length = 0_u64;
@@ -144,7 +144,7 @@ pub(super) async fn receive_body(mut body: Incoming) -> Result<ReceivedBody, hyp
 ///
 /// # Errors
 ///
-/// Fails when the client disconnects.
+/// Fails if the client disconnects.
 pub(super) async fn skip_body(body: &mut Incoming, mut bytes: u64) -> Result<(), hyper::Error> {
     while bytes > 0 {
         let Some(frame) = body.frame().await else { break };

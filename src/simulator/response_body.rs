@@ -1,4 +1,5 @@
-//! Generates the body of a simulated response while it is sent. A fault can delay its chunks or truncate it.
+//! Generates the body of a simulated response while it is sent, and holds the slot of its operation until the last
+//! chunk is generated. A fault can delay the chunks or truncate the body.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Maps a method and a path to an operation of the provider.
+//! Maps a method and a path to an operation of the provider, or to its refusal of an unknown path or a wrong method.
 
 use http::Method;
 
@@ -24,7 +24,7 @@ pub(super) enum Route {
     Free(FreeOperation),
     /// An operation of the table in `operations`, with the identifiers in its path.
     Operation(&'static OperationRow, Vec<String>),
-    /// The simulator's own endpoint that returns the received request.
+    /// The simulator's own endpoint `/v1/simulator/echo`, which returns the received request.
     Echo,
 }
 
@@ -144,7 +144,7 @@ mod tests {
             (Method::GET, "/v1/user/", Err(RefusalKind::NotFound)),
             (Method::GET, "", Err(RefusalKind::NotFound)),
         ] {
-            assert_eq!(Route::find(&method, path), expected, "this route must be found: {method} {path}");
+            assert_eq!(Route::find(&method, path), expected, "{method} {path} must have the expected route");
         }
     }
 }

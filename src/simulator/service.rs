@@ -1,5 +1,6 @@
 //! Serves one request to the simulated provider: checks the head, takes the scripted fault, reads the body unless the
-//! fault precedes it, executes the operation or the fault, and records the request. Tests rely on this order.
+//! fault precedes it, executes the operation or the fault, and records the request. Tests rely on this order. Requests
+//! to the control endpoints and WebSocket handshakes are passed to `control` and `socket`.
 
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// Fails when the client disconnected, or a fault requires that there is no response.
+    /// Fails if the client disconnected, or a fault requires that there is no response.
     ///
     /// # Cancel safety
     ///

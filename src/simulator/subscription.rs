@@ -1,4 +1,4 @@
-//! Builds the provider's account responses: the user, and the subscription with its credits.
+//! Builds the provider's account responses: the user, and the subscription with its credits, voice slots and invoices.
 
 use serde_json::{Value, json};
 

@@ -132,7 +132,7 @@ impl SimulatorCall {
 
     /// Sends the request on a new connection, and returns its response.
     async fn send_to(self, simulator: &Simulator) -> SimulatorReply {
-        self.try_send(simulator).await.expect("the connection must have a response")
+        self.try_send(simulator).await.expect("the connection must not end without a response")
     }
 }
 

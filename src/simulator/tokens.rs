@@ -1,6 +1,6 @@
 //! Stores the tokens that the provider issues in addition to keys: single-use tokens and the tokens in signed URLs. A
-//! token belongs to the key that requested it, is valid for one type of endpoint, and can be used once. The functions
-//! take the current time as an argument.
+//! token belongs to the key that requested it, is valid for one type of endpoint or one agent for 15 minutes, and can
+//! be used once. The functions take the current time as an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -51,7 +51,7 @@ struct Token {
 }
 
 impl UnusedTokens {
-    /// Adds a token of the key at the index `key_index`.
+    /// Adds a token of the key at the index `key_index`, and drops the oldest token if the store is full.
     pub(super) fn add(&mut self, text: &str, scope: TokenScope, key_index: usize, now: UnixMs) {
         if self.0.len() == MAX_TOKENS {
             self.0.pop_front();

@@ -1,5 +1,6 @@
-//! Finds identifiers in a JSON document with a streaming parser, which builds no tree and keeps only the hashes of the
-//! identifiers. The number of examined values and of identifiers is limited.
+//! Finds identifiers in a JSON document by the names of its fields and of the fields that contain them. The streaming
+//! parser builds no tree, keeps only the hashes of the identifiers, and limits the number of values and of identifiers.
+//! The identifiers of a premade resource are omitted, because every account has it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,11 +14,13 @@ use super::kind::{Identifier, ResourceKind};
 /// only directly in the field `parent` or in its lists, and `.name` only in the outermost object.
 pub(super) type IdentifierField = (&'static str, ResourceKind);
 
-/// Maximum length of an identifier. The longest identifiers are signed URLs and tokens, which are shorter.
+/// Maximum length of an identifier. The longest identifiers are signed URLs and tokens, which are shorter. A longer
+/// string is not an identifier.
 const MAX_IDENTIFIER_BYTES: usize = 4 * 1024;
 
 /// Maximum number of values that are examined in one document. A mebibyte of the provider's responses contains about
-/// 40,000 values. A mebibyte of empty strings contains more than 300,000 values, which would block a worker.
+/// 40,000 values. A mebibyte of empty strings contains more than 300,000 values, whose examination would block a worker
+/// thread.
 const MAX_VALUES: usize = 65_536;
 
 /// Maximum number of identifiers in one document. The provider's largest pages contain a thousand resources with a few
@@ -108,7 +111,7 @@ struct FieldPosition<'a, 'b, 'n> {
     parent: &'n str,
     /// The name of the field of the value.
     name: &'n str,
-    /// The kind of identifier in the field.
+    /// The kind of identifier in the field, or `None` if the field contains no identifier.
     kind: Option<ResourceKind>,
 }
 
@@ -221,7 +224,11 @@ mod tests {
         for (before, is_examined) in [(MAX_VALUES - 3, true), (MAX_VALUES - 2, false), (300_000, false)] {
             let empty_strings = vec![r#""""#; before].join(",");
             let document = format!(r#"{{"a":[{empty_strings}],"voice_id":"v"}}"#);
-            assert_eq!(identifiers_in(&document).len(), usize::from(is_examined), "after {before} values");
+            assert_eq!(
+                identifiers_in(&document).len(),
+                usize::from(is_examined),
+                "a field after {before} values must be examined only within the maximum"
+            );
         }
     }
 

@@ -1,5 +1,7 @@
-//! Finds the rows of the table of resources that match a request. The path patterns are indexed by their first segment,
-//! and the fields of responses by the root of their route. Most requests name no identifier and need only one lookup.
+//! Indexes the table of resources, and finds in it the identifiers of a path, the kind of identifier in a query
+//! parameter, the fields and headers that contain identifiers, and whether a response belongs to its account. Path
+//! patterns are indexed by their first segment, and the fields of responses by the root of their route. Most requests
+//! contain no identifier and thus need only one lookup.
 
 use std::sync::LazyLock;
 
@@ -27,9 +29,9 @@ pub(super) struct ResourceIndex {
     pub(super) headers: Vec<(HeaderName, ResourceKind)>,
     /// The fields of a list response that contain its next cursor.
     cursors: IdentifierFields,
-    /// The fields of responses that list resources or describe the account.
+    /// The fields of those responses to `GET` requests that depend on the account.
     account_reads: FieldsByRoute,
-    /// The fields of responses to requests that create a resource.
+    /// The fields of responses to requests that create or change a resource.
     created: FieldsByRoute,
 }
 
@@ -103,17 +105,17 @@ impl ResourceIndex {
 
     /// Returns the relation between the response of a request and its account.
     pub(super) fn response_ownership(&self, method: &Method, route: &Route) -> ResponseOwnership {
-        let is_create = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        let is_write = [Method::POST, Method::PUT, Method::PATCH].contains(method);
         if *method == Method::GET && find_fields(&self.account_reads, route).is_some() {
             ResponseOwnership::Account
-        } else if is_create && find_fields(&self.created, route).is_some() {
+        } else if is_write && find_fields(&self.created, route).is_some() {
             ResponseOwnership::Created
         } else {
             ResponseOwnership::None
         }
     }
 
-    /// Returns the fields of a response that contain identifiers, or `None` if no field does.
+    /// Returns the fields of a response that contain identifiers, or `None` if the response contains no identifiers.
     pub(super) fn response_fields(&self, method: &Method, route: &Route) -> Option<&IdentifierFields> {
         if *method == Method::GET {
             // Any list may have a cursor.
@@ -166,7 +168,7 @@ impl PatternSegment {
     }
 }
 
-/// Whether the first segments match the pattern. A literal of the API is not an identifier.
+/// Whether the first segments of a path match the pattern. A literal of the API is not an identifier.
 fn is_match(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
     let segment_matches = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
         PatternSegment::Literal(required) => {

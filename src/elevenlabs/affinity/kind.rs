@@ -1,5 +1,6 @@
-//! Defines the kinds of identifiers, the time for which the owners of each kind are recorded, and the hash that
-//! replaces an identifier. Only the hash is stored or printed, because an identifier may be a token that grants access.
+//! Defines the kinds of identifiers, limits how many owners of each kind are recorded and for how long, and defines the
+//! hash that replaces an identifier. Only the hash is stored or printed, because an identifier may be a token that
+//! grants access.
 
 use std::fmt;
 use std::time::Duration;
@@ -42,7 +43,7 @@ kinds! {
     Request = "earlier request",
     /// A pronunciation dictionary, or one of its versions.
     Dictionary = "pronunciation dictionary",
-    /// A dubbing.
+    /// A dubbing: a video or audio with speech in another language.
     Dubbing = "dubbing",
     /// A project of the studio, audio native or dubbing.
     Project = "project",
@@ -50,7 +51,7 @@ kinds! {
     Chapter = "chapter",
     /// A snapshot of a project or chapter.
     Snapshot = "snapshot",
-    /// A transcript.
+    /// A transcript of uploaded speech.
     Transcript = "transcript",
     /// An uploaded file.
     Asset = "asset",
@@ -60,7 +61,7 @@ kinds! {
     Song = "song",
     /// A fine-tuned model of music.
     Finetune = "finetune",
-    /// An agent.
+    /// An agent, which has conversations with users.
     Agent = "agent",
     /// A branch or version of an agent.
     Branch = "agent branch",
@@ -68,13 +69,13 @@ kinds! {
     Conversation = "conversation",
     /// A phone or WhatsApp number.
     PhoneNumber = "phone number",
-    /// A document or folder of a knowledge base.
+    /// A document or folder of a knowledge base, or a folder of tests.
     Document = "document",
     /// A tool of agents.
     Tool = "tool",
     /// An MCP server.
     McpServer = "tool server",
-    /// A stored secret.
+    /// A secret that tools of agents use.
     Secret = "secret",
     /// A variable of an environment.
     Variable = "variable",
@@ -90,7 +91,7 @@ kinds! {
     Media = "order media",
     /// An item of an order.
     Item = "order item",
-    /// A webhook.
+    /// A webhook of the workspace.
     Webhook = "webhook",
     /// A single-use token.
     Token = "token",
@@ -149,9 +150,9 @@ impl ResourceKind {
 pub enum StorageClass {
     /// Identifiers of resources that are created by hand and used for years, such as voices and agents.
     LongLived,
-    /// Identifiers that requests create automatically, and that are valid for a long time.
+    /// Identifiers of history items, which each request creates, and which are valid for a long time.
     PerRequest,
-    /// Identifiers that are valid for hours.
+    /// Identifiers of earlier requests, tokens, signed URLs and cursors, which are valid for at most 24 hours.
     ShortLived,
 }
 
@@ -173,8 +174,8 @@ impl StorageClass {
 /// The maximum number and age of recorded identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetentionLimits {
-    /// Maximum number of identifiers in all classes. Half of them are for
-    /// [`LongLived`](StorageClass::LongLived).
+    /// Maximum number of identifiers in all classes. Half of them are for [`LongLived`](StorageClass::LongLived), and a
+    /// quarter for each of the other classes.
     pub max_identifiers: usize,
     /// Maximum time since the last use of an identifier, or `None` if the time is not limited.
     pub max_idle: Option<Duration>,
@@ -282,7 +283,10 @@ mod tests {
         let hour = |number: u32| UnixMs(1).plus(HOUR * number);
         let check_current = |kind, recorded_hour, used_hour, now_hour, expected| {
             let is_current = limits.is_current(kind, hour(recorded_hour), hour(used_hour), hour(now_hour));
-            assert_eq!(is_current, expected, "{kind:?} at hour {now_hour} must be current only if expected");
+            assert_eq!(
+                is_current, expected,
+                "whether {kind:?} is current at hour {now_hour} must be as expected"
+            );
         };
         check_current(ResourceKind::Voice, 0, 0, 719, true);
         check_current(ResourceKind::Voice, 0, 0, 720, false);

@@ -1,8 +1,9 @@
-//! Finds the identifiers in requests and responses. Each identifier belongs to one account: only the keys of that
-//! account can serve a request that names the identifier.
+//! Finds the identifiers in requests, responses and the first message of a session, and determines whether a response
+//! belongs to its account. Each identifier belongs to one account: only the keys of that account can serve a request
+//! that names the identifier.
 //!
-//! `table` lists the resources and the locations of their identifiers. The pool records the owner of each identifier.
-//! This module returns identifiers only as hashes.
+//! `table` lists the resources and the locations of their identifiers, and `required_owner` decides which account must
+//! serve a request. The pool records the owner of each identifier. This module returns identifiers only as hashes.
 
 mod fields;
 mod index;
@@ -41,7 +42,7 @@ pub struct RequestIdentifiers {
 
 impl RequestIdentifiers {
     /// Finds the identifiers in the received path and query of a request. Returns none for an ambiguous path, because
-    /// the proxy rejects such a request.
+    /// Keychoir rejects such a request.
     #[must_use]
     pub fn parse(path: &str, query: Option<&str>) -> Self {
         Path::parse(path).map(|path| Self::from_segments(&Segments::new(&path), query)).unwrap_or_default()
@@ -115,11 +116,11 @@ pub fn identifiers_in_headers(headers: &HeaderMap) -> Vec<Identifier> {
 /// The relation between the response of an endpoint and the account that serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseOwnership {
-    /// The response contains no resource of an account.
+    /// The response is not known to contain a resource of an account.
     None,
-    /// The response contains a created resource.
+    /// The response contains a created or changed resource.
     Created,
-    /// The response lists resources of the account or describes the account, so accounts have different responses.
+    /// The response contains resources of the account or describes the account, so accounts have different responses.
     Account,
 }
 
@@ -147,7 +148,7 @@ pub fn identifiers_in_response(
     path: &str,
     document: &[u8],
 ) -> Vec<Identifier> {
-    // Only requests with an unambiguous path get a response.
+    // Keychoir forwards no request with an ambiguous path.
     let Ok(path) = Path::parse(path) else { return Vec::new() };
     let segments = Segments::new(&path);
     let resource_path = without_version(&segments);

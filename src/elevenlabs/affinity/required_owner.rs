@@ -1,5 +1,5 @@
-//! Decides which account must serve a request. The decision depends on the owners of the identifiers that the request
-//! names.
+//! Decides which account must serve a request, from the owners of the identifiers that the request names. Identifiers
+//! of two accounts are an error, because no key can use both.
 
 use super::kind::ResourceKind;
 
@@ -13,7 +13,7 @@ pub struct ConflictingOwners(pub ResourceKind, pub ResourceKind);
 ///
 /// # Errors
 ///
-/// Fails when the identifiers have different owners.
+/// Fails if two identifiers have different owners. The error contains their kinds.
 pub fn required_owner<I: PartialEq>(
     owners: impl IntoIterator<Item = (ResourceKind, I)>,
 ) -> Result<Option<(ResourceKind, I)>, ConflictingOwners> {

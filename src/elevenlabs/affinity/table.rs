@@ -1,8 +1,10 @@
-//! Lists the resources of the provider that belong to one account, in a table with one row per resource. A row lists
-//! the paths, parameters, fields and headers that contain identifiers of the resource.
+//! Lists the resources of the provider that belong to one account, in a table with one row per resource or group of
+//! related resources. A row lists the paths, parameters, fields and headers that contain identifiers of the resource.
+//! Two constants list the fields with the cursors of lists, and the routes whose response describes the account.
 //!
-//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment. The path of a request may be
-//! longer than the pattern. Fields of responses are listed by whole routes, in which every identifier is `{id}`.
+//! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment that is not a literal of the
+//! API. The path of a request may be longer than the pattern. Fields of responses are listed by whole routes, in which
+//! every identifier is `{id}`.
 //!
 //! Sources: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
 
@@ -11,10 +13,10 @@ use super::kind::ResourceKind;
 
 mod agents;
 
-/// A resource, and the locations of its identifiers in requests and responses.
+/// A resource or a group of resources, and the locations of their identifiers in requests and responses.
 #[derive(Debug)]
 pub(super) struct ResourceRow {
-    /// The name of the resource.
+    /// The name of the resource, or the names of the resources of a group.
     #[cfg_attr(not(test), expect(dead_code, reason = "only the tests of the table read the name"))]
     pub(super) resource: &'static str,
     /// The patterns of request paths that contain identifiers.
@@ -25,9 +27,9 @@ pub(super) struct ResourceRow {
     pub(super) body: &'static [IdentifierField],
     /// The headers of responses that contain identifiers.
     pub(super) headers: &'static [IdentifierField],
-    /// The fields of responses to requests that create the resource.
+    /// The fields of responses to requests that create or change the resource.
     pub(super) created: &'static [RouteFields],
-    /// The fields of responses that list the resource.
+    /// The fields of responses to `GET` requests that list the resource, or that return a new token or signed URL.
     pub(super) lists: &'static [RouteFields],
 }
 
@@ -38,12 +40,12 @@ pub(super) type RouteFields = (&'static [&'static str], &'static [IdentifierFiel
 const EMPTY_ROW: ResourceRow =
     ResourceRow { resource: "", paths: &[], query: &[], body: &[], headers: &[], created: &[], lists: &[] };
 
-/// Returns all rows: first the rows of media, and then the rows of agents and of the account.
+/// Returns all rows: first the rows below, and then the rows of the module `agents`.
 pub(super) fn rows() -> impl Iterator<Item = &'static ResourceRow> + Clone {
     MEDIA.iter().chain(agents::ROWS)
 }
 
-/// The rows of voices, audio, video and music.
+/// The rows of voices, history, pronunciation dictionaries, dubbing, the studio, transcripts, assets, flows and music.
 #[rustfmt::skip] // Each line has several fields.
 static MEDIA: &[ResourceRow] = &[
     ResourceRow {

@@ -1,5 +1,6 @@
 //! Tests each row of the table of resources: its identifiers must be found in a response, and in a later request that
-//! names them.
+//! names them. The other tests cover resources without an owner, literals, spellings, values that are not identifiers,
+//! and the ownership of responses.
 
 use serde_json::{Value, json};
 
@@ -423,10 +424,10 @@ fn check_webhook_row() {
 }
 
 fn check_token_row() {
-    for kind in ["realtime_scribe", "batch_scribe", "tts_websocket"] {
+    for token_type in ["realtime_scribe", "batch_scribe", "tts_websocket"] {
         check_response(
             "POST",
-            &format!("/v1/single-use-token/{kind}"),
+            &format!("/v1/single-use-token/{token_type}"),
             json!({ "token": ID }),
             ResourceKind::Token,
         );

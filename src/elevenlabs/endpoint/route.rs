@@ -1,5 +1,6 @@
 //! Defines the route of a request: its path with every identifier replaced by `{id}`, as in logs, metrics and usage
-//! records. A route has a few bytes and no allocation. Its text exists only while it is formatted.
+//! records. Also checks whether the provider documents a route. A route has a few bytes and no allocation, and its text
+//! exists only while it is formatted. Paths with more than ten segments are truncated.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! Defines the rows of the table of endpoints (`table`), and finds the properties of a request in all rows that match
-//! its method and path.
+//! its method and path. Also finds out whether a literal is the root of a path.
 
 use std::sync::LazyLock;
 
@@ -29,7 +29,7 @@ const OTHER: Methods = 1 << 4;
 pub(super) const SOCKET: Methods = 1 << 5;
 /// All methods except those that only read.
 pub(super) const WRITE: Methods = POST | EDIT | OTHER;
-/// All methods.
+/// All methods of HTTP requests, without the handshake of a WebSocket.
 pub(super) const ANY: Methods = READ | OPTIONS | WRITE;
 
 /// Returns the set of methods with the bit of a method.
@@ -61,11 +61,11 @@ pub(super) struct EndpointProperties {
     pub(super) socket: Option<Dialect>,
     /// The permission that a key needs to read, and the permission for any other request.
     pub(super) permissions: Option<[Permission; 2]>,
-    /// The reason why clients of the pool may not call the endpoint.
+    /// The reason why clients of the pool may not call the endpoint, or `None` if they may.
     pub(super) denied: Option<&'static str>,
     /// Whether a request that changes something costs no credits (`true`) or may cost credits (`false`).
     pub(super) is_free: Option<bool>,
-    /// Whether the response lets the client use the provider without the proxy.
+    /// Whether the response lets the client use the provider without Keychoir.
     pub(super) grants_direct_access: bool,
     /// Whether the response contains the address of a WebSocket.
     pub(super) returns_websocket_url: bool,
@@ -252,7 +252,10 @@ mod tests {
     fn the_paths_of_the_table_consist_of_known_literals() {
         for path in ROWS.iter().flat_map(|row| row.paths) {
             let without_wildcard = path.strip_suffix("/**").unwrap_or(path);
-            assert!(without_wildcard.split('/').count() <= MAX_SEGMENTS, "{path} has too many segments");
+            assert!(
+                without_wildcard.split('/').count() <= MAX_SEGMENTS,
+                "{path} must have at most {MAX_SEGMENTS} segments"
+            );
             for segment in without_wildcard.split('/') {
                 assert!(
                     segment == "{id}" || Literal::find(segment).is_some(),
@@ -277,8 +280,8 @@ mod tests {
     #[test]
     fn every_path_of_the_table_is_a_documented_route() {
         for path in ROWS.iter().flat_map(|row| row.paths).filter(|path| !path.ends_with("/**")) {
-            let route = |version: &str| Route::parse(&format!("/{version}/{path}")).is_documented();
-            assert!(route("v1") || route("v2"), "routes.txt must contain {path}");
+            let is_documented = |version: &str| Route::parse(&format!("/{version}/{path}")).is_documented();
+            assert!(is_documented("v1") || is_documented("v2"), "routes.txt must contain {path}");
         }
     }
 

@@ -147,7 +147,7 @@ pub(super) static ROWS: &[EndpointRow] = &[
     row(ANY, &["workspace/**", "workspaces/**"]),
 ];
 
-/// The last segments of paths whose response lets the client use the provider without the proxy and its limits. The
+/// The last segments of paths whose response lets the client use the provider without Keychoir and its limits. The
 /// responses contain tokens or secrets of conversations, signed URLs, or the address of a registered call.
 pub(super) const DIRECT_ACCESS_ENDINGS: [&str; 5] =
     ["token", "client_secrets", "get-signed-url", "get_signed_url", "register-call"];

@@ -1,4 +1,5 @@
-//! Parses an error body in any of the provider's formats into its codes and messages.
+//! Parses an error body in any of the provider's formats into its codes and messages. Also extracts a summary for
+//! diagnosis, numbers and words from them.
 //!
 //! The formats over HTTP are `{"detail":{…}}` with or without `type` and `code`, `{"detail":[…]}` of a schema error, a
 //! bare `{"status","message"}`, an unwrapped `{"error","message"}`, and `{"detail":"Not Found"}`. The formats on a
@@ -28,7 +29,7 @@ const OTHER_MEMBERS: [&str; 8] =
     ["param", "request_id", "docs_url", "context_id", "contextId", "event_id", "debug_message", "details"];
 
 impl ErrorBody {
-    /// Parses a decoded body. Returns no codes and messages for a body that is not JSON or not in a known format.
+    /// Parses a decoded body. A body that is not JSON or not in a known format has neither codes nor messages.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).map(|members| Self::from_members(&members)).unwrap_or_default()
@@ -157,7 +158,7 @@ impl ErrorBody {
     }
 }
 
-/// Maximum length of a code. The longest known code has 41 characters.
+/// Maximum length of a code. The longest known code has 38 characters.
 const MAX_CODE_BYTES: usize = 64;
 /// Maximum length of the code in a summary.
 const MAX_SUMMARY_CODE_CHARS: usize = 60;

@@ -1,4 +1,5 @@
-//! Defines the rows of the table of refusals, and checks whether an error body matches a row.
+//! Defines the rows of the table of refusals, checks whether an error body matches a row, and creates the verdict of
+//! the row with the numbers and names in the body.
 
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ pub(crate) enum RefusalMeaning {
     PlanFeature(Option<Subject>),
     RequestError,
     NotFound,
-    /// The server did not check the key, so the refusal is unexplained.
+    /// The sender of the refusal did not check the key, so the refusal is unexplained.
     Unauthorized,
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn meaning_of_example(example: &Example) -> Option<RefusalMeaning> {
     ROWS.iter().find(|row| row.examples.contains(example)).map(|row| row.meaning)
 }
 
-/// The start of the message of a server that found no credentials.
+/// The start of a message that reports missing credentials. Live transcription also sends it for a bad key.
 const NOT_AUTHENTICATED_MESSAGE: &str = "you must be authenticated";
 /// The refusal of a library voice, which two examples send with different codes.
 const LIBRARY_VOICE_MESSAGE: &str =
@@ -368,8 +368,8 @@ mod tests {
     fn body_of(example: &Example) -> ErrorBody {
         let message = example.message;
         let json = match example.body {
-            BodyFormat::Typed([kind, code, status]) => {
-                serde_json::json!({"detail": {"type": kind, "code": code, "status": status, "message": message}})
+            BodyFormat::Typed([error_type, code, status]) => {
+                serde_json::json!({"detail": {"type": error_type, "code": code, "status": status, "message": message}})
             }
             BodyFormat::Legacy(status) => {
                 serde_json::json!({"detail": {"status": status, "message": message}})

@@ -1,4 +1,5 @@
-//! Tests the classification of refusals with captured and documented responses.
+//! Tests the classification of responses by captured and documented statuses, codes and messages, over HTTP and without
+//! a status. Also tests the numbers of credits in a refusal, and the summary of a body.
 
 use super::*;
 use crate::policy::permission::Permission;
@@ -27,7 +28,7 @@ fn check_verdict(status: u16, body: &str, expected: Verdict) {
     assert_eq!(classify(StatusCode::from_u16(status).unwrap(), Some(&body), None), expected);
 }
 
-/// Returns a shortfall without a quota.
+/// Returns a shortfall of credits without a quota.
 fn shortfall(remaining: u64, required: u64) -> Shortfall {
     Shortfall { remaining: Some(remaining), required: Some(required), ..Shortfall::default() }
 }
@@ -339,7 +340,7 @@ fn an_unreadable_body_is_classified_by_its_status() {
         assert_eq!(
             classify_unreadable(StatusCode::from_u16(status).unwrap(), None),
             expected,
-            "an unreadable body with the status {status} must be classified by the status"
+            "a {status} response with an unreadable body must have the expected verdict"
         );
     }
 }

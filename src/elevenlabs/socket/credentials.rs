@@ -1,8 +1,8 @@
 //! Finds the credentials in the messages that a client sends, and replaces them with spaces before a message is
-//! forwarded.
+//! forwarded. Also recognizes the provider's single-use tokens, which are forwarded unchanged.
 //!
 //! The provider accepts a credential as a member of the outermost object, in the first message of a connection and of
-//! every context. The proxy blanks the credential in every message, which means that it writes spaces over the member.
+//! every context. Keychoir blanks the credential in every message, which means that it writes spaces over the member.
 //! The message thus keeps its length, and its frames keep their headers. JSON parsers ignore the spaces. A message is
 //! blanked in chunks of any size as it arrives, and is not stored. Its length is thus not limited.
 
@@ -33,7 +33,7 @@ enum BlankerState {
     /// The first byte that is not white space.
     #[default]
     Start,
-    /// The rest of a message that is not an object. It is forwarded unchanged.
+    /// The rest of a message that is not an object, or whose members are not valid JSON. It is forwarded unchanged.
     NotObject,
     /// The name of a member, after `{` or `,`.
     BeforeName,
@@ -83,7 +83,7 @@ impl CredentialBlanker {
         *self = Self::default();
     }
 
-    /// Whether the message is known not to be an object, so that its rest can be forwarded unchanged.
+    /// Whether the message is known not to be a valid object, so that its rest can be forwarded unchanged.
     #[must_use]
     pub fn is_not_object(&self) -> bool {
         self.state == BlankerState::NotObject
@@ -234,7 +234,7 @@ impl CredentialBlanker {
         processed_bytes + 1
     }
 
-    /// Ends the object. No server accepts a second object after it. Credentials in a second object are blanked as well.
+    /// Ends the object. The provider accepts no second object after it, but credentials in one are blanked as well.
     fn end_object(&mut self) {
         self.state = BlankerState::Start;
         self.has_forwarded_member = false;

@@ -1,5 +1,6 @@
-//! Classifies the provider's WebSocket messages and close frames: a message shows that the session is served or
-//! refused, and a close frame shows whether the session is refused.
+//! Classifies the provider's WebSocket messages and close frames. A message can show that the session is served,
+//! refused or queued, and a close frame shows whether the session is refused. If the client presented a token, a
+//! refusal of the token is an error of the request.
 //!
 //! A refusal usually consists of a message and a close frame. Both are classified by the same table, because the close
 //! code alone is ambiguous: 1008 means a bad key as well as a client that was idle for too long.
@@ -13,7 +14,7 @@ use crate::policy::verdict::{UnexplainedRefusal, Verdict};
 /// The meaning of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
-    /// The session is served, and the message is for the client.
+    /// The session is served, and the message is for the client. Messages that are not recognized count as useful.
     Useful,
     /// The session is refused.
     Refused(Verdict),
@@ -26,7 +27,7 @@ pub enum MessageKind {
     Queued,
 }
 
-/// Maximum length of a refusal. Longer messages contain audio.
+/// Maximum length of a refusal. Longer messages are not parsed and count as useful, because they contain audio.
 pub const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 
 /// The progress of a session.

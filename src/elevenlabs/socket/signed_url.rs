@@ -1,5 +1,5 @@
 //! Replaces the host of the signed WebSocket URL in a response. The URL names the provider's host, so a client that
-//! connects to it would bypass the proxy. If the proxy's public address is configured, that address replaces the scheme
+//! connects to it would bypass Keychoir. If Keychoir's public address is configured, that address replaces the scheme
 //! and the host. The path and the signature are unchanged.
 
 use serde_json::{Map, Value};

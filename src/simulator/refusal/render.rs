@@ -1,4 +1,5 @@
-//! Renders the statuses and bodies of all refusals over HTTP byte for byte, and the additional headers of some.
+//! Renders the statuses and bodies of all refusals over HTTP byte for byte, and the additional headers of some. Also
+//! renders the simulator's own refusal of content that a proxy must not forward.
 
 use http::StatusCode;
 use serde::Serialize;

@@ -43,7 +43,7 @@ const MAX_RECORDED_BYTES: usize = 64 * 1_024;
 /// The close code of a session with a violation. The provider never sends it.
 const VIOLATION_CLOSE_CODE: u16 = 4_599;
 
-/// The error of a session that ended with a close frame, a broken connection, or a disconnected client.
+/// The error of a session that ended with a close frame, a timeout, a broken connection, or a disconnected client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SessionEnded;
 
@@ -65,9 +65,9 @@ pub(super) struct SessionConnection {
     /// The received messages that are not processed yet.
     buffered: VecDeque<ClientMessage>,
     buffered_bytes: usize,
-    /// Bytes of all received messages.
+    /// Number of bytes of all received messages.
     received_bytes: u64,
-    /// Bytes of the received text messages, as they are recorded.
+    /// Number of bytes of the received text messages, as they are recorded.
     recorded_bytes: usize,
     sent_messages: u64,
 }

@@ -2,8 +2,8 @@
 //! The provider accepts a handshake with an invalid key (captured, 2026), and the session then reports the error in its
 //! own format. Read `connection` next, then the module of a WebSocket.
 //!
-//! A WebSocket at any other path echoes its messages without a key, so that a test can check whether a proxy forwards
-//! them unchanged.
+//! A WebSocket at a path of no provider endpoint echoes its messages without a key, so that a test can check whether a
+//! proxy forwards them unchanged.
 
 mod connection;
 mod limited_stream;
@@ -62,7 +62,7 @@ enum Endpoint {
     Scribe,
     /// `/v1/convai/conversation`.
     Agent,
-    /// The echo, at any path that does not begin like a path of the provider.
+    /// The echo, at any path without another WebSocket that is not a path of speech, dialogue or transcription.
     Echo,
 }
 
@@ -112,7 +112,7 @@ fn list_items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<I
 ///
 /// # Errors
 ///
-/// Fails when a fault requires that there is no response.
+/// Fails if a fault requires that there is no response.
 pub(super) async fn open_session(
     service: Service,
     parts: Parts,

@@ -1,4 +1,4 @@
-//! Serves `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The server sends the first message.
+//! Serves `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The simulator sends the first message.
 //! The transcript depends on the length of the audio, and each started second costs one credit. A session holds a slot
 //! of the workspace's concurrency limit from its first message to its last.
 //!

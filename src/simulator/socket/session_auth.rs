@@ -86,12 +86,12 @@ impl SessionAuth {
     }
 
     /// Returns the index of the key whose workspace pays, and starts the session. The key must have the permission, and
-    /// its bill must be paid. A token is consumed. `first_message` is `None` on WebSockets where the server sends
-    /// first. A scripted refusal takes precedence over all other refusals, as over HTTP.
+    /// its bill must be paid. A token is consumed. `first_message` is `None` on WebSockets where the simulator
+    /// sends first. A scripted refusal takes precedence over all other refusals, as over HTTP.
     ///
     /// # Errors
     ///
-    /// Fails when the session is refused. The refusal has then been sent, and the session has ended.
+    /// Fails if the session is refused. The refusal has then been sent, and the session has ended.
     pub(super) async fn authorize(
         self,
         connection: &mut SessionConnection,

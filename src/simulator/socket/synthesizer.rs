@@ -53,7 +53,7 @@ impl Synthesizer {
     ///
     /// # Errors
     ///
-    /// Fails when the model or the format does not exist, or the plan does not include it.
+    /// Fails if the model or the format does not exist, or the plan does not include it.
     pub(super) fn new(
         provider: &Provider,
         key_index: usize,

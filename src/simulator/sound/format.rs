@@ -31,9 +31,9 @@ pub(super) enum Coding {
 /// The header before the samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Container {
-    /// No header.
+    /// The samples have no header.
     Raw,
-    /// A RIFF header of 44 bytes.
+    /// The samples have a RIFF header of 44 bytes.
     Wave,
 }
 

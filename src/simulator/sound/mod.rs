@@ -17,7 +17,7 @@ use self::melody::Melody;
 use self::mp3::Mp3Frames;
 use self::samples::SampleBlocks;
 
-/// The length of a block. It has 64 KiB in the default format, and less than a megabyte in the largest format.
+/// The length of a block. It has 64,000 bytes in the default format, and 384,000 bytes in the largest format.
 const BLOCK_MS: u64 = 4_000;
 
 /// Encoded audio. Frames are generated on demand, so that a long text needs little memory.

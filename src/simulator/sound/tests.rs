@@ -1,5 +1,5 @@
-//! Tests the generated audio. An independent decoder decodes MP3, and G.711 samples are compared with the tables of the
-//! standard.
+//! Tests the length, the pitch, the pauses and the headers of the generated audio. An independent decoder decodes MP3,
+//! and G.711 samples are compared with the tables of the standard.
 
 use symphonia::core::codecs::audio::AudioDecoderOptions;
 use symphonia::core::errors::Error;
@@ -63,7 +63,7 @@ fn every_mp3_format_decodes_to_audible_sound_of_the_expected_length() {
     for format in FORMATS {
         let Codec::Mp3 { sample_rate, .. } = format.codec else { continue };
         let (decoded_rate, samples) = decode(encode(TEXT, format));
-        assert_eq!(decoded_rate, sample_rate, "the sample rate of {} must be right", format.name);
+        assert_eq!(decoded_rate, sample_rate, "{} must have its sample rate", format.name);
         let frame_samples = if sample_rate >= 32_000 { 1_152 } else { 576 };
         let expected = TEXT.chars().count() * 60 * usize::try_from(sample_rate).unwrap() / 1_000;
         assert!(
@@ -158,7 +158,7 @@ fn telephony_samples_match_the_tables_of_the_standard() {
         assert_eq!(
             (mu_law(sample), a_law(sample)),
             (mu_law_code, a_law_code),
-            "the codes of {sample} must match"
+            "{sample} must have the codes of the tables"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! Tests scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
+//! Tests scripted faults over HTTP: delays, breaks, early, encoded, huge and custom responses, their order and their
+//! routes. Delays also show when an operation is charged and when its slot of the concurrency limit is released.
 
 use std::io::Read;
 
@@ -173,7 +174,7 @@ async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
                 is_read && ledger.totals.charged == charged
             });
             tokio::select! {
-                reply = attempt => panic!("the response was not delayed: {reply:?}"),
+                reply = attempt => panic!("the response must be delayed: {reply:?}"),
                 _ = arrival => {}
             }
         }
@@ -218,7 +219,7 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
             (speech_call("hello").key("b").send_to(&simulator).await, other_status)
         };
         tokio::select! {
-            reply = attempt => panic!("the response was not delayed: {reply:?}"),
+            reply = attempt => panic!("the response must be delayed: {reply:?}"),
             (reply, other_status) = concurrent_replies => {
                 assert_eq!(other_status, 200, "another workspace must not be limited");
                 assert_eq!((reply.status, reply.header("retry-after")), (429, ""));

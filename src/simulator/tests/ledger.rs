@@ -1,4 +1,5 @@
-//! Tests the ledger, its violations, and the endpoints for tests in another process.
+//! Tests the ledger, its violations, the echo of a request, and the endpoints for tests in another process. Also tests
+//! that a contradictory plan does not start, and that a dropped simulator ends its connections.
 
 use super::*;
 use crate::simulator::{Ledger, PlanError};

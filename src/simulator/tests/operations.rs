@@ -1,4 +1,5 @@
-//! Tests the operations of the table in `operations`: their costs, responses and owners.
+//! Tests the operations of the table in `operations`: their required parts and permissions, costs, responses and
+//! owners.
 
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -177,14 +178,18 @@ async fn the_headers_of_music_name_the_song_and_not_its_cost() {
     .await;
     let body = r#"{"prompt":"a tune","music_length_ms":6000}"#;
     let mut lengths = Vec::new();
-    for (path, kind) in [("/v1/music", "audio/pcm"), ("/v1/music/stream", "audio/pcm")] {
+    for path in ["/v1/music", "/v1/music/stream"] {
         let reply = post(&format!("{path}?output_format=pcm_8000"), body).key("sk").send_to(&simulator).await;
-        assert_eq!((reply.status, reply.header("content-type")), (200, kind));
+        assert_eq!((reply.status, reply.header("content-type")), (200, "audio/pcm"));
         assert_eq!((reply.header("song-id").len(), reply.header("character-cost")), (32, ""));
         lengths.push(reply.body.len());
     }
     assert_eq!(lengths, [6 * 16_000; 2]);
-    assert_eq!(charged_credits(&simulator), 600, "two songs of six seconds at fifty credits per second");
+    assert_eq!(
+        charged_credits(&simulator),
+        600,
+        "two songs of six seconds must cost fifty credits per second"
+    );
 
     let detailed =
         post("/v1/music/detailed?output_format=pcm_8000", body).key("sk").send_to(&simulator).await;

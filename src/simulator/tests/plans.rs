@@ -1,5 +1,5 @@
-//! Tests features that depend on the plan of a workspace: voices of the library, formats, models, clones, the form in
-//! which the subscription reports the credits, and the region.
+//! Tests features that depend on the plan of a workspace: voices of the library, the wording of refusals, formats,
+//! models, clones, the form in which the subscription reports the credits, and the region.
 
 use super::sockets::{SPEECH, connect};
 use super::*;

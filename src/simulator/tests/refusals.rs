@@ -1,4 +1,5 @@
-//! Tests the refusals over HTTP: their order, and their exact status and body.
+//! Tests the refusals over HTTP: their order, their exact status and body, and the numbers in their texts. Operations
+//! cause some of them, and scripted faults cause the others.
 
 use super::*;
 use crate::simulator::{Billing, KeyPlan, WorkspacePlan};
@@ -229,9 +230,9 @@ async fn the_refusal_of_an_unknown_path_or_method_has_only_a_text() {
     assert_eq!(reply.header("allow"), "POST");
 }
 
-/// The test checks the refusals that only faults cause, with a key of 100 credits and a text of 4 characters.
+/// Faults cause the refusals, with a key of 100 credits and a text of 4 characters.
 #[tokio::test]
-async fn every_other_refusal_can_be_scripted() {
+async fn a_scripted_refusal_has_its_exact_text() {
     let rate_refusal = |code, message| typed_body("rate_limit_error", code, message, code);
     let authorization_refusal = |code, message| typed_body("authorization_error", code, message, code);
     let payment_refusal = |code, message| typed_body("payment_required", code, message, code);
@@ -266,10 +267,10 @@ async fn every_other_refusal_can_be_scripted() {
     assert_eq!(simulator.ledger().totals.charged, 0);
 }
 
-/// The test checks the refusals of the table, with a key of 100 credits and a text of 4 characters in a format of the
-/// plan Pro.
+/// Faults cause the refusals of the table, with a key of 100 credits and a text of 4 characters in a format of the plan
+/// Pro.
 #[tokio::test]
-async fn every_refusal_of_the_table_has_its_exact_text() {
+async fn a_refusal_of_the_table_has_its_exact_text() {
     let old_format =
         |status, message: &str| format!(r#"{{"detail":{{"status":"{status}","message":"{message}"}}}}"#);
     let quota_message = |remaining, needed| {

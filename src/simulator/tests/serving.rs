@@ -1,4 +1,5 @@
-//! Tests the common operations: their audio, costs and headers, the history and the subscription.
+//! Tests the common operations: their audio, formats, costs and headers, the history, own voices, the subscription, the
+//! reset of credits, and concurrent and sequential requests.
 
 use super::*;
 use crate::policy::units::UnixMs;

@@ -1,5 +1,5 @@
-//! Tests of all WebSockets: the handshake, the echo, and the records and violations of a session in the ledger.
-//! Contains the WebSocket client of the other modules `sockets…`.
+//! Tests the handshake, the echo, the maximum size of a message, and the records and violations of a session in the
+//! ledger. Contains the WebSocket client of the other modules `sockets…`.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -26,7 +26,9 @@ pub(super) struct RefusedHandshake {
 
 /// Waits for a future, which must complete within the timeout.
 async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(RESPONSE_TIMEOUT, future).await.expect("the response must arrive in time")
+    tokio::time::timeout(RESPONSE_TIMEOUT, future)
+        .await
+        .expect("the operation on the connection must complete in time")
 }
 
 /// Opens a session with the given headers.

@@ -1,4 +1,5 @@
-//! Tests conversations with agents: the payer, the cost, signed URLs and the queue of callers.
+//! Tests conversations with agents: the payer, the cost, signed URLs, refusals, slots and the queue of callers. Also
+//! tests that a ledger without the fields of WebSockets can be parsed.
 
 use super::sockets::*;
 use super::*;
@@ -189,7 +190,7 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
         assert_eq!(
             request_credential("get-signed-url", agent, "a").await.status,
             404,
-            "{agent} belongs to another workspace"
+            "a credential for {agent} of another workspace must be refused"
         );
     }
     assert_eq!(get("/v1/convai/conversation/token").key("a").send_to(&simulator).await.status, 422);

@@ -1,4 +1,4 @@
-//! Tests dialogue sessions: turns, buffered lines, contexts and refusals.
+//! Tests dialogue sessions: turns, buffered lines, contexts, refusals, a key in the first message, and the timeout.
 
 use super::sockets::*;
 use super::*;

@@ -1,4 +1,5 @@
-//! Tests scripted faults on WebSockets: refused handshakes, delays, refusals, messages and breaks in sessions.
+//! Tests scripted faults on WebSockets: refused handshakes, delays, refusals, messages and breaks in sessions. Also
+//! tests that another process can set such a fault.
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! Tests transcription sessions: transcripts, commits, cost and slots.
+//! Tests transcription sessions: the configuration, transcripts, commits, cost, slots and refusals.
 
 use super::sockets::*;
 use super::*;
@@ -27,7 +27,7 @@ fn commit_message(bytes: usize) -> Value {
 }
 
 #[tokio::test]
-async fn the_server_sends_first_and_reports_the_configuration() {
+async fn the_simulator_sends_first_and_reports_the_configuration() {
     let simulator = start_with_keys("sk=100").await;
     let path = format!("{SCRIBE}?model_id=scribe_v2_realtime&audio_format=ulaw_8000&keyterms=b&keyterms=a");
     let mut client = connect(&simulator, &path, "sk").await;

@@ -1,4 +1,4 @@
-//! Tests speech sessions: buffered text, cost, contexts, timeouts and slots.
+//! Tests speech sessions: buffered text, cost, caps, refusals, contexts, timeouts and slots.
 
 use super::sockets::*;
 use super::*;
@@ -79,7 +79,7 @@ async fn text_is_buffered_until_there_is_enough() {
         assert_eq!(
             speaks_immediately(&simulator, query, message.clone()).await,
             expected,
-            "this message must be spoken or buffered: {query} {message}"
+            "whether this message is spoken immediately must be as expected: {query} {message}"
         );
     }
 }

@@ -17,12 +17,16 @@ fn count_message(dialect: Dialect, chunks: &[&[u8]]) -> MessageCount {
 #[track_caller]
 fn check_count(dialect: Dialect, message: &str, characters: u64, audio_bytes: u64) {
     let expected = ChargedContent { characters, audio_bytes };
-    assert_eq!(count_message(dialect, &[message.as_bytes()]).content, expected, "{message} must be counted");
+    assert_eq!(
+        count_message(dialect, &[message.as_bytes()]).content,
+        expected,
+        "{message} must have the expected content"
+    );
     let bytes: Vec<&[u8]> = message.as_bytes().chunks(1).collect();
     assert_eq!(
         count_message(dialect, &bytes).content,
         expected,
-        "{message} must be counted in chunks of one byte"
+        "{message} must have the expected content in chunks of one byte"
     );
 }
 

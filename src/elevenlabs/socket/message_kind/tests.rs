@@ -60,7 +60,7 @@ fn errors_of_speech_and_dialogue_are_classified_by_their_code() {
 }
 
 #[test]
-fn a_code_that_denies_access_is_retried_in_another_account() {
+fn a_code_that_denies_access_allows_an_attempt_with_another_account() {
     let [unauthorized, forbidden] =
         [UnexplainedRefusal::Unauthorized, UnexplainedRefusal::Forbidden].map(Verdict::Unexplained);
     for (code, expected) in [
@@ -75,7 +75,7 @@ fn a_code_that_denies_access_is_retried_in_another_account() {
         assert!(
             kind == MessageKind::Refused(expected)
                 || matches!(kind, MessageKind::Refused(Verdict::PlanFeature(_))),
-            "{code} must be a refusal, but it is {kind:?}"
+            "{code} must be a refusal of the plan or have the verdict {expected:?}, but it is {kind:?}"
         );
     }
     check_close(1008, "", Some(forbidden));
@@ -187,7 +187,7 @@ fn a_close_frame_is_classified_by_its_reason_and_then_by_its_code() {
         Some(Verdict::RequestError),
     );
     check_close(1008, "Unusual activity detected. Free Tier usage disabled.", Some(Verdict::Abuse));
-    // The provider truncates the reason to 123 bytes, the maximum of a close frame.
+    // A close reason has at most 123 bytes, so a longer message is truncated.
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this \
         server is a global server. Please check you are calling the correct API URL.";
     check_close(1008, &wrong_host[..123], Some(Verdict::WrongHost));
