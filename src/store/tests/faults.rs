@@ -1,4 +1,6 @@
-//! Tests of disk failures, and of database files that are moved or replaced while they are open.
+//! Tests of the writer thread when writes fail: on a full disk, and with a database that is locked, read-only, corrupt,
+//! moved, replaced or not openable. Records are kept and retried up to the limits, and lost records are counted. An
+//! in-memory database is limited too.
 
 use super::*;
 use crate::clock;
@@ -335,7 +337,11 @@ fn an_error_that_needs_an_operator_is_not_temporary() {
         (unusable(rusqlite::ffi::SQLITE_PERM), false),
         (OpenError::Newer { path: PathBuf::new(), version: 99 }, false),
     ] {
-        assert_eq!(error.is_temporary(), expected, "whether this error is temporary: {error}");
+        assert_eq!(
+            error.is_temporary(),
+            expected,
+            "`is_temporary` must be {expected} for this error: {error}"
+        );
     }
 }
 
