@@ -1,4 +1,4 @@
-//! Applies a changed configuration to the running server.
+//! Applies a changed configuration to a running Keychoir, and checks before that it would be accepted.
 
 use std::sync::Arc;
 
