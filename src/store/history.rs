@@ -100,9 +100,9 @@ impl History {
         self.read(move |connection| queries::usage(connection, &filter)).await
     }
 
-    /// Reads the credits and attempts of each key in each hour, the latest hours first. Includes the hour that
-    /// contains `since`, and that of `until` unless it starts at `until`. If there are more than `limit` rows, the
-    /// earliest are missing.
+    /// Reads the credits and attempts of each key in each hour, the latest hours first. Includes the hour that contains
+    /// `since`, and the hour that contains `until` unless it starts at `until`. If there are more than `limit` rows,
+    /// the earliest are missing.
     ///
     /// # Errors
     ///

@@ -141,8 +141,8 @@ pub(super) struct OpenDatabase {
 /// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be reading, or
 /// another Keychoir may be stopping.
 const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum wait for another connection's lock in later writes. It is short because the queue fills during the wait;
-/// records that are not written are kept and retried.
+/// Maximum wait for another connection's lock in later writes. It is short because the queue fills during the wait.
+/// Records that are not written are kept and retried.
 const WRITE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum size of a file that is checked at startup. The check of such a file takes about a second. Corruption of a
 /// larger file is detected when SQLite reads the corrupt page.

@@ -256,7 +256,7 @@ impl TestDatabase {
         assert!(!self.database.refusals.are_stale(pool.restrictions(), now));
     }
 
-    /// Reopens the database, and restores a pool from it as startup does.
+    /// Reopens the database, and restores a pool from it like startup.
     fn restore_pool(&mut self, now: UnixMs) -> Arc<Pool> {
         self.database = open(&self.location, now, IntegrityCheck::Skip).unwrap().database;
         let pool = pool();

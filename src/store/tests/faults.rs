@@ -35,7 +35,7 @@ fn count_rows(writer: &Writer, table: &str) -> i64 {
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
-/// Adds a record to the writer, and counts it as the queue does.
+/// Adds a record to the writer, and counts it like the queue.
 pub(super) fn send_record(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.record_sent(1);
     health.depth.record_taken(1, 1);
