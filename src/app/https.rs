@@ -222,9 +222,9 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    /// A time before the renewal of a server certificate, which is due 30 days before its lifetime of 90 days ends.
+    /// A time before the renewal of an issued certificate, which is due 30 days before its lifetime of 90 days ends.
     const BEFORE_RENEWAL: Duration = DAY.saturating_mul(59);
-    /// A time after the renewal of a server certificate.
+    /// A time after the renewal of an issued certificate.
     const AFTER_RENEWAL: Duration = DAY.saturating_mul(61);
     /// A time after the renewal of the CA, which is due 90 days before its lifetime of 3,650 days ends.
     const AFTER_CA_RENEWAL: Duration = DAY.saturating_mul(3600);

@@ -58,7 +58,7 @@ pub struct Settings {
 /// The errors that prevent the mirror from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorStartError {
-    /// TLS or the proxy of the HTTP client cannot be configured.
+    /// TLS or the forward proxy of the HTTP client cannot be configured.
     #[error(transparent)]
     Configuration(#[from] HttpClientError),
     /// The HTTP client cannot be created.
