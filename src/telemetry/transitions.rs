@@ -167,7 +167,7 @@ fn format_forecast(forecast: Forecast) -> String {
 
 /// Logs the difference `credits` between the usage that the provider reports for the workspace of `key` and the
 /// recorded usage. It is negative if the provider reports less. `matching_key` is a key of another workspace with the
-/// same usage.
+/// same quota, or `None` if there is none.
 pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
     let message = discrepancy_message(key, credits, matching_key);
     let short = key.api_key().short().as_str();
