@@ -1,5 +1,5 @@
-//! Reads the clocks of the system for all other modules. Pure code takes the time as an argument, so that tests can
-//! choose the time.
+//! Reads the clocks of the system for all other modules: the date and time, which never goes backward, and the
+//! monotonic clock. Pure code takes the time as an argument, so that tests can choose the time.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -141,8 +141,8 @@ impl AnchoredClock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
 /// Returns the Unix time of the wall clock in microseconds.
+#[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
 fn wall_clock() -> i64 {
     to_micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
@@ -188,7 +188,7 @@ mod tests {
             // A correction takes effect in the following second.
             assert!(
                 *readings.last().unwrap() >= 99 * SECOND,
-                "the clock must not be slower after a step of {step}: {readings:?}"
+                "the clock must lose at most a second after a step of {step}: {readings:?}"
             );
         }
         // A small difference is corrected completely.

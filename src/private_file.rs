@@ -1,4 +1,5 @@
-//! Creates and replaces files that only their owner may read: keys, tokens, the database and lock files.
+//! Creates and replaces files that only their owner may read, such as keys, tokens, the database and lock files, and
+//! creates their directories.
 //!
 //! An administrator may run a command as root that writes into the directory of the service. New files and directories
 //! therefore get the owner of the directory that contains them. Otherwise the service could not open them at its next
@@ -117,8 +118,13 @@ mod tests {
     fn check_owner_and_mode(path: &Path, directory: &Path, mode: u32) {
         let (file, directory) = (path.metadata().unwrap(), directory.metadata().unwrap());
         let owner = (file.uid(), file.gid());
-        assert_eq!(owner, (directory.uid(), directory.gid()), "the owner of {}", path.display());
-        assert_eq!(file.permissions().mode() & 0o777, mode, "the mode of {}", path.display());
+        assert_eq!(
+            owner,
+            (directory.uid(), directory.gid()),
+            "{} must have the owner of its directory",
+            path.display()
+        );
+        assert_eq!(file.permissions().mode() & 0o777, mode, "{} must have the given mode", path.display());
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Defines types for secrets whose values cannot be printed, and removes keys from responses (`redactor`). An API key
-//! is displayed as its short form or its fingerprint. Its value leaves this module only through [`ApiKey::expose`], so
-//! that only the callers of this method need review.
+//! Defines types for secrets whose values cannot be printed, computes their fingerprints, generates tokens, and removes
+//! keys from responses (`redactor`). An API key is displayed as its short form or its fingerprint. Its value leaves
+//! this module only through [`ApiKey::expose`], so that only the callers of this method need review.
 
 mod fingerprint;
 mod proxy_credentials;
@@ -103,7 +103,7 @@ impl ApiKey {
         &self.short
     }
 
-    /// Returns the digest that identifies the key in the database.
+    /// Returns the digest that identifies the key, for example in the database and in the mirror.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint

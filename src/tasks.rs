@@ -1,5 +1,6 @@
-//! Spawns all tasks and threads. Every task belongs to a group whose end a drain can wait for, and every thread has a
-//! name that operators can find. Short blocking work runs on the unnamed blocking threads of the runtime.
+//! Spawns long-running tasks and all threads. Such a task belongs to a group whose end a drain can wait for, and a
+//! thread has a name that operators can find. Short blocking work runs on the unnamed blocking threads of the runtime.
+//! Tasks that end with the function that spawns them are in a `JoinSet` of tokio instead.
 
 use std::future::Future;
 use std::io;
@@ -10,7 +11,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// A group of tasks that a drain waits for. A clone refers to the same group.
+/// A group of tasks whose end can be waited for, for example by a drain. A clone refers to the same group.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,

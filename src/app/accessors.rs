@@ -1,4 +1,5 @@
-//! Gives the command line and tests access to the state of the running proxy.
+//! Gives the command line and tests access to the state of a running Keychoir, and passes the overlay to the replica
+//! task.
 
 use std::net::SocketAddr;
 

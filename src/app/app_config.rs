@@ -1,5 +1,5 @@
-//! Converts the parsed configuration into the settings of each module, so that those modules do not depend on
-//! `config`.
+//! Converts the parsed configuration into the settings of each module, for a start or a reload, so that most modules do
+//! not depend on `config`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub struct AppConfig {
     pub upstream: upstream::Settings,
     /// The limits of proxied requests.
     pub proxy: proxy::Limits,
-    /// The source of the server's certificates.
+    /// The source of the TLS certificates of the listeners.
     pub https: Https,
     /// The limits of client connections.
     pub server: server::ConnectionLimits,
@@ -67,7 +67,7 @@ pub struct AppConfig {
     pub redis: Option<shared::LinkSettings>,
     /// Sends changes to the controller, or `None` if there is no controller.
     pub control: Option<ControlSender>,
-    /// The digest of the admin token; `None` disables the admin API.
+    /// The digest of the admin token, or `None` to disable the admin API.
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The pages that may be read without a token.
     pub public_pages: PublicPages,
@@ -135,7 +135,7 @@ impl AppConfig {
     }
 
     /// Converts the configuration `loaded` for a reload. The settings that need a restart keep the values of `started`,
-    /// the configuration with which the server was started.
+    /// the configuration with which Keychoir was started.
     ///
     /// # Errors
     ///
@@ -332,7 +332,7 @@ fn retention_limit(retention: Duration) -> Option<Duration> {
 
 /// Returns the maximum number of concurrent requests of a client that has no limit of its own. If
 /// `server.max_requests_per_client` is 0 and there are several clients, one client may use at most half of the requests
-/// that the server allows.
+/// that `server.max_requests` allows.
 fn max_requests_per_client(server: &ServerConfig, client_count: usize) -> u32 {
     let max_requests = match (server.max_requests_per_client, client_count) {
         (0, 0 | 1) => server.max_requests,

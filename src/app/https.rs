@@ -1,5 +1,5 @@
-//! Chooses the certificate of each listener, and replaces it at a reload or before it expires. `certificate`
-//! makes and parses certificates, and `server` uses them.
+//! Chooses the certificate of each listener, reports the TLS state of a listener, and replaces certificates at a reload
+//! or before they expire. `certificate` makes and parses certificates, and `server` uses them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,7 +32,8 @@ pub enum Https {
 /// The TLS state of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpsState {
-    /// TLS is disabled.
+    /// The listener has no certificate and serves only HTTP without TLS: TLS is disabled or failed, the listener is a
+    /// Unix socket, or the local CA issues no certificate for its address.
     Off,
     /// The certificate was issued by the local CA, which clients can be set up to trust.
     LocalCa,
@@ -64,7 +65,7 @@ struct ListenerCertificates {
 #[derive(Debug)]
 struct CurrentSource {
     https: Https,
-    /// The certificate issued by the local CA.
+    /// The certificate issued by the local CA, or `None` if the CA is not the source or has issued none.
     issued: Option<Certificate>,
 }
 
@@ -103,7 +104,8 @@ impl Certificates {
         }
     }
 
-    /// Replaces the source of the certificates. Open connections are unchanged.
+    /// Replaces the source of the certificates. Open connections are unchanged. If the local CA can issue no
+    /// certificate, the certificate that it issued before is kept.
     pub(super) fn replace(&self, https: Https, now: UnixMs) {
         let ListenerCertificates { loopback, exposed, .. } = &*self.0;
         let mut current = self.current();
@@ -220,9 +222,9 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    /// A time before the renewal of a server certificate, which is due 30 days before its lifetime of 90 days ends.
+    /// A time before the renewal of an issued certificate, which is due 30 days before its lifetime of 90 days ends.
     const BEFORE_RENEWAL: Duration = DAY.saturating_mul(59);
-    /// A time after the renewal of a server certificate.
+    /// A time after the renewal of an issued certificate.
     const AFTER_RENEWAL: Duration = DAY.saturating_mul(61);
     /// A time after the renewal of the CA, which is due 90 days before its lifetime of 3,650 days ends.
     const AFTER_CA_RENEWAL: Duration = DAY.saturating_mul(3600);

@@ -1,4 +1,6 @@
-//! Opens the configured listeners. If one of them cannot be opened, the listeners that are already open are closed.
+//! Opens the configured listeners for clients and for operators: on IP addresses, on Unix sockets, or with sockets
+//! passed by systemd. If a configured address cannot be opened, the listeners that are already open are closed. A host
+//! with several IP addresses needs only the first one.
 
 use std::io;
 
@@ -18,7 +20,7 @@ pub enum ListenError {
         /// The I/O error.
         source: io::Error,
     },
-    /// The configuration requires sockets passed by systemd, but systemd passed no sockets.
+    /// The configuration requires sockets passed by systemd, but systemd passed none, or they are in use already.
     #[error("systemd passed no sockets (LISTEN_FDS is not set for this process)")]
     NoSockets,
     /// A socket that systemd passed is not usable.

@@ -1,5 +1,6 @@
-//! Wires all modules into a running server, reloads it and shuts it down. The command line and the tests start the
-//! server with the same function.
+//! Wires all modules into a running Keychoir, reloads it and shuts it down. The command line and the tests start it
+//! with the same function. Also checks, without a start, whether a configuration could be started and whether the
+//! services that it names are reachable.
 
 mod accessors;
 mod app_config;
@@ -57,7 +58,7 @@ use replica_task::{LEAVE_TIMEOUT, PreparedReplica, ReplicaTask};
 use router::{ListenerScope, Router};
 use start_error::{check_exposure, check_operator_exposure};
 
-/// The running server with all its tasks.
+/// A running Keychoir with all its tasks.
 #[derive(Debug)]
 pub struct RunningApp {
     addresses: Vec<Address>,
@@ -93,14 +94,14 @@ pub struct RunningApp {
 pub enum DrainOutcome {
     /// Every response was completed.
     Completed,
-    /// Some requests were aborted at the end of the drain timeout.
+    /// Some requests were aborted, at the end of the drain timeout or because the abort signal completed.
     Aborted,
 }
 
 /// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownReport {
-    /// Whether all requests were completed.
+    /// The result of the drain, in which requests were completed or aborted.
     pub drain_outcome: DrainOutcome,
     /// The number of usage records that were lost after startup, because they could not be written.
     pub records_lost: u64,
@@ -120,7 +121,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 ///
-/// Fails when a module cannot be started, or when other machines could use the keys without a token.
+/// Fails when a module cannot be started, or when other machines could use the keys or the admin API without a token.
 pub fn start(
     app_config: AppConfig,
     listeners: impl Into<ProgramListeners>,
@@ -297,7 +298,8 @@ pub fn start(
     })
 }
 
-/// Opens the usage store, and restores the state of the keys, their restrictions and the owners of identifiers from it.
+/// Opens the usage store, renames the keys of earlier versions, and restores the state of the keys, their restrictions
+/// and the owners of identifiers from it.
 fn open_store(
     location: &DatabaseLocation,
     pool: &Pool,
@@ -339,9 +341,9 @@ impl RunningApp {
             + self.mirror_task.as_ref().map_or(Duration::ZERO, |mirror_task| mirror_task.final_push_timeout)
     }
 
-    /// Drains the server in the phases of [`Drain`], aborts the requests that exceed `drain_timeout`, writes all usage
-    /// records, and waits until the mirror has sent its rows. When `abort_signal` completes, the server aborts requests
-    /// immediately and does not wait for the mirror.
+    /// Drains Keychoir in the phases of [`Drain`], aborts the requests that exceed `drain_timeout`, writes all usage
+    /// records, and waits until the mirror has sent its rows. When `abort_signal` completes, requests are aborted
+    /// immediately, and the shutdown does not wait for the mirror.
     pub async fn shut_down(
         mut self,
         drain_timeout: Duration,

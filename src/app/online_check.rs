@@ -1,6 +1,6 @@
 //! Checks the parts that need the network, for which startup does not wait: the routes to the provider, each key at the
 //! provider, the tables of the mirror, and Redis. `keychoir check --online` and `keychoir doctor` use these checks,
-//! with or without a running server.
+//! whether or not `keychoir serve` runs.
 
 use std::io;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ use crate::upstream::{self, ProbeError, ProbeTimeouts, RouteProbe, TcpTlsConnect
 /// keys for an attack.
 const MAX_CONCURRENT_KEY_CHECKS: usize = 8;
 
-/// The checks with the settings of one configuration.
+/// The online checks of one configuration.
 #[derive(Debug)]
 pub struct OnlineCheck {
     connector: TcpTlsConnector,
@@ -45,9 +45,9 @@ pub struct OnlineCheck {
 pub struct RouteCheck {
     /// The host, with the forward proxy through which it was reached.
     pub authority: Arc<Authority>,
-    /// Whether requests use this route. The direct route is also checked if a proxy is configured.
+    /// Whether requests use this route. The direct route is also checked if a forward proxy is configured.
     pub is_used: bool,
-    /// The addresses of the proxy, or of the host if there is no proxy.
+    /// The addresses of the forward proxy, or of the host if there is no forward proxy.
     pub addresses: io::Result<Vec<IpAddr>>,
     /// The result of a connection through the route.
     pub probe: Result<RouteProbe, ProbeError>,
@@ -168,13 +168,13 @@ impl OnlineCheck {
         Some(shared::probe(self.redis.as_ref()?).await)
     }
 
-    /// Returns the settings of Redis.
+    /// Returns the settings of Redis, or `None` if it is not configured.
     #[must_use]
     pub fn redis(&self) -> Option<&LinkSettings> {
         self.redis.as_ref()
     }
 
-    /// Returns the URL of the mirror.
+    /// Returns the URL of the Supabase project of the mirror, or `None` without a mirror.
     #[must_use]
     pub fn mirror_url(&self) -> Option<&str> {
         self.mirror.as_ref().map(|settings| settings.base_url.as_str())
@@ -187,7 +187,7 @@ async fn check_route(
     authority: Arc<Authority>,
     is_used: bool,
 ) -> RouteCheck {
-    // A proxy resolves the name of the provider.
+    // A forward proxy resolves the name of the provider.
     let name = authority.proxy().map_or_else(|| authority.host(), |proxy| proxy.host());
     let lookup = upstream::resolve(name, timeouts.connect);
     let (addresses, probe) = tokio::join!(lookup, connector.probe(&authority, timeouts));

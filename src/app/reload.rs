@@ -1,4 +1,5 @@
-//! Applies a changed configuration to the running server.
+//! Applies a changed configuration to a running Keychoir. Also checks, without a change, whether the configuration
+//! would be accepted.
 
 use std::sync::Arc;
 

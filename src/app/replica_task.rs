@@ -1,5 +1,5 @@
 //! Starts and stops the task that shares the pool with other replicas through Redis, and connects the task to the
-//! poller, the overlay and the admin pages.
+//! requests, the poller, the overlay and the admin pages.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,6 @@
-//! Serves the requests of a worker: checks the origin of a request, and routes it to the admin pages or to the proxy.
+//! Serves the requests of a worker: checks the origin of a request, and routes it to the admin API, the dashboard, the
+//! other pages of Keychoir, or `proxy`, which sends it to the provider. Refuses paths that the listener does not serve,
+//! answers CORS preflight requests, and adds CORS headers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,7 +29,7 @@ pub(super) enum ListenerScope {
     Operators,
 }
 
-/// Routes requests to the admin pages or the proxy. Clones share both.
+/// Routes requests to the admin pages, the dashboard or the provider. Clones share the same state.
 #[derive(Clone, Debug)]
 pub(super) struct Router(Arc<RouterParts>);
 

@@ -15,13 +15,13 @@ pub enum StartError {
     /// The usage database cannot be opened.
     #[error(transparent)]
     Database(#[from] OpenError),
-    /// The usage records cannot be read.
+    /// The usage records cannot be read, or the id of the replica cannot be read or written.
     #[error("the usage records cannot be read: {0}")]
     UnreadableRecords(#[from] rusqlite::Error),
     /// The mirror cannot be started.
     #[error(transparent)]
     Mirror(#[from] MirrorStartError),
-    /// TLS for upstream connections cannot be configured.
+    /// TLS for connections to the provider or to Redis cannot be configured.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// TLS for client connections cannot be configured.
@@ -36,7 +36,7 @@ pub enum StartError {
     /// Other machines could reach the admin API, which has no token.
     #[error("{0} is open to other machines, and there is no admin token")]
     AdminWithoutToken(Address),
-    /// The operating system reported an error.
+    /// The operating system reported an error, for example for a listener or a thread.
     #[error(transparent)]
     Io(#[from] io::Error),
 }

@@ -1,6 +1,6 @@
-//! Writes the CA bundle, a file with the system's trusted roots and the local CA. It is for programs that
-//! trust only the roots in one file (`SSL_CERT_FILE`). If that file contained only the local CA, these programs could
-//! connect only to Keychoir.
+//! Finds the roots that the programs of this system trust, and writes and updates the CA bundle, a file with these
+//! roots and the local CA. It is for programs that trust only the roots in one file (`SSL_CERT_FILE`). If that file
+//! contained only the local CA, these programs could connect only to Keychoir.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,8 +34,8 @@ const SYSTEM_ROOTS: [&str; 6] = [
 /// The reason why a bundle cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// The file of roots contains no certificates. A program that used the bundle could connect only to
-    /// Keychoir.
+    /// The file of roots cannot be read or contains no certificates. A program that used the bundle could connect only
+    /// to Keychoir.
     #[error("{} contains no readable certificates", .0.display())]
     NoRoots(PathBuf),
     /// The bundle cannot be written.
@@ -176,7 +176,7 @@ mod tests {
         let RootsFixture { _parent, directory, roots_file, .. } = RootsFixture::new();
         fs::write(&roots_file, "no certificates").unwrap();
         let error = write_bundle(&directory, &open_ca(&directory), &roots_file).unwrap_err();
-        assert!(matches!(error, BundleError::NoRoots(_)), "unexpected error: {error}");
+        assert!(matches!(error, BundleError::NoRoots(_)), "the error must be about the roots: {error}");
         assert!(!directory.join(BUNDLE_FILE).exists());
     }
 }

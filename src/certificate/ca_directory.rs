@@ -1,6 +1,7 @@
-//! Stores the local CA in a directory that several processes may use. Files are replaced atomically, so that
-//! a partial file is never read. A lock allows one writer at a time, so that processes that start together
-//! use the same CA. An unusable CA file is renamed (quarantined), never deleted.
+//! Opens the local CA: reads it from a directory that several processes may use, and generates it if it is missing, or
+//! for use in memory. Files are replaced atomically, so that a partial file is never read. A lock allows one writer at
+//! a time, so that processes that start together use the same CA. An unusable CA file is renamed (quarantined), never
+//! deleted. Also writes the certificate for clients, and updates the bundle.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -31,10 +32,10 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of bytes read from the key file. A certificate and a key are one or two kilobytes long.
 const MAX_KEY_FILE_SIZE: u64 = 64 * 1024;
 
-/// The reason why the CA cannot be opened.
+/// The reason why the CA cannot be opened, or cannot issue a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// The directory or a file in it cannot be created or written.
+    /// The directory or a file in it cannot be created, written, locked or renamed.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
         /// The directory or file.
@@ -53,7 +54,7 @@ pub enum CaError {
     /// Another process held the lock for longer than the timeout.
     #[error("another process holds the lock file {}", .0.display())]
     Locked(PathBuf),
-    /// A new CA cannot be generated.
+    /// The certificate of a new CA, or one that the CA issues, cannot be created.
     #[error(transparent)]
     Generate(#[from] CertificateError),
 }
@@ -63,7 +64,7 @@ pub enum CaError {
 pub struct OpenedCa {
     /// The CA.
     pub ca: LocalCa,
-    /// The unusable file that the CA replaced, if any.
+    /// The unusable file that the CA replaced, or `None` if it replaced none.
     pub quarantined: Option<QuarantinedFile>,
 }
 
@@ -93,7 +94,7 @@ impl fmt::Display for QuarantinedFile {
 ///
 /// # Errors
 ///
-/// Fails when the CA can be neither read nor generated.
+/// Fails when the CA cannot be read, or a new CA cannot be generated or stored.
 pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     let directory = match location {
         CaLocation::Directory(directory) => directory,
@@ -144,8 +145,11 @@ pub fn ca_certificate_file(directory: &Path) -> PathBuf {
 
 /// The content of the key file.
 enum StoredCa {
+    /// The file contains a CA that does not have to be renewed.
     Usable(Box<LocalCa>),
+    /// The file contains no valid CA, or one that has expired or expires soon.
     Unusable(CaDefect),
+    /// The file does not exist.
     Missing,
 }
 
@@ -264,7 +268,7 @@ mod tests {
         assert_eq!(file_names(&directory), ["authority.pem", "ca.pem", "lock"]);
         assert_eq!((mode_of(&directory), mode_of(&parent.path().join("state"))), (0o700, 0o700));
         for name in file_names(&directory) {
-            assert_eq!(mode_of(&directory.join(&name)), 0o600, "the mode of {name}");
+            assert_eq!(mode_of(&directory.join(&name)), 0o600, "only the owner must have access to {name}");
         }
         assert_eq!(fs::read_to_string(ca_certificate_file(&directory)).unwrap(), created.ca.pem());
     }
@@ -354,7 +358,10 @@ mod tests {
         fs::write(parent.path().join("file"), "").unwrap();
         let directory = parent.path().join("file/tls");
         let error = open(&CaLocation::Directory(directory.clone()), NOW).unwrap_err();
-        assert!(error.to_string().contains(directory.to_str().unwrap()), "unexpected error: {error}");
+        assert!(
+            error.to_string().contains(directory.to_str().unwrap()),
+            "the error must name the path: {error}"
+        );
         // A directory at the path of the key file is neither read nor quarantined.
         let directory = parent.path().join("tls");
         fs::create_dir_all(directory.join(CA_KEY_FILE)).unwrap();

@@ -11,7 +11,7 @@ use rustls::{Error, InconsistentKeys};
 use super::{Certificate, crypto_provider, parse_validity};
 use crate::policy::certificate::ValidityPeriod;
 
-/// A certificate chain. The first certificate is the server's certificate.
+/// A certificate chain. The first certificate is that of the listener, and the others certify its issuers.
 #[derive(Clone, Debug)]
 pub struct CertificateChain {
     certificates: Vec<CertificateDer<'static>>,
@@ -70,7 +70,7 @@ impl CertificateChain {
         }
     }
 
-    /// Returns the validity period of the server's certificate.
+    /// Returns the validity period of the first certificate.
     #[must_use]
     pub fn validity_period(&self) -> ValidityPeriod {
         self.validity_period
@@ -162,7 +162,7 @@ mod tests {
             ("-----BEGIN PRIVATE KEY-----\nAAAA\n", PrivateKeyError::Unusable),
         ] {
             let error = CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err();
-            assert_eq!(error, expected, "the error of the key {key}");
+            assert_eq!(error, expected, "the key must be refused with this error: {key}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Creates the local CA, and issues the certificates of listeners on loopback addresses with it. Name constraints in
-//! its certificate limit it to the names and addresses of this machine, so that a stolen key cannot impersonate other
-//! servers.
+//! Generates the local CA, converts it to and from PEM, and issues the certificates of listeners on loopback addresses
+//! with it. Name constraints in its certificate limit it to `localhost` and loopback addresses, so that a stolen key
+//! cannot impersonate other machines.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -55,7 +55,7 @@ impl LocalCa {
     ///
     /// # Errors
     ///
-    /// Fails when the system provides no randomness.
+    /// Fails when the key or the certificate cannot be created, for example without randomness from the system.
     pub(super) fn generate(now: UnixMs) -> Result<Self, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let validity_period = ValidityPeriod::for_ca(now);
@@ -119,7 +119,8 @@ impl LocalCa {
     ///
     /// # Errors
     ///
-    /// Fails when the system provides no randomness, or a name is not valid in a certificate.
+    /// Fails when the key or the certificate cannot be created, for example because a name is not valid in a
+    /// certificate.
     pub fn issue(&self, names: &[String], now: UnixMs) -> Result<Certificate, CertificateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let validity_period = ValidityPeriod::for_server(now, self.validity_period);

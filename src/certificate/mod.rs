@@ -1,6 +1,6 @@
-//! Provides the server's TLS certificate, which is parsed from configured files, or issued by a local CA that Keychoir
-//! generates and stores. Also writes the bundle with which programs trust the local CA, and describes the certificates
-//! of other servers. Private keys leave this module only for the TLS library and the file of the CA.
+//! Provides the TLS certificate of Keychoir's listeners, which is parsed from configured files, or issued by a local CA
+//! that Keychoir generates and stores. Also writes the bundle with which programs trust the local CA, and describes the
+//! certificates of other servers. Private keys leave this module only for the TLS library and the file of the CA.
 
 mod bundle;
 mod ca_directory;

@@ -1,5 +1,6 @@
-//! Sends the requests of the mirror to Supabase's REST API, each for the rows of one table, and classifies the
-//! responses. No other module of the mirror reads the service key.
+//! Sends the requests of the mirror to Supabase's REST API (PostgREST), each for the rows of one table, and classifies
+//! the responses. The requests insert, update, rename or delete rows, or only query a table. No other module of the
+//! mirror reads the service key.
 
 use std::error::Error;
 use std::fmt;
@@ -21,7 +22,7 @@ use crate::upstream::http_client_through;
 /// Number of response bytes after which reading stops. An error is one line of JSON. A longer body is a web page, which
 /// can be classified by its start.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// Idle timeout of a connection. A longer timeout would be useless, because the server closes idle connections.
+/// Idle timeout of a connection. A longer timeout would be useless, because Supabase closes idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// The `Prefer` header of an upsert. A row that is sent again equals the first one or contains the price
@@ -38,7 +39,7 @@ pub(super) struct SupabaseClient {
     client: reqwest::Client,
     base_url: String,
     headers: HeaderMap,
-    /// The forward proxy without its credentials, for error messages.
+    /// The forward proxy without its credentials, for error messages. It is `None` for direct connections.
     proxy: Option<String>,
 }
 
@@ -46,16 +47,17 @@ pub(super) struct SupabaseClient {
 #[derive(Debug)]
 pub(super) struct SendOutcome {
     pub(super) delivery: DeliveryResult,
-    /// The status and error code, or the error of a request without a response, for logs.
+    /// The status and error code of the response, or the error of a request without a response.
     pub(super) reason: FailureReason,
-    /// The duration in the `Retry-After` header of the response.
+    /// The duration in the `Retry-After` header of the response, or `None` without this header.
     pub(super) retry_after: Option<Duration>,
 }
 
-/// The reason why rows were not delivered. It contains neither secrets nor sent data.
+/// The response or the error of a request, which explains in logs why rows were not delivered. It contains neither
+/// secrets nor sent data.
 #[derive(Clone, Debug)]
 pub(super) enum FailureReason {
-    /// The status of the response and the database's error code.
+    /// The status of the response, and the error code in its body. The code is `None` if the body contains none.
     Response { status: u16, code: Option<String> },
     /// The request failed without a response.
     NoResponse(String),

@@ -10,11 +10,12 @@ use crate::policy::units::UnixMs;
 /// The state of the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MirrorState {
-    /// Supabase accepts the rows.
+    /// The last push succeeded, or no push has ended yet.
     Working,
-    /// Pushes fail, and the mirror retries them.
+    /// The last push failed temporarily, and the mirror retries it.
     Failing,
-    /// Pushes fail, and an operator must fix the setup.
+    /// The last push failed because of the setup, which an operator must fix. The mirror retries it after a longer
+    /// time.
     Paused,
 }
 
@@ -28,7 +29,8 @@ struct MirrorHealthCells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
-    /// The Unix time at which the outbox was last empty, in milliseconds, or 0 before the mirror starts.
+    /// The Unix time in milliseconds at which the outbox last had no rows except refused ones, or at which the mirror
+    /// was created. It is 0 before that.
     empty_at: AtomicU64,
 }
 
@@ -43,7 +45,7 @@ impl MirrorHealth {
         STATES.get(index).copied().unwrap_or(MirrorState::Working)
     }
 
-    /// Returns the number of rows that Supabase refused. The mirror will retry them.
+    /// Returns the number of rows in the outbox that Supabase refused. The mirror will retry them.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Acquire)
@@ -62,8 +64,8 @@ impl MirrorHealth {
         self.0.failures.load(Ordering::Acquire)
     }
 
-    /// Returns an upper bound of the age of an unsent row at `now`: the time since the outbox was last empty.
-    /// Returns zero before the mirror starts.
+    /// Returns an upper bound of the age of an unsent row at `now`, without refused rows: the time since the outbox
+    /// last had no other rows, or since the mirror was created. Returns zero before that.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         let empty_at = self.0.empty_at.load(Ordering::Acquire);

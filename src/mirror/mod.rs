@@ -1,6 +1,6 @@
 //! Mirrors usage to Supabase: a background task reads due rows from the outbox of the local database, sends them in
-//! rounds, and records the results. Rows that are not delivered stay in the outbox and are sent again. Requests never
-//! wait for the mirror.
+//! rounds, and records the results. Rows that are not delivered stay in the outbox and are sent again. Requests of
+//! clients never wait for the mirror. [`check_settings`] and [`check_tables`] check the setup for commands.
 
 mod client;
 mod health;
@@ -58,7 +58,7 @@ pub struct Settings {
 /// The errors that prevent the mirror from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorStartError {
-    /// TLS or the proxy of the HTTP client cannot be configured.
+    /// TLS or the forward proxy of the HTTP client cannot be configured.
     #[error(transparent)]
     Configuration(#[from] HttpClientError),
     /// The HTTP client cannot be created.
@@ -88,11 +88,12 @@ pub struct Mirror {
 /// The result of a round.
 #[derive(Debug)]
 enum RoundResult {
-    /// All due rows were sent or refused.
+    /// All due rows were sent, or refused for their content.
     Done,
     /// Further rows may be due, because the batch was full.
     MoreDue,
-    /// Supabase was unreachable or refused the request. The rows stay in the outbox.
+    /// A push ended with an error: Supabase was unreachable, refused the request, or is not set up. The unsent rows
+    /// stay in the outbox.
     Failed(PushError),
     /// The database cannot be read or written now.
     StoreUnavailable,

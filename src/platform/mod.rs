@@ -1,5 +1,5 @@
-//! Provides the operations that differ between operating systems: Unix sockets, modes and owners of files, signals,
-//! limits of the process, the size of the terminal, and reports to the service manager. The modules `unix` and
+//! Provides the operations that differ between operating systems: on sockets, files and disks, and for signals, limits
+//! of the process, the size of the terminal, and reports to the service manager. The modules `unix` and
 //! `windows` have the same items, so that the other modules need not distinguish operating systems.
 //!
 //! On Windows, the types of Unix sockets have no values, and the functions that would create a Unix socket fail.

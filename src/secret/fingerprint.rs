@@ -299,7 +299,7 @@ mod tests {
         assert_ne!(TokenFingerprint::new("abd"), TokenFingerprint::new("abc"));
         for value in [&PLAIN[1..], &PLAIN.replace('b', "g"), "", "own"] {
             let parsed = (Fingerprint::parse(value), TokenFingerprint::parse(value));
-            assert_eq!(parsed, (None, None), "the fingerprints in {value}");
+            assert_eq!(parsed, (None, None), "no fingerprint must be parsed from {value:?}");
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
         assert_ne!(replaced.to_string(), PLAIN);
         assert_ne!(replaced, Fingerprint::new("abc"));
         for value in ["", "own", "studio", &PLAIN[1..], &PLAIN.to_uppercase()] {
-            assert_eq!(Fingerprint::from_plain_digest(value), None, "the replacement of {value}");
+            assert_eq!(Fingerprint::from_plain_digest(value), None, "{value:?} must not be replaced");
         }
     }
 }

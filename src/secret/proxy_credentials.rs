@@ -21,13 +21,13 @@ impl ProxyCredentials {
         Self { user: user.into(), password: password.into() }
     }
 
-    /// Returns the user, for the handshake with the proxy only.
+    /// Returns the user, for the handshake with the forward proxy only.
     #[must_use]
     pub fn expose_user(&self) -> &str {
         &self.user
     }
 
-    /// Returns the password, for the handshake with the proxy only.
+    /// Returns the password, for the handshake with the forward proxy only.
     #[must_use]
     pub fn expose_password(&self) -> &str {
         &self.password

@@ -1,5 +1,5 @@
 //! Holds the user and password for Redis. Their type is separate from the keys of the provider, because they are sent
-//! to another server.
+//! only to Redis.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! Defines the key with which the mirror writes to Supabase. The type is separate from
-//! [`ApiKey`](super::ApiKey), because the key is sent to a different host in different headers, and a key
-//! without write access must be rejected.
+//! Defines the key with which the mirror writes to Supabase, and detects its form. The type is separate from
+//! [`ApiKey`](super::ApiKey), because the key is sent to a different host in different headers, and a key without write
+//! access must be rejected.
 
 use std::fmt;
 use std::sync::Arc;
@@ -153,7 +153,7 @@ mod tests {
                 assert_eq!(
                     SupabaseKey::new(value, form).unwrap().form(),
                     form,
-                    "the form of the key {value}"
+                    "the key {value} must have the default form"
                 );
             }
         }

@@ -1,4 +1,5 @@
-//! Generates the tokens of clients, of the admin API and of sessions from random numbers of the system.
+//! Generates the tokens of clients and of the admin API, and the tokens and codes of dashboard sessions, from random
+//! numbers of the system.
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 

@@ -1,5 +1,6 @@
-//! Writes the attempts of a transaction: a row for each in `attempts`, their amounts to the sums by hour, day and user,
-//! and their events to the outbox. Deletes old attempts.
+//! Writes the attempts of a transaction: inserts a row into `attempts` for each, adds their amounts to the sums by
+//! hour, day and user, puts their events into the outbox, and adds prices that are reported later. Deletes the attempts
+//! whose retention has ended, or all attempts of an in-memory database.
 //!
 //! The id of an attempt is the primary key of its row. A record whose commit had an unknown result can
 //! therefore be written again without changing the rows or the sums.
@@ -180,7 +181,8 @@ impl<'a> AttemptGroup<'a> {
 /// A prepared statement that inserts one or more rows.
 struct Insert<'t> {
     statement: CachedStatement<'t>,
-    /// For each row of the statement, the index of the group whose common columns are bound.
+    /// For each row of the statement, the index of the group whose common columns are bound, or `None` if no columns
+    /// are bound yet.
     bound_groups: [Option<usize>; ROWS_PER_INSERT],
 }
 
@@ -190,7 +192,7 @@ impl<'t> Insert<'t> {
     }
 
     /// Inserts a whole chunk of new attempts. Returns false without inserting anything if the chunk is too
-    /// short, contains a price, or contains an attempt that is in the file already.
+    /// short, contains a price update, or contains an attempt that is in the file already.
     fn try_insert_chunk(
         &mut self,
         chunk: &[AttemptRecord],
@@ -331,7 +333,7 @@ impl HourAmounts {
     }
 }
 
-/// The columns of `hours` that are sums.
+/// The columns of `hours` and of `user_hours` that are sums.
 pub(super) const SUM_COLUMNS: [&str; 9] = [
     "attempts",
     "served",
@@ -382,7 +384,7 @@ fn add_to_hour(
     Ok(())
 }
 
-/// Deletes at most `max_rows` attempts that started before `oldest`; returns their number.
+/// Deletes at most `max_rows` attempts that started before `oldest`, and returns their number.
 pub(super) fn delete_older(
     connection: &Connection,
     oldest: UnixMs,

@@ -1,6 +1,7 @@
-//! Stores the changes that operators make: one row per change, without secrets. The writer thread commits each change
-//! of the admin API in a separate transaction, before the operator gets the response. While no server runs, a command
-//! records its change through [`OfflineChanges`].
+//! Stores the changes that operators make, and reads the latest ones: one row per change, without secrets, up to a
+//! maximum number. The writer thread commits each change of the admin API or of a reload in a separate transaction,
+//! before the operator gets the response. While `keychoir serve` does not run, a command records its change through
+//! [`OfflineChanges`].
 
 use std::path::Path;
 
@@ -47,14 +48,17 @@ pub struct StoredChange {
     pub at: UnixMs,
     /// The credential or program that made the change.
     pub actor: String,
-    /// The address of the client of the admin API, or `None` for a Unix socket or the command line.
+    /// The IP address of the client of the admin API. It is `None` for a client on a Unix socket, and for a change that
+    /// was not made through the admin API.
     pub address: Option<String>,
     /// The kind of the change: `key_added`, `key_removed`, `key_paused`, `key_resumed`, `client_added`,
-    /// `client_changed`, `client_rotated`, `client_revoked` or `reloaded`.
+    /// `client_changed`, `client_rotated`, `client_revoked`, `reloaded`, or `unrecorded_changes` for changes whose
+    /// records are missing.
     pub action: String,
-    /// The name or short form of the key, or the name of the client. `None` for a reload.
+    /// The name or short form of the key, or the name of the client. It is `None` for a change that
+    /// concerns neither, such as a reload.
     pub target: Option<String>,
-    /// Further values of the change, as a JSON object.
+    /// The details of the change, as a JSON object without secrets.
     pub detail: String,
     /// The generation of the keys and clients after the change.
     pub generation: u64,
@@ -68,12 +72,12 @@ impl StoredChange {
     }
 }
 
-/// Records the change of a command while no server runs. Holds the lock of the database, so that no server starts
-/// before the change is made.
+/// Records the change of a command while `keychoir serve` does not run. Holds the lock of the database, so that
+/// `keychoir serve` cannot start before the change is made.
 #[derive(Debug)]
 pub struct OfflineChanges {
     _location: LockedLocation,
-    /// `None` if the database is of another version or cannot be read.
+    /// The connection, or `None` if the database is of another version or cannot be opened.
     connection: Option<Connection>,
 }
 
@@ -82,8 +86,8 @@ impl OfflineChanges {
     ///
     /// # Errors
     ///
-    /// Fails with [`OpenError::InUse`] when a server runs with the database, and with a different error when the
-    /// database cannot be locked.
+    /// Fails with [`OpenError::InUse`] when another process uses the database, and with a different error when the
+    /// database cannot be created or locked.
     pub fn open(path: &Path, now: UnixMs) -> Result<Self, OpenError> {
         let is_new = path.metadata().map_or(true, |metadata| metadata.len() == 0);
         let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));

@@ -1,6 +1,6 @@
-//! Holds the open database, and tracks which refusals it contains and when its log of owners was compacted. Detects
-//! that the file was moved, removed or replaced: SQLite would continue to write to the unlinked file, and the data
-//! would be lost.
+//! Holds the open database with its connection, and tracks which refusals it contains and when its log of owners was
+//! compacted. Renames the keys of earlier versions. Detects that the file was moved, removed or replaced: SQLite would
+//! continue to write to the unlinked file, and the data would be lost.
 
 use std::fs;
 use std::io;
@@ -34,11 +34,11 @@ struct DatabaseFile {
     identity: FileIdentity,
 }
 
-/// The identities of the database file and its write-ahead log.
+/// The identities of the database file and its write-ahead log, see [`files::identity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileIdentity {
     file: (u64, u64),
-    /// `None` if the log does not exist.
+    /// The identity of the log, or `None` if the log does not exist.
     log: Option<(u64, u64)>,
 }
 
@@ -77,7 +77,8 @@ impl Database {
         }
     }
 
-    /// Returns whether the file was removed or replaced, so that written data would be lost.
+    /// Returns whether the file or its write-ahead log was moved, removed or replaced, so that written data would be
+    /// lost.
     pub(super) fn is_file_gone(&self) -> bool {
         self.file.as_ref().is_some_and(|file| {
             FileIdentity::read(&file.path).map_or(true, |current| current != file.identity)

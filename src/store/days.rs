@@ -1,9 +1,9 @@
-//! Keeps the sums of `hours` by day in the table `days`, so that the usage of weeks is read from few rows: a pool of a
-//! thousand keys has half a million hourly sums per week, and 24 times fewer daily sums.
+//! Keeps the sums of `hours` by day in the table `days`, so that the usage of weeks is read from few rows: up to 24
+//! hourly sums become one daily sum. [`PeriodParts`] divides a period into the days and hours to read.
 //!
-//! Maintenance adds the hours that have ended, one in each step. Attempts of an added hour that are written later are
-//! added to both tables in the transaction that writes them, so `days` always contains the sums of all hours before the
-//! hour in `next_hour_of_days`.
+//! Maintenance adds the hours that have ended, one in each step, and deletes the days whose retention has ended.
+//! Attempts of an added hour that are written later are added to both tables in the transaction that writes them, so
+//! `days` contains the sums of all hours before the hour in `next_hour_of_days`.
 
 use std::sync::LazyLock;
 

@@ -29,7 +29,7 @@ struct EvidenceDocument {
     workspace: Vec<EvidenceEntry>,
 }
 
-/// The JSON of one refusal. Members that are renamed have the names of existing files.
+/// The JSON of one piece of evidence. Members with a `rename` attribute keep the names that existing files contain.
 #[derive(Serialize, Deserialize)]
 struct EvidenceEntry {
     claim: String,
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn an_unreadable_column_is_read_as_no_evidence() {
         for json in ["", "{}", "[]", "{\"key\":7}", r#"{"key":[{"claim":"new","at_ms":1}]}"#] {
-            assert_eq!(from_json(json), StoredEvidence::default(), "{json}");
+            assert_eq!(from_json(json), StoredEvidence::default(), "{json:?} must be read as no evidence");
         }
         assert_eq!(to_json(&[], &[]), "{}");
     }

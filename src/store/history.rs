@@ -1,9 +1,10 @@
-//! Reads attempts, hourly sums and changes for the admin API, and records changes. This module is separate from
-//! `report`, whose connection belongs to a command: every read of this module has a time limit, and none runs on a
-//! worker thread.
+//! Reads attempts, sums and changes for the admin API and the dashboard, reads the usage of a user for its quota, and
+//! records changes. This module is separate from `report`, whose connection belongs to a command: every read of this
+//! module has a time limit, and none runs on a worker thread.
 //!
-//! A database file is read by read-only connections on blocking threads. The writer thread runs the reads of an
-//! in-memory database, because only its connection can access that database.
+//! A database file is read by read-only connections on blocking threads. The writer thread records the changes, reads
+//! the usage of users, and runs all reads of an in-memory database, because only its connection can access that
+//! database.
 
 mod queries;
 
@@ -47,7 +48,7 @@ pub enum HistoryError {
     /// SQLite did not complete the read within its time limit.
     #[error("the usage database has too many records to read them in time")]
     TooSlow,
-    /// The database is not open, or cannot be read or written.
+    /// The database is not open, cannot be read or written, or did not return a result in time.
     #[error("the usage database cannot be used now")]
     Unavailable,
 }
@@ -85,7 +86,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// Fails when the database cannot be read.
+    /// Fails when the database cannot be read in time.
     pub async fn attempts(&self, filter: AttemptFilter) -> Result<AttemptPage, HistoryError> {
         self.read(move |connection| queries::attempts(connection, &filter)).await
     }
@@ -99,9 +100,9 @@ impl History {
         self.read(move |connection| queries::usage(connection, &filter)).await
     }
 
-    /// Reads the credits and attempts of each key in each hour, the latest hours first. Includes the hour that
-    /// contains `since`, and that of `until` unless it starts at `until`. If there are more than `limit` rows, the
-    /// earliest are missing.
+    /// Reads the credits and attempts of each key in each hour, the latest hours first. Includes the hour that contains
+    /// `since`, and the hour that contains `until` unless it starts at `until`. If there are more than `limit` rows,
+    /// the earliest are missing.
     ///
     /// # Errors
     ///
@@ -128,7 +129,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// Fails when the database cannot be read.
+    /// Fails when the database cannot be read in time.
     pub async fn changes(
         &self,
         before: Option<String>,
@@ -212,8 +213,8 @@ impl UserUsageReader for History {
     }
 }
 
-/// Converts the result of a read, and logs an error of SQLite. `None` means that the read has no result: it was too
-/// slow, or the database is not open.
+/// Converts the result of a read, and logs an error of SQLite. `None` means that the read has no result, because it was
+/// too slow or the database is not open.
 fn convert_read_result<T>(read_result: Option<Result<T, rusqlite::Error>>) -> Result<T, HistoryError> {
     match read_result {
         Some(Ok(records)) => Ok(records),

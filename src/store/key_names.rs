@@ -1,10 +1,11 @@
 //! Renames the rows of keys in files of earlier versions, which named a key by its plain SHA-256. That digest
 //! must not stay in the file or, through the outbox, in the mirror, because it is also a secret.
 //!
-//! There are two steps, because the file does not contain the keys. The migration replaces every plain digest
-//! by a retired one ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the configured
-//! keys by their retired digests and renames them to fingerprints. This includes keys that were not
-//! configured when the file was migrated.
+//! There are two steps, because the file does not contain the keys. The migration replaces every plain digest by a
+//! retired digest, which is a digest of it ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the
+//! configured keys by their retired digests and renames them to fingerprints. This includes keys that were not
+//! configured when the file was migrated. A row in `maintenance` records that free pages may still contain plain
+//! digests.
 
 use std::collections::HashMap;
 
@@ -104,8 +105,8 @@ pub(super) fn rename_keys<'k>(
     transaction.commit()
 }
 
-/// Renames rows in every table, and stores the names in `temp.renamed`. If a row with the new name exists,
-/// its state is kept, and the sums of both rows are added.
+/// Renames rows in every table, and stores the names in `temp.renamed`. If `keys` or `outbox_keys` has a row with the
+/// new name, that row is kept. In `hours`, the sums of both rows are added.
 fn rename_rows(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
         "CREATE TEMP TABLE renamed (old_name TEXT PRIMARY KEY, new_name TEXT NOT NULL) STRICT, WITHOUT ROWID",

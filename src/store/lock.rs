@@ -1,6 +1,6 @@
-//! Locks a database for one process, because two processes would each grant the full quotas. The kernel
-//! releases the lock (`flock`) when the process ends, so the lock file of a killed process does not prevent a
-//! start.
+//! Locks a database for one process, because two processes would each grant the full quotas. The kernel releases the
+//! lock (`flock`) when the process ends, so the lock file of a killed process does not prevent a start. Also checks
+//! whether a database is locked, and recognizes Keychoir's lock files.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -35,7 +35,7 @@ impl Drop for Lock {
 pub(super) enum DatabaseLockError {
     /// Another process has the lock. Contains its process id if the lock file contains one.
     Held(Option<u32>),
-    /// The lock file cannot be created or written.
+    /// The lock file cannot be created, opened, locked or written.
     System(io::Error),
 }
 

@@ -1,5 +1,6 @@
 //! Maintains the database between commits: completes the migration of attempts, deletes old records, sums the hours by
-//! day, compacts the log of owners and shrinks the file. It runs in small steps, so that commits are not delayed.
+//! day, compacts the log of owners, deletes excess owners, and shrinks the file. The writer thread runs it in small
+//! steps, so that commits are not delayed.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const COMPACTION_INTERVAL: Duration = Duration::from_secs(3_600);
 /// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MaintenanceProgress {
-    /// Further work may be due.
+    /// Further work may be due, so the writer thread runs another step.
     MoreWork,
     /// No further work is due.
     Done,

@@ -1,9 +1,10 @@
-//! Stores attempts, the state of keys, refusals and the owners of identifiers in an SQLite database. Requests put
-//! records into a bounded queue and do not wait for the commit: one writer thread commits the records. Records that
-//! cannot be written are kept in memory and retried. Records beyond the limit are dropped, counted and logged.
+//! Stores attempts, the state of keys, refusals, the owners of identifiers, the changes of operators and the id of the
+//! replica in an SQLite database. Requests put records into a bounded queue and do not wait for the commit: one writer
+//! thread commits the records. Records that cannot be written are kept in memory and retried. Records beyond the limit
+//! are dropped, counted and logged.
 //!
-//! The admin API, and requests with a user, read the database through [`History`], commands through [`UsageReader`], and
-//! the mirror through [`Outbox`].
+//! Startup reads the database through [`Store`], the admin API, the dashboard and the quotas of users through
+//! [`History`], commands through [`UsageReader`], and the mirror through [`Outbox`].
 
 mod lock;
 mod origin;
@@ -91,7 +92,7 @@ pub enum DatabaseLocation {
 /// The limits and intervals of the usage store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Maximum number of records in the queue, and maximum records kept in memory while the database cannot
+    /// Maximum number of records in the queue, and maximum number of records kept in memory while the database cannot
     /// be written.
     pub max_queued_records: usize,
     /// Maximum time from the start of one commit to the start of the next while records arrive.
@@ -117,13 +118,13 @@ struct HealthCounters {
     lost_records: AtomicU64,
     written_records: AtomicU64,
     write_errors: AtomicU64,
-    /// The time at which the oldest unwritten record left the queue, in Unix milliseconds; 0 if all records are
-    /// written.
+    /// The time at which the oldest unwritten record left the queue, in Unix milliseconds. It is 0 if no record that
+    /// left the queue is unwritten.
     unwritten_since: AtomicU64,
 }
 
 impl Health {
-    /// Returns whether the last write failed.
+    /// Returns whether the last write or other command of the writer thread failed, or the database is not open yet.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.counters.is_failing.load(Ordering::Acquire)
@@ -154,7 +155,7 @@ impl Health {
         self.counters.write_errors.load(Ordering::Relaxed)
     }
 
-    /// Returns the time from when the oldest unwritten record left the queue to `now`.
+    /// Returns the time from when the oldest unwritten record left the queue to `now`, or zero if there is none.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         match self.counters.unwritten_since.load(Ordering::Relaxed) {
@@ -216,8 +217,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Fails when the path cannot be used, another process has the database open, the file belongs to another
-    /// program, or a newer version of Keychoir has written it.
+    /// Fails when the path cannot be used, another process has the database open, the file belongs to another program,
+    /// a newer version of Keychoir has written it, or it needs an upgrade and cannot be copied first.
     pub fn open(location: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
         let mut location = LockedLocation::from(location.clone());
         match location.open(now, IntegrityCheck::Quick) {
@@ -231,7 +232,7 @@ impl Store {
         }
     }
 
-    /// Returns the new path of a corrupt file that was renamed.
+    /// Returns the new path of the corrupt file that [`open`](Self::open) renamed, if it renamed one.
     #[must_use]
     pub fn quarantined_path(&self) -> Option<&PathBuf> {
         self.quarantined_path.as_ref()
@@ -245,7 +246,7 @@ impl Store {
         }
     }
 
-    /// Reads the stored state of the keys; empty if the database is not open.
+    /// Reads the stored state of the keys. Returns an empty list if the database is not open.
     ///
     /// # Errors
     ///
@@ -254,8 +255,8 @@ impl Store {
         self.read(read::keys)
     }
 
-    /// Reads the refusals that restrictions are computed from, the oldest first; empty if the database is
-    /// not open.
+    /// Reads the refusals from which restrictions are computed, the oldest first. Returns an empty list if the database
+    /// is not open.
     ///
     /// # Errors
     ///
@@ -264,7 +265,8 @@ impl Store {
         self.read(refusals::read)
     }
 
-    /// Reads the owners of identifiers, the least recently used first; empty if the database is not open.
+    /// Reads the owners of identifiers: first those of created resources, in the order of their last use, then those of
+    /// identifiers that every request creates. Returns an empty list if the database is not open.
     ///
     /// # Errors
     ///
@@ -273,8 +275,8 @@ impl Store {
         self.read(owners::read)
     }
 
-    /// Reads the usage of each client in the periods that contain `now`; hours whose sums were deleted are
-    /// missing. Empty if the database is not open.
+    /// Reads the usage of each client in the periods that contain `now`, without the hours whose sums were deleted.
+    /// Returns an empty list if the database is not open.
     ///
     /// # Errors
     ///
@@ -337,7 +339,7 @@ impl Store {
 
 impl WriterHandle {
     /// Waits until all records are written, which happens after the last [`UsageSink`] is dropped. Returns
-    /// false after the timeout; if it returns true, no further rows enter the outbox. Must be called only
+    /// false after the timeout. If it returns true, no further rows enter the outbox. Must be called only
     /// once.
     pub async fn wait_until_written(&mut self, timeout: Duration) -> bool {
         tokio::time::timeout(timeout, &mut self.all_written).await.is_ok()

@@ -1,6 +1,7 @@
-//! Opens the database file: creates it with private permissions, checks its origin and integrity, and
-//! migrates it. A corrupt file is renamed, and an empty file is created. A file of another program or of a
-//! newer version is refused. No database is deleted, except for the old copies that `upgrade` removes.
+//! Opens the database file, or a database in memory: creates it with private permissions, checks its origin and
+//! integrity, and migrates it. A corrupt file is renamed, and an empty file is created. A file of another program or of
+//! a newer version is refused. No database is deleted, except for the old copies that `upgrade` removes.
+//! [`check_location`] makes the same checks without a change, for `keychoir check` and `keychoir doctor`.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -22,7 +23,7 @@ use crate::private_file;
 /// The reason why the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory or the file cannot be created or written.
+    /// The directory, the file or its lock file cannot be created, read, locked or written.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
         /// The directory or file.
@@ -66,8 +67,7 @@ pub enum OpenError {
         /// The kind of the file.
         content: &'static str,
     },
-    /// The database is of an earlier version, and the copy that precedes its upgrade cannot be written. The
-    /// database is unchanged.
+    /// The database is of an earlier version, and it cannot be copied before its upgrade. The database is unchanged.
     #[error(
         "the upgrade of {} needs a copy of it: {source}. Nothing was changed; free space on this disk, or move the \
          database to another one (storage.path)",
@@ -90,8 +90,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Returns whether the cause may end without a change of the configuration, as with a full disk. Until then,
-    /// requests are served without a database.
+    /// Returns whether the cause may end without a change of the configuration, such as a full disk or the lock of
+    /// another connection. Until then, requests are served without a database.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
@@ -124,7 +124,7 @@ pub(super) enum IntegrityCheck {
     Skip,
     /// The whole file is checked, unless it is so large that the check would delay startup.
     Quick,
-    /// The whole file is checked, because SQLite has reported corruption.
+    /// The whole file is checked: after SQLite has reported corruption, and before `keychoir db migrate` migrates it.
     Full,
     /// The file is renamed without a check, because SQLite has reported corruption after a full check.
     Quarantine,
@@ -141,8 +141,8 @@ pub(super) struct OpenDatabase {
 /// Maximum wait for another connection's lock while the database opens: a `sqlite3` shell may be reading, or
 /// another Keychoir may be stopping.
 const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum wait for another connection's lock in later writes. It is short because the queue fills during the wait;
-/// records that are not written are kept and retried.
+/// Maximum wait for another connection's lock in later writes. It is short because the queue fills during the wait.
+/// Records that are not written are kept and retried.
 const WRITE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum size of a file that is checked at startup. The check of such a file takes about a second. Corruption of a
 /// larger file is detected when SQLite reads the corrupt page.
@@ -195,8 +195,8 @@ fn open_in_memory() -> Result<Database, rusqlite::Error> {
 }
 
 /// Checks whether startup could open the database: the file can be written, no other process uses it, Keychoir created
-/// it, no newer version of Keychoir has written it, and the disk has space for an upgrade. Creates and changes nothing.
-/// A corrupt file is not an error, because startup replaces it.
+/// it, no newer version of Keychoir has written it, its records can be read, and the disk has space for an upgrade.
+/// Creates and changes nothing. A corrupt file is not an error, because startup replaces it.
 ///
 /// # Errors
 ///
@@ -377,7 +377,7 @@ pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Renames the file, its write-ahead log and its shared-memory file; the new name contains the time `now`.
+/// Renames the file, its write-ahead log and its shared-memory file. The new name contains the time `now`.
 fn quarantine_file(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
     let mut new_path = companion(path, &format!(".broken-{}", now.0));
     // Two files that are renamed in the same millisecond must not overwrite each other.

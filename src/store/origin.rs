@@ -15,7 +15,7 @@ use super::schema::APPLICATION_ID;
 /// The origin of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The file is missing, empty, or a database of Keychoir, which may be corrupt.
+    /// The file is missing, empty, an SQLite file without tables, or a database of Keychoir, which may be corrupt.
     Ours,
     /// The file is not a database, but a lock file next to it shows that the path was Keychoir's.
     OursNotADatabase,
@@ -31,8 +31,8 @@ const HEADER_SIZE: u64 = 100;
 const APPLICATION_ID_RANGE: std::ops::Range<usize> = 68..72;
 
 /// Detects the origin of the file at `path` without changing it. The file is Keychoir's if it is missing or empty, if
-/// its header has Keychoir's application id, if it has Keychoir's tables, or if it is corrupt and an earlier start left
-/// a lock file next to it.
+/// its header has Keychoir's application id, if it has Keychoir's tables or no tables, or if it is corrupt and an
+/// earlier start left a lock file next to it.
 pub(super) fn detect(path: &Path) -> io::Result<Origin> {
     let mut header = Vec::new();
     match fs::File::open(path) {
@@ -93,14 +93,14 @@ mod tests {
         let path = directory.path().join("a 100%? #1.db");
         create(&path);
         let content_before = fs::read(&path).ok();
-        assert_eq!(detect(&path).unwrap(), expected_without_lock, "without a lock file");
+        assert_eq!(detect(&path).unwrap(), expected_without_lock, "it has no lock file yet");
         let paths: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path()).collect();
         let has_no_other_file =
             paths.iter().all(|found| *found == path || *found == companion(&path, "-wal"));
         assert!(has_no_other_file, "the detection must not create a file: {paths:?}");
         drop(lock::Lock::acquire(&path));
-        assert_eq!(detect(&path).unwrap(), expected_with_lock, "with a lock file");
+        assert_eq!(detect(&path).unwrap(), expected_with_lock, "it has a lock file now");
         assert_eq!(fs::read(&path).ok(), content_before, "the file must stay unchanged");
     }
 

@@ -1,7 +1,7 @@
-//! Gives the mirror access to the outbox. The outbox contains the rows that the mirror has yet to send to Supabase,
-//! which are the latest state of each key and attempts as events. An event is inserted in the transaction of its
-//! attempt and deleted after its delivery, so a crash loses no event. The mirror reads the rows, and records its
-//! deliveries, by commands to the writer thread, which owns the database.
+//! Gives the mirror access to the outbox. The outbox contains the rows that the mirror has yet to send to Supabase: the
+//! latest state of each key, attempts as events, and renames of keys. An event is inserted in the transaction of its
+//! attempt and deleted after its delivery, so a crash loses no event. The mirror reads the rows, records its deliveries
+//! and releases refused rows by commands to the writer thread, which owns the database.
 
 mod tables;
 
@@ -44,7 +44,7 @@ pub struct MirroredKeyState {
     pub is_over_limit: bool,
     /// Whether the usage is near the limit.
     pub is_near_limit: bool,
-    /// The time at which the period ends.
+    /// The time at which the period ends, or `None` if it is unknown.
     pub resets_at: Option<UnixMs>,
     /// The time at which the state was observed. A later state of a key always has a later time, even if the clock was
     /// set back.
@@ -66,13 +66,13 @@ pub struct AttemptEvent {
     pub client: String,
     /// The key's fingerprint, or `own` for a client's own key.
     pub key_hash: String,
-    /// The configured workspace of the key.
+    /// The configured workspace of the key, or `None` if none is configured.
     pub workspace: Option<String>,
     /// The HTTP method.
     pub method: String,
     /// The path with `{id}` instead of identifiers.
     pub route: String,
-    /// The provider's name of the model.
+    /// The provider's name of the model, or `None` if the request names none.
     pub model: Option<String>,
     /// The response status, if there was a response.
     pub status: Option<i64>,
@@ -82,19 +82,19 @@ pub struct AttemptEvent {
     pub request_bytes: i64,
     /// Bytes of the response body relayed to the client.
     pub response_bytes: i64,
-    /// Characters of text converted to speech.
+    /// Characters of text converted to speech, or `None` if they are unknown.
     pub characters: Option<i64>,
     /// Credits charged.
     pub credits: i64,
     /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,
-    /// Milliseconds from the start of the attempt to the head of the response.
+    /// Milliseconds from the start of the attempt to the head of the response, or `None` without a response.
     pub first_byte_ms: Option<i64>,
     /// Milliseconds from the start of the attempt to its end.
     pub total_ms: i64,
     /// The fingerprint of the end user, if the client named one.
     pub user: Option<String>,
-    /// The region of the provider, if it is known.
+    /// The region of ElevenLabs, or the host of another provider. It is `None` in rows of earlier versions.
     pub region: Option<String>,
     /// Number of changes of the attempt while it was in the outbox.
     pub revision: i64,
@@ -163,7 +163,7 @@ pub struct DeliveryReport {
     pub refused: Vec<RefusedRow>,
 }
 
-/// The database cannot be used now, or the writer thread has ended.
+/// The error of a command: the database cannot be used now, or the writer thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the database cannot be used now")]
 pub struct StoreUnavailable;
@@ -177,8 +177,11 @@ pub struct Outbox {
 /// A command of the mirror to the writer thread.
 #[derive(Debug)]
 pub(super) enum OutboxCommand {
+    /// Reads the rows that are due, see [`Outbox::next_batch`].
     NextBatch { max_rows: usize, reply: oneshot::Sender<OutboxBatch> },
+    /// Records the results of a delivery, see [`Outbox::record_delivery`].
     RecordDelivery { report: DeliveryReport, reply: oneshot::Sender<u64> },
+    /// Makes the refused rows due, see [`Outbox::release_refused`].
     ReleaseRefused { reply: oneshot::Sender<()> },
 }
 
@@ -200,7 +203,7 @@ impl Outbox {
         self.send(|reply| OutboxCommand::NextBatch { max_rows, reply }).await
     }
 
-    /// Records the results of a delivery; returns the number of rows that were refused for the first time.
+    /// Records the results of a delivery, and returns the number of rows that were refused for the first time.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Stores the owners of identifiers: the workspace that each identifier belongs to. Owners are written in the
-//! transactions of the usage records, read at startup, and limited in number and age. Only the hash of an identifier is
-//! stored.
+//! transactions of the usage records and read at startup, and maintenance limits their number and age. Only the hash of
+//! an identifier is stored.
 //!
 //! Identifiers of resources that users create have one row each. Identifiers that every request creates are
 //! appended to a log, because each row with a random hash as its key would cost one page write.
@@ -96,7 +96,7 @@ fn read_owner(row: &Row<'_>) -> Result<Option<OwnershipEntry>, rusqlite::Error> 
     }))
 }
 
-/// Deletes some of the owners that exceed the limits; returns whether further owners may remain.
+/// Deletes some of the owners that exceed the limits, and returns whether further excess owners may remain.
 pub(super) fn delete_excess(
     connection: &Connection,
     limits: &RetentionLimits,

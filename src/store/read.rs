@@ -1,4 +1,5 @@
-//! Reads the stored state of the keys and the usage of the clients, which startup restores.
+//! Reads the stored state of the keys and the usage of the clients, which startup restores. `report` reads the state of
+//! a key with the same function for commands.
 
 use rusqlite::{Connection, Row};
 

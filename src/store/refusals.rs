@@ -1,5 +1,6 @@
-//! Stores the refusals from which the pool computes restrictions: one row per active restriction. The restrictions are
-//! not stored, because a later version may derive different restrictions from the same refusals.
+//! Stores and reads the refusals from which the pool computes restrictions: one row per active restriction. The
+//! restrictions are not stored, because a later version may derive different restrictions from the same refusals.
+//! `shared` sends refusals to other replicas in the same JSON.
 
 mod document;
 

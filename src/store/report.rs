@@ -1,5 +1,6 @@
-//! Reads usage and the states of keys for commands, through a read-only connection to a file that another process may
-//! be writing. This module is separate from `read`, with which a server restores its state at startup.
+//! Reads usage, attempts, failures and the states of keys for commands, and inspects the file, through a read-only
+//! connection. Another process may be writing the file. This module is separate from `read`, with which startup
+//! restores the state of the pool.
 
 mod attempts;
 mod inspection;
@@ -36,7 +37,7 @@ pub enum ReadError {
     /// The file exists, but has no tables.
     #[error("{} contains no usage records yet", .0.display())]
     Empty(PathBuf),
-    /// The file system denies reading.
+    /// The file cannot be opened for reading.
     #[error("{} cannot be read: {source}", .path.display())]
     Unreadable {
         /// The database file.
@@ -56,7 +57,7 @@ pub enum ReadError {
         /// The schema version in the file.
         version: usize,
     },
-    /// An older version of Keychoir wrote the file, whose tables differ.
+    /// An older version of Keychoir wrote the file, and the file lacks the tables or columns to be read.
     #[error("{} was written by an older Keychoir: the next start of `keychoir serve` migrates it", .0.display())]
     Older(PathBuf),
     /// The file is not a database, or it is corrupt.
@@ -132,7 +133,7 @@ pub struct StoredKey {
 pub struct UsageReader {
     path: PathBuf,
     connection: Connection,
-    /// Whether the file contains users and regions. The next startup migrates a file without them.
+    /// Whether the file contains users and regions. The next startup adds them to a file of an earlier version.
     has_users: bool,
 }
 
@@ -144,7 +145,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// Fails when the file is missing or cannot be read.
+    /// Fails when the file is missing, empty, unreadable, corrupt, or of a version that this program cannot read.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let path = path.to_owned();
         if let Err(source) = fs::File::open(&path) {
@@ -177,7 +178,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read.
+    /// Fails when the file cannot be read, or is of a version without users and regions and `dimension` is one of them.
     pub fn usage(
         &self,
         period: Range<UnixMs>,
@@ -187,7 +188,7 @@ impl UsageReader {
         self.select_sums(period, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
-    /// Returns every stored key with its state at `now`, in the last order of the pool.
+    /// Returns every stored key with its state at `now`, in the order that the keys had in the pool.
     ///
     /// # Errors
     ///
@@ -248,7 +249,7 @@ impl UsageReader {
                 return Ok(None);
             };
             let quota = quota.reset_if_due(now);
-            // A running server may have other cooldowns in its configuration; its status document shows the exact
+            // A running Keychoir may have other cooldowns in its configuration. Its status document shows the exact
             // state.
             let cooldown_of =
                 |evidence: &[Evidence]| longest_cooldown(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);

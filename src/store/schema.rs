@@ -1,11 +1,12 @@
-//! Creates and migrates the schema of the database: one migration leads from each version to the next.
+//! Creates and migrates the schema of the database: one migration leads from each version to the next. Also marks the
+//! file with SQLite's application id, by which `origin` recognizes it.
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::attempts::migration;
 use super::{changes, days, key_names, owners, refusals, replica, users};
 
-/// One migration per version; a released migration never changes.
+/// One migration per version. A released migration never changes.
 const MIGRATIONS: [&str; 16] = [
     "
     CREATE TABLE keys (
@@ -366,7 +367,7 @@ pub(super) const USERS_VERSION: usize = 14;
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
 
-/// Returns the schema version of a file; 0 if the file is empty.
+/// Returns the schema version of a file, which is 0 for an empty file.
 pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
@@ -400,7 +401,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error
 /// SQLite's application id, which marks a file as Keychoir's (`file(1)` shows it).
 pub(super) const APPLICATION_ID: u32 = u32::from_be_bytes(*b"Kchr");
 
-/// Writes the application id if the file has none.
+/// Writes Keychoir's application id if the file has another one or none.
 pub(super) fn write_application_id(connection: &Connection) -> Result<(), rusqlite::Error> {
     let id: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     if id != i64::from(APPLICATION_ID) {

@@ -1,9 +1,10 @@
 //! Copies the database into another file while it is used: before a migration, for `keychoir db migrate --dry-run`, and
 //! for `keychoir db backup`.
 //!
-//! `VACUUM INTO` reads in one transaction, so the copy is the state at one moment, and writers are not blocked.
-//! It leaves out free pages, which may contain deleted data. The copy gets its name only when it is complete
-//! and on the disk, so a file with that name is complete even after a crash.
+//! `VACUUM INTO` reads in one transaction, so the copy is the state at one moment, and writers are not blocked. It
+//! leaves out free pages, which may contain deleted data. The copy gets its name only when it is complete and on the
+//! disk, so a file with that name is complete even after a crash. Also checks the free space for a copy, and the
+//! integrity of a copy.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,7 +21,7 @@ use super::temporary::LockedTemporary;
 use crate::clock;
 use crate::platform::files;
 
-/// The reason why a database cannot be copied. No file was changed.
+/// The reason why a database cannot be copied. The database is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The database does not exist.
@@ -37,10 +38,10 @@ pub enum SnapshotError {
     /// A file exists at the path of the copy.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// The copy would replace the database.
+    /// The path of the copy is the database, or one of Keychoir's files next to it.
     #[error("{} belongs to the database itself: choose another path", .0.display())]
     Itself(PathBuf),
-    /// The disk has too little space for the copy.
+    /// The disk has too little space for the copy, or for the copy and the migration that follows it.
     #[error(
         "the disk of {} has {} MiB left, and {} MiB are needed",
         .path.display(),
@@ -48,14 +49,14 @@ pub enum SnapshotError {
         to_mebibytes(*.needed) + 1
     )]
     NoSpace {
-        /// The path of the copy.
+        /// The path of the copy, or of the database on the same disk.
         path: PathBuf,
-        /// The bytes that the copy needs.
+        /// The bytes that are needed.
         needed: u64,
         /// The free bytes on the disk.
         available: u64,
     },
-    /// The file system denies reading.
+    /// The file system reports an error when the database is read.
     #[error("{} cannot be read: {source}", .path.display())]
     NoAccess {
         /// The database.
@@ -63,15 +64,15 @@ pub enum SnapshotError {
         /// The error of the file system.
         source: io::Error,
     },
-    /// SQLite cannot read the database.
+    /// SQLite cannot read the database or its copy.
     #[error("{} cannot be read: {source}", .path.display())]
     Unreadable {
-        /// The database.
+        /// The database or its copy.
         path: PathBuf,
         /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// The copy cannot be written.
+    /// The copy cannot be created, written, flushed or renamed.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
         /// The copy or its directory.
@@ -123,7 +124,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// Fails when the database cannot be read, or the copy cannot be written or is corrupt. A file at `target` is then
-/// unchanged.
+/// unchanged, unless only the flush of its directory failed.
 pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Backup, SnapshotError> {
     let started_at = clock::instant();
     let unreadable = |source| SnapshotError::Unreadable { path: path.to_owned(), source };

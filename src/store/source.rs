@@ -1,5 +1,5 @@
-//! Converts the response that contained a refusal to JSON, and back. It is separate because the documents of
-//! `evidence` and of `refusals` both contain it.
+//! Converts the response that contained a refusal to JSON, and back. This module is separate because the documents of
+//! `evidence` and of `refusals` both contain this JSON.
 
 use serde::{Deserialize, Serialize};
 

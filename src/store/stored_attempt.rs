@@ -1,5 +1,5 @@
-//! Defines a stored attempt, the query that selects attempts, and the conversion of a row. The commands (`report`) and
-//! the admin API (`history`) add their conditions to the query.
+//! Defines a stored attempt, the query that selects attempts, the conversion of a row, and the lowest id of attempts
+//! that start at a given time. The commands (`report`) and the admin API (`history`) add their conditions to the query.
 
 use rusqlite::Row;
 use serde::Serialize;
@@ -26,13 +26,13 @@ pub struct StoredAttempt {
     pub client: String,
     /// The fingerprint of the end user, if the client named one.
     pub user: Option<String>,
-    /// The region of the provider.
+    /// The region of ElevenLabs, or the host of another provider. It is `None` in rows of earlier versions.
     pub region: Option<String>,
     /// The fingerprint of the key, or `own` for a client's own key.
     pub key_hash: String,
     /// The short form of the key, if it is stored.
     pub short_key: Option<String>,
-    /// The configured name of the key.
+    /// The configured name of the key, or `None` if it has none.
     pub key_name: Option<String>,
     /// The workspace of the key, if one was configured.
     pub workspace: Option<String>,
@@ -50,13 +50,13 @@ pub struct StoredAttempt {
     pub request_bytes: u64,
     /// Bytes of the response body relayed to the client.
     pub response_bytes: u64,
-    /// Characters of text converted to speech.
+    /// Characters of text converted to speech, or `None` if they are unknown.
     pub characters: Option<u64>,
     /// Credits charged.
     pub credits: u64,
     /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,
-    /// Milliseconds from the start of the attempt to the head of the response.
+    /// Milliseconds from the start of the attempt to the head of the response, or `None` without a response.
     pub first_byte_ms: Option<u64>,
     /// Milliseconds from the start of the attempt to its end.
     pub total_ms: u64,

@@ -1,4 +1,6 @@
-//! Tests of opening, writing and closing a store, and the records and databases that all store tests use.
+//! Tests of a store: queued records and the state of keys are written and read, and the database is private, contains
+//! no key and has one writer. Startup quarantines corrupt files, and refuses files of other programs, newer files and
+//! unusable paths. Defines the records, settings and databases that all store tests use.
 
 mod attempt_list;
 mod attempts;
@@ -239,7 +241,7 @@ fn the_database_is_private_and_flushed_at_every_commit() {
     assert_eq!(read_pragma("busy_timeout"), "Integer(500)", "writes must not wait long for a lock");
     assert!(
         rusqlite::version_number() >= 3_051_003,
-        "SQLite {} is older than version 3.51.3",
+        "SQLite {} must not be older than version 3.51.3",
         rusqlite::version()
     );
 }
@@ -295,7 +297,7 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
         let error = Store::open(&location, NOW).unwrap_err();
         assert!(
             matches!(error, OpenError::Foreign { .. }) && !error.is_temporary(),
-            "unexpected error: {error}"
+            "the file must be refused as one of another program: {error}"
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "a text file");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file may be created");
@@ -311,11 +313,11 @@ async fn a_database_has_one_writer_at_a_time() {
         let error = Store::open(&location, NOW).unwrap_err();
         assert!(
             matches!(error, OpenError::InUse { pid: Some(_), .. }) && !error.is_temporary(),
-            "unexpected error: {error}"
+            "the database must be in use: {error}"
         );
         assert!(
             error.to_string().contains(&format!("process {}", std::process::id())),
-            "unexpected error: {error}"
+            "the error must contain the id of this process: {error}"
         );
     };
     assert_locked();
@@ -333,7 +335,7 @@ fn a_database_of_a_newer_version_is_refused_and_unchanged() {
     drop(Store::open(&location, NOW).unwrap());
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { version: 99, .. }), "unexpected error: {error}");
+    assert!(matches!(error, OpenError::Newer { version: 99, .. }), "the version must be refused: {error}");
     assert!(path.exists());
 }
 
@@ -344,7 +346,7 @@ fn an_error_names_the_path_that_cannot_be_written() {
     fs::write(&file, "").unwrap();
     let path = file.join("keychoir.db");
     let error = Store::open(&DatabaseLocation::File(path.clone()), NOW).unwrap_err();
-    assert!(matches!(&error, OpenError::Unwritable { .. }), "unexpected error: {error}");
+    assert!(matches!(&error, OpenError::Unwritable { .. }), "the path must be unwritable: {error}");
     assert!(error.to_string().contains(&path.display().to_string()));
 }
 

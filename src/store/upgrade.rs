@@ -1,5 +1,6 @@
-//! Upgrades a database of an earlier version, at startup and for `keychoir db migrate`: copies the database, migrates
-//! it, and removes old copies. Also runs the migration on a temporary copy, for `keychoir db migrate --dry-run`.
+//! Upgrades a database of an earlier version, at startup and for `keychoir db migrate`: checks the free space, copies
+//! the database, migrates it, removes old copies, and warns of copies that contain plain digests of keys. Also runs the
+//! migration on a temporary copy, for `keychoir db migrate --dry-run`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -70,22 +71,23 @@ pub struct MigrationReport {
 /// The result of [`migrate`] or [`dry_run_migration`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MigrationOutcome {
-    /// The database already has the current version.
+    /// The database already had the current version.
     Current(usize),
     /// The database, or its temporary copy, was migrated.
     Migrated(MigrationReport),
 }
 
-/// The reason why a migration failed. The database keeps its earlier version and all rows.
+/// The reason why a migration failed. The database keeps all rows. It also keeps its earlier version, unless only the
+/// conversion of its remaining attempts failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// The database cannot be opened.
+    /// The database cannot be opened, locked or upgraded, or a newer version of Keychoir has written it.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The database cannot be copied.
+    /// The database is missing or of another program, or it or its copy cannot be read or written.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The database is corrupt or cannot be written.
+    /// SQLite cannot read, check or migrate the database or its temporary copy, for example because it is corrupt.
     #[error("the migration of {} failed: {source}", .path.display())]
     Failed {
         /// The database.
@@ -227,8 +229,8 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     }))
 }
 
-/// Migrates a temporary copy of the database at `path`, checks the copy, and removes it. A server may be using the
-/// database, which stays unchanged.
+/// Migrates a temporary copy of the database at `path`, checks the copy, and removes it. A running Keychoir may be
+/// using the database, which stays unchanged.
 ///
 /// # Errors
 ///

@@ -7,7 +7,7 @@ use super::columns::unsigned;
 use super::days;
 use crate::policy::units::UnixMs;
 
-/// The column by which sums are grouped.
+/// The property of attempts by which their sums are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageDimension {
     /// One sum per UTC day.
@@ -68,12 +68,12 @@ impl UsageDimension {
         }
     }
 
-    /// Returns the start of the period of a group, if the groups are times.
+    /// Returns the start of the day or hour of a group, or `None` if the groups are not times.
     pub(super) fn period_start(self, group: &str) -> Option<UnixMs> {
         group.parse().ok().map(UnixMs).filter(|_| self.is_time())
     }
 
-    /// Returns whether the sums of whole days are read from `days`.
+    /// Returns whether the admin API reads the sums of whole days from `days`.
     pub(super) fn has_days(self) -> bool {
         match self {
             Self::Key | Self::Model | Self::Route => true,

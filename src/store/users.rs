@@ -1,8 +1,9 @@
-//! Sums the attempts of each hour by client, end user and region in `user_hours`, and reads the usage of a user for its
-//! quota. The table is separate from `hours`, because `hours` would need a row per user for each key, route and model.
+//! Sums the attempts of each hour by client, end user and region in `user_hours`, reads the usage of a user for its
+//! quota, and deletes old rows. The table is separate from `hours`, because `hours` would need a row per user for each
+//! key, route and model.
 //!
-//! Only attempts that may have cost something are counted for their user, and all other attempts without a user. A
-//! client can name any number of users, so the number of rows is bounded by what the client has paid for.
+//! Attempts that may have cost something are counted for their user, and all other attempts are counted without a user.
+//! A client can name any number of users, so this rule prevents rows for users whose attempts cost nothing.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -20,7 +21,7 @@ use crate::policy::units::UnixMs;
 use crate::proxy::{AttemptRecord, RequestUser, UsageTotals};
 use crate::secret::UserFingerprint;
 
-/// The migration that adds the table.
+/// The migration that adds the table, and the user and the region of attempts.
 pub(super) const TABLE: &str = "
     -- fingerprint of the end user that the client named
     ALTER TABLE attempts ADD COLUMN user TEXT;
@@ -165,8 +166,8 @@ pub(super) fn delete_older(
     connection.prepare_cached(DELETE_OLDER)?.execute(params![timestamp(oldest), max_rows])
 }
 
-/// Deletes the oldest rows of users above `max_rows`, and returns their number. The usage of these users
-/// then starts at 0.
+/// Deletes the oldest rows of users above `max_rows`, and returns their number. The quotas of the users then do not
+/// count the usage in these rows.
 pub(super) fn delete_excess(connection: &Connection, max_rows: i64) -> Result<usize, rusqlite::Error> {
     const DELETE_OLDEST: &str = "DELETE FROM user_hours WHERE (hour_ms, client, user, region) IN (
         SELECT hour_ms, client, user, region FROM user_hours WHERE user <> '' ORDER BY hour_ms

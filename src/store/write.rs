@@ -1,6 +1,7 @@
-//! Runs the writer thread: commits the queued usage records, immediately after an idle period and at intervals while
-//! more records arrive. Records that cannot be written are kept and retried. Between commits the thread runs the
-//! commands of the mirror and of the history, and maintenance.
+//! Runs the writer thread: commits the queued usage records, the changed keys and refusals, and the changes of
+//! operators. A commit starts immediately after an idle period, and at intervals while more records arrive. Records
+//! that cannot be written are kept up to a limit and retried. Between commits the thread runs the commands of the
+//! mirror and of the history, and maintenance, and limits an in-memory database.
 
 mod failure;
 mod history;
@@ -35,8 +36,8 @@ const MAX_FINAL_WRITES: u32 = 3;
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Maximum number of owner changes between two deletions of excess owners.
 const MAX_OWNER_CHANGES: usize = 20_000;
-/// Maximum number of attempts in an in-memory database. When it is exceeded, all attempts are deleted; the hourly sums
-/// are kept.
+/// Maximum number of attempts in an in-memory database. When it is exceeded, all attempts are deleted, and the hourly
+/// sums are kept.
 const MAX_IN_MEMORY_ATTEMPTS: usize = 10_000;
 
 /// The channels between the writer thread and the other modules.
@@ -52,7 +53,7 @@ pub(super) struct WriterChannels {
 
 /// The state of the writer thread.
 pub(super) struct Writer {
-    /// `None` until the next write opens the database.
+    /// The open database, or `None` until the next write opens it.
     pub(super) database: Option<Database>,
     pub(super) location: LockedLocation,
     settings: Settings,
@@ -80,10 +81,11 @@ pub(super) struct Writer {
 
 /// The reason why the writer thread wakes between two commits.
 enum WakeReason {
-    /// The queue has records, or the state of keys has changed.
+    /// The queue has records or changes of owners, or the state of keys has changed.
     QueueFilled,
     /// The last sender of the queue was dropped.
     QueueEnded,
+    /// The mirror has sent a command.
     OutboxCommand(OutboxCommand),
     /// A command of the history was run, or a retry or maintenance is due.
     Other,
@@ -236,14 +238,14 @@ impl Writer {
         }
     }
 
-    /// Takes all records from the queue; returns their number.
+    /// Takes all records from the queue, and returns their number.
     fn take_queued(&mut self, queue: &mut UsageQueue) -> usize {
         let mut batch = UsageBatch::default();
         self.are_keys_stale |= queue.take(&mut batch);
         self.add_batch(batch)
     }
 
-    /// Adds records to be written; returns their number.
+    /// Adds records to be written, and returns their number.
     pub(super) fn add_batch(&mut self, mut batch: UsageBatch) -> usize {
         // Startup never reads owners from an in-memory database. Owners above the limit are recorded again when a later
         // response names them.
@@ -278,7 +280,7 @@ impl Writer {
     }
 
     /// Writes the unwritten records and changes, and the keys and refusals that have changed. While writes fail, it
-    /// writes the keys in any case, which proves that the database can be written again.
+    /// also writes unchanged keys, which proves that the database can be written again.
     pub(super) fn flush(&mut self) {
         let is_stale = self.are_keys_stale || self.are_refusals_stale();
         let has_records = !self.unwritten.is_empty() || !self.unwritten_changes.is_empty();

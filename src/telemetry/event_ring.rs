@@ -1,4 +1,5 @@
 //! Keeps the latest events for listeners of the admin API in a ring, from which each listener reads at its own pace.
+//! Events are recorded only while there are listeners, and for a short time after the last one.
 //!
 //! A listener holds only its position in the ring, so a slow listener needs no memory and delays no request. While
 //! requests are not recorded, a request only loads an atomic boolean.
@@ -41,7 +42,7 @@ struct SharedRing {
 pub enum EventSelection {
     /// All events.
     All,
-    /// Only the state of the keys and of the server, and the changes of operators.
+    /// Only the state of the keys and of Keychoir, and the changes of operators.
     State,
     /// Only the requests.
     Requests,
@@ -96,7 +97,7 @@ pub enum EventContent {
     Request(Arc<EndedRequest>),
     /// An operator has made a change.
     Change(Arc<str>),
-    /// The state of the whole server. Only the latest state is kept.
+    /// The state of the whole Keychoir process. Only the latest state is kept.
     Overview(Arc<str>),
 }
 
@@ -109,7 +110,7 @@ pub struct EndedRequest {
     pub client: Option<ClientName>,
     /// The short form of the last attempt's key, or `None` if there was no attempt or the client used its own key.
     pub short_key: Option<ShortKey>,
-    /// The method, or `other` for an unusual method.
+    /// The method as it is logged: `other` stands for an unusual method.
     pub method: Method,
     /// The endpoint, or `None` if the request was refused before its path was parsed.
     pub route: Option<Route>,
@@ -157,7 +158,7 @@ impl EventSelection {
         }
     }
 
-    /// Returns whether a listener with this selection receives the state of the keys and of the server, and changes.
+    /// Returns whether a listener with this selection receives the state of the keys and of Keychoir, and changes.
     #[must_use]
     pub fn has_state(self) -> bool {
         match self {

@@ -1,5 +1,5 @@
-//! Formats a `tracing` event as one line: `✅ Using key sk_…` for a terminal, and a JSON object otherwise.
-//! Characters that could end the line or control a terminal are escaped or replaced.
+//! Formats each `tracing` event as one line and writes it: `✅ Using key sk_…` for a terminal, and a JSON object
+//! otherwise. Characters that could end the line or control a terminal are escaped or replaced.
 
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -163,7 +163,7 @@ impl LineDraft {
         }
     }
 
-    /// Completes the line; returns it with its line break.
+    /// Completes the line, and returns it with its line break.
     pub(super) fn finish(&mut self, level: Level, target: &str, now: UnixMs) -> &[u8] {
         match self.format {
             LineFormat::Json => self.write_json(level, target, now),
@@ -280,9 +280,13 @@ const EVENT: &str = "event";
 /// A field that the formatter adds to a JSON object.
 #[derive(Clone, Copy, Debug)]
 enum StandardField {
+    /// The level of the event.
     Level,
+    /// The message of the event.
     Message,
+    /// The module that logged the event.
     Target,
+    /// The time of the event in RFC 3339.
     Time,
 }
 
@@ -481,7 +485,11 @@ mod tests {
             (Some("de_DE.ISO-8859-1"), LineFormat::Ascii),
             (None, LineFormat::Ascii),
         ] {
-            assert_eq!(LineFormat::for_terminal(locale), format, "the format for the locale {locale:?}");
+            assert_eq!(
+                LineFormat::for_terminal(locale),
+                format,
+                "the locale {locale:?} must have this format"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Queues log lines and writes them in batches on a separate thread. Other threads only append lines to the
-//! queue, so a slow terminal or an unread pipe does not delay requests. When the queue is full, lines are
-//! dropped and counted, and the count is logged.
+//! Queues log lines and writes them in batches on a separate thread. Other threads only append lines to the queue, so a
+//! slow terminal or an unread pipe does not delay requests. When the queue is full or the output fails, lines are
+//! dropped and counted, and the count is logged. The queue is flushed when Keychoir exits or a thread panics. A sink
+//! without a queue writes each line on the thread that logs it.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -23,7 +24,7 @@ use crate::tasks;
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// Number of bytes in the queue that end the pause, and the approximate size of one write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Maximum number of bytes in the queue. A busy proxy logs this number of bytes in a few seconds.
+/// Maximum number of bytes in the queue. A busy Keychoir logs this number of bytes in a few seconds.
 const MAX_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Delay before another write when the output would block.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
@@ -171,12 +172,13 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// Flushes the installed sink; returns whether all earlier lines were written within the timeout.
+/// Flushes the installed sink, and returns whether all earlier lines were written within the timeout.
 fn flush_within(timeout: Duration) -> bool {
     installed_queue().is_none_or(|queue| queue.flush(timeout))
 }
 
-/// Returns the number of lines of the installed sink that were dropped after Keychoir started.
+/// Returns the number of lines of the installed sink that were dropped after Keychoir started, because the queue was
+/// full or the output failed.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     installed_queue().map_or(0, |queue| queue.dropped_lines.load(Ordering::Relaxed))
@@ -190,7 +192,7 @@ struct LogQueue {
     wake_writer: Condvar,
     /// Wakes the threads that wait in `flush`.
     lines_written: Condvar,
-    /// Number of lines dropped after Keychoir started.
+    /// Number of lines that were dropped after Keychoir started, because the queue was full or the output failed.
     dropped_lines: AtomicU64,
 }
 
@@ -251,7 +253,7 @@ impl LogQueue {
         }
     }
 
-    /// Waits until all earlier lines are written or lost; returns false after the timeout.
+    /// Waits until all earlier lines are written or lost. Returns false after the timeout.
     fn flush(&self, timeout: Duration) -> bool {
         let mut state = self.state();
         let target = state.queued_total;
@@ -292,7 +294,7 @@ impl LogQueue {
 }
 
 impl QueueState {
-    /// Makes the log thread take lines without a pause; returns whether the thread must be woken.
+    /// Makes the log thread take lines without a pause, and returns whether the thread must be woken.
     fn end_pause(&mut self) -> bool {
         matches!(
             mem::replace(&mut self.writer, WriterState::WritingWithoutPause),
@@ -352,7 +354,7 @@ impl<W: Write> LogWriter<W> {
         self.unreported_lines += lost_lines;
     }
 
-    /// Writes a message that `count` lines were lost; returns whether it was written.
+    /// Writes a message that `count` lines were lost, and returns whether it was written.
     fn report_lost(&mut self, count: u64) -> bool {
         let (lines, were) = if count == 1 { ("line", "was") } else { ("lines", "were") };
         let mut draft = LineDraft::default();
@@ -365,7 +367,7 @@ impl<W: Write> LogWriter<W> {
         self.write(draft.finish(Level::WARN, module_path!(), clock::now())) == 0
     }
 
-    /// Writes lines; returns the number of lines that were lost.
+    /// Writes lines, and returns the number of lines that were lost.
     fn write(&mut self, lines: &[u8]) -> u64 {
         let mut remaining = lines;
         while !remaining.is_empty() {

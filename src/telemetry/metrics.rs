@@ -1,6 +1,6 @@
-//! Defines the metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
-//! additions, without a lock. Only a new label set needs an allocation. Metrics whose values are read when they are
-//! scraped are in `admin`.
+//! Defines the metrics of requests, attempts and WebSocket sessions, with their names and help texts. A request updates
+//! them by a few relaxed atomic additions, without a lock. Only a new label set needs an allocation. Metrics whose
+//! values are read when they are scraped are in `admin`.
 
 mod exposition;
 mod histogram;
@@ -303,7 +303,7 @@ impl RequestMetrics {
     }
 
     /// Records the time from the request head to the relay of the provider's response head, and the part of
-    /// it that the proxy caused.
+    /// it that Keychoir caused.
     pub fn record_response_start(&self, time_to_first_byte: Duration, overhead: Duration) {
         self.0.request_time_to_first_byte.observe(time_to_first_byte);
         self.0.proxy_overhead.observe(overhead);

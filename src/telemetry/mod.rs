@@ -1,5 +1,6 @@
-//! Reports what the running server does: writes log lines, as short lines on a terminal and as JSON otherwise, counts
-//! requests in metrics and in a timeline, and keeps events for listeners of the admin API.
+//! Reports the activity of Keychoir to operators: writes log lines, as short lines on a terminal and as JSON otherwise,
+//! counts requests in metrics and in a timeline, and keeps events for listeners of the admin API. The log level can be
+//! changed at runtime.
 
 mod log;
 
@@ -87,7 +88,7 @@ fn parse_targets(level: &str) -> Result<Targets, LogError> {
 /// The reason why logging cannot be started or its level cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// The text is not a log level.
+    /// The text is neither a log level nor a list of targets with their levels.
     #[error(
         "`{0}` is not a log level: write error, warn, info, debug or trace, or a list such as \
          `info,keychoir::pool=debug`"

@@ -1,5 +1,6 @@
-//! Escapes text in log lines: for JSON strings, and for terminals, which must not interpret control
-//! characters. Nearly all text needs no escape, so it is checked eight bytes at a time and copied unchanged.
+//! Appends text to log lines: escapes it for JSON strings, and replaces characters that a terminal would interpret or
+//! cannot show. Nearly all text needs no escape, so JSON strings are checked eight bytes at a time and copied
+//! unchanged.
 
 use std::fmt::{self, Write};
 
@@ -99,7 +100,7 @@ fn append_escape(line: &mut Vec<u8>, byte: u8) {
     line.extend_from_slice(&[b'\\', short]);
 }
 
-/// Replaces control characters, and characters beyond ASCII if the terminal only supports ASCII.
+/// Replaces control characters in the line of a terminal, and characters beyond ASCII if `is_ascii_only` is true.
 pub(super) fn replace_unprintable(line: &mut Vec<u8>, is_ascii_only: bool) {
     // The UTF-8 encoding of control characters from U+0080 on starts with 0xc2. The encoding of some printable
     // characters starts with the same byte.

@@ -27,7 +27,7 @@ const MAX_SAMPLES: usize = 3_600 / 10 + 1;
 /// The requests of the last 24 hours.
 #[derive(Debug, Default)]
 pub struct Timeline {
-    /// The interval of the first record.
+    /// The earliest interval that was recorded, or `None` before the first record.
     first: Option<IntervalNumber>,
     /// The totals that the intervals include.
     totals: RequestTotals,
@@ -58,8 +58,8 @@ pub struct TimelineInterval {
 /// The requests that ended recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecentRequests {
-    /// The duration in which the requests ended. It is shorter than the queried duration after a start, and after a
-    /// jump of the clock.
+    /// The duration in which the requests ended. It exceeds the queried duration by less than the time between two
+    /// samples. After a start or a jump of the clock, it is shorter than the queried duration.
     pub covered: Duration,
     /// Number of requests that ended.
     pub requests: u64,
@@ -154,7 +154,7 @@ impl RecentRequests {
     }
 }
 
-/// The request timeline of the server. Clones share it. Every read first records the current totals.
+/// The request timeline of Keychoir. Clones share it. Every read first records the current totals.
 #[derive(Clone, Debug)]
 pub struct TimelineHandle {
     metrics: RequestMetrics,

@@ -1,5 +1,6 @@
-//! Logs changes of key states, once per transition, and restrictions and billing discrepancies of keys. Operators and
-//! scripts rely on the messages about key states, so tests check their exact text.
+//! Logs changes of key states, once per transition, and restrictions and billing discrepancies of keys. Also provides
+//! the texts about keys that the command line and the pages share with the logs. Operators and scripts rely on the
+//! messages about key states, so tests check their exact text.
 
 use tracing::{info, warn};
 
@@ -166,7 +167,7 @@ fn format_forecast(forecast: Forecast) -> String {
 
 /// Logs the difference `credits` between the usage that the provider reports for the workspace of `key` and the
 /// recorded usage. It is negative if the provider reports less. `matching_key` is a key of another workspace with the
-/// same usage.
+/// same quota, or `None` if there is none.
 pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
     let message = discrepancy_message(key, credits, matching_key);
     let short = key.api_key().short().as_str();
@@ -310,12 +311,12 @@ mod tests {
                 "ElevenLabs counts 1,200 credits more for key sk_6c036526...d452b than Keychoir"
             )
         );
-        assert!(more_used.contains("other apps"), "unexpected message: {more_used}");
+        assert!(more_used.contains("other apps"), "the message must name the cause: {more_used}");
         assert!(message_for(1_200, Some(&matching_key)).contains("the same `workspace`"));
         let less_used = message_for(-7, Some(&matching_key));
         assert!(
             less_used.contains("counts 7 credits fewer") && less_used.contains("never charged"),
-            "unexpected message: {less_used}"
+            "the message must name the cause: {less_used}"
         );
     }
 

@@ -1,5 +1,5 @@
-//! Accepts connections from a socket that is registered with the runtime. The connections are not registered, so that
-//! they can be passed to any worker.
+//! Accepts connections from a TCP or Unix socket that is registered with the runtime, each with a permit. The
+//! connections are not registered, so that they can be passed to any worker.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};

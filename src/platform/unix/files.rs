@@ -1,5 +1,5 @@
-//! Implements the operations on files for Unix: modes, owners and identities of files, reads and writes at an offset,
-//! and the space of disks.
+//! Implements the operations on files for Unix: private files and directories, modes, owners and identities of files,
+//! the flush of directories, reads and writes at an offset, and the space of disks.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;

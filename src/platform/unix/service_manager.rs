@@ -1,5 +1,5 @@
-//! Reports the state of the server to a service manager with systemd's notify protocol, on the socket in
-//! the variable `NOTIFY_SOCKET`. Without the variable, nothing is sent.
+//! Reports the state of Keychoir to a service manager with systemd's notify protocol, on the socket in the variable
+//! `NOTIFY_SOCKET`, and sends keep-alive messages to its watchdog. Without the variable, nothing is sent.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -39,7 +39,8 @@ pub(crate) async fn send_keep_alives() -> Infallible {
     }
 }
 
-/// Sends messages to the service manager. A failure is only logged, because the server does not depend on it.
+/// Sends messages to the service manager. A failure is only logged, because Keychoir works without a service
+/// manager.
 fn notify(messages: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(messages) {
         debug!("the service manager cannot be notified: {error}");

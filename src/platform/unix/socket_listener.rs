@@ -1,5 +1,6 @@
 //! Owns a listening Unix socket and its file: creates the file with the configured mode, replaces the stale file of a
-//! terminated process, and removes the file on drop unless another process has replaced it.
+//! terminated process, and removes the file on drop unless another process has replaced it. The file of an inherited
+//! socket is never removed.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};

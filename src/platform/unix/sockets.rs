@@ -57,7 +57,7 @@ pub(crate) fn poll_peek_tcp(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io
     poll_peek!(stream, cx)
 }
 
-/// Does for a Unix socket what [`poll_peek_tcp`] does for a TCP socket.
+/// Returns 1 if a byte can be read from the Unix socket, and 0 at the end of its stream, without consuming the byte.
 pub(crate) fn poll_peek_unix(stream: &UnixStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     poll_peek!(stream, cx)
 }

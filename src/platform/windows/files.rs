@@ -1,5 +1,5 @@
 //! Implements the operations on files for Windows: identities of files, and reads and writes at an offset. Files have
-//! no mode: they have the access control list of their directory.
+//! no mode, because they inherit the access control list of their directory. The space of a disk is unknown.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};

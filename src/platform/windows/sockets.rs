@@ -1,5 +1,5 @@
-//! Accepts TCP connections on Windows. The types of Unix sockets have no values, and the functions that would create
-//! them fail.
+//! Accepts TCP connections on Windows, and peeks at the next byte of a connection. The types of Unix sockets have no
+//! values, and the functions that would create them fail.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -127,7 +127,7 @@ impl UnixStream {
     }
 }
 
-/// Does for a Unix socket what [`poll_peek_tcp`] does for a TCP socket. It is never called, because no socket exists.
+/// Peeks at a Unix socket, like [`poll_peek_tcp`] at a TCP socket. It is never called, because no Unix socket exists.
 pub(crate) fn poll_peek_unix(stream: &UnixStream, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
     match *stream {}
 }

@@ -131,7 +131,7 @@ mod tests {
     fn assert_decoded(text: &str, expected: &str) {
         let unescaped = Unescaped::decode(text.as_bytes());
         let decoded = unescaped.as_ref().map_or(text.as_bytes(), |unescaped| &unescaped.text);
-        assert_eq!(String::from_utf8_lossy(decoded), expected, "the decoded form of {text}");
+        assert_eq!(String::from_utf8_lossy(decoded), expected, "{text} must be decoded correctly");
     }
 
     #[test]
@@ -165,7 +165,10 @@ mod tests {
             (r"\u0061\x", 6),
         ] {
             let unescaped = Unescaped::decode(text.as_bytes()).unwrap();
-            assert_eq!(unescaped.partial_escape, partial_escape, "the start of the partial escape in {text}");
+            assert_eq!(
+                unescaped.partial_escape, partial_escape,
+                "the partial escape in {text} must start here"
+            );
         }
         for text in [r"a\u4", r"a\xg", r"a\n", r"a\u01"] {
             assert!(Unescaped::decode(text.as_bytes()).is_none(), "{text} must contain no partial escape");

@@ -1,4 +1,5 @@
-//! Redacts a stream of chunks. The concatenated output equals [`Redactor::redact`] of the whole stream.
+//! Redacts a stream of chunks, or detects keys in it. The concatenated output of the redaction equals
+//! [`Redactor::redact`] of the whole stream.
 //!
 //! A key may be split over chunks, so the start of a possible key is held back, except for the first characters,
 //! which its short form shows. All other bytes are forwarded without delay.
@@ -8,7 +9,7 @@ use super::{Matches, Redactor, replace_keys};
 /// The state of redaction between two chunks of a stream.
 #[derive(Debug, Default)]
 pub struct StreamRedaction {
-    /// The end of the received input from the start of a possible key on. Empty if no key may start in the input.
+    /// The end of the received input from the start of a possible key on. It is empty if the input ends within no key.
     partial_key: Vec<u8>,
     /// Number of bytes at the start of `partial_key` that were already forwarded.
     forwarded: usize,

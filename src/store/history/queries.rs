@@ -1,5 +1,5 @@
-//! Reads attempts and sums for the admin API. Each query limits its number of rows, except that of the last hours,
-//! which has one row per client.
+//! Reads attempts and sums for the admin API and the dashboard. A filter or parameter limits the number of rows of each
+//! query, except for the queries that return one row per client or per key.
 
 use std::collections::HashMap;
 
@@ -19,11 +19,11 @@ use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns
 pub struct AttemptFilter {
     /// Maximum number of attempts on a page.
     pub limit: usize,
-    /// Only attempts with ids below this id.
+    /// The id below which the ids of the attempts must be, or `None` for the first page.
     pub before: Option<String>,
-    /// Only attempts of the request with this id.
+    /// The id of the request that the attempts must belong to, or `None` for all requests.
     pub request_id: Option<String>,
-    /// Only attempts that the provider did not serve.
+    /// Whether only attempts with another outcome than `served` match.
     pub failed_only: bool,
 }
 
@@ -102,9 +102,9 @@ pub struct UsageFilter {
     pub since: UnixMs,
     /// The end of the period. The hour that contains it is included, unless it starts at this time.
     pub until: UnixMs,
-    /// The column by which the sums are grouped.
+    /// The property of attempts by which the sums are grouped.
     pub dimension: UsageDimension,
-    /// Only the attempts of this client.
+    /// The name of the client whose attempts are summed, or `None` for all clients.
     pub client: Option<String>,
     /// Maximum number of rows.
     pub limit: usize,
@@ -113,11 +113,12 @@ pub struct UsageFilter {
 /// The sums of the attempts of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
-    /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without this value.
+    /// The start of the day or hour, the fingerprint of the key or user, or the client, region, model or route. It is
+    /// empty for attempts that have none.
     pub group: String,
-    /// The short form of the key, for sums by key.
+    /// The short form of the key, or `None` if the sums are not by key or the key is not stored.
     pub short_key: Option<String>,
-    /// The name of the key, for sums by key.
+    /// The configured name of the key, or `None` as for `short_key` or if the key has no name.
     pub key_name: Option<String>,
     /// The sums of the group.
     pub sums: UsageSums,
@@ -221,9 +222,9 @@ pub struct HourOfKey {
     pub hour: UnixMs,
     /// The fingerprint of the key, or `own` for keys of clients.
     pub key_hash: String,
-    /// The short form of the key, or `None` for keys of clients.
+    /// The short form of the key, or `None` for keys of clients and keys that are not stored.
     pub short_key: Option<String>,
-    /// The name of the key.
+    /// The configured name of the key, or `None` if it has none.
     pub key_name: Option<String>,
     /// Credits charged, including estimates.
     pub credits: u64,

@@ -1,5 +1,5 @@
-//! Accesses the tables of the outbox: inserts rows, selects the rows to be sent, and records the results of
-//! deliveries.
+//! Accesses the tables of the outbox: inserts rows in the transaction of the usage records, and runs the commands of
+//! the mirror, which select the rows to be sent, record the results of deliveries, and release refused rows.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -11,7 +11,8 @@ use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::store::columns::{integer, timestamp, unsigned};
 
-/// Runs a command of the mirror. The receiver of the reply may have been dropped.
+/// Runs a command of the mirror and sends the reply. A failed send is ignored, because the receiver may have been
+/// dropped.
 pub(in crate::store) fn run_command(
     connection: &mut Connection,
     command: OutboxCommand,
@@ -235,7 +236,7 @@ fn count_refused(connection: &Connection) -> Result<u64, rusqlite::Error> {
     )
 }
 
-/// Records the results of a delivery; returns the number of rows that were refused for the first time.
+/// Records the results of a delivery, and returns the number of rows that were refused for the first time.
 fn record_delivery(connection: &mut Connection, report: &DeliveryReport) -> Result<u64, rusqlite::Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for row in &report.sent {

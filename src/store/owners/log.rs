@@ -1,5 +1,6 @@
-//! Stores the owners of identifiers that every request creates in a log. All changes of a commit are packed into one
-//! row, because single changes are never queried in the file. Only the latest change of an identifier is valid.
+//! Stores the owners of identifiers that every request creates in a log: appends and reads changes, deletes old and
+//! superseded changes, and renames owners. The changes of a commit are packed into few rows, because single changes are
+//! never queried in the file. Only the latest change of an identifier is valid.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +20,7 @@ const MAX_STEP_ROWS: usize = 64;
 /// Maximum number of changes that one step deletes.
 const MAX_STEP_CHANGES: usize = 16_384;
 
-/// Appends the updates to the log; removed identifiers get the time `now`.
+/// Appends the updates to the log. Removed identifiers get the time `now`.
 pub(super) fn append<'a>(
     connection: &Connection,
     updates: impl Iterator<Item = &'a OwnershipUpdate>,
@@ -95,8 +96,8 @@ fn read_pack(row: &Row<'_>, column: usize) -> Result<OwnerPack, rusqlite::Error>
     Ok(OwnerPack::decode(row.get_ref(column)?.as_blob().unwrap_or_default()).unwrap_or_default())
 }
 
-/// Deletes some of the changes that are older than `oldest` or exceed `max_changes`; returns whether further changes
-/// may remain.
+/// Deletes some of the changes that are older than `oldest` or exceed `max_changes`, and returns whether further excess
+/// changes may remain.
 pub(super) fn delete_excess(
     connection: &Connection,
     oldest: Option<UnixMs>,
@@ -177,7 +178,7 @@ pub(in crate::store) fn names(connection: &Connection) -> Result<HashSet<String>
     Ok(names)
 }
 
-/// Renames workspaces in the log; `new_names` has the new name for each old name.
+/// Renames workspaces in the log. `new_names` maps each old name to the new name.
 pub(in crate::store) fn rename(
     connection: &Connection,
     new_names: &HashMap<String, String>,

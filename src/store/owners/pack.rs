@@ -1,5 +1,5 @@
-//! Encodes the log of owners: packs the changes of a commit into the bytes of one row. A recent change takes a few
-//! bytes more than the hash of its identifier.
+//! Encodes and decodes the rows of the log of owners: packs changes of a commit into the bytes of one row. A recent
+//! change takes a few bytes more than the hash of its identifier.
 
 use crate::elevenlabs::affinity::{Identifier, IdentifierHash, ResourceKind};
 use crate::policy::units::UnixMs;
@@ -92,7 +92,7 @@ impl OwnerPack {
         bytes
     }
 
-    /// Decodes the bytes that [`encode`](Self::encode) returns; returns `None` for other bytes.
+    /// Decodes the bytes that [`encode`](Self::encode) returns. Returns `None` for other bytes.
     pub(super) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         let mut pack = Self::default();
@@ -127,7 +127,7 @@ fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number as u8);
 }
 
-/// Removes a LEB128 number from the start of `bytes`; returns `None` if there is no complete number.
+/// Removes a LEB128 number from the start of `bytes`. Returns `None` if there is no complete number.
 fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {

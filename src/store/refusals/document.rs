@@ -1,5 +1,5 @@
-//! Converts a refusal to the JSON that the database stores, and back. The format is JSON because a refusal is always
-//! read as a whole, and operators can read it.
+//! Converts a refusal to the JSON that the database stores and other replicas receive, and back. The format is JSON
+//! because a refusal is always read as a whole, and operators can read it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::pool::{OwnerId, RefusalHistory, RefusalRecord};
 use crate::secret::Fingerprint;
 use crate::store::source::StoredSource;
 
-/// The JSON of a refusal. Members that are renamed have the names of existing files.
+/// The JSON of a refusal. Members with a `rename` attribute keep the names that existing files contain.
 #[derive(Serialize, Deserialize)]
 struct RefusalDocument {
     key: String,
@@ -123,7 +123,7 @@ pub(super) fn to_json(record: &RefusalRecord) -> String {
     serde_json::to_string(&document).unwrap_or_else(|_| "{}".to_owned())
 }
 
-/// Parses a refusal; returns `None` if it is unreadable or of a verdict that restricts nothing.
+/// Parses a refusal. Returns `None` if it is unreadable or of a verdict that restricts nothing.
 pub(super) fn from_json(json: &str) -> Option<RefusalRecord> {
     let document: RefusalDocument = serde_json::from_str(json).ok()?;
     let FeaturesDocument { voice, permission, .. } = &document.request;
@@ -204,7 +204,7 @@ fn verdict_document(verdict: Verdict) -> VerdictDocument {
     document
 }
 
-/// Parses a verdict; returns `None` for verdicts that restrict nothing.
+/// Parses a verdict. Returns `None` for unknown verdicts and for verdicts that restrict nothing.
 fn parse_verdict(document: &VerdictDocument) -> Option<Verdict> {
     let retry_after = document.retry_after_ms.map(Duration::from_millis);
     Some(match &*document.name {

@@ -1,5 +1,5 @@
-//! Tests of stored refusals: they survive restarts unchanged, contain no secrets, and tolerate unreadable
-//! rows.
+//! Tests of stored refusals: restarts, renamed workspaces and migrations keep them, their number is limited, expired
+//! and unreadable ones are ignored, a failed transaction is repeated, and they contain no secrets.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -177,7 +177,7 @@ fn every_refusal_is_read_as_it_was_written() {
                     source: Arc::new(if number == 0 { RefusalSource::default() } else { source("r") }),
                 };
                 let read_record = document::from_json(&document::to_json(&written_record));
-                assert_eq!(read_record.as_ref(), Some(&written_record), "the record of {verdict:?}");
+                assert_eq!(read_record.as_ref(), Some(&written_record), "{verdict:?} must be unchanged");
                 let proven_limit = |record: &RefusalRecord| record.features.proven_limit(record.verdict);
                 let restriction = proven_limit(&written_record);
                 assert_eq!(proven_limit(&read_record.unwrap()), restriction);
@@ -220,16 +220,16 @@ fn an_unreadable_refusal_is_skipped() {
     ] {
         let changed_document = valid_document.replacen(part, replacement, 1);
         assert_ne!(changed_document, valid_document);
-        assert_eq!(document::from_json(&changed_document), None, "the refusal in {changed_document}");
+        assert_eq!(document::from_json(&changed_document), None, "{changed_document} must be skipped");
     }
     for json in ["", "{}", "[]", "7"] {
-        assert_eq!(document::from_json(json), None, "the refusal in {json}");
+        assert_eq!(document::from_json(json), None, "no refusal must be read from {json:?}");
     }
     for verdict in all_verdicts() {
         let json = document::to_json(&RefusalRecord { verdict, ..record.clone() });
         let is_read = document::from_json(&json).is_some();
         let is_restricting = features().proven_limit(verdict).is_some();
-        assert_eq!(is_read, is_restricting, "whether a refusal with {verdict:?} is read");
+        assert_eq!(is_read, is_restricting, "a refusal with {verdict:?} must be read only if it restricts");
     }
 }
 
@@ -256,7 +256,7 @@ impl TestDatabase {
         assert!(!self.database.refusals.are_stale(pool.restrictions(), now));
     }
 
-    /// Reopens the database, and restores a pool from it as startup does.
+    /// Reopens the database, and restores a pool from it like startup.
     fn restore_pool(&mut self, now: UnixMs) -> Arc<Pool> {
         self.database = open(&self.location, now, IntegrityCheck::Skip).unwrap().database;
         let pool = pool();

@@ -12,13 +12,13 @@ use crate::store::stored_attempt::{StoredAttempt, first_id, read_attempt, select
 /// The conditions for the attempts that a command prints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttemptQuery {
-    /// Only attempts of the request with this id.
+    /// The id of the request that the attempts must belong to, or `None` for all requests.
     pub request_id: Option<String>,
-    /// Only attempts that were not served.
+    /// Whether only attempts with another outcome than `served` match.
     pub failed_only: bool,
-    /// Only attempts that started at this time or later.
+    /// The time at or after which the attempts must have started.
     pub started_since: UnixMs,
-    /// Only attempts that ended at this time or later.
+    /// The time at or after which the attempts must have ended.
     pub ended_since: UnixMs,
     /// Maximum number of attempts. If more attempts match, the latest attempts are returned.
     pub limit: usize,
@@ -48,11 +48,11 @@ impl UsageReader {
     }
 
     /// Counts the attempts that were not served and started in `period`, the most frequent failures first.
-    /// Attempts are kept for a shorter time than sums.
+    /// By default, attempts are kept for a shorter time than sums.
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read.
+    /// Fails when the file cannot be read, or is of a version without users and regions and `dimension` is one of them.
     pub fn failures(
         &self,
         period: Range<UnixMs>,

@@ -19,18 +19,18 @@ pub struct DatabaseInspection {
     pub current_schema: usize,
     /// The free bytes on the disk of the file, if the system reports them.
     pub free_bytes: Option<u64>,
-    /// The result of SQLite's integrity check.
+    /// The result of the integrity check.
     pub integrity: DatabaseIntegrity,
 }
 
-/// The result of SQLite's integrity check.
+/// The result of the integrity check, which is SQLite's `quick_check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseIntegrity {
-    /// Every page and every row is readable.
+    /// The whole file was checked, and no error was found.
     Intact,
     /// The file is corrupt. Contains the first error that SQLite reports.
     Damaged(String),
-    /// The check was interrupted at its timeout, and had found no error until then.
+    /// The check was interrupted at its timeout before it found an error.
     Unfinished,
 }
 

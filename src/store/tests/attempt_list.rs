@@ -1,4 +1,5 @@
-//! Tests of `UsageReader`: it reads single attempts, counts failures, and sums usage by hour and day.
+//! Tests of `UsageReader`: it selects single attempts, counts failures by outcome, and sums usage by hour, day and
+//! client.
 
 use super::*;
 use crate::store::{AttemptQuery, UsageDimension, UsageGroup, UsageReader};
@@ -53,7 +54,7 @@ fn assert_selected(query: AttemptQuery, expected: &[&str]) {
     let attempts = create_database(directory.path()).attempts(&query).unwrap();
     let names: Vec<String> =
         attempts.iter().map(|attempt| format!("{} {}", attempt.request_id, attempt.number)).collect();
-    assert_eq!(names, expected, "{query:?}");
+    assert_eq!(names, expected, "the query must select these attempts: {query:?}");
 }
 
 #[test]

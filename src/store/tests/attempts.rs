@@ -1,5 +1,5 @@
-//! Tests of the rows in the table `attempts`: their columns, records that are written twice, and prices that are
-//! reported after the attempt.
+//! Tests of the rows in the table `attempts` and of their hourly sums: the columns, records that are written twice,
+//! records before and after a reload, and prices that are reported later. The `sqlite3` shell can read the rows.
 
 use super::sums::query_rows;
 use super::*;

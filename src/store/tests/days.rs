@@ -1,5 +1,5 @@
-//! Tests of the daily sums: they contain the sums of all hours before the next hour to add, and usage is the same with
-//! and without them.
+//! Tests of the daily sums: they contain the sums of all hours before the next hour to add, including later prices, and
+//! usage is the same with and without them. Maintenance deletes them with their hours, and fills them after an upgrade.
 
 use proptest::prelude::*;
 

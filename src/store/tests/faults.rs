@@ -1,4 +1,6 @@
-//! Tests of disk failures, and of database files that are moved or replaced while they are open.
+//! Tests of the writer thread when writes fail: on a full disk, and with a database that is locked, read-only, corrupt,
+//! moved, replaced or not openable. Records are kept and retried up to the limits, and lost records are counted. An
+//! in-memory database is limited too.
 
 use super::*;
 use crate::clock;
@@ -33,7 +35,7 @@ fn count_rows(writer: &Writer, table: &str) -> i64 {
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
-/// Adds a record to the writer, and counts it as the queue does.
+/// Adds a record to the writer, and counts it like the queue.
 pub(super) fn send_record(writer: &mut Writer, health: &Health, record: AttemptRecord) {
     health.depth.record_sent(1);
     health.depth.record_taken(1, 1);
@@ -335,7 +337,11 @@ fn an_error_that_needs_an_operator_is_not_temporary() {
         (unusable(rusqlite::ffi::SQLITE_PERM), false),
         (OpenError::Newer { path: PathBuf::new(), version: 99 }, false),
     ] {
-        assert_eq!(error.is_temporary(), expected, "whether this error is temporary: {error}");
+        assert_eq!(
+            error.is_temporary(),
+            expected,
+            "`is_temporary` must be {expected} for this error: {error}"
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! Tests of `History` and `OfflineChanges`: reads of attempts, sums and changes, and the recording of changes.
+//! Tests of `History` and `OfflineChanges`: reads of attempts, sums and changes, the recording and deletion of changes,
+//! and databases of earlier versions, which a migration changes and an offline change does not.
 
 use super::*;
 use crate::policy::retention::start_of_hour;
@@ -57,7 +58,7 @@ async fn a_recorded_change_is_read_at_once() {
     on_disk_and_in_memory(
         |_| Vec::new(),
         async |history: History| {
-            let changes = [change("add_key", 1), change("pause_key", 2), change("resume_key", 3)];
+            let changes = [change("key_added", 1), change("key_paused", 2), change("key_resumed", 3)];
             for change in &changes {
                 history.record_change(change.clone()).await.unwrap();
             }
@@ -77,7 +78,7 @@ fn the_oldest_changes_are_deleted() {
     let insert_changes = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000)
         INSERT INTO changes SELECT printf('%08d', n), n, 'reload', NULL, 'reloaded', NULL, '{}', n FROM n";
     database.connection.execute_batch(insert_changes).unwrap();
-    changes::insert(&database.connection, &change("add_key", 10_001)).unwrap();
+    changes::insert(&database.connection, &change("key_added", 10_001)).unwrap();
     let count_and_oldest = "SELECT count(*) * 1000 + min(generation) FROM changes";
     assert_eq!(query_number(&database.connection, count_and_oldest), 10_000_002);
 }
@@ -98,7 +99,10 @@ async fn a_command_records_its_change_while_no_writer_runs() {
             let changes = history.changes(None, 9).await.unwrap();
             assert_eq!(changes, offline_changes.into_iter().rev().collect::<Vec<_>>());
             let error = OfflineChanges::open(&path, NOW).unwrap_err();
-            assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }), "unexpected error: {error}");
+            assert!(
+                matches!(error, OpenError::InUse { pid: Some(_), .. }),
+                "the database must be in use: {error}"
+            );
         },
     )
     .await;
@@ -134,7 +138,7 @@ fn a_database_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
     let database = open_database(&location);
     assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 16);
     assert_eq!(query_number(&database.connection, "SELECT sum(credits) FROM attempts"), 7);
-    changes::insert(&database.connection, &change("reload", 1)).unwrap();
+    changes::insert(&database.connection, &change("reloaded", 1)).unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
-//! Tests of the migration to schema version 12, in which each attempt gets a separate row, and most attempts
-//! of a large file are moved after startup.
+//! Tests of the migration to schema version 12, in which each attempt gets a separate row: attempts, outbox rows and
+//! owners are kept, and startup moves a limited number of attempts, so that most attempts of a large file are moved
+//! later.
 
 use rusqlite::params;
 
@@ -44,7 +45,7 @@ const ALL_COLUMNS: &str = "SELECT id, request_id, number, started_at_ms, client,
     method, route, model, status, verdict, request_bytes, response_bytes, characters, credits_reserved, credits,
     credits_from, first_byte_ms, total_ms, audio_ms FROM attempts ORDER BY id";
 
-/// Runs maintenance without a retention until no work is due; returns the number of steps.
+/// Runs maintenance without a retention until no work is due, and returns the number of steps.
 fn run_maintenance(database: &mut Database) -> usize {
     let settings = Settings { retention: Retention::from_days(0, 0), ..settings(8) };
     (1..1_000)

@@ -1,4 +1,5 @@
-//! Tests of files in which an earlier version named keys by their plain SHA-256 digests.
+//! Tests of files in which an earlier version named keys by their plain SHA-256 digests: no digest remains, the rows
+//! are renamed and keep their state, and the mirror receives the renames. An interrupted rewrite of a file is repeated.
 
 use sha2::{Digest, Sha256};
 
@@ -121,7 +122,11 @@ fn the_state_of_a_key_in_an_older_database_is_kept() {
     store.rename_keys(api_keys(&KEYS).iter());
     let expected = sort_names(vec![fingerprint(KEYS[0]), fingerprint(KEYS[1]), retired_digest(REMOVED_KEY)]);
     for table in ["keys", "hours", "outbox_keys", "attempts"] {
-        assert_eq!(key_hashes_in(connection(&store), table), expected, "the keys in the table {table}");
+        assert_eq!(
+            key_hashes_in(connection(&store), table),
+            expected,
+            "the keys in the table {table} must be renamed"
+        );
     }
     let spent_credits: Vec<_> = store.read_keys().unwrap().iter().map(|key| key.quota.count).collect();
     assert_eq!(spent_credits, [40; 3]);

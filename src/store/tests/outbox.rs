@@ -1,4 +1,5 @@
-//! Tests of the outbox: which rows enter it, which are due, and which remain after a delivery.
+//! Tests of the outbox: which rows enter it, which are due, and which remain after a delivery, a refusal, a later price
+//! or the deletion of an attempt. The outbox is unavailable while writes fail.
 
 use super::*;
 use crate::store::maintenance;

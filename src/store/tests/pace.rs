@@ -1,4 +1,5 @@
-//! Tests of the times at which commits start. They use virtual time, which does not advance during a commit.
+//! Tests of the times at which commits start, and of the commands that the writer thread runs between them. They use
+//! virtual time, which does not advance during a commit.
 
 use super::faults::open_writer;
 use super::*;
@@ -36,7 +37,7 @@ impl RunningWriter {
         }
     }
 
-    /// Waits `ms` milliseconds; returns the number of written records.
+    /// Waits `ms` milliseconds, and returns the number of written records.
     async fn written_after(&self, ms: u64) -> u64 {
         sleep(Duration::from_millis(ms)).await;
         self.health.written_records()

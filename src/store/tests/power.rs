@@ -147,7 +147,11 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
             let mut log = snapshot.log.clone();
             log.resize(last.log.len().max(log.len() + FRAME_SIZE), filler);
             let attempts = Snapshot { log, file: snapshot.file.clone() }.attempts();
-            assert_eq!(attempts.len(), count + 1, "attempts in a log that is filled with {filler:#x}");
+            assert_eq!(
+                attempts.len(),
+                count + 1,
+                "a log that is filled with {filler:#x} must contain the committed attempts"
+            );
         }
     }
     // A later frame of the log reached the disk before an earlier one.

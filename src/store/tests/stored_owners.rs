@@ -1,4 +1,5 @@
-//! Tests of the stored owners of identifiers: they are read back, limited in number and age, and compacted.
+//! Tests of the stored owners of identifiers: they are read back without unreadable rows, their log is compacted, and
+//! their number and age are limited, by maintenance and between two rounds of maintenance.
 
 use super::*;
 use crate::elevenlabs::affinity::{Identifier, ResourceKind};

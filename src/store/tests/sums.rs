@@ -1,4 +1,5 @@
-//! Tests of the hourly sums, the retention of records, the usage of clients, and the migration of older databases.
+//! Tests of the hourly sums, of the usage of clients that is computed from them, of the schedule and the retention of
+//! maintenance, and of the migration of older databases. A corrupt record must not spoil the sums.
 
 use std::collections::BTreeMap;
 
@@ -123,7 +124,7 @@ fn a_corrupt_record_does_not_prevent_others_from_being_written() {
     assert_eq!(query_number(&database.connection, "SELECT min(credits) FROM hours"), 40);
 }
 
-/// Runs maintenance until no work is due; returns the number of steps.
+/// Runs maintenance until no work is due, and returns the number of steps.
 pub(super) fn run_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) -> usize {
     let settings = Settings { retention: *retention, ..settings(8) };
     (1..1_000)
@@ -147,7 +148,7 @@ fn old_records_are_deleted_in_small_steps_and_the_database_shrinks() {
     let pages_before = query_number(&database.connection, "PRAGMA page_count");
 
     let steps = run_maintenance(&mut database, &Retention::from_days(1, 2), now);
-    assert!(steps > 3, "the records must be deleted in more than {steps} steps");
+    assert!(steps > 3, "the records must be deleted in more than 3 steps, not {steps}");
     assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), 2);
     assert_eq!(
         query_number(&database.connection, "SELECT min(started_at_ms) FROM attempts") as u64,
@@ -314,7 +315,7 @@ fn attempts_of_an_older_database_are_read_unchanged() {
         assert_eq!(
             query_number(&database.connection, &format!("SELECT count(*) FROM {table}")),
             0,
-            "rows of the table {table}"
+            "the table {table} must have no rows"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Tests of upgrades, dry runs and backups: which copies of the database exist after them, and which databases they
-//! refuse.
+//! Tests of upgrades, dry runs and backups: which copies of the database exist after them, what they report, and which
+//! databases, targets and disks they refuse.
 
 use super::*;
 use crate::store::lock::Lock;
@@ -87,9 +87,9 @@ fn without_a_copy_nothing_is_upgraded() {
     let error = Store::open(&location, NOW).unwrap_err();
     assert!(
         matches!(&error, OpenError::CannotCopy { .. }) && !error.is_temporary(),
-        "unexpected error: {error}"
+        "the upgrade must fail because of the copy: {error}"
     );
-    assert!(error.to_string().contains("Nothing was changed"), "unexpected error: {error}");
+    assert!(error.to_string().contains("Nothing was changed"), "nothing must be changed: {error}");
     assert_eq!(version_of(&path), 9);
     assert_eq!(query_number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM attempt_rows"), 2);
     fs::remove_dir(&obstacle).unwrap();
@@ -106,7 +106,10 @@ fn a_disk_with_too_little_space_is_reported_with_both_amounts() {
     let SnapshotError::NoSpace { needed: u64::MAX, available, .. } = error else {
         panic!("the error must be a lack of space: {error}")
     };
-    assert!(available > 0 && error.to_string().contains("MiB are needed"), "unexpected error: {error}");
+    assert!(
+        available > 0 && error.to_string().contains("MiB are needed"),
+        "the error must contain both sizes: {error}"
+    );
     // Startup and `keychoir check` use this function for the space of an upgrade.
     let (_, path) = location(directory.path());
     create_version_9_database(&path);
@@ -137,7 +140,7 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     let warning = report.warning.expect("the copy must contain plain digests");
     assert!(
         warning.contains(&copy.display().to_string()) && warning.contains("digests"),
-        "unexpected warning: {warning}"
+        "the warning must name the copy: {warning}"
     );
     let current = MigrationOutcome::Current(schema::VERSION);
     assert_eq!([dry_run_migration(&path).unwrap(), migrate(&path).unwrap()], [current.clone(), current]);
@@ -168,12 +171,15 @@ fn a_migration_refuses_databases_that_it_cannot_upgrade() {
     drop(lock);
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     for error in [migrate(&path).unwrap_err(), dry_run_migration(&path).unwrap_err()] {
-        assert!(error.to_string().contains("newer Keychoir"), "unexpected error: {error}");
+        assert!(error.to_string().contains("newer Keychoir"), "the version must be refused: {error}");
     }
     let text_file = directory.path().join("text.db");
     fs::write(&text_file, "a text file").unwrap();
     for error in [migrate(&text_file).unwrap_err(), dry_run_migration(&text_file).unwrap_err()] {
-        assert!(error.to_string().contains("is not a Keychoir database"), "unexpected error: {error}");
+        assert!(
+            error.to_string().contains("is not a Keychoir database"),
+            "the text file must be refused: {error}"
+        );
     }
 }
 
@@ -210,7 +216,7 @@ fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
     let unrelated = directory.path().join("copy.db.partial");
     fs::write(&unrelated, "unrelated").unwrap();
     let error = back_up(&path, &target, ExistingFile::Keep).unwrap_err();
-    assert!(matches!(error, SnapshotError::Exists(_)), "unexpected error: {error}");
+    assert!(matches!(error, SnapshotError::Exists(_)), "the existing file must be kept: {error}");
     assert_eq!(fs::read_to_string(&target).unwrap(), "important");
     back_up(&path, &target, ExistingFile::Replace).unwrap();
     assert_eq!(version_of(&target), schema::VERSION);
@@ -218,10 +224,10 @@ fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
     std::os::unix::fs::symlink(&path, &link).unwrap();
     for target in [&path, &link] {
         let error = back_up(&path, target, ExistingFile::Replace).unwrap_err();
-        assert!(matches!(error, SnapshotError::Itself(_)), "unexpected error: {error}");
+        assert!(matches!(error, SnapshotError::Itself(_)), "the database must not be a target: {error}");
     }
     let error = back_up(&path, &directory.path().join("none/copy.db"), ExistingFile::Keep).unwrap_err();
-    assert!(matches!(error, SnapshotError::Unwritable { .. }), "unexpected error: {error}");
+    assert!(matches!(error, SnapshotError::Unwritable { .. }), "the target must be unwritable: {error}");
     assert_eq!(
         fs::read_to_string(&unrelated).unwrap(),
         "unrelated",

@@ -1,4 +1,5 @@
-//! Tests of the sums by user and region, and of the usage of a user.
+//! Tests of the sums by user and region, of their migration and limits, and of the usage of a user, which is read
+//! through an index.
 
 use super::sums::query_rows;
 use super::*;
@@ -31,7 +32,7 @@ fn commit(database: &mut Database, records: &[AttemptRecord]) {
 #[track_caller]
 fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
     let usage = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();
-    assert_eq!((usage.requests, usage.credits), (requests, credits), "the usage of {id}");
+    assert_eq!((usage.requests, usage.credits), (requests, credits), "the user {id} must have this usage");
 }
 
 #[test]

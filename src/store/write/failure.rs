@@ -1,5 +1,5 @@
-//! Reacts to failed writes of the writer thread: logs an outage once, schedules the retry, and decides whether the
-//! database is reopened and how its file is checked.
+//! Reacts to failures of the writer thread, in writes, commands of the mirror and maintenance: logs an outage once,
+//! schedules the retry, and decides whether the database is reopened and how its file is checked.
 
 use rusqlite::ErrorCode;
 use tracing::warn;
@@ -8,19 +8,22 @@ use super::{RETRY_INTERVAL, Writer};
 use crate::clock;
 use crate::store::open::{IntegrityCheck, OpenError, is_corruption};
 
-/// The reason why a write failed.
+/// The reason why a write, a command of the mirror or maintenance failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
+    /// The database cannot be opened again.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// SQLite reported an error.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// The database file was removed or replaced twice during one write.
     #[error("the database file was removed again after it was created")]
     FileReplaced,
 }
 
 impl Writer {
-    /// Records a failed write, and logs it once per outage.
+    /// Records a failure, logs it once per outage, and drops the records above the limit.
     pub(super) fn record_failure(&mut self, error: &WriteError) {
         if let WriteError::Sqlite(error) = error {
             self.prepare_reopening(error);

@@ -34,7 +34,7 @@ pub(super) fn write_changes(
 
 impl Writer {
     /// Runs a command. If the database is not open, a read is dropped, which closes the response channel of its sender.
-    /// A change is kept until it is written.
+    /// A change is kept until it is written. If too many changes are kept, it is dropped, which closes the channel too.
     pub(super) fn run_history_command(&mut self, command: HistoryCommand) {
         match command {
             HistoryCommand::Read(read) => {

@@ -1,4 +1,5 @@
-//! Tests of the log thread with pipes that are read slowly or not read, and with outputs that fail.
+//! Tests of the log thread with pipes that are read at once, slowly or not at all, and with outputs that fail or write
+//! only a part: lines stay whole and in order, and lost lines are reported.
 
 use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::sync::mpsc;
@@ -158,7 +159,7 @@ impl LogTest {
         Self { sink, queue, write_results, written }
     }
 
-    /// Logs lines while the output returns these results; returns the written text.
+    /// Logs lines while the output returns these results, and returns the written text.
     fn write(&self, lines: &str, results: impl IntoIterator<Item = io::Result<usize>>) -> String {
         results.into_iter().for_each(|result| self.write_results.send(result).unwrap());
         self.sink.write(lines.as_bytes(), Level::INFO);

@@ -1,4 +1,5 @@
-//! Writes a metrics page in its text formats, with gauge families whose values are read when the page is written.
+//! Chooses the text format of a metrics page by the `Accept` header of the request, and writes the page in this format.
+//! Also defines gauge families whose values are read when the page is written.
 
 use std::fmt::{self, Debug};
 
@@ -83,7 +84,11 @@ mod tests {
     #[track_caller]
     fn assert_format(accept: Option<&str>, expected: ExpositionFormat) {
         let headers = accept.map(|accept| (ACCEPT, accept.parse().unwrap())).into_iter().collect();
-        assert_eq!(ExpositionFormat::negotiate(&headers), expected, "the format for {accept:?}");
+        assert_eq!(
+            ExpositionFormat::negotiate(&headers),
+            expected,
+            "a request with `accept: {accept:?}` must receive this format"
+        );
     }
 
     #[test]

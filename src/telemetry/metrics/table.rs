@@ -64,7 +64,7 @@ impl<K: Clone + Eq + Hash, V: Clone + Default> MetricTable<K, V> {
         self.0.metrics.load().iter().for_each(|(key, metric)| read(key, metric));
     }
 
-    /// Returns a family for the registry; `encode` writes the samples of one metric.
+    /// Returns a family for the registry. `encode` writes the samples of one metric.
     pub(super) fn family(&self, metric_type: MetricType, encode: EncodeSamples<K, V>) -> MetricFamily<K, V> {
         MetricFamily { map: Arc::clone(&self.0), metric_type, encode }
     }

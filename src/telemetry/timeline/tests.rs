@@ -1,4 +1,5 @@
-//! Tests of the timeline with a moving clock.
+//! Tests of the timeline with a clock that advances, jumps or is set back: no request is lost or counted twice,
+//! intervals are consecutive and end after 24 hours, and the memory is limited.
 
 use http::Method;
 use proptest::prelude::*;
@@ -42,7 +43,11 @@ fn requests_are_in_the_interval_in_which_they_were_recorded() {
     assert_eq!(starts, [0, 5, 10, 15, 20], "intervals without requests must be listed too");
     assert_eq!((intervals[0].failed, intervals[0].retries), (2, 1));
     let first_byte = intervals[0].first_byte.unwrap();
-    assert_eq!(first_byte.p50, Duration::from_secs_f64(0.0175), "it must be in the middle of the bucket");
+    assert_eq!(
+        first_byte.p50,
+        Duration::from_secs_f64(0.0175),
+        "the median must be in the middle of the bucket"
+    );
     assert!(first_byte.p95 > first_byte.p50 && intervals[2].first_byte.is_none());
 }
 
