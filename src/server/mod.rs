@@ -1,5 +1,6 @@
-//! Serves HTTP/1.1: accepts connections, assigns each to the least loaded worker, and drains them. The [`Service`]
-//! that responds to the requests is a parameter.
+//! Serves HTTP/1.1 with and without TLS: accepts connections up to a limit, assigns each to the least loaded worker,
+//! moves an idle connection to a less loaded worker when its next request arrives, and closes the connections in the
+//! phases of a [`Drain`]. The [`Service`] that responds to the requests is a type parameter.
 
 mod acceptor;
 mod connection;
@@ -144,7 +145,8 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// The body of the responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Responds to one request. `peer` is the address of the client, or `None` for a Unix socket.
+    /// Responds to one request. `peer` is the IP address of the client. It is `None` for a Unix socket, and for a
+    /// client that disconnected before its address was read.
     fn respond(
         &self,
         request: Request<Incoming>,
