@@ -60,7 +60,7 @@ pub struct ManagedKey {
     /// The base URL of the key's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// The key's share of the requests in weighted strategies.
+    /// The key's weight relative to other keys, or `None` for 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
     /// The time of the entry's last change, which can be ahead of the clock.

@@ -16,7 +16,7 @@ pub enum ValueOrigin {
     Flag(&'static str),
     /// A position in a file.
     Line {
-        /// The path of the file, as the operator wrote it.
+        /// The path of the file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,

@@ -1,5 +1,5 @@
-//! Parses forward proxies from the settings and from the standard environment variables, and decides which proxy is
-//! used for which host.
+//! Parses forward proxies from the settings and from the environment variables `HTTPS_PROXY`, `ALL_PROXY` and
+//! `NO_PROXY`, and decides which forward proxy is used for which host.
 //!
 //! A proxy's URL may contain a password, so error messages of this module never quote it.
 
@@ -194,7 +194,7 @@ impl EnvironmentProxies {
 
 /// The route to a host according to the environment variables.
 enum EnvironmentRoute<'a> {
-    /// No variable applies to the host.
+    /// Connections are direct: no variable is set for the scheme of the URL, or the host is a loopback address.
     Unset,
     /// The host is in `NO_PROXY`.
     Exempted(&'a EnvironmentProxy),
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(
             parse_result,
             expected.map(str::to_owned).map_err(str::to_owned),
-            "the parsed form of {text:?}"
+            "{text:?} must have the expected parsed form or error"
         );
     }
 

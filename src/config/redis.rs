@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(
             parse_result,
             expected.map(str::to_owned).map_err(str::to_owned),
-            "the parsed form of {text:?}"
+            "{text:?} must have the expected parsed form or error"
         );
     }
 

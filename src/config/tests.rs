@@ -1,4 +1,5 @@
-//! Tests of the complete configuration, with fake variables, files and flags.
+//! Tests how the complete configuration is resolved from fake variables, files and flags. This file contains the fake
+//! machine, and each submodule tests one part.
 
 mod canaries;
 mod clients;

@@ -1,5 +1,5 @@
-//! Parses the values of settings from TOML and from text: strings, booleans, numbers, durations and sizes with units,
-//! and paths.
+//! Parses the values of settings from TOML and from text: strings, lists of strings, booleans, whole numbers, ratios,
+//! durations and sizes with units, and paths.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

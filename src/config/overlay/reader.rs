@@ -1,5 +1,6 @@
-//! Reads the entries of the overlay into the configuration: appends its keys, applies its clients by name, and collects
-//! the paused keys. Mistakes are reported like mistakes in the operator's file.
+//! Reads the entries of the overlay into the configuration: appends its keys, adds, changes and removes clients by
+//! name, collects the paused keys, and validates the removed entries. Mistakes are reported like mistakes in the
+//! operator's file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Tests of forward proxies in settings, files and the environment.
+//! Tests of forward proxies in settings, files and the environment: their precedence, their errors, and the masking of
+//! their credentials.
 
 use super::{FakeMachine, KEY};
 use crate::config::{Config, ProxySetting};
