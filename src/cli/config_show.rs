@@ -280,7 +280,7 @@ mod tests {
             assert_eq!(
                 printed_form(name, set_names, false),
                 expected,
-                "the form of {name} if {set_names:?} are set"
+                "{name} must have the expected form if {set_names:?} are set"
             );
         }
         assert_eq!(printed_form("upstream.proxy", &[], true), "comment", "a masked value must be a comment");

@@ -1,5 +1,5 @@
-//! `keychoir env`: prints the environment variables with which apps find Keychoir and trust its
-//! certificate. The output is for `eval` in a shell.
+//! `keychoir env`: prints the environment variables with which apps find Keychoir and trust its certificate. The output
+//! is for `eval` in a shell. If the local CA and its bundle do not exist yet, the command creates them.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

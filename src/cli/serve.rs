@@ -1,5 +1,5 @@
-//! `keychoir serve`: starts the proxy with the configuration, serves until a signal to stop, and shuts down
-//! gracefully. Meanwhile, it makes the changes of operators and reloads the configuration.
+//! `keychoir serve`: starts Keychoir with the configuration, serves until a signal to stop, and shuts down gracefully.
+//! Meanwhile, it makes the changes of operators and of other replicas, and reloads the configuration.
 
 mod welcome;
 
