@@ -1,5 +1,6 @@
 //! Waits until a connection must end for a reason other than its traffic: Keychoir drains, or the next request head
-//! does not arrive in time. Also limits how long a drain waits for the first and for the last request of a connection.
+//! does not arrive in time. Also determines how long a drain waits for the first request of a connection, and for a
+//! request whose head has begun.
 
 use std::convert::Infallible;
 use std::future::pending;

@@ -108,7 +108,8 @@ impl Peek for tokio::io::DuplexStream {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConnectionPhase(Arc<AtomicU8>);
 
-/// No request is in progress: the end of the stream is the end of the connection.
+/// No HTTP request is in progress: the connection is idle, or its session has started. The end of the stream is then
+/// the end of the connection.
 const IDLE: u8 = 0;
 /// An HTTP/1.1 request waits for its response.
 const REQUEST: u8 = 1;

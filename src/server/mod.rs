@@ -96,7 +96,8 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 pub struct Drain {
     /// Once cancelled, every response closes its connection.
     pub draining: CancellationToken,
-    /// The connections opened before `draining`, each counted until it is closed or upgraded.
+    /// The connections opened before `draining`, each counted until HTTP ends on it: until it is closed or upgraded, or
+    /// only discards the bytes that its client still sends.
     pub kept_connections: Tasks,
     /// Once cancelled, no more connections are accepted. Requests in progress continue.
     pub stop_accepting: CancellationToken,

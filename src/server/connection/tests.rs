@@ -175,7 +175,7 @@ async fn an_open_connection_is_served_until_connections_are_closed() {
 async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
     let drain = Drain::default();
     let (mut client, server) = duplex(4096);
-    // The server's end is dropped with the future, as a socket would be.
+    // Keychoir's end of the pipe is dropped with the future, as a socket would be.
     let open = async move {
         let _server = server;
         pending::<Option<DuplexStream>>().await
