@@ -50,7 +50,7 @@ pub struct ServerConfig {
     pub base_path: BasePath,
     /// Maximum time at shutdown for running requests to finish.
     pub drain_timeout: Duration,
-    /// Time at shutdown during which idle client connections stay open.
+    /// Maximum time at shutdown during which idle client connections stay open. It is at most half of `drain_timeout`.
     pub drain_idle_timeout: Duration,
     /// Interval between two checks of the configuration files for changes, or zero for no checks.
     pub reload_interval: Duration,

@@ -4,7 +4,7 @@
 use super::{FakeMachine, KEY};
 use crate::config::{Config, ProxySetting};
 
-/// Returns the proxy for the configured host of the provider, without credentials.
+/// Returns the forward proxy for the configured host of the provider, without credentials.
 fn upstream_proxy(config: &Config) -> Option<String> {
     let url = &config.upstream.base_url;
     config.proxy_routes().for_upstream(url, &ProxySetting::Inherited).map(|proxy| proxy.to_string())
