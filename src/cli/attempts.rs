@@ -45,11 +45,11 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_DELAY: Duration = Duration::from_secs(30);
 /// Most reads include only attempts that started within this time, so that a read takes little time.
 const RECENT_ATTEMPT_AGE: Duration = Duration::from_secs(600);
-/// Each read whose number is a multiple of this one includes attempts that started within [`LONGEST_ATTEMPT`].
+/// Each read whose number is a multiple of this one includes attempts that started within [`MAX_ATTEMPT_AGE`].
 const READS_PER_FULL_READ: u32 = 30;
 /// Maximum age of the start of an attempt that `--follow` prints. It is an hour more than the default maximum duration
 /// of a WebSocket session.
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
+const MAX_ATTEMPT_AGE: Duration = Duration::from_secs(25 * 3_600);
 /// Maximum number of attempts that one read of `--follow` prints.
 const MAX_NEW_ATTEMPTS: usize = 100_000;
 
@@ -140,7 +140,7 @@ async fn follow_attempts(
         }
         let now = clock::now();
         let max_age = if read_number.is_multiple_of(READS_PER_FULL_READ) {
-            LONGEST_ATTEMPT
+            MAX_ATTEMPT_AGE
         } else {
             RECENT_ATTEMPT_AGE
         };

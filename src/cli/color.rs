@@ -20,7 +20,7 @@ enum ColorChoice {
     /// Colour the output on a terminal, unless an environment variable overrides this.
     #[default]
     Auto,
-    /// Colour the output of every kind.
+    /// Colour any output.
     Always,
     /// Do not colour the output.
     Never,

@@ -61,7 +61,7 @@ struct ListedConfigKey {
     short_key: String,
     workspace: Option<String>,
     base_url: Option<String>,
-    /// The proxy without its credentials. Empty for the proxy of `upstream.proxy`.
+    /// The forward proxy without its credentials. The text is empty if the key uses the proxy of `upstream.proxy`.
     proxy: String,
     weight: u32,
     reserve_credits: Option<u64>,

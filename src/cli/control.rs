@@ -31,8 +31,8 @@ pub(super) struct ControlOptions {
     /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the directory of
-    /// the usage database.
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, then the file of admin.token_file, or else the
+    /// token in the directory of the usage database.
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
     /// Print JSON.

@@ -31,7 +31,8 @@ pub(super) struct Arguments {
     output: PathBuf,
 }
 
-/// The keys of the demo. They have the length of real keys, so that their short forms look the same.
+/// The keys of the demo. They begin with `sk_` and are about as long as real keys, so that their short forms look like
+/// those of real keys.
 const KEYS: [&str; 4] = [
     "sk_demo50prano0000000000000000000000000000000000a1b2c",
     "sk_demoa1t00000000000000000000000000000000000000d3e4f",

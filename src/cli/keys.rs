@@ -103,7 +103,8 @@ struct ListArguments {
     json: bool,
 }
 
-/// A key of the list. The `id` is `None` for a key that is only in the database. The `state` is `None` if it is unknown.
+/// A key of the list. The `id` is `None` for a key that is only in the database, and the `state` is `None` if it is
+/// unknown.
 struct ListedKey {
     id: Option<String>,
     short_key: String,

@@ -30,8 +30,8 @@ pub(super) struct ServerOptions {
     /// A file with a client token. By default, the admin token is used.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the directory of the
-    /// usage database.
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, then the file of admin.token_file, or else the
+    /// token in the directory of the usage database.
     #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
     admin_token_file: Option<PathBuf>,
 }
@@ -92,12 +92,12 @@ pub(super) enum ServerRequestError {
 /// respond in time hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Timeout of a request to the admin API. The server waits at most 10 s for a change.
+/// Timeout of a request to the admin API. Keychoir waits at most 10 s for a change.
 const ADMIN_API_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl ServerOptions {
-    /// Creates the client. If that fails, prints the error and returns the exit code: `error_code`, or another one if the
-    /// configuration is invalid or the admin token cannot be read.
+    /// Creates the client. If that fails, prints the error and returns the exit code: `error_code`, or another one if
+    /// the configuration is invalid or the admin token cannot be read.
     pub(super) fn into_client(self, error_code: u8) -> Result<KeychoirClient, ExitCode> {
         let fail_with_code = |error: ServerRequestError| fail_with(error_code, error);
         let overrides = self.sources.into_overrides(KeyRequirement::Optional);

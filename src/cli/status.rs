@@ -1,6 +1,6 @@
 //! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON. `--check` reports the state in the
-//! exit code, `--why` explains one key, and `--watch` repeats the output. `keychoir keys list` fetches the states of the
-//! keys with the same code.
+//! exit code, `--why` explains one key, and `--watch` repeats the output. `keychoir keys list` fetches the states of
+//! the keys with the same code.
 
 mod watch;
 mod why;
