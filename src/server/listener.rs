@@ -28,7 +28,7 @@ pub enum Listener {
 pub enum Address {
     /// The IP address and port of a TCP listener.
     Tcp(SocketAddr),
-    /// The path of a Unix socket, or `None` if the socket has no name in the file system.
+    /// The path of a Unix socket. It is `None` if the socket has no name in the file system.
     Unix(Option<PathBuf>),
 }
 
