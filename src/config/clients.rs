@@ -29,7 +29,7 @@ pub struct ClientConfig {
     pub name: String,
     /// The SHA-256 of the client token.
     pub token: TokenFingerprint,
-    /// The time at which the token expires, or `None` if it does not expire.
+    /// The time at which the token expires. If it is `None`, the token does not expire.
     pub expires_at: Option<UnixMs>,
     /// The token that the last rotation replaced, and the time at which that token expires.
     pub previous_token: Option<(TokenFingerprint, UnixMs)>,

@@ -123,7 +123,7 @@ pub(super) fn is_known_format(text: &str) -> bool {
         || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Returns whether the text looks like a key name, which is an error between keys.
+/// Returns whether the text looks like a key name. A key name between keys is an error.
 pub(super) fn looks_like_name(text: &str) -> bool {
     !looks_like_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }

@@ -258,7 +258,7 @@ pub struct Config {
     pub paused_keys: Vec<PausedKeyConfig>,
     /// The number of changes by operators so far.
     pub generation: u64,
-    /// The fingerprint of the admin token, or `None` if there is no admin token.
+    /// The fingerprint of the admin token. It is `None` if there is no admin token.
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
     pub setting_sources: HashMap<&'static str, String>,

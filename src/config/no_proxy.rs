@@ -11,7 +11,7 @@ pub(super) struct NoProxy(Vec<Exemption>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Exemption {
     hosts: ExemptHosts,
-    /// The only exempt port, or `None` if all ports are exempt.
+    /// The only exempt port. If it is `None`, all ports are exempt.
     port: Option<u16>,
 }
 

@@ -23,9 +23,9 @@ pub enum ValueOrigin {
         /// The column in characters, counted from 1.
         column: usize,
     },
-    /// A whole file.
+    /// A whole file, because the error has no position in it.
     File(PathBuf),
-    /// An environment variable.
+    /// An environment variable, by its name.
     Variable(String),
     /// No source, because the setting is missing.
     Absent,

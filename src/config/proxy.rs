@@ -150,8 +150,8 @@ pub struct EnvironmentProxies {
 }
 
 impl EnvironmentProxies {
-    /// Reads the variables. An invalid variable is a problem only with `is_used`, which means that a connection would
-    /// use its proxy.
+    /// Reads the variables. `is_used` is whether a connection would use their forward proxies. An invalid variable is a
+    /// problem only in this case.
     pub(super) fn read(environment: &Environment, is_used: bool, report: &mut Report) -> Self {
         let mut read_variable = |names: [&'static str; 2]| {
             let (variable, text) =

@@ -31,7 +31,7 @@ pub struct RedisConfig {
     pub url: RedisUrlSetting,
     /// A file with the value of `url`.
     pub url_file: Option<PathBuf>,
-    /// A PEM file of the only certificate authorities that are trusted for Redis, or `None` for the public ones.
+    /// A PEM file of the only certificate authorities that are trusted for Redis. `None` means the public authorities.
     pub ca_file: Option<PathBuf>,
     /// The name of the pool that the replicas share.
     pub pool: SharedPoolName,

@@ -22,7 +22,7 @@ pub struct ServerConfig {
     pub unix_mode: UnixMode,
     /// The certificate for HTTPS on TCP ports.
     pub tls: TlsConfig,
-    /// The directory of the local CA, or `None` for the directory `tls` beside the database.
+    /// The directory of the local CA. `None` means the directory `tls` beside the database.
     pub tls_directory: Option<PathBuf>,
     /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,

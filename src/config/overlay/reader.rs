@@ -24,7 +24,7 @@ pub struct PausedKeyConfig {
     pub fingerprint: Fingerprint,
     /// The start of the pause.
     pub since: UnixMs,
-    /// The time at which the key is resumed, or `None` if only an operator resumes it.
+    /// The time at which the key is resumed. If it is `None`, only an operator resumes the key.
     pub until: Option<UnixMs>,
     /// The operator's reason.
     pub reason: Option<Arc<str>>,

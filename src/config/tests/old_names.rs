@@ -65,7 +65,11 @@ fn each_old_variable_is_reported_with_the_one_to_set() {
 #[test]
 fn old_names_are_not_settings() {
     for (index, (old, new, old_unit)) in RENAMED_SETTINGS.iter().enumerate() {
-        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "{old} must be in days only if its name contains `days`");
+        assert_eq!(
+            *old_unit == OldUnit::Days,
+            old.contains("days"),
+            "{old} must be in days only if its name contains `days`"
+        );
         assert!(setting::find(old).is_none(), "{old} must not be a setting");
         assert!(setting::find(new).is_some(), "{new} must be a setting");
         assert!(
