@@ -1,5 +1,6 @@
 //! `keychoir clients`: adds, lists, shows, changes and revokes clients, and replaces their tokens. It uses the admin
-//! API of the running Keychoir, or else the configuration and the overlay. `config show` formats clients with the same type.
+//! API of the running Keychoir, or else the configuration and the overlay. `config show` formats clients with the same
+//! type.
 
 use std::process::ExitCode;
 use std::time::Duration;

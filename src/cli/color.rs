@@ -127,7 +127,11 @@ mod tests {
         let palette = Palette { is_colored: true };
         for text in ["", "active", "m3 [x]", "ä"] {
             let painted = palette.paint(Tone::Bad, text);
-            assert_eq!(visible_width(&painted), text.chars().count(), "{painted:?} must have the width of {text:?}");
+            assert_eq!(
+                visible_width(&painted),
+                text.chars().count(),
+                "{painted:?} must have the width of {text:?}"
+            );
             assert_eq!(visible_width(&format!("{painted}{painted} ")), 2 * text.chars().count() + 1);
         }
         assert_eq!(Palette::default().paint(Tone::Bad, "x"), "x");

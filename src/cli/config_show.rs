@@ -167,7 +167,7 @@ fn split_path(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// Returns whether the setting is an empty string, which means that it is not set.
+/// Returns whether the setting is an empty string. An empty string means that the setting is not set.
 fn is_unset(setting: &SettingValue) -> bool {
     setting.value == "\"\""
 }

@@ -91,7 +91,7 @@ fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> 
 /// A file with the certificate of the local CA and the root certificates of another file.
 struct Bundle {
     path: PathBuf,
-    /// The other file.
+    /// The file with the root certificates that the bundle contains in addition to that of the local CA.
     roots_file: PathBuf,
 }
 

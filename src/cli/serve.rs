@@ -215,8 +215,8 @@ async fn log_welcome_until_stop(running: &mut RunningApp, signals: &mut Signals)
     last_signal
 }
 
-/// Makes a change. A change may wait for another process, which must not delay a stop. So a signal to stop abandons the
-/// change and is returned immediately, and a signal to reload is returned after the change.
+/// Makes a change. A change may wait for another process, but a stop must not wait. A signal to stop therefore abandons
+/// the change and is returned immediately. A signal to reload is returned after the change.
 async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
     let mut change = Box::pin(change);

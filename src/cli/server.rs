@@ -49,7 +49,7 @@ pub(super) enum ServerAddress {
 pub(super) struct KeychoirClient {
     address: ServerAddress,
     client: reqwest::Client,
-    /// A client token.
+    /// The client token of `--token-file`.
     token: Option<String>,
     /// The admin token, which is sent if there is no client token.
     admin_token: Option<String>,

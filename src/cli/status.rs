@@ -28,8 +28,8 @@ pub(super) struct Arguments {
     /// Print the document of /api/elevenlabs-status. With [redis], `shared` and `replicas` of /readyz are added.
     #[arg(long)]
     json: bool,
-    /// Exit with 0 if all keys are active, usage records are written and other replicas can be reached, 2 if no key
-    /// can serve or Keychoir does not respond, and 1 otherwise.
+    /// Exit with 0 if all keys are active, usage records are written, and ElevenLabs and Redis can be reached, 2 if no
+    /// key can serve or Keychoir does not respond, and 1 otherwise.
     #[arg(long)]
     check: bool,
     /// Explain the state of one key, given by its number, name or short form: the reason, the times, the

@@ -1,4 +1,5 @@
-//! Examines whether `keychoir serve` would start, for `keychoir check` and `keychoir doctor`.
+//! Examines whether `keychoir serve` would start, for `keychoir check` and `keychoir doctor`: makes a dry run of
+//! startup, and converts its problems and warnings to findings.
 
 use std::io::ErrorKind;
 

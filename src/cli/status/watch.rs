@@ -35,7 +35,7 @@ struct LastResponse {
     text: String,
 }
 
-/// Redraws the state at every `interval` until SIGINT or SIGTERM, which is a success.
+/// Redraws the state at every `interval` until SIGINT or SIGTERM. Both signals end the command with success.
 pub(super) async fn run(
     client: KeychoirClient,
     interval: Duration,
