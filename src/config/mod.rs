@@ -128,7 +128,7 @@ pub enum KeyRequirement {
 pub struct LoadedConfig {
     /// The resolved settings.
     pub config: Config,
-    /// Messages about corrected or unusual settings.
+    /// Messages about corrected or unusual settings, and about files that other users can read or change.
     pub warnings: Vec<Warning>,
     /// The path of the configuration file that was read.
     pub file: Option<PathBuf>,

@@ -23,7 +23,7 @@ pub enum ValueOrigin {
         /// The column in characters, counted from 1.
         column: usize,
     },
-    /// A whole file, because the error has no position in it.
+    /// A whole file, for an error or a warning without a position in it.
     File(PathBuf),
     /// An environment variable, by its name.
     Variable(String),
@@ -255,7 +255,8 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A message about a corrected or unusual setting. It does not prevent startup.
+/// A message about a corrected or unusual setting, or about a file that other users can read or change. It does not
+/// prevent startup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: ValueOrigin,
