@@ -69,7 +69,7 @@ pub struct ConnectionLimits {
     pub send_timeout: Duration,
     /// Minimum average rate at which the client must read a response, over the time that writes are blocked.
     pub min_response_rate: MinRate,
-    /// Blocked time before `min_response_rate` applies.
+    /// The time for which writes may be blocked before `min_response_rate` applies.
     pub response_grace: Duration,
     /// Maximum size of a request head in bytes. A larger head is rejected with a 431 response.
     pub max_request_headers_size: usize,
