@@ -1,5 +1,5 @@
-//! Finds the admin token for the commands that connect to a server: in the file of `--admin-token-file`, in
-//! `KEYCHOIR_ADMIN_TOKEN`, or else in the file that the server uses.
+//! Finds the admin token for the commands that connect to a running Keychoir: in the file of `--admin-token-file`, in
+//! `KEYCHOIR_ADMIN_TOKEN`, in the file of `admin.token_file`, or else in the generated file beside the usage database.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -9,7 +9,7 @@ use crate::config::Config;
 /// The environment variable with the admin token.
 const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 
-/// The file with the admin token cannot be read.
+/// The error of a file with the admin token that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the admin token cannot be read from {}: {source}", .path.display())]
 pub(super) struct AdminTokenError {
@@ -17,8 +17,8 @@ pub(super) struct AdminTokenError {
     source: io::Error,
 }
 
-/// Returns the admin token. `file` is the file of `--admin-token-file`. Without `config`, the file of the server is not
-/// read. Returns `None` if there is no token, because some requests to a server need none.
+/// Returns the admin token. `file` is the file of `--admin-token-file`. Without `config`, the configured file and the
+/// generated file are not read. Returns `None` if there is no token, because some requests to Keychoir need none.
 pub(super) fn find_admin_token(
     file: Option<&Path>,
     config: Option<&Config>,

@@ -1,5 +1,6 @@
-//! Prints single attempts from the usage database for `keychoir attempts`, in the order of their starts, and with
-//! `--follow` new attempts as they are recorded.
+//! `keychoir attempts`: prints single attempts from the usage database as a table or JSON, in the order of their
+//! starts. With `--request`, it prints all details of each attempt. With `--follow`, it also prints new attempts as
+//! they are recorded.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -44,10 +45,11 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_DELAY: Duration = Duration::from_secs(30);
 /// Most reads include only attempts that started within this time, so that a read takes little time.
 const RECENT_ATTEMPT_AGE: Duration = Duration::from_secs(600);
-/// Each read whose number is a multiple of this one includes attempts that started within [`LONGEST_ATTEMPT`].
+/// Each read whose number is a multiple of this one includes attempts that started within [`MAX_ATTEMPT_AGE`].
 const READS_PER_FULL_READ: u32 = 30;
-/// Maximum duration of an attempt, which is the maximum duration of a WebSocket session.
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
+/// Maximum age of the start of an attempt that `--follow` prints. It is an hour more than the default maximum duration
+/// of a WebSocket session.
+const MAX_ATTEMPT_AGE: Duration = Duration::from_secs(25 * 3_600);
 /// Maximum number of attempts that one read of `--follow` prints.
 const MAX_NEW_ATTEMPTS: usize = 100_000;
 
@@ -138,7 +140,7 @@ async fn follow_attempts(
         }
         let now = clock::now();
         let max_age = if read_number.is_multiple_of(READS_PER_FULL_READ) {
-            LONGEST_ATTEMPT
+            MAX_ATTEMPT_AGE
         } else {
             RECENT_ATTEMPT_AGE
         };

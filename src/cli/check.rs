@@ -1,6 +1,7 @@
 //! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent startup. With
 //! `--online`, it also examines the provider, the keys, the mirror and Redis. An address or a database that a running
-//! Keychoir uses is not a problem.
+//! Keychoir uses is not a problem. The exit code distinguishes a problem of startup from a problem that only `--online`
+//! finds.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,6 @@
-//! `keychoir clients`: adds, lists, changes and revokes clients and their tokens.
+//! `keychoir clients`: adds, lists, shows, changes and revokes clients, and replaces their tokens. It uses the admin
+//! API of the running Keychoir, or else the configuration and the overlay. `config show` formats clients with the same
+//! type.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -156,8 +158,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     }
 }
 
-/// A client as the running server or the configuration describes it. Its fields have the names and the notation of the
-/// configuration.
+/// A client as the running Keychoir or the configuration describes it. Its fields have the names and the notation of
+/// the configuration.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ListedClient {
@@ -176,10 +178,10 @@ pub(super) struct ListedClient {
     provider_tokens: bool,
     expires_at: Option<String>,
     previous_token_expires_at: Option<String>,
-    /// The counted requests of each period. Only a running server reports them.
+    /// The counted requests of each period. Only a running Keychoir reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     requests: Option<Value>,
-    /// The charged credits of each period. Only a running server reports them.
+    /// The charged credits of each period. Only a running Keychoir reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     credits: Option<Value>,
 }
@@ -224,7 +226,7 @@ impl From<&ClientConfig> for ListedClient {
     }
 }
 
-/// Reads the clients from the running server, or else from the configuration.
+/// Reads the clients from the running Keychoir, or else from the configuration.
 fn read_clients(options: &ControlOptions) -> Result<Vec<ListedClient>, ExitCode> {
     build_runtime()?.block_on(async {
         match options.connect().await? {

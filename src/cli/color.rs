@@ -1,4 +1,5 @@
-//! Decides whether the output of a command is coloured, and colours parts of it.
+//! Decides from the option `--color`, the environment and the terminal whether the output of a command is coloured,
+//! colours parts of it, and counts the visible characters of coloured text.
 
 use std::io::{self, IsTerminal};
 
@@ -19,7 +20,7 @@ enum ColorChoice {
     /// Colour the output on a terminal, unless an environment variable overrides this.
     #[default]
     Auto,
-    /// Colour the output of every kind.
+    /// Colour any output.
     Always,
     /// Do not colour the output.
     Never,
@@ -107,7 +108,7 @@ mod tests {
             assert_eq!(
                 is_colored(choice, read_variable, is_terminal),
                 expected,
-                "the decision for {choice:?} with the variables {variables:?}"
+                "the decision must be right for {choice:?} with the variables {variables:?}"
             );
         };
         check_decision(ColorChoice::Auto, &[], true, true);
@@ -126,7 +127,11 @@ mod tests {
         let palette = Palette { is_colored: true };
         for text in ["", "active", "m3 [x]", "ä"] {
             let painted = palette.paint(Tone::Bad, text);
-            assert_eq!(visible_width(&painted), text.chars().count(), "the visible width of {painted:?}");
+            assert_eq!(
+                visible_width(&painted),
+                text.chars().count(),
+                "{painted:?} must have the width of {text:?}"
+            );
             assert_eq!(visible_width(&format!("{painted}{painted} ")), 2 * text.chars().count() + 1);
         }
         assert_eq!(Palette::default().paint(Tone::Bad, "x"), "x");

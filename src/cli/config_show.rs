@@ -61,7 +61,7 @@ struct ListedConfigKey {
     short_key: String,
     workspace: Option<String>,
     base_url: Option<String>,
-    /// The proxy without its credentials. Empty for the proxy of `upstream.proxy`.
+    /// The forward proxy without its credentials. The text is empty if the key uses the proxy of `upstream.proxy`.
     proxy: String,
     weight: u32,
     reserve_credits: Option<u64>,
@@ -167,7 +167,7 @@ fn split_path(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// Returns whether the setting is an empty string, which means that it is not set.
+/// Returns whether the setting is an empty string. An empty string means that the setting is not set.
 fn is_unset(setting: &SettingValue) -> bool {
     setting.value == "\"\""
 }
@@ -280,7 +280,7 @@ mod tests {
             assert_eq!(
                 printed_form(name, set_names, false),
                 expected,
-                "the form of {name} if {set_names:?} are set"
+                "{name} must have the expected form if {set_names:?} are set"
             );
         }
         assert_eq!(printed_form("upstream.proxy", &[], true), "comment", "a masked value must be a comment");

@@ -1,6 +1,6 @@
 //! Makes changes of keys and clients for the commands `keys` and `clients`: through the admin API of the running
-//! server, or, if no server is running, in the overlay, which the next startup reads. Other commands find the running
-//! server and the admin token with the same options.
+//! Keychoir, or, if none responds, in the overlay. The next startup reads the overlay. Other commands find the running
+//! Keychoir and the admin token with the same options, and parse durations and ends with the same functions.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,8 +31,8 @@ pub(super) struct ControlOptions {
     /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the directory of
-    /// the usage database.
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, then the file of admin.token_file, or else the
+    /// token in the directory of the usage database.
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
     /// Print JSON.
@@ -40,15 +40,15 @@ pub(super) struct ControlOptions {
     pub(super) json: bool,
 }
 
-/// The target of a change: the running server or the overlay.
+/// The target of a change: the running Keychoir or the overlay.
 pub(super) enum Target {
-    /// The running server.
+    /// The running Keychoir, or the address in `--url`.
     Server(AdminClient),
-    /// The overlay, because no server responds at the configured address.
+    /// The overlay, because no Keychoir responds at the configured address.
     Offline(Box<OfflineConfig>),
 }
 
-/// The configuration of a command without a running server, and the sources that a change loads again.
+/// The configuration of a command without a running Keychoir, and the sources that a change loads again.
 pub(super) struct OfflineConfig {
     overrides: Overrides,
     pub(super) config: Config,
@@ -95,7 +95,7 @@ fn service_directory_hint(config: &Config, service: &Path) -> Option<String> {
 }
 
 impl ControlOptions {
-    /// Finds the running server. Without `--url`, a server that does not respond is not an error.
+    /// Finds the running Keychoir. Without `--url`, it is not an error if none responds.
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
         let overrides = self.overrides();
         // An address that requires client tokens is accepted, because the change may add the first client.
@@ -149,8 +149,7 @@ impl ControlOptions {
         Ok(AdminClient { client, token })
     }
 
-    /// Reads the admin token. A missing default file is not an error, because some requests to a server need no
-    /// token.
+    /// Reads the admin token. A missing default file is not an error, because some requests to Keychoir need no token.
     fn read_token(&self, config: Option<&Config>) -> Result<Option<String>, ExitCode> {
         let has_token_file = self.admin_token_file.is_some();
         if let Some(hint) = config

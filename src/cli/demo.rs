@@ -1,5 +1,6 @@
-//! `keychoir demo`: runs the proxy in front of a simulated ElevenLabs with four keys, and sends requests until three of
-//! the keys are exhausted. The next key serves each refused request.
+//! `keychoir demo`: runs Keychoir in front of a simulated ElevenLabs with four keys, and sends requests until three of
+//! the keys are exhausted. The next key serves each refused request. The demo fails if a request was not served or the
+//! recorded credits differ from those that the simulator charged.
 
 mod view;
 
@@ -30,7 +31,8 @@ pub(super) struct Arguments {
     output: PathBuf,
 }
 
-/// The keys of the demo. They have the length of real keys, so that their short forms look the same.
+/// The keys of the demo. They begin with `sk_` and are about as long as real keys, so that their short forms look like
+/// those of real keys.
 const KEYS: [&str; 4] = [
     "sk_demo50prano0000000000000000000000000000000000a1b2c",
     "sk_demoa1t00000000000000000000000000000000000000d3e4f",
@@ -59,7 +61,7 @@ const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format
 
 /// Maximum wait for the first polls of the quotas.
 const FIRST_POLL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum time in which the proxy ends its requests after the demo.
+/// Maximum time in which Keychoir ends its requests after the demo.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the cost of the requests with these numbers, counted from 0 over all rounds. A character costs one credit.

@@ -63,7 +63,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     }
 }
 
-/// Runs all examinations. The database is examined on another thread, and the server and the network at the same time.
+/// Runs all examinations. The database is examined on another thread, and the running Keychoir and the network at the
+/// same time.
 async fn examine_configuration(
     loaded: &LoadedConfig,
     options: &ControlOptions,

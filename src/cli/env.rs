@@ -1,5 +1,5 @@
-//! `keychoir env`: prints the environment variables with which apps find Keychoir and trust its
-//! certificate. The output is for `eval` in a shell.
+//! `keychoir env`: prints the environment variables with which apps find Keychoir and trust its certificate. The output
+//! is for `eval` in a shell. If the local CA and its bundle do not exist yet, the command creates them.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> 
 /// A file with the certificate of the local CA and the root certificates of another file.
 struct Bundle {
     path: PathBuf,
-    /// The other file.
+    /// The file with the root certificates that the bundle contains in addition to that of the local CA.
     roots_file: PathBuf,
 }
 

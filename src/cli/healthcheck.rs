@@ -1,7 +1,7 @@
-//! `keychoir healthcheck`: requests the readiness of a running server and reports it in the exit code. Container
+//! `keychoir healthcheck`: requests the readiness of a running Keychoir and reports it in the exit code. Container
 //! runtimes and kubelets run it inside the container, because their own probes do not reach loopback or a Unix socket.
 //!
-//! It ignores mistakes in the configuration. The running server continues with its last valid configuration, but a
+//! It ignores mistakes in the configuration. A running Keychoir continues with its last valid configuration, but a
 //! container that is reported as unhealthy would be restarted, and the mistake would then prevent its startup.
 
 use std::time::Duration;

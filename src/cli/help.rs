@@ -102,8 +102,11 @@ const HELP: &[CommandHelp] = &[
             ("keychoir status --check", "report the state as an exit code, for monitoring"),
         ],
         exit_codes: &[
-            (0, "success; with --check, all keys are active and usage records are written"),
-            (1, "Keychoir does not respond; with --check, a key is not active, or records cannot be written"),
+            (0, "success; with --check, all keys are active and nothing else has a problem"),
+            (
+                1,
+                "Keychoir does not respond; with --check, a key, the records, ElevenLabs or Redis has a problem",
+            ),
             (2, "invalid arguments; with --check, no key can serve, or Keychoir does not respond"),
             INVALID_CONFIG,
         ],

@@ -1,6 +1,6 @@
 //! `keychoir keys`: lists, adds, removes, pauses, resumes and checks the keys of the pool. `list` prints the short
 //! forms of the keys and their states. It fetches the states from the running Keychoir, like `keychoir status`, or else
-//! reads them from the database.
+//! reads them from the database. The other subcommands use the admin API of the running Keychoir, or the overlay.
 
 mod check;
 
@@ -103,7 +103,8 @@ struct ListArguments {
     json: bool,
 }
 
-/// A key of the list. A key that is only in the database has no id, and a key without a known state has none.
+/// A key of the list. The `id` is `None` for a key that is only in the database, and the `state` is `None` if it is
+/// unknown.
 struct ListedKey {
     id: Option<String>,
     short_key: String,
@@ -210,8 +211,8 @@ fn run_list(arguments: &ListArguments) -> CommandResult {
     command_result
 }
 
-/// Fetches the states of the configured keys from the server that runs with `config`. Returns `None` if that server
-/// does not respond, requires a token, or has different keys.
+/// Fetches the states of the configured keys from the Keychoir that runs with `config`. Returns `None` if it does not
+/// respond, requires a token, or has different keys.
 fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
     let keys = build_runtime().ok()?.block_on(status::fetch_keys(config))?;
     let is_same_key = |(configured, reported): (&KeyConfig, &status::ReportedKeyStatus)| {

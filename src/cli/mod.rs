@@ -1,6 +1,6 @@
 //! Parses the command line and runs the command. Each command is a module, which prints data to standard
-//! output and messages to standard error, and returns an exit code. The functions at the end of this file load the
-//! configuration, print, and build the runtime for all commands.
+//! output and messages to standard error, and returns an exit code. The functions at the end of this file print, build
+//! the runtime, determine the locale and describe errors for all commands, and `load` loads the configuration.
 
 mod serve;
 
@@ -65,7 +65,7 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Check the configuration and report its mistakes, without serving.
     Check(check::Arguments),
-    /// Examine the configuration, the files, the network, the keys and the running server.
+    /// Examine the configuration, the files, the network, the keys and the running Keychoir.
     Doctor(doctor::Arguments),
     /// Show the effective settings and where each comes from.
     Config(config_show::Arguments),

@@ -1,5 +1,5 @@
-//! `keychoir serve`: starts the proxy with the configuration, serves until a signal to stop, and shuts down
-//! gracefully. Meanwhile, it makes the changes of operators and reloads the configuration.
+//! `keychoir serve`: starts Keychoir with the configuration, serves until a signal to stop, and shuts down gracefully.
+//! Meanwhile, it makes the changes of operators and of other replicas, and reloads the configuration.
 
 mod welcome;
 
@@ -215,8 +215,8 @@ async fn log_welcome_until_stop(running: &mut RunningApp, signals: &mut Signals)
     last_signal
 }
 
-/// Makes a change. A change may wait for another process, which must not delay a stop. So a signal to stop abandons the
-/// change and is returned immediately, and a signal to reload is returned after the change.
+/// Makes a change. A change may wait for another process, but a stop must not wait. A signal to stop therefore abandons
+/// the change and is returned immediately. A signal to reload is returned after the change.
 async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
     let mut change = Box::pin(change);

@@ -1,5 +1,6 @@
-//! Sends the requests of commands to a running Keychoir: for its status documents, and to its admin API. All commands
-//! that need a running server use this module, so that they select the same address and report the same errors.
+//! Sends the requests of commands to a running Keychoir: for its status documents, readiness and version, and to its
+//! admin API. All commands that need a running Keychoir use this module, so that they select the same address and
+//! report the same errors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,8 @@ pub(super) struct ServerOptions {
     /// A file with a client token. By default, the admin token is used.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the directory of the
-    /// usage database.
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, then the file of admin.token_file, or else the
+    /// token in the directory of the usage database.
     #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
     admin_token_file: Option<PathBuf>,
 }
@@ -48,7 +49,7 @@ pub(super) enum ServerAddress {
 pub(super) struct KeychoirClient {
     address: ServerAddress,
     client: reqwest::Client,
-    /// A client token.
+    /// The client token of `--token-file`.
     token: Option<String>,
     /// The admin token, which is sent if there is no client token.
     admin_token: Option<String>,
@@ -91,12 +92,12 @@ pub(super) enum ServerRequestError {
 /// respond in time hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Timeout of a request to the admin API. The server waits at most 10 s for a change.
+/// Timeout of a request to the admin API. Keychoir waits at most 10 s for a change.
 const ADMIN_API_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl ServerOptions {
-    /// Creates the client. If that fails, prints the error and returns the exit code: `error_code`, or another one if the
-    /// configuration is invalid or the admin token cannot be read.
+    /// Creates the client. If that fails, prints the error and returns the exit code: `error_code`, or another one if
+    /// the configuration is invalid or the admin token cannot be read.
     pub(super) fn into_client(self, error_code: u8) -> Result<KeychoirClient, ExitCode> {
         let fail_with_code = |error: ServerRequestError| fail_with(error_code, error);
         let overrides = self.sources.into_overrides(KeyRequirement::Optional);
@@ -150,7 +151,7 @@ impl ServerAddress {
         }
     }
 
-    /// Returns whether the connection uses TLS, so that the server's certificate is verified.
+    /// Returns whether the connection uses TLS, so that Keychoir's certificate is verified.
     pub(super) fn is_https(&self) -> bool {
         match self {
             Self::Url(url) => url.starts_with("https://"),
@@ -224,7 +225,7 @@ impl KeychoirClient {
         Ok(Self { address, client, token, admin_token: None })
     }
 
-    /// Creates a client without a token for the server that runs with `config`.
+    /// Creates a client without a token for the Keychoir that runs with `config`.
     pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
         Self::new(ServerAddress::from_config(config)?, None, None)
     }
@@ -273,7 +274,7 @@ impl KeychoirClient {
         Ok((status, document))
     }
 
-    /// Returns the readiness of the server: `ready`, `degraded` or `unready`.
+    /// Returns the readiness of Keychoir: `ready`, `degraded` or `unready`.
     pub(super) async fn readiness(&self) -> Result<String, ServerRequestError> {
         #[derive(Deserialize)]
         struct Readiness {
@@ -282,8 +283,8 @@ impl KeychoirClient {
         self.get::<Readiness>("/readyz").await.map(|(_, page)| page.status)
     }
 
-    /// Returns the version of the server, which its metrics contain. Returns `None` if the metrics cannot be read, for
-    /// example because the server requires the admin token.
+    /// Returns the version of the running Keychoir from its metrics. Returns `None` if the metrics cannot be read, for
+    /// example because they require the admin token.
     pub(super) async fn version(&self, admin_token: Option<&str>) -> Option<String> {
         const LABEL: &str = "keychoir_build_info{version=\"";
         let mut request = self.client.get(format!("{}/metrics", self.url_prefix()));
@@ -295,7 +296,7 @@ impl KeychoirClient {
         rest.split_once('"').map(|(version, _)| version.to_owned())
     }
 
-    /// Returns whether a Keychoir server responds at the address.
+    /// Returns whether a Keychoir responds at the address.
     pub(super) async fn is_keychoir(&self) -> bool {
         let page = self.get::<serde_json::Map<String, Value>>("/readyz").await;
         // Another program does not send a document with these members.
@@ -340,7 +341,7 @@ impl KeychoirClient {
     }
 }
 
-/// Returns whether a Keychoir server responds at the address `listen`.
+/// Returns whether a Keychoir responds at the address `listen`.
 pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
     let address = match listen {
         ListenAddress::Tcp(address) => ServerAddress::Url(base_url(address)),
@@ -380,7 +381,7 @@ mod tests {
 
     #[track_caller]
     fn check_address(text: &str, expected: Option<ServerAddress>) {
-        assert_eq!(ServerAddress::parse(text).ok(), expected, "the address {text:?}");
+        assert_eq!(ServerAddress::parse(text).ok(), expected, "{text:?} must be parsed as expected");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Receives the operating system signals to stop and to reload the configuration.
+//! Receives the operating system signals to stop and to reload the configuration, for `keychoir serve` and for the
+//! commands that run until a signal to stop.
 
 use std::io;
 

@@ -1,4 +1,5 @@
-//! `keychoir simulate`: serves an offline ElevenLabs for the development of apps.
+//! `keychoir simulate`: serves an offline ElevenLabs for the development of apps. It starts the simulator with the keys
+//! and faults of the options, prints the variables with which Keychoir uses it, and serves until a signal to stop.
 
 use clap::Args;
 use tokio::net::TcpListener;

@@ -1,5 +1,6 @@
-//! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON, and reports their state in the exit
-//! code with `--check`. Other commands fetch the states of the keys with the same code.
+//! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON. `--check` reports the state in the
+//! exit code, `--why` explains one key, and `--watch` repeats the output. `keychoir keys list` fetches the states of
+//! the keys with the same code.
 
 mod watch;
 mod why;
@@ -27,8 +28,8 @@ pub(super) struct Arguments {
     /// Print the document of /api/elevenlabs-status. With [redis], `shared` and `replicas` of /readyz are added.
     #[arg(long)]
     json: bool,
-    /// Exit with 0 if all keys are active, usage records are written and other replicas can be reached, 2 if no key
-    /// can serve or Keychoir does not respond, and 1 otherwise.
+    /// Exit with 0 if all keys are active, usage records are written, and ElevenLabs and Redis can be reached, 2 if no
+    /// key can serve or Keychoir does not respond, and 1 otherwise.
     #[arg(long)]
     check: bool,
     /// Explain the state of one key, given by its number, name or short form: the reason, the times, the
@@ -50,9 +51,10 @@ pub(super) struct Arguments {
     color: ColorOption,
 }
 
-/// The exit code of `--check` if a key is not active, usage records cannot be written, or Redis does not respond.
+/// The exit code of `--check` if a key is not active, usage records cannot be written, or ElevenLabs or Redis cannot be
+/// reached.
 const DEGRADED_EXIT_CODE: u8 = 1;
-/// The exit code of `--check` if no key can serve or Keychoir does not respond.
+/// The exit code of `--check` if no key is active, or if Keychoir is shutting down or does not respond.
 const UNAVAILABLE_EXIT_CODE: u8 = 2;
 
 /// The value in `/readyz` for a provider that cannot be reached.
@@ -159,7 +161,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 }
 
 impl ReportedReadiness {
-    /// Returns whether the server is configured to share its pool with other replicas.
+    /// Returns whether Keychoir is configured to share its pool with other replicas.
     fn is_shared(&self) -> bool {
         !matches!(&*self.shared, "" | "off")
     }
@@ -202,8 +204,7 @@ async fn fetch_documents(client: &KeychoirClient) -> Result<StatusDocuments, Ser
     Ok(StatusDocuments { status_json, status, details, readiness, explained_keys })
 }
 
-/// Fetches the keys of the server that runs with `config`. Returns `None` if that server does not respond or requires
-/// a token.
+/// Fetches the keys of the Keychoir that runs with `config`. Returns `None` if it does not respond or requires a token.
 pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<ReportedKeyStatus>> {
     let client = KeychoirClient::from_config(config).ok()?;
     let (_, status) = client.get::<ReportedStatus>("/api/elevenlabs-status").await.ok()?;
@@ -460,7 +461,7 @@ mod tests {
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(
                 widest <= 80,
-                "the widest line has {widest} characters:\n{}",
+                "no line must have more than 80 characters, but the widest has {widest}:\n{}",
                 text.lines().next().unwrap()
             );
             for part in ["Dec 31", "are lost.", "\nAlone: "] {
@@ -537,7 +538,7 @@ mod tests {
             assert_eq!(
                 line.trim_start(),
                 expected,
-                "the line for {replicas} replicas in the state {shared:?}"
+                "the line must be right for {replicas} replicas in the state {shared:?}"
             );
         };
         check_line("off", 1, "");

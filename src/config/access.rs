@@ -1,7 +1,8 @@
-//! Defines the section `[access]`: the access rules that apply to all clients, and the charge for requests of unknown
-//! cost. It is separate from the sections of timeouts and sizes, because its defaults decide who may use the keys.
+//! Defines the section `[access]`: the access rules that apply to all clients, the charge and limit for requests of
+//! unknown cost, and the limit of end users in memory. It is separate from the sections of timeouts and sizes, because
+//! its defaults decide who may use the keys.
 
-/// The access rules of all clients, and the charge for requests of unknown cost.
+/// The access rules and limits that apply to all clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessConfig {
     /// Whether requests that could disable a key, create one or manage the workspace are refused.

@@ -22,7 +22,8 @@ use crate::secret::AdminTokenFingerprint;
 pub struct AdminConfig {
     /// The address of the admin API and of the status pages.
     pub listen: AdminListen,
-    /// The file of the admin token, or `None` for the generated one in the directory of the usage database.
+    /// The file of the admin token. If it is `None`, the token is in the systemd credential `admin_token`, or in the
+    /// generated file beside the usage database. `KEYCHOIR_ADMIN_TOKEN` has precedence over all files.
     pub token_file: Option<PathBuf>,
     /// The pages that may be read without a token: `status` or `metrics`.
     pub public: Vec<String>,

@@ -1,5 +1,6 @@
-//! Parses the provider's base URL and Keychoir's own base path strictly. A lenient URL library would
-//! accept a typo, and requests with keys would go to an unintended host.
+//! Parses the provider's base URL and Keychoir's own base path strictly. A lenient URL library would accept a typo, and
+//! requests with keys would go to an unintended host. The parsers of hosts and ports are also used for the URLs of
+//! forward proxies and of Redis.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -1,6 +1,6 @@
 //! Parses the clients that may use the pool, from `[[clients]]` entries and from the file of
 //! `KEYCHOIR_CLIENT_TOKEN_FILE`. A token is hashed and then dropped, so the configuration contains only its
-//! fingerprint.
+//! fingerprint. The overlay and the commands check client names with the functions of this module.
 
 use std::collections::HashMap;
 
@@ -29,7 +29,7 @@ pub struct ClientConfig {
     pub name: String,
     /// The SHA-256 of the client token.
     pub token: TokenFingerprint,
-    /// The time at which the token expires, or `None` if it does not expire.
+    /// The time at which the token expires. If it is `None`, the token does not expire.
     pub expires_at: Option<UnixMs>,
     /// The token that the last rotation replaced, and the time at which that token expires.
     pub previous_token: Option<(TokenFingerprint, UnixMs)>,
@@ -170,7 +170,7 @@ pub(super) fn check_client_name(name: &str) -> Result<(), ValueError> {
 ///
 /// # Errors
 ///
-/// A message about the name if it is not valid.
+/// Returns a message about the name if it is not valid.
 pub fn parse_client_name(name: &str) -> Result<String, String> {
     check_client_name(name).map(|()| name.to_owned()).map_err(|error| error.to_string())
 }

@@ -242,8 +242,8 @@ impl<'a> TableEntry<'a> {
         self.document.span_of(range).in_overlay_entry(self.span.overlay_entry)
     }
 
-    /// Returns whether the entry itself contains a key, a token or a proxy, which may have a password, and not only the
-    /// name of a file or a hash.
+    /// Returns whether the entry contains a key, a token or a forward proxy. The URL of a forward proxy may contain a
+    /// password. The name of a file and a hash are not secrets.
     pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
     }

@@ -1,5 +1,6 @@
 //! Parses a TCP address to listen on: an IP address or `localhost`, with a port. Host names are refused,
-//! because a change of their DNS entry could expose the proxy to other machines.
+//! because a change of their DNS entry could expose Keychoir to other machines. Also determines which hosts reach the
+//! address, so that Keychoir does not send requests to itself.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -178,7 +179,7 @@ mod tests {
             assert_eq!(
                 listener.is_reached_by(host, port),
                 is_reached,
-                "a connection to {host}:{port} and the listener {listen}"
+                "the result must be right for a connection to {host}:{port} and the listener {listen}"
             );
         }
     }

@@ -1,6 +1,7 @@
 //! Recognizes text that cannot be an API key: invalid characters, placeholders, short forms, and words around keys.
-//! ElevenLabs documents no key format, so `key_list` accepts a key of an unknown format with a warning. Messages
-//! contain at most the short form of the text, an invalid character, or a word that is listed in this file.
+//! Also recognizes the known formats of keys, and masks entries for messages. ElevenLabs documents no key format, so
+//! `key_list` accepts a key of an unknown format with a warning. Messages contain at most the short form of the text,
+//! an invalid character, or a word that is listed in this file.
 
 use super::problem::ValueError;
 use crate::secret::ShortKey;
@@ -122,7 +123,7 @@ pub(super) fn is_known_format(text: &str) -> bool {
         || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Returns whether the text looks like a key name, which is an error between keys.
+/// Returns whether the text looks like a key name. A key name between keys is an error.
 pub(super) fn looks_like_name(text: &str) -> bool {
     !looks_like_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }
@@ -132,7 +133,7 @@ pub(super) fn looks_like_name(text: &str) -> bool {
 const MIN_SHORT_FORM_CHARS: usize = 16;
 
 /// Masks an entry, so that an operator can find it and a message contains no key: returns its short form, or only its
-/// length.
+/// length and whether it begins with `sk_`.
 pub(super) fn mask_key(text: &str) -> String {
     let count = text.chars().count();
     let has_short_form =
@@ -231,7 +232,7 @@ mod tests {
             ("notelevenlabs.io", KeyProvider::Other),
             ("127.0.0.1", KeyProvider::Other),
         ] {
-            assert_eq!(KeyProvider::for_host(host), expected, "the provider at {host}");
+            assert_eq!(KeyProvider::for_host(host), expected, "the provider at {host} must be recognized");
         }
     }
 

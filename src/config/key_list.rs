@@ -11,9 +11,10 @@ use crate::secret::{ApiKey, Fingerprint};
 /// The source of a list, which determines the separators.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyListFormat {
-    /// Commas separate keys. Line breaks are accepted with a warning.
+    /// Commas separate keys. Line breaks, spaces and semicolons between keys are accepted with a warning.
     Variable,
-    /// Lines and commas separate keys. A line that starts with `#` is a comment.
+    /// Lines and commas separate keys. Spaces and semicolons between keys are accepted with a warning. A line that
+    /// starts with `#` is a comment.
     File,
 }
 

@@ -56,7 +56,7 @@ pub struct KeyConfig {
     pub proxy: ProxySetting,
     /// The key's weight relative to other keys, at least 1.
     pub weight: u32,
-    /// Credits of the workspace that the key does not use, or `None` for `pool.reserve_credits`.
+    /// Credits of the workspace that the key does not use. `None` means the number in `pool.reserve_credits`.
     pub reserve_credits: Option<u64>,
     /// The kind of source from which the key was configured.
     pub origin: KeyOrigin,

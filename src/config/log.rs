@@ -1,4 +1,5 @@
-//! Parses the settings of the log: its format, and the minimum level of the events of each target.
+//! Parses the settings of the log: its format, and the minimum level of the events of each target. A misspelled level
+//! is an error, because the library would use it as the name of a target.
 
 use std::fmt;
 use std::str::FromStr;

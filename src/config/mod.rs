@@ -108,8 +108,8 @@ pub enum StateLocation {
     /// The files are in the directory of the configured database.
     #[default]
     BesideDatabase,
-    /// The files are in the state directory of the running server, or do not exist if its database is in memory. The
-    /// database of a running server changes only with a restart.
+    /// The files are in the state directory of the running Keychoir process, or do not exist if its database is in
+    /// memory. The database of a running process changes only with a restart.
     Fixed(Option<StateDirectory>),
 }
 
@@ -128,11 +128,11 @@ pub enum KeyRequirement {
 pub struct LoadedConfig {
     /// The resolved settings.
     pub config: Config,
-    /// Messages about corrected or unusual settings.
+    /// Messages about corrected or unusual settings, and about files that other users can read or change.
     pub warnings: Vec<Warning>,
     /// The path of the configuration file that was read.
     pub file: Option<PathBuf>,
-    /// Whether the configuration file contains keys or tokens.
+    /// Whether the configuration file contains keys, tokens or passwords.
     pub file_contains_secrets: bool,
     /// The content of every file that was read or searched, with its metadata.
     pub contents: FileContents,
@@ -148,8 +148,8 @@ pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     load_with_files(overrides, &[], &FileContents::default())
 }
 
-/// Loads the configuration without its invalid parts, for a command that must find a running server although its
-/// files have been edited and contain mistakes. The server continues with the last configuration without mistakes.
+/// Loads the configuration without its invalid parts, for a command that must find a running Keychoir process although
+/// the files have been edited and contain mistakes. The process continues with its last configuration without mistakes.
 #[must_use]
 pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
     let read_file = |path: &Path| FileContent::read(path).text;
@@ -216,7 +216,7 @@ pub fn is_valid_name(name: &str) -> bool {
     keys::check_name(name).is_ok()
 }
 
-/// The usual name of a configuration file.
+/// The default name of a configuration file.
 const FILE_NAME: &str = "keychoir.toml";
 
 /// All settings. The default has no keys.
@@ -228,7 +228,7 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// The selection of keys, and their cooldowns.
     pub pool: PoolConfig,
-    /// The retries of refused requests.
+    /// The retries of requests, and the buffers for their bodies.
     pub retry: RetryConfig,
     /// The polling of the keys' quotas.
     pub quota_polling: QuotaPollingConfig,
@@ -258,13 +258,13 @@ pub struct Config {
     pub paused_keys: Vec<PausedKeyConfig>,
     /// The number of changes by operators so far.
     pub generation: u64,
-    /// The fingerprint of the admin token, or `None` if there is no admin token.
+    /// The fingerprint of the admin token. It is `None` if there is no admin token.
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
     pub setting_sources: HashMap<&'static str, String>,
     /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
-    /// The proxies of the environment, which are used where no setting names one.
+    /// The forward proxies of the environment, which are used where no setting names one.
     pub environment_proxies: EnvironmentProxies,
 }
 
@@ -307,7 +307,7 @@ impl Config {
         }
     }
 
-    /// Returns the file with the certificate of the local CA, if the server has created it.
+    /// Returns the file with the certificate of the local CA, if Keychoir has created it.
     #[must_use]
     pub fn local_ca_file(&self) -> Option<PathBuf> {
         match self.ca_location() {

@@ -1,9 +1,9 @@
-//! Parses `NO_PROXY`: the hosts to which connections are direct. No standard defines the variable, so this module
-//! accepts the notations of curl, Go and Python.
+//! Parses the environment variable `NO_PROXY`, and decides which hosts are reached without a forward proxy. No standard
+//! defines the variable, so this module accepts the notations of curl, Go and Python.
 
 use std::net::IpAddr;
 
-/// The hosts that are reached without a proxy.
+/// The hosts that are reached without a forward proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NoProxy(Vec<Exemption>);
 
@@ -11,7 +11,7 @@ pub(super) struct NoProxy(Vec<Exemption>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Exemption {
     hosts: ExemptHosts,
-    /// The only exempt port, or `None` if all ports are exempt.
+    /// The only exempt port. If it is `None`, all ports are exempt.
     port: Option<u16>,
 }
 
@@ -136,7 +136,11 @@ mod tests {
     #[track_caller]
     fn check_exemption(list: &str, host: &str, port: u16, is_exempt: bool) {
         let no_proxy = NoProxy::parse(list);
-        assert_eq!(no_proxy.exempts(host, port), is_exempt, "the exemption of {host}:{port} by {list:?}");
+        assert_eq!(
+            no_proxy.exempts(host, port),
+            is_exempt,
+            "the result must be right for {host}:{port} and the list {list:?}"
+        );
     }
 
     #[test]

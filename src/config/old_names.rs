@@ -1,5 +1,6 @@
-//! Recognizes the old names of renamed settings. An old name is an error, whose message contains the line to write
-//! instead. Old names are not aliases, because a file with both names would then set the setting twice.
+//! Recognizes the old names of renamed settings, sections, fields of clients and strategies. An old name is an error,
+//! whose message contains the line to write instead, with a value in the new notation. Old names are not aliases,
+//! because a file with both names would then set the setting twice.
 
 use std::time::Duration;
 

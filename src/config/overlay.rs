@@ -54,13 +54,13 @@ pub struct ManagedKey {
     pub name: String,
     /// The path of the key file, relative to the state directory.
     pub key_file: String,
-    /// The workspace name.
+    /// The name of the workspace whose credits the key uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
     /// The base URL of the key's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// The key's share of the requests in weighted strategies.
+    /// The key's weight relative to other keys. `None` means a weight of 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
     /// The time of the entry's last change, which can be ahead of the clock.
@@ -83,7 +83,7 @@ pub struct PausedKey {
     /// The start of the pause.
     #[serde(with = "rfc3339")]
     pub since: UnixMs,
-    /// The time at which the key is resumed, or `None` if only an operator resumes it.
+    /// The time at which the key is resumed. If it is `None`, only an operator resumes the key.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub until: Option<UnixMs>,
     /// The operator's reason.

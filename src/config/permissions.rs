@@ -19,7 +19,7 @@ const CONTAINER_SECRETS: &str = "/run/secrets";
 /// Whether the content of a file is secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
-    /// Keys, tokens, or usage records.
+    /// Keys, tokens, passwords, private keys, or usage records.
     Secret,
     /// Settings or certificates.
     Public,
@@ -87,7 +87,7 @@ mod tests {
                 message.as_ref().is_some_and(|message| message.contains(part)),
                 "the message for the mode {mode:04o} must contain {part:?}: {message:?}"
             ),
-            None => assert_eq!(message, None, "the message for the mode {mode:04o}"),
+            None => assert_eq!(message, None, "the mode {mode:04o} must not be a risk"),
         }
     }
 

@@ -16,16 +16,16 @@ pub enum ValueOrigin {
     Flag(&'static str),
     /// A position in a file.
     Line {
-        /// The path of the file, as the operator wrote it.
+        /// The path of the file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
         /// The column in characters, counted from 1.
         column: usize,
     },
-    /// A whole file.
+    /// A whole file, for an error or a warning without a position in it.
     File(PathBuf),
-    /// An environment variable.
+    /// An environment variable, by its name.
     Variable(String),
     /// No source, because the setting is missing.
     Absent,
@@ -255,7 +255,8 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A message about a corrected or unusual setting. It does not prevent startup.
+/// A message about a corrected or unusual setting, or about a file that other users can read or change. It does not
+/// prevent startup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: ValueOrigin,

@@ -1,7 +1,7 @@
-//! Parses forward proxies from the settings and from the standard environment variables, and decides which proxy is
-//! used for which host.
+//! Parses forward proxies from the settings and from the environment variables `HTTPS_PROXY`, `ALL_PROXY` and
+//! `NO_PROXY`, and decides which forward proxy is used for which host.
 //!
-//! A proxy's URL may contain a password, so error messages of this module never quote it.
+//! The URL of a forward proxy may contain a password, so error messages of this module never quote it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -80,7 +80,7 @@ fn parse_url(url: &str) -> Result<ForwardProxy, ValueError> {
     let scheme = match scheme.to_ascii_lowercase().as_str() {
         "http" => ProxyScheme::Http,
         "https" => ProxyScheme::Https,
-        // The proxy resolves host names for both schemes, because this machine may not have DNS.
+        // The forward proxy resolves host names for both schemes, because this machine may not have DNS.
         "socks5" | "socks5h" => ProxyScheme::Socks5,
         _ => return Err(error("the proxy's scheme is not http, https or socks5h")),
     };
@@ -132,16 +132,16 @@ fn parse_credentials(userinfo: &str, scheme: ProxyScheme) -> Result<ProxyCredent
     Ok(ProxyCredentials::new(&user, &password))
 }
 
-/// A proxy that an environment variable specifies.
+/// A forward proxy that an environment variable specifies.
 #[derive(Clone, Debug)]
 struct EnvironmentProxy {
     variable: &'static str,
     proxy: Arc<ForwardProxy>,
 }
 
-/// The proxies of `HTTPS_PROXY` and `ALL_PROXY`, and the exceptions of `NO_PROXY`. Each variable may be in
-/// lowercase, and the uppercase form has precedence. `HTTP_PROXY` is not read, because ElevenLabs is reached by HTTPS,
-/// and an upstream by HTTP is a gateway in the same network.
+/// The forward proxies of `HTTPS_PROXY` and `ALL_PROXY`, and the exceptions of `NO_PROXY`. Each variable may be in
+/// lowercase, and the uppercase form has precedence. `HTTP_PROXY` is not read, because ElevenLabs uses HTTPS, and an
+/// upstream with HTTP is usually a gateway in the same network.
 #[derive(Clone, Debug, Default)]
 pub struct EnvironmentProxies {
     https: Option<EnvironmentProxy>,
@@ -150,8 +150,8 @@ pub struct EnvironmentProxies {
 }
 
 impl EnvironmentProxies {
-    /// Reads the variables. An invalid variable is a problem only with `is_used`, which means that a connection would
-    /// use its proxy.
+    /// Reads the variables. `is_used` is whether a connection would use their forward proxies. An invalid variable is a
+    /// problem only in this case.
     pub(super) fn read(environment: &Environment, is_used: bool, report: &mut Report) -> Self {
         let mut read_variable = |names: [&'static str; 2]| {
             let (variable, text) =
@@ -174,7 +174,7 @@ impl EnvironmentProxies {
         Self { https, all, exemptions: exemptions.map(NoProxy::parse).unwrap_or_default() }
     }
 
-    /// Returns the proxy for connections to `url`, or the reason why connections are direct.
+    /// Returns the forward proxy for connections to `url`, or the reason why connections are direct.
     fn find_route(&self, url: &BaseUrl) -> EnvironmentRoute<'_> {
         let proxy_for_scheme = match url.scheme() {
             Scheme::Https => self.https.as_ref().or(self.all.as_ref()),
@@ -194,15 +194,16 @@ impl EnvironmentProxies {
 
 /// The route to a host according to the environment variables.
 enum EnvironmentRoute<'a> {
-    /// No variable applies to the host.
+    /// Connections are direct: no variable is set for the scheme of the URL, or the host is a loopback address.
     Unset,
     /// The host is in `NO_PROXY`.
     Exempted(&'a EnvironmentProxy),
-    /// Connections use the proxy.
+    /// Connections use this forward proxy.
     Proxy(&'a EnvironmentProxy),
 }
 
-/// The proxies for all hosts: `upstream.proxy`, or the environment variables if that is empty.
+/// The forward proxies for all hosts: the one of `upstream.proxy`, or those of the environment variables if the setting
+/// is empty.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyRoutes {
     setting: ProxySetting,
@@ -214,7 +215,7 @@ impl ProxyRoutes {
         Self { setting, environment }
     }
 
-    /// Returns the proxy for connections to the provider at `url`. `own_setting` is the `proxy` of the key.
+    /// Returns the forward proxy for connections to the provider at `url`. `own_setting` is the `proxy` of the key.
     #[must_use]
     pub fn for_upstream(&self, url: &BaseUrl, own_setting: &ProxySetting) -> Option<Arc<ForwardProxy>> {
         match (own_setting, &self.setting) {
@@ -229,8 +230,8 @@ impl ProxyRoutes {
         }
     }
 
-    /// Returns the proxy for connections to Supabase at `url`. `own_setting` is `supabase.proxy`. A Supabase on this
-    /// machine is reached directly, unless `supabase.proxy` is set.
+    /// Returns the forward proxy for connections to Supabase at `url`. `own_setting` is `supabase.proxy`. A Supabase on
+    /// this machine is reached directly, unless `supabase.proxy` is set.
     #[must_use]
     pub fn for_mirror(&self, url: &BaseUrl, own_setting: &ProxySetting) -> Option<Arc<ForwardProxy>> {
         if url.is_loopback() && *own_setting == ProxySetting::Inherited {
@@ -284,7 +285,7 @@ mod tests {
         assert_eq!(
             parse_result,
             expected.map(str::to_owned).map_err(str::to_owned),
-            "the parsed form of {text:?}"
+            "{text:?} must have the expected parsed form or error"
         );
     }
 
@@ -359,7 +360,7 @@ mod tests {
         ProxyRoutes::new(setting.parse().unwrap(), environment)
     }
 
-    /// Checks the proxy for `url` and the description of its route.
+    /// Checks the forward proxy for `url` and the description of its route.
     #[track_caller]
     fn check_route(
         (setting, variables): (&str, &[(&str, &str)]),

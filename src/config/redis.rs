@@ -31,13 +31,13 @@ pub struct RedisConfig {
     pub url: RedisUrlSetting,
     /// A file with the value of `url`.
     pub url_file: Option<PathBuf>,
-    /// A PEM file of the only certificate authorities that are trusted for Redis, or `None` for the public ones.
+    /// A PEM file of the only certificate authorities that are trusted for Redis. `None` means the public authorities.
     pub ca_file: Option<PathBuf>,
     /// The name of the pool that the replicas share.
     pub pool: SharedPoolName,
     /// Maximum wait of a request for Redis.
     pub wait_timeout: Duration,
-    /// Interval between two statements of a replica while its usage changes.
+    /// Interval at which a replica sends its usage to Redis while the usage changes.
     pub beat_interval: Duration,
     /// Time without a response after which Redis counts as lost.
     pub response_timeout: Duration,
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(
             parse_result,
             expected.map(str::to_owned).map_err(str::to_owned),
-            "the parsed form of {text:?}"
+            "{text:?} must have the expected parsed form or error"
         );
     }
 

@@ -153,7 +153,7 @@ impl Config {
     }
 
     /// Returns this configuration with the settings of `running` that need a restart, so that none of them applies
-    /// only to a part of the running server.
+    /// only to a part of the running process.
     #[must_use]
     pub fn with_restart_settings_of(&self, running: &Self) -> Self {
         let (mut config, mut running) = (self.clone(), running.clone());

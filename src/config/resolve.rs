@@ -1,6 +1,7 @@
 //! Merges defaults, file, environment and flags into one configuration. A later layer overrides an earlier one. Every
 //! layer is validated, so that a mistake is reported even if a later layer overrides it. The keys and clients of the
-//! overlay are added to those of the layers.
+//! overlay are added to those of the layers. Secrets such as the admin token are read from the files that settings
+//! name.
 
 mod checks;
 

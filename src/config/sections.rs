@@ -22,7 +22,7 @@ pub struct ServerConfig {
     pub unix_mode: UnixMode,
     /// The certificate for HTTPS on TCP ports.
     pub tls: TlsConfig,
-    /// The directory of the local CA, or `None` for the directory of the database.
+    /// The directory of the local CA. `None` means the directory `tls` beside the database.
     pub tls_directory: Option<PathBuf>,
     /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,
@@ -50,7 +50,7 @@ pub struct ServerConfig {
     pub base_path: BasePath,
     /// Maximum time at shutdown for running requests to finish.
     pub drain_timeout: Duration,
-    /// Time at shutdown during which idle client connections stay open.
+    /// Maximum time at shutdown during which idle client connections stay open. It is at most half of `drain_timeout`.
     pub drain_idle_timeout: Duration,
     /// Interval between two checks of the configuration files for changes, or zero for no checks.
     pub reload_interval: Duration,
@@ -59,7 +59,7 @@ pub struct ServerConfig {
     /// Minimum average rate of a request's body in bytes per second, or 0 for no minimum.
     pub min_request_body_rate: usize,
     /// Minimum average rate in bytes per second at which a client reads a response, measured while
-    /// the proxy waits for the client, or 0 for no minimum.
+    /// Keychoir waits for the client, or 0 for no minimum.
     pub min_response_rate: usize,
 }
 
@@ -226,7 +226,7 @@ impl Default for PoolConfig {
     }
 }
 
-/// The retries of refused requests, and the buffers for their bodies.
+/// The retries of requests, and the buffers for their bodies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryConfig {
     /// Maximum number of attempts of one request, including the first.

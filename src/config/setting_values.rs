@@ -1,5 +1,6 @@
-//! Lists every effective setting with its source, so that an operator can find the origin of a value. The list contains
-//! no secret: keys and client tokens are not settings of the table, and passwords in URLs are masked.
+//! Lists every effective setting with its source, so that an operator can find the origin of a value. After a reload,
+//! the list also contains the values that need a restart. The list contains no secret: keys and client tokens are not
+//! settings of the table, and passwords in URLs are masked.
 
 use serde::Serialize;
 

@@ -17,7 +17,7 @@ pub(super) const MAX_FILE_BYTES: u64 = 1024 * 1024;
 pub(super) struct ValueSources<'a> {
     pub(super) environment: Environment,
     pub(super) read_file: &'a dyn Fn(&Path) -> Result<String, ReadFileError>,
-    /// The time for checks of certificates.
+    /// The time at which certificates must be valid.
     pub(super) now: UnixMs,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct ValueSources<'a> {
 #[derive(Default)]
 pub(super) struct Environment {
     values: BTreeMap<String, String>,
-    /// Names of Keychoir's variables whose value is not UTF-8.
+    /// The names of variables that begin with `KEYCHOIR_` or `ELEVENLABS_API_KEY` and whose value is not UTF-8.
     pub(super) non_utf8_names: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! Parses the settings of the mirror, which copies key states and events to Supabase, and finds its
-//! URL and key. Both can also come from the environment variables of Supabase's own tools, because an
-//! app's environment often contains them.
+//! URL and key. Both can also come from the environment variables of Supabase's own tools, because an app's environment
+//! often contains them. The key can also be in a systemd credential or in a file.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,7 +37,7 @@ pub struct SupabaseConfig {
     pub enabled: bool,
     /// The URL of the Supabase project.
     pub url: SupabaseUrl,
-    /// A file with the key, used if no environment variable contains it.
+    /// A file with the key, used if neither an environment variable nor a systemd credential contains it.
     pub secret_key_file: Option<PathBuf>,
     /// The key, if one was found.
     pub key: Option<SupabaseKey>,

@@ -1,4 +1,5 @@
-//! Tests of the complete configuration, with fake variables, files and flags.
+//! Tests how the complete configuration is resolved from fake variables, files and flags. This file contains the fake
+//! machine, and each submodule tests one part.
 
 mod canaries;
 mod clients;
@@ -116,7 +117,7 @@ impl<'a> FakeMachine<'a> {
                 let printed_text = problems.to_string();
                 let (problems, _) = printed_text.rsplit_once('\n').unwrap();
                 let expected = expected.trim_start_matches('\n').trim_end();
-                assert_eq!(problems, expected, "the printed problems are:\n{printed_text}");
+                assert_eq!(problems, expected, "the problems must be the expected ones:\n{printed_text}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Parses the setting `server.tls` (a certificate of the local CA, a certificate in files, or no TLS)
-//! and reads the certificate files.
+//! Parses the setting `server.tls` (a certificate of the local CA, a certificate in files, or no TLS), and reads the
+//! files of the certificate and of its private key. Warns about a certificate that is not valid at this time.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::policy::similar::find_similar;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsConfig {
     keyword: TlsKeyword,
-    /// The file with the certificate chain in PEM, the server's certificate first.
+    /// The file with the certificate chain in PEM, which begins with the certificate of Keychoir.
     pub(super) cert: Option<PathBuf>,
     /// The file with the private key in PEM.
     pub(super) key: Option<PathBuf>,
@@ -36,7 +36,7 @@ enum TlsKeyword {
 pub enum TlsMode {
     /// A certificate of the local CA, for loopback only.
     Auto,
-    /// No TLS.
+    /// TLS is disabled.
     Off,
     /// The certificate in the configured files.
     Files,

@@ -1,5 +1,5 @@
-//! Parses the values of settings from TOML and from text: strings, booleans, numbers, durations and sizes with units,
-//! and paths.
+//! Parses the values of settings from TOML and from text: strings, lists of strings, booleans, whole numbers, ratios,
+//! durations and sizes with units, and paths.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) enum RawValue<'a> {
 /// The base directories of relative paths.
 #[derive(Clone, Copy, Default)]
 pub(super) struct BaseDirectories<'a> {
-    /// The directory of the file that contains the path, or `None` for the working directory.
+    /// The directory of the file that contains the path. `None` means the working directory.
     pub(super) base: Option<&'a Path>,
     /// The home directory, which replaces `~`.
     pub(super) home: Option<&'a Path>,

@@ -1,5 +1,5 @@
 //! Finds the settings in the environment. An unknown variable with the prefix `KEYCHOIR_` is an error, so that a typo
-//! is noticed.
+//! is noticed. Variables that Kubernetes sets for a service named `keychoir` are ignored.
 
 use super::mask::quote_masked;
 use super::old_names;

@@ -1,5 +1,6 @@
-//! Accepts connections from a listener, for `Server`. Each connection needs a permit of the connection limit. An
-//! accepted connection is not registered with a runtime, so that it can be passed to any worker.
+//! Accepts TCP and Unix connections for `Server`. Each connection needs a permit of the connection limit. An accepted
+//! connection is not registered with a runtime, so that it can be passed to any worker. The worker registers it and
+//! thereby sets the options of a TCP socket, and deregisters it to move it to another worker.
 
 use std::io;
 use std::net;
@@ -88,10 +89,10 @@ impl AcceptedConnection {
         }
     }
 
-    /// Returns the address of the client, or `None` for a Unix socket.
+    /// Returns the IP address of the client. Returns `None` for a Unix socket, and for a TCP client that has already
+    /// disconnected.
     pub(super) fn peer(&self) -> Option<net::IpAddr> {
         match self {
-            // The address is unknown if the client has already disconnected.
             Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
             Self::Unix(_) => None,
         }

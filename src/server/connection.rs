@@ -1,5 +1,7 @@
-//! Serves one connection: runs hyper on its stream, releases the buffers while the connection is idle, and passes an
-//! upgraded connection to its session. The stream is a type parameter, so that tests can use in-memory pipes.
+//! Serves one connection: runs hyper on its stream, releases the buffers while the connection is idle, offers an idle
+//! connection to another worker when data arrives, and passes an upgraded connection to its session. It also ends the
+//! connection after a timeout, a parse error or a truncated response, and when the drain requires it. The stream is a
+//! type parameter, so that tests can use in-memory pipes.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
@@ -124,9 +126,9 @@ async fn run_connection<S, I>(
     }
 }
 
-/// The end of HTTP on a connection.
+/// How HTTP has ended on a connection, which determines what happens to its stream.
 enum HttpEnd<I> {
-    /// The connection is closed.
+    /// The stream was dropped, and the connection is closed.
     Closed,
     /// A 101 response was sent.
     Upgraded {
@@ -135,7 +137,7 @@ enum HttpEnd<I> {
         /// The bytes that were read beyond the upgrade request.
         read_buf: Bytes,
     },
-    /// The last response was sent, but the client may still be sending.
+    /// The last response was sent, or a message could not be parsed, and the client may still be sending.
     Closing(CountingIo<WriteTimeout<I>>),
     /// No request is in progress, and hyper has released the stream.
     Idle(CountingIo<WriteTimeout<I>>),

@@ -1,5 +1,6 @@
-//! Decides when a connection must end for a reason other than its traffic: the server drains, or a request
-//! head does not arrive in time.
+//! Waits until a connection must end for a reason other than its traffic: Keychoir drains, or the next request head
+//! does not arrive in time. Also determines how long a drain waits for the first request of a connection, and for a
+//! request whose head has begun.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -10,8 +11,8 @@ use tracing::debug;
 use super::connection_state::ConnectionState;
 use super::{ConnectionLimits, Drain};
 
-/// Maximum time that a drain waits for the first request of a new connection. If the server closed the
-/// connection earlier, the request of a client that is already connected would fail.
+/// Maximum time that a drain waits for the first request of a new connection. If Keychoir closed the connection
+/// earlier, the request of a client that is already connected would fail.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The time at which a connection must end.

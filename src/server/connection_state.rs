@@ -1,6 +1,7 @@
-//! Stores the state of one connection that hyper does not report: whether a request is in progress, since
-//! when a request head is awaited, and when the connection counts as idle. The state moves with the
-//! connection to another worker.
+//! Stores the state of one connection that hyper does not report: whether a request is in progress, since when a
+//! request head is awaited, whether the client may still send a body, whether a response was truncated, and whether
+//! the next response ends the connection. From this state it determines when a head is overdue and when the connection
+//! is idle. The state moves with the connection to another worker.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -76,7 +77,8 @@ impl ConnectionState {
         *self.requests() = RequestCounter::expecting_request(requests);
     }
 
-    /// Returns the address of the client, or `None` for a Unix socket.
+    /// Returns the IP address of the client. Returns `None` for a Unix socket, and for a client that disconnected
+    /// before its address was read.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
@@ -167,7 +169,7 @@ impl ConnectionState {
         self.is_truncated.load(Ordering::Relaxed)
     }
 
-    /// Records that the connection ends with its next response, because the server drains.
+    /// Records that the connection ends with its next response, because Keychoir drains.
     pub(super) fn set_ending(&self) {
         self.is_ending.store(true, Ordering::Relaxed);
     }
@@ -203,8 +205,8 @@ impl ConnectionState {
     }
 
     /// Completes when the connection has waited for a head for a whole check interval, and its last response
-    /// is written. Never completes while the server drains. The check interval doubles from `first_interval`
-    /// to `max_interval`.
+    /// is written. Never completes while Keychoir drains. The check interval doubles from `first_interval` to
+    /// `max_interval`.
     pub(super) async fn wait_until_idle(&self, first_interval: Duration, max_interval: Duration) {
         let max_interval = max_interval.max(MIN_IDLE_CHECK_INTERVAL);
         let mut interval = first_interval.clamp(MIN_IDLE_CHECK_INTERVAL, max_interval);

@@ -1,6 +1,7 @@
-//! Wraps the stream that hyper reads from and writes to: counts received bytes, records whether a write is
-//! blocked, and checks for a disconnect while a request is in progress. An upgrade uses the count to reject
-//! bytes that the client sent before the 101 response.
+//! Wraps the stream that hyper reads from and writes to: first returns the bytes that were read before hyper started,
+//! counts received bytes, records whether a write is blocked, and checks for a disconnect while a request is in
+//! progress. The count shows whether part of a request head has arrived, and whether the client sent bytes before a
+//! 101 response.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -37,7 +38,7 @@ impl IoCounters {
         self.0.is_write_blocked.load(Ordering::Relaxed)
     }
 
-    /// Returns the phase of the current request.
+    /// Returns the phase of the connection.
     pub(super) fn phase(&self) -> &ConnectionPhase {
         &self.0.phase
     }

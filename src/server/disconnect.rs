@@ -1,8 +1,9 @@
 //! Detects clients that disconnect while their request is in progress. A client that closes the socket has
 //! cancelled its request, but a client that closes only its sending half waits for the response (RFC 9112,
-//! section 9.6). In both cases, the server receives the end of the stream. The server therefore sends `100
-//! Continue` as a probe. Every HTTP/1.1 client ignores this response, and the operating system of the client
-//! replies with a reset if the socket is closed.
+//! section 9.6). In both cases, Keychoir receives the end of the stream. While an HTTP/1.1 request waits for its
+//! response, Keychoir therefore sends `100 Continue` as a probe. Every HTTP/1.1 client ignores this response, and the
+//! operating system of the client replies with a reset if the socket is closed. An HTTP/1.0 request gets no probe.
+//! During a response, and on a TLS stream, the end of the stream counts as a disconnect.
 
 use std::io;
 use std::pin::Pin;
@@ -107,7 +108,8 @@ impl Peek for tokio::io::DuplexStream {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConnectionPhase(Arc<AtomicU8>);
 
-/// No request is in progress: the end of the stream is the end of the connection.
+/// No HTTP request is in progress: the connection is idle, or its session has started. The end of the stream is then
+/// the end of the connection.
 const IDLE: u8 = 0;
 /// An HTTP/1.1 request waits for its response.
 const REQUEST: u8 = 1;
@@ -141,10 +143,11 @@ impl ConnectionPhase {
 /// The state of the client's sending half, as far as it is known without reading.
 #[derive(Default)]
 pub(super) enum SendingHalf {
-    /// Neither bytes nor the end of the stream have arrived.
+    /// Neither unread bytes nor the end of the stream have been detected.
     #[default]
     Open,
-    /// The client has pipelined bytes beyond the current request, which hide the end of the stream.
+    /// The client has sent bytes that hyper has not read: a part of the request body, or a pipelined request. These
+    /// bytes hide the end of the stream until the current request ends.
     Pipelined,
     /// The client has closed its sending half, and is assumed to wait for its response until a check finds a
     /// reset.

@@ -1,5 +1,6 @@
-//! Refuses clients that use HTTP/2 with prior knowledge. Without this response, such a client would not know
-//! that it must use HTTP/1.1.
+//! Refuses clients that use HTTP/2 with prior knowledge: sends a SETTINGS frame and a GOAWAY frame with the error code
+//! HTTP_1_1_REQUIRED, and closes the sending half. Without these frames, such a client would not know that it must use
+//! HTTP/1.1.
 
 use std::time::Duration;
 

@@ -17,8 +17,8 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Takes the sockets of `LISTEN_FDS` if `LISTEN_PID` is this process. Removes these variables, so that
-    /// child processes do not use the sockets. Must be called only once, before other threads are started.
+    /// Takes the sockets of `LISTEN_FDS` and removes these variables, so that child processes do not use the sockets.
+    /// Takes no sockets if `LISTEN_PID` is another process. Must be called only once, before other threads are started.
     #[must_use]
     pub fn take() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();

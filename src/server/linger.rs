@@ -1,7 +1,7 @@
 //! Closes a connection before the client does. Closing a socket while the client is still sending makes the
-//! operating system send a reset, which can destroy the response before the client has read it. The server
-//! therefore closes only its sending half, and discards the bytes that still arrive, up to the configured
-//! limits.
+//! operating system send a reset, which can destroy the response before the client has read it. Keychoir therefore
+//! closes only its sending half, and discards the bytes that still arrive, up to the configured limits. A drain
+//! shortens the wait.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ const DRAIN_LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const READ_BUFFER_SIZE: usize = 8 * 1024;
 
 /// Closes the sending half, and discards the bytes that still arrive. Returns when the client closes its half
-/// or pauses for longer than [`LINGER_READ_TIMEOUT`], or when a limit of `limits` is reached.
+/// or pauses for longer than [`LINGER_READ_TIMEOUT`], when a limit of `limits` is reached, or when the drain requires
+/// it: immediately after `Drain::abort`, and [`DRAIN_LINGER_TIMEOUT`] after `Drain::close_idle`.
 pub(super) async fn linger<I>(mut stream: I, limits: ConnectionLimits, drain: &Drain)
 where
     I: AsyncRead + AsyncWrite + Unpin,

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::platform::UnixSocketListener;
 
 /// Maximum number of connections in the accept queue. The kernel drops further connections, and their clients
-/// retry a second later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
+/// retry a second later. On Linux, `net.core.somaxconn` also limits the queue, and has the same default.
 pub(super) const BACKLOG: u32 = 4_096;
 
 /// A listening socket. Dropping the listener removes the socket file that it created.
@@ -28,7 +28,7 @@ pub enum Listener {
 pub enum Address {
     /// The IP address and port of a TCP listener.
     Tcp(SocketAddr),
-    /// The path of a Unix socket, or `None` if the socket has no name in the file system.
+    /// The path of a Unix socket. It is `None` if the socket has no name in the file system.
     Unix(Option<PathBuf>),
 }
 

@@ -1,5 +1,6 @@
-//! Serves HTTP/1.1: accepts connections, assigns each to the least loaded worker, and drains them. The [`Service`]
-//! that responds to the requests is a parameter.
+//! Serves HTTP/1.1 with and without TLS: accepts connections up to a limit, assigns each to the least loaded worker,
+//! moves an idle connection to a less loaded worker when its next request arrives, and closes the connections in the
+//! phases of a [`Drain`]. The [`Service`] that responds to the requests is a type parameter.
 
 mod acceptor;
 mod connection;
@@ -68,7 +69,7 @@ pub struct ConnectionLimits {
     pub send_timeout: Duration,
     /// Minimum average rate at which the client must read a response, over the time that writes are blocked.
     pub min_response_rate: MinRate,
-    /// Blocked time before `min_response_rate` applies.
+    /// The time for which writes may be blocked before `min_response_rate` applies.
     pub response_grace: Duration,
     /// Maximum size of a request head in bytes. A larger head is rejected with a 431 response.
     pub max_request_headers_size: usize,
@@ -95,7 +96,8 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 pub struct Drain {
     /// Once cancelled, every response closes its connection.
     pub draining: CancellationToken,
-    /// The connections opened before `draining`, each counted until it is closed or upgraded.
+    /// The connections opened before `draining`, each counted until HTTP ends on it: until it is closed or upgraded, or
+    /// only discards the bytes that its client still sends.
     pub kept_connections: Tasks,
     /// Once cancelled, no more connections are accepted. Requests in progress continue.
     pub stop_accepting: CancellationToken,
@@ -144,7 +146,8 @@ pub trait Service: Clone + Send + Sync + Unpin + 'static {
     /// The body of the responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Responds to one request. `peer` is the address of the client, or `None` for a Unix socket.
+    /// Responds to one request. `peer` is the IP address of the client. It is `None` for a Unix socket, and for a
+    /// client that disconnected before its address was read.
     fn respond(
         &self,
         request: Request<Incoming>,

@@ -1,6 +1,6 @@
 //! Wraps a future that waits for rare events of a connection, such as timeouts and the drain. The task of a
 //! connection is polled for every chunk that it transfers. Without this wrapper, each of these polls would also poll
-//! timers and cancellation tokens, which takes a lock.
+//! timers and cancellation tokens, and polling them takes a lock.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -9,8 +9,7 @@ use crate::platform::sockets::UnixStream;
 
 /// A stream that can be closed with a reset.
 pub(super) trait ResetOnDrop {
-    /// Resets the connection, instead of closing it, when the stream is dropped. Has no effect on a stream
-    /// other than TCP.
+    /// Resets the connection, instead of closing it, when the stream is dropped. Has no effect on a Unix socket.
     fn reset_on_drop(&self);
 }
 

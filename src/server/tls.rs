@@ -1,5 +1,6 @@
-//! Serves HTTP and HTTPS on one port. The first byte of a connection distinguishes them. The server performs
-//! the TLS handshake if it has a certificate, and otherwise closes connections that start a handshake.
+//! Accepts HTTP and HTTPS on one TCP port. The first byte of a connection distinguishes them. [`Tls`] performs the TLS
+//! handshake if it has a certificate, and otherwise closes connections that start a handshake. A Unix socket always
+//! uses plain HTTP.
 
 use std::fmt;
 use std::io;
@@ -59,7 +60,7 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Session tickets save a returning client a round trip, without session state on the server.
+        // Session tickets save a returning client a round trip, without session state in this process.
         config.ticketer = ring::Ticketer::new()?;
         Ok(Self(Arc::new(TlsState {
             acceptor: TlsAcceptor::from(Arc::new(config)),
@@ -81,8 +82,8 @@ impl Tls {
     }
 
     /// Detects whether the client uses TLS, and performs the handshake if so. `step_timeout` limits the wait
-    /// for the first byte, and then the handshake. Returns `None` if the client disconnects or exceeds a
-    /// timeout, or if it uses TLS and no certificate is set.
+    /// for the first byte, and then the handshake. Returns `None` if reading or the handshake fails or exceeds its
+    /// timeout, or if the client uses TLS and no certificate is set.
     pub(super) async fn accept(
         self,
         stream: Either<TcpStream, UnixStream>,
@@ -156,7 +157,7 @@ fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
     None
 }
 
-/// Returns whether the client reported that it does not trust the issuer of the certificate.
+/// Returns whether the client sent a TLS alert that it does not trust the certificate.
 fn is_distrust(error: &io::Error) -> bool {
     let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(

@@ -1,6 +1,6 @@
-//! Runs the worker threads, one per core, each with its own single-threaded runtime, and chooses a worker for
-//! each connection. A request stays on one worker, so that it never waits for another thread, and cores share
-//! little memory.
+//! Runs the worker threads, by default one per core, each with its own single-threaded runtime. Chooses the worker with
+//! the fewest requests and connections for each connection. A request stays on one worker, so that it never waits for
+//! another thread, and cores share little memory.
 
 use std::io;
 use std::sync::Arc;
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(
             least_load(loads, turn),
             expected,
-            "the worker with the least load of {loads:?} at turn {turn}"
+            "the expected worker must be chosen from {loads:?} at turn {turn}"
         );
     }
 

@@ -1,5 +1,6 @@
 //! Fails writes to a client that stops reading or reads too slowly, so that its request does not hold a key forever.
-//! The timeout is in the stream, below HTTP, so that it also applies to WebSocket sessions.
+//! The timeout is in the stream, below HTTP, so that it also applies to WebSocket sessions. Small slices of a vectored
+//! write are joined into one buffer.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -236,8 +237,7 @@ mod tests {
             }
             () = read_slowly => {}
         }
-        // Each byte that the client reads extends its time by much less than the second after which it is
-        // read.
+        // At the minimum rate, each byte extends the client's time by 10 ms, but the client reads one byte per second.
         assert!(clock::elapsed_since(start) <= GRACE_PERIOD + Duration::from_secs(2));
     }
 

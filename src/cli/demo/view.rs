@@ -1,5 +1,6 @@
 //! Prints the output of the demo. On a terminal, the keys are shown as bars that are redrawn below the log.
-//! On any other output, only lines are printed.
+//! On any other output, only lines are printed. Log lines about single requests are dropped, because the view shows the
+//! requests itself.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};

@@ -175,7 +175,7 @@ mod tests {
     fn check_findings(inspection: DatabaseInspection, expected: &[(Severity, &str)]) {
         let findings = describe_database(Path::new("/k.db"), &inspection);
         let severities: Vec<_> = findings.iter().map(|finding| (finding.severity, finding.area)).collect();
-        assert_eq!(severities, expected, "the severities and areas of {findings:?}");
+        assert_eq!(severities, expected, "the severities and areas must be the expected ones: {findings:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Examines the configuration, the machine, the network and the running server, and describes each fact as a
+//! Examines the configuration, the machine, the network and the running Keychoir, and describes each fact as a
 //! [`Finding`]. `keychoir doctor` prints the findings of all examinations, and `keychoir check` those of startup and,
-//! if requested, of the network.
+//! if requested, of the network. `keychoir serve` uses only the warning about free plans.
 
 mod local;
 mod online;

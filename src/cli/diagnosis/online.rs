@@ -246,7 +246,7 @@ mod tests {
             (later(3_600), now, Severity::Warning, "3600 s behind"),
         ] {
             let finding = compare_clocks(provider_time, local_time);
-            assert_eq!(finding.severity, severity, "the severity of: {finding}");
+            assert_eq!(finding.severity, severity, "the finding must have this severity: {finding}");
             assert!(finding.message.contains(message_part), "{message_part:?} must be in: {finding}");
         }
     }

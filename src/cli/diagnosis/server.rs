@@ -5,7 +5,8 @@ use super::Finding;
 use crate::cli::server::{KeychoirClient, ServerAddress, ServerRequestError};
 use crate::config::Config;
 
-/// Requests the readiness of the server at `address`, and its version, with the admin token if there is one.
+/// Requests the readiness and the version of the Keychoir at `address`, the version with the admin token if there is
+/// one.
 pub(in crate::cli) async fn examine_server(
     config: &Config,
     address: Result<ServerAddress, ServerRequestError>,
@@ -35,7 +36,7 @@ fn describe_readiness(address: &str, status: &str) -> Finding {
     }
 }
 
-/// Compares the version of the server with the version of this program.
+/// Compares the version of the running Keychoir with the version of this program.
 async fn compare_version(client: &KeychoirClient, address: &str, admin_token: Option<&str>) -> Finding {
     const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
     match client.version(admin_token).await {

@@ -1,4 +1,5 @@
-//! Examines whether `keychoir serve` would start, for `keychoir check` and `keychoir doctor`.
+//! Examines whether `keychoir serve` would start, for `keychoir check` and `keychoir doctor`: makes a dry run of
+//! startup, and converts its problems and warnings to findings.
 
 use std::io::ErrorKind;
 
@@ -9,8 +10,8 @@ use crate::cli::server::is_keychoir_at;
 use crate::config::{Config, ListenAddress};
 use crate::store::OpenError;
 
-/// Returns the problems and warnings of startup with `config`. An address or a database that a running server with
-/// this configuration uses is not a problem, because startup will replace that server.
+/// Returns the problems and warnings of startup with `config`. An address or a database that a running Keychoir with
+/// this configuration uses is not a problem, because startup will replace that process.
 pub(in crate::cli) async fn examine_start(config: &Config) -> Vec<Finding> {
     let DryRun { problems, warnings } = dry_run(config.clone()).await;
     let mut findings: Vec<Finding> = warnings.iter().map(describe_warning).collect();

@@ -1,5 +1,5 @@
-//! Logs at startup what an operator must know: the keys with their quotas, the addresses, how an app connects, and the
-//! URLs of the dashboard and the status.
+//! Logs facts for operators at startup: the keys with their quotas, the addresses, how an app connects over HTTP and
+//! HTTPS, and the URLs of the dashboard and the status. Warns about an unreachable provider and about free plans.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ fn log_keys(keys: &[KeySnapshot]) {
     }
 }
 
-/// Logs the addresses of the server, and how an app uses them.
+/// Logs the addresses of Keychoir, and how an app uses them.
 fn log_addresses(running: &RunningApp) {
     for address in running.addresses() {
         info!(event = "server_started", address = %address, "Server started at {}", listener_url(address));

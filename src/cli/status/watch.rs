@@ -1,5 +1,5 @@
-//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal. While the
-//! server does not respond, for example during its restart, the last state stays visible with the time of its response.
+//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal. While Keychoir
+//! does not respond, for example during its restart, the last state stays visible with the time of its response.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::platform::terminal_size;
 use crate::policy::quantity::duration::DisplayDuration;
 use crate::policy::units::UnixMs;
 
-/// Minimum interval. Each redraw needs three requests, so a shorter interval would mainly load the server.
+/// Minimum interval. Each redraw needs three requests, so a shorter interval would put needless load on Keychoir.
 const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Parses the interval of `--watch`.
@@ -29,13 +29,13 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-/// The state that the server reported last, as it is shown.
+/// The state that Keychoir reported last, as it is shown.
 struct LastResponse {
     received_at: UnixMs,
     text: String,
 }
 
-/// Redraws the state at every `interval` until SIGINT or SIGTERM, which is a success.
+/// Redraws the state at every `interval` until SIGINT or SIGTERM. Both signals end the command with success.
 pub(super) async fn run(
     client: KeychoirClient,
     interval: Duration,

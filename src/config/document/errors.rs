@@ -1,4 +1,5 @@
-//! Creates the errors for unknown names and for invalid syntax in a TOML file, with suggestions of similar names.
+//! Creates the errors for invalid syntax and for unknown, misplaced and old names of settings and sections in a TOML
+//! file. The advice of an error names the right section, the new name or a similar name.
 
 use toml::de::DeValue;
 

@@ -1,5 +1,5 @@
-//! Reads and writes the files of the overlay in the state directory. Each file is replaced atomically, and only while
-//! the lock is held, so that two processes cannot overwrite each other's change.
+//! Reads and writes the overlay, its key files and the generated admin token in the state directory. Each file is
+//! replaced atomically, and only while the lock is held, so that two processes cannot overwrite each other's change.
 //!
 //! A key file is written before the overlay that names it, and deleted after the overlay is replaced by one that does
 //! not name it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
@@ -44,7 +44,8 @@ pub enum LockError {
     File(#[from] FileError),
 }
 
-/// The directory of the usage database, the overlay and the runtime keys.
+/// The directory of the usage database, the overlay with its key files, the generated admin token and the sessions of
+/// the dashboard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDirectory {
     path: PathBuf,

@@ -1,5 +1,6 @@
-//! Reads the entries of the overlay into the configuration: appends its keys, applies its clients by name, and collects
-//! the paused keys. Mistakes are reported like mistakes in the operator's file.
+//! Reads the entries of the overlay into the configuration: appends its keys, adds, changes and removes clients by
+//! name, collects the paused keys, and validates the removed entries. Mistakes are reported like mistakes in the
+//! operator's file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub struct PausedKeyConfig {
     pub fingerprint: Fingerprint,
     /// The start of the pause.
     pub since: UnixMs,
-    /// The time at which the key is resumed, or `None` if only an operator resumes it.
+    /// The time at which the key is resumed. If it is `None`, only an operator resumes the key.
     pub until: Option<UnixMs>,
     /// The operator's reason.
     pub reason: Option<Arc<str>>,

@@ -1,4 +1,5 @@
-//! Tests of the overlay's format and files.
+//! Tests of the overlay: each overlay is read as it was written, and another document is refused. Also tests the files
+//! of the state directory: their modes, their lock, orphaned key files, and a write that fails.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +18,7 @@ fn key_with_name(name: &str) -> ManagedKey {
 }
 
 fn any_time() -> impl Strategy<Value = UnixMs> {
-    // The last time is on the last day of the year 9999, where the calendar of the library ends.
+    // The limit is 30 December 9999, 22:00 UTC, where the calendar of the library ends.
     (0..253_402_207_200_000_u64).prop_map(UnixMs)
 }
 
@@ -116,7 +117,7 @@ fn only_the_owner_can_read_the_files_and_no_temporary_file_remains() {
     assert_eq!(mode(directory.path()), 0o700);
     assert_eq!(mode(&directory.path().join(KEYS_DIRECTORY)), 0o700);
     for path in [directory.overlay_path(), directory.key_path("spare"), directory.admin_token_path()] {
-        assert_eq!(mode(&path), 0o600, "the mode of {}", path.display());
+        assert_eq!(mode(&path), 0o600, "only the owner must have access to {}", path.display());
     }
     assert_eq!(fs::read_to_string(directory.key_path("spare")).unwrap(), "sk_spare\n");
     assert_eq!(fs::read_dir(directory.path().join(KEYS_DIRECTORY)).unwrap().count(), 1);

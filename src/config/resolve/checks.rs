@@ -1,4 +1,6 @@
-//! Checks the rules about several settings after all layers are merged, and reads the certificate of the server.
+//! Checks the merged configuration: missing keys, an address that is open to other machines, conflicting addresses, a
+//! missing database path, buffer sizes, requests that Keychoir would send to itself, and keys sent in clear text. Also
+//! reads the certificate that `server.tls` names.
 
 use super::ConfigDraft;
 use crate::config::keys::KeyListSource;

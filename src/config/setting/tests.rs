@@ -1,4 +1,5 @@
-//! Tests that each setting parses, prints and copies its values, and that its errors show the notation.
+//! Tests the table of settings: each path and each field is used once, each setting parses, prints and copies its
+//! values, and errors show the valid notation.
 
 use toml::de::DeValue;
 
@@ -33,7 +34,12 @@ fn check_value(path: &str, raw: RawValue<'_>, expected: &str) {
 fn each_path_is_unique_and_has_one_section() {
     for (index, setting) in SETTINGS.iter().enumerate() {
         let part_count = if setting.is_nested() { 3 } else { 2 };
-        assert_eq!(setting.path.split('.').count(), part_count, "the number of parts of {}", setting.path);
+        assert_eq!(
+            setting.path.split('.').count(),
+            part_count,
+            "{} must have {part_count} parts",
+            setting.path
+        );
         let is_unique = SETTINGS[..index].iter().all(|other| other.path != setting.path);
         assert!(is_unique, "{} must be in the table only once", setting.path);
     }

@@ -1,4 +1,5 @@
-//! Tests that no output contains a secret that was pasted into a setting, and that no input causes a panic.
+//! Tests that no output of a load contains a secret that was pasted into any part of a file or into a variable, and
+//! that no input causes a panic.
 
 use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::KeyRequirement;

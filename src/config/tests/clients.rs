@@ -1,4 +1,5 @@
-//! Tests of the clients: their tokens, names and rules, and the addresses that require them.
+//! Tests of the clients: their tokens, names and rules, the token file that the environment names, and the addresses
+//! that require clients.
 
 use super::{FakeMachine, KEY, TOKEN};
 

@@ -1,4 +1,4 @@
-//! Tests of the configuration file: its path, syntax, structure and unknown names.
+//! Tests of the configuration file: its path, syntax, structure and unknown names, and the report of all its mistakes.
 
 use std::path::{Path, PathBuf};
 

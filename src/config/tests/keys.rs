@@ -1,4 +1,5 @@
-//! Tests of the pool's keys: their sources, and invalid keys.
+//! Tests of the pool's keys: their sources, the fields of their entries, the warnings about unusual keys, and the
+//! errors about invalid or missing keys.
 
 use super::{FakeMachine, KEY};
 use crate::config::{KeyListSource, KeyRequirement};

@@ -1,4 +1,5 @@
-//! Tests of the precedence of flags, variables, file and defaults, and of the rules about several settings.
+//! Tests of the precedence of flags, variables, file and defaults, of the default configuration, and of the rules about
+//! several settings. Also tests that `load` reads the files of the process.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Tests of the old names of settings: each of them is refused, and the error contains the new name and the value in
-//! the new notation.
+//! Tests of the old names of settings, sections, fields of clients and strategies. Each of them is refused, and the
+//! error contains the new name and, if the value is valid, the value in the new notation.
 
 use std::time::Duration;
 
@@ -65,7 +65,11 @@ fn each_old_variable_is_reported_with_the_one_to_set() {
 #[test]
 fn old_names_are_not_settings() {
     for (index, (old, new, old_unit)) in RENAMED_SETTINGS.iter().enumerate() {
-        assert_eq!(*old_unit == OldUnit::Days, old.contains("days"), "the unit of {old}");
+        assert_eq!(
+            *old_unit == OldUnit::Days,
+            old.contains("days"),
+            "{old} must be in days only if its name contains `days`"
+        );
         assert!(setting::find(old).is_none(), "{old} must not be a setting");
         assert!(setting::find(new).is_some(), "{new} must be a setting");
         assert!(

@@ -1,4 +1,5 @@
-//! Tests of a configuration with an overlay, and of the admin token and the address for operators.
+//! Tests of a configuration with an overlay (its keys, clients, paused keys and mistakes), of the sources of the admin
+//! token, and of the address for operators.
 
 use super::{FakeMachine, KEY, OTHER_KEY};
 use crate::config::KeyListSource;

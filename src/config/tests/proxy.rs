@@ -1,9 +1,10 @@
-//! Tests of forward proxies in settings, files and the environment.
+//! Tests of forward proxies in settings, files and the environment: their precedence, their errors, and the masking of
+//! their credentials.
 
 use super::{FakeMachine, KEY};
 use crate::config::{Config, ProxySetting};
 
-/// Returns the proxy for the configured host of the provider, without credentials.
+/// Returns the forward proxy for the configured host of the provider, without credentials.
 fn upstream_proxy(config: &Config) -> Option<String> {
     let url = &config.upstream.base_url;
     config.proxy_routes().for_upstream(url, &ProxySetting::Inherited).map(|proxy| proxy.to_string())

@@ -1,4 +1,5 @@
-//! Tests of the URL of Redis in settings, files, variables and the credentials of systemd.
+//! Tests of the URL of Redis in settings, files, variables and the credentials of systemd: its sources, its errors, its
+//! masked credentials, and the restart that a change needs.
 
 use super::FakeMachine;
 use crate::config::Config;
@@ -113,7 +114,7 @@ fn a_value_with_a_password_is_marked_as_masked() {
     ] {
         let settings = FakeMachine::with_key().variable("KEYCHOIR_REDIS__URL", url).config().setting_values();
         let setting = settings.iter().find(|setting| setting.name == "redis.url").unwrap();
-        assert_eq!(setting.is_masked, is_masked, "whether the value {url} is masked");
+        assert_eq!(setting.is_masked, is_masked, "only a value with a password must be masked: {url}");
     }
 }
 

@@ -35,13 +35,13 @@ fn the_reference_file_is_valid_and_contains_the_defaults() {
         assert_eq!(
             setting.format_value(&mut commented),
             expected,
-            "the value of {} with the file as it is",
+            "{} must have its default with the unchanged reference file",
             setting.path
         );
         assert_eq!(
             setting.format_value(&mut uncommented),
             expected,
-            "the value of {} with uncommented settings",
+            "{} must have its default with the uncommented settings",
             setting.path
         );
     }

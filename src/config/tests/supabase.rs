@@ -1,4 +1,5 @@
-//! Tests of the sources of the mirror's URL and key.
+//! Tests of the mirror's URL and key: their sources and precedence, the warning about an incomplete mirror, and the
+//! errors about a wrong URL or key.
 
 use super::FakeMachine;
 use crate::secret::SupabaseKeyForm;

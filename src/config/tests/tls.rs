@@ -1,4 +1,5 @@
-//! Tests of TLS: the modes, the certificate in files, and the directory of the local CA.
+//! Tests of TLS: the modes and their layers, the errors and warnings about a certificate in files, and the directory of
+//! the local CA.
 
 use super::FakeMachine;
 use crate::certificate::CaLocation;

@@ -1,4 +1,5 @@
-//! Tests one connection over in-memory pipes: drains, timeouts, upgrades and misbehaving clients.
+//! Tests `connection::serve` over in-memory pipes: drains, timeouts, idle connections, upgrades, the refusal of HTTP/2,
+//! and bytes that a client sends before a 101 response or after the last response.
 
 use http::StatusCode;
 use http_body_util::Full;
@@ -90,7 +91,7 @@ async fn read_until(client: &mut DuplexStream, end: &[u8]) -> String {
     String::from_utf8(received_bytes).unwrap()
 }
 
-/// Reads until the server closes the connection.
+/// Reads until the end of the stream, and returns the received bytes.
 async fn read_to_end(client: &mut DuplexStream) -> Vec<u8> {
     let mut received_bytes = Vec::new();
     client.read_to_end(&mut received_bytes).await.unwrap();
@@ -112,7 +113,7 @@ fn assert_closes_connection(response: &str) {
     );
 }
 
-/// Checks that the server closes the connection within `max_wait`.
+/// Checks that the connection is closed within `max_wait`, and that no byte arrives before.
 async fn assert_closed(client: &mut DuplexStream, max_wait: Duration) {
     let close_result = timeout(max_wait, client.read(&mut [0])).await;
     assert_eq!(close_result.expect("the connection must be closed in time").unwrap(), 0);
@@ -174,7 +175,7 @@ async fn an_open_connection_is_served_until_connections_are_closed() {
 async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
     let drain = Drain::default();
     let (mut client, server) = duplex(4096);
-    // The server's end is dropped with the future, as a socket would be.
+    // Keychoir's end of the pipe is dropped with the future, as a socket would be.
     let open = async move {
         let _server = server;
         pending::<Option<DuplexStream>>().await
@@ -309,7 +310,7 @@ async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
         let before_timeout = LIMITS.request_headers_timeout.saturating_sub(Duration::from_secs(2));
         assert!(
             timeout(before_timeout, client.read(&mut [0])).await.is_err(),
-            "the connection must not be closed after only {idle_seconds} idle seconds"
+            "a head that begins after {idle_seconds} idle seconds must have the headers timeout"
         );
         // Idle connections are checked with a delay.
         assert_closed(&mut client, Duration::from_secs(3)).await;
@@ -370,7 +371,11 @@ async fn http2_with_prior_knowledge_is_refused() {
         tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         client.write_all(preface).await.unwrap();
         let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 8, 7], &[0; 12], &[0xd]].concat();
-        assert_eq!(read_to_end(&mut client).await, frames, "the refusal after {idle_seconds} s");
+        assert_eq!(
+            read_to_end(&mut client).await,
+            frames,
+            "HTTP/2 must be refused after {idle_seconds} idle seconds"
+        );
     }
 }
 
