@@ -58,10 +58,13 @@ enum MergeError {
 /// The reason why the overlay cannot be encrypted for the other replicas.
 #[derive(Debug, thiserror::Error)]
 enum SealError {
+    /// The document cannot be encrypted with the keys of the pool.
     #[error(transparent)]
     Envelope(#[from] SealEnvelopeError),
+    /// The document cannot be written as JSON.
     #[error("the overlay cannot be formatted: {0}")]
     Format(#[from] serde_json::Error),
+    /// A key file cannot be read.
     #[error(transparent)]
     Control(#[from] ControlError),
 }

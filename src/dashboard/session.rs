@@ -42,8 +42,8 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Returns whether the browser uses HTTPS. This is the case if the origin of its form begins with `https`, or if a proxy
-/// in front of Keychoir that ends TLS has set `X-Forwarded-Proto` to `https`.
+/// Returns whether the browser uses HTTPS: the origin of its form begins with `https`, or a proxy that ends TLS in
+/// front of Keychoir has set `X-Forwarded-Proto` to `https`.
 pub(super) fn is_https(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
     let forwarded = headers.get("x-forwarded-proto").map(HeaderValue::as_bytes);
