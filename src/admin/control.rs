@@ -2,7 +2,7 @@
 //!
 //! The admin API, the dashboard and the command line make the same changes. In a running server, the task of
 //! `control::Controller` makes them one after the other, so that two operators cannot overwrite each other's change. It
-//! writes the overlay, applies the new configuration to the server, and records the change in the usage database.
+//! writes the overlay, applies the new configuration, and records the change in the usage database.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! Computes a change without reading or writing files: from the current overlay and the current configuration, it
 //! returns the next overlay, the files of new keys, and the parts of the record and of the receipt. It refuses a change
-//! with an invalid value, of an unknown, existing or left-out entry, or of a key that is not managed or not paused.
+//! if a value is invalid, an added entry exists already, a key or client is unknown or cannot be changed here, a key to
+//! resume is not paused, a grace period has not ended, or the last client would be revoked.
 
 mod clients;
 

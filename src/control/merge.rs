@@ -316,7 +316,7 @@ impl Controller {
         Ok((overlay, api_keys(&self.load_current()?.config)))
     }
 
-    /// Encrypts the overlay with the keys of the pool, so that each replica with one of these keys can read it.
+    /// Encrypts the overlay for `keys`, the keys of the pool, so that another replica with the same keys can read it.
     fn seal(
         &self,
         lock: &StateLock<'_>,

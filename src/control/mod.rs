@@ -62,12 +62,12 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Writes the overlay, applies configurations to the running server, and records each change.
 pub struct Controller {
     overrides: Overrides,
-    /// Applies configurations to the running server. `None` if no server runs.
+    /// Applies configurations to the running server. It is `None` if no server runs.
     reloader: Option<Box<ConfigReloader>>,
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
     recorder: ChangeRecorder,
-    /// Publishes the overlay and receives the overlays of other replicas. `None` if the overlay is not shared.
+    /// Publishes the overlay and receives the overlays of other replicas. It is `None` if the overlay is not shared.
     exchange: Option<OverlayExchange>,
     /// The reason of the last failed merge, which was logged. A successful merge resets it to `None`.
     merge_failure: Option<String>,

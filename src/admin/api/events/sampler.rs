@@ -51,7 +51,7 @@ struct RecordedState {
 #[derive(Debug)]
 struct RecordedOverview {
     document: Arc<str>,
-    /// The document without the members that change with the time alone, which is compared.
+    /// The compared part of the document: all members except those that change with the time alone.
     stable_part: String,
 }
 
