@@ -2,7 +2,7 @@
 //!
 //! The admin API, the dashboard and the command line make the same changes. In a running server, the task of
 //! `control::Controller` makes them one after the other, so that two operators cannot overwrite each other's change. It
-//! writes the overlay, applies the new configuration to the server, and records the change in the usage database.
+//! writes the overlay, applies the new configuration, and records the change in the usage database.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -49,7 +49,7 @@ pub enum Change {
         /// The time at which its token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
     },
-    /// Replaces those rules of a client that are `Some` in `rules`.
+    /// Replaces the rules of a client that are `Some` in `rules`, and the expiry of its token.
     SetClient {
         /// The name of the client.
         name: String,
@@ -64,15 +64,15 @@ pub enum Change {
         name: String,
         /// The time for which the previous token stays valid.
         grace: Duration,
-        /// The time at which the new token expires, or `None` if it does not expire.
+        /// The time at which the new token expires. If it is `None`, the expiry of the current token stays in force.
         expires_at: Option<UnixMs>,
     },
-    /// Removes a client, which invalidates its tokens.
+    /// Removes a client and thereby invalidates its tokens.
     RevokeClient {
         /// The name of the client.
         name: String,
     },
-    /// Reads the configuration files again.
+    /// Reads the configuration files again and applies them.
     Reload,
 }
 
@@ -109,8 +109,8 @@ pub struct NewKey {
     pub weight: Option<u32>,
 }
 
-/// The rules of a client in the notation of `[[clients]]`. `None` leaves a rule as it is. An empty string
-/// or list removes the rule.
+/// The rules of a client in the notation of `[[clients]]`. `None` leaves a rule as it is. An empty string or list, 0 or
+/// `false` removes the rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClientRules {
     /// The client quota, such as `50 requests per day`.
@@ -119,7 +119,7 @@ pub struct ClientRules {
     pub user_quota: Option<String>,
     /// The rate limit of the client, such as `60 per minute`.
     pub rate_limit: Option<String>,
-    /// The concurrency limit of the client. 0 removes the limit.
+    /// The concurrency limit of the client.
     pub max_concurrent: Option<u32>,
     /// Prefixes of the paths that the client may use.
     pub paths: Option<Vec<String>>,
@@ -150,7 +150,8 @@ impl ClientRules {
 pub struct ChangeOrigin {
     /// The credential or program that made the change.
     pub actor: Actor,
-    /// The address of the client of the admin API, or `None` for a Unix socket or the command line.
+    /// The address of the client of the admin API or of the browser. It is `None` for a connection through a Unix
+    /// socket, and for a command, a reload or another replica.
     pub address: Option<IpAddr>,
 }
 
@@ -188,9 +189,9 @@ impl Actor {
 pub struct ChangeReceipt {
     /// The generation after the change. The generation is a number that increases with each change.
     pub generation: u64,
-    /// The id of the key that was changed.
+    /// The id of the changed key. It is `None` for a change of a client and for a reload.
     pub key_id: Option<String>,
-    /// The new token of a client, which is shown only once.
+    /// The new token of an added client or of a rotation. It is shown only once.
     pub token: Option<ClientToken>,
     /// Advice for the operator, such as a setting that needs a restart.
     pub warnings: Vec<String>,
@@ -248,19 +249,20 @@ pub enum ControlError {
          earlier tokens invalid"
     )]
     GraceNotEnded,
-    /// A value of the change is invalid, or the configuration would be.
+    /// A value of the change is invalid, its reference is ambiguous, or the configuration before or after the change is
+    /// invalid.
     #[error("{0}")]
     Invalid(String),
-    /// The key or client is configured elsewhere and cannot be changed here.
+    /// The key is configured in a file or the environment, or the entry of this name is left out on this machine.
     #[error("{0}")]
     NotManaged(String),
     /// The key is not paused.
     #[error("{0}")]
     NotPaused(String),
-    /// The system provides no random numbers for a token.
+    /// The system provides no random numbers for a token. Every change except a reload generates a token.
     #[error("the system provides no random numbers")]
     NoRandomNumbers,
-    /// The overlay file cannot be read.
+    /// The overlay or a key file cannot be read.
     #[error("{path} cannot be read: {reason}")]
     UnreadableOverlay {
         /// The path of the file.
@@ -268,12 +270,12 @@ pub enum ControlError {
         /// The error of the file system, or the mistake in the file.
         reason: String,
     },
-    /// The overlay file cannot be written.
+    /// The state directory cannot be locked, or a file in it cannot be written.
     #[error("the change cannot be saved in {directory}: {reason}")]
     Unwritable {
-        /// The state directory.
+        /// The path of the state directory.
         directory: String,
-        /// The error of the file system.
+        /// The error of the file system, or the message that another process holds the lock.
         reason: String,
     },
     /// Without a state directory, changes cannot be saved.
@@ -289,8 +291,8 @@ pub enum ControlError {
 pub struct ControlRequest {
     /// The change.
     pub change: Change,
-    /// The generation that the caller has read, or `None` to make the change in any case. The change is refused if a
-    /// different generation is current.
+    /// The generation that the caller has read. The change is refused if another generation is current. If it is
+    /// `None`, the change is made at every generation.
     pub expected_generation: Option<u64>,
     /// The actor and the address of the change, which are recorded.
     pub origin: ChangeOrigin,
@@ -326,7 +328,7 @@ impl ControlSender {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Makes a change and returns its result.
+    /// Sends a change to the task that makes changes. Returns the receipt after the change is made.
     ///
     /// # Errors
     ///

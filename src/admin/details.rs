@@ -1,6 +1,7 @@
-//! Renders the document of `GET /api/keychoir-keys`: the state of each key, the evidence for it, and the forecast of
-//! its credits. The document is separate from the status document, whose fields are fixed because apps rely on them.
-//! The functions for the displayed state and the advice are shared with the documents of the admin API.
+//! Renders the document of `GET /api/keychoir-keys`: the state of each key with its evidence and advice, the operations
+//! that the key cannot serve, and the consumption and the forecast of its credits. The document is separate from the
+//! status document, because apps rely on the fixed fields of the latter. The admin API uses the same functions for the
+//! displayed state, the advice and the forecast.
 
 use serde::Serialize;
 
@@ -35,13 +36,13 @@ struct KeyDetail {
     /// Whether an operator has paused the key.
     paused: bool,
     /// The reason why the key is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or
-    /// `wrong_host`; for a paused key, the operator's reason.
+    /// `wrong_host`. For a paused key, it is the operator's reason.
     reason: Option<String>,
     /// Advice for the operator.
     advice: Option<&'static str>,
-    /// The start of this state.
+    /// The start of the pause, or the time of the earliest evidence for the cooldown.
     since: Option<String>,
-    /// The time at which this state ends automatically.
+    /// The time at which the pause or the cooldown ends automatically.
     until: Option<String>,
     /// The operations that the key can still serve.
     possible: &'static str,
@@ -49,8 +50,8 @@ struct KeyDetail {
     evidence: Vec<EvidenceDetail>,
     /// Operations that the provider refused for the key or its plan. Requests for them use other keys first.
     cannot: Vec<RestrictionDetail>,
-    /// Credits of this period that the provider has counted and Keychoir has not recorded, since Keychoir was started.
-    /// Negative if the provider has counted fewer credits.
+    /// The number of credits by which the provider's counts of this period exceeded the counts of Keychoir. It is
+    /// negative if the provider has counted fewer credits.
     drift: i64,
     in_flight: u32,
     /// Credits of its workspace that are reserved for requests in flight.
@@ -191,7 +192,7 @@ impl RestrictionDetail {
     }
 }
 
-/// Returns advice for the operator about a key whose cooldown does not end by itself.
+/// Returns advice for the operator about a key whose cooldown needs an action of the operator.
 pub(super) fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
         CooldownReason::Exhausted | CooldownReason::RateLimited => None,

@@ -1,5 +1,6 @@
 //! Computes the readiness of the process from the states of the keys, the usage store, the mirror, the upstream, the
-//! replicas and the shutdown. A load balancer reads it at `/readyz` to decide whether to send requests to the process.
+//! replicas and the shutdown, and owns the flag for the start of the shutdown. A load balancer reads the readiness at
+//! `/readyz` to decide whether to send requests to the process.
 
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -32,8 +33,8 @@ impl DrainFlag {
     }
 }
 
-/// The document of `/readyz`. Its status is `ready`, `degraded` (requests are served, but an operator is needed) or
-/// `unready`.
+/// The document of `/readyz`. Its status is `ready`, `degraded` (a key can serve requests, but an operator is needed)
+/// or `unready` (no key can serve requests, or the shutdown has started).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
@@ -56,7 +57,7 @@ pub struct Readiness {
     mirror_rows_refused: u64,
     /// `off` without `[redis]`, `connecting`, `connected`, or `alone` while Redis does not respond.
     shared: &'static str,
-    /// Number of replicas that share the pool, including this replica.
+    /// Number of live replicas that share the pool, including this replica.
     replicas: usize,
 }
 

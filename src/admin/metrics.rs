@@ -1,6 +1,6 @@
-//! Collects the metrics whose values are read when `GET /metrics` is requested: those of the process, the keys, the
-//! workspaces, the usage store, the mirror, the replicas, the buffers and the connections. Each request updates the
-//! metrics of requests, which are in `telemetry`.
+//! Collects the metrics whose values are read when `GET /metrics` is requested: those of the process, the queue, the
+//! keys, the workspaces, the usage store, the mirror, the replicas, the buffers, the connections and the log. The
+//! metrics that each proxied request updates are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -35,7 +35,7 @@ fn key_status(snapshot: &KeySnapshot) -> &'static str {
     if snapshot.state.is_paused() { PAUSED } else { snapshot.state.status().as_str() }
 }
 
-/// Number of digits of a key's fingerprint in labels, which distinguish keys with equal short forms.
+/// Number of digits of a key's fingerprint in labels. These digits distinguish keys with equal names or short forms.
 const FINGERPRINT_LABEL_DIGITS: usize = 12;
 
 /// Returns a registry with the values at `now`. The values of labels are constants, names from the configuration, short
@@ -232,8 +232,8 @@ fn labelled_first_keys(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
     first_keys.into_iter().zip(labels).collect()
 }
 
-/// Returns a label for each key. Equal labels are extended by digits of the fingerprint, because Prometheus rejects a
-/// page with two samples that have the same labels.
+/// Returns a different label for each of the `snapshots`. Equal labels are extended by digits of the key's fingerprint,
+/// because Prometheus rejects a page with two samples that have the same labels.
 fn unique_labels(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
     let mut labels: Vec<String> = snapshots.iter().map(|snapshot| label(snapshot)).collect();
     let mut label_counts: HashMap<String, usize> = HashMap::new();

@@ -1,6 +1,7 @@
 //! Serves Keychoir's own endpoints: the pages for programs and browsers (the state of the keys, the usage of a client,
-//! the health checks, the metrics and a front page), and the admin API in `api`. `app::router` gives each request to
-//! one of these before it considers the proxy. The pages read snapshots and never block a proxied request.
+//! the health checks, the metrics, a front page and constant files for browsers), and the admin API in `api`.
+//! `app::router` gives a request to one of these before it considers the proxy. The pages read snapshots and never
+//! block a proxied request. The module also owns the sessions of the dashboard and the channel for changes.
 
 pub mod control;
 
@@ -77,7 +78,7 @@ pub struct Admin {
     pub reachability: ReachabilityCell,
     /// The time at which Keychoir was started.
     pub started_at: UnixMs,
-    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    /// Sends the changes of operators to the task that makes them. It is `None` if no task makes changes.
     pub control: Option<ControlSender>,
     /// The digest of the admin token. A reload replaces it.
     pub admin_token: SharedAdminToken,
@@ -89,7 +90,7 @@ pub struct Admin {
     pub key_checker: KeyChecker<TcpTlsConnector>,
     /// The settings in force. A reload replaces them.
     pub settings: SharedSettings,
-    /// The number of wrong admin tokens from each address.
+    /// The number of wrong admin tokens and dashboard codes from each address.
     pub auth_failures: AuthFailureTable,
     /// The events that `GET events` and the dashboard send to browsers and programs.
     pub events: EventSource,
@@ -100,9 +101,9 @@ pub struct Admin {
 /// The pages that may be read without a token on every address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PublicPages {
-    /// The status documents.
+    /// Whether the two documents with the state of the keys are public.
     pub status: bool,
-    /// The metrics.
+    /// Whether the metrics are public.
     pub metrics: bool,
 }
 
@@ -282,7 +283,8 @@ impl Admin {
     }
 }
 
-/// Returns the constant response of `/livez`: a process that responds is live, whatever the state of its parts.
+/// Returns the constant response of `/livez` and `/healthz`: a process that responds is live, whatever the state of its
+/// parts.
 fn liveness_response() -> Response<Bytes> {
     json_response(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }

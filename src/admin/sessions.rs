@@ -1,5 +1,6 @@
-//! Owns the sessions of the dashboard, and writes them to a file, so that they survive a restart. The file contains
-//! fingerprints, from which a session token cannot be computed. `policy::sessions` decides when a session ends.
+//! Owns the sessions of the dashboard and the one-time codes that start them, and writes the sessions to a file, so
+//! that they survive a restart. The file contains fingerprints, from which a session token cannot be computed.
+//! `policy::sessions` decides when a code expires and when a session ends.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +19,8 @@ use crate::{clock, private_file, tasks};
 const CODE_PREFIX: &str = "kcd_";
 /// The prefix of the tokens in cookies.
 const TOKEN_PREFIX: &str = "kcs_";
-/// Length of the intervals of which each causes at most one write of the last use of a session. After a crash, a
-/// session may end earlier by this time.
+/// Length of the intervals that limit writes: a use of a session is written to the file only if it is the first use in
+/// an interval. After a crash, a session may end earlier by this time.
 const SAVE_INTERVAL: Duration = Duration::from_secs(300);
 /// Maximum size of the file that is read. The file of the maximum of 64 sessions has about 8 kilobytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -33,7 +34,7 @@ struct Inner {
     table: Mutex<SessionTable>,
     limits: SessionLimits,
     admin_token: SharedAdminToken,
-    /// `None` if Keychoir has no state directory. In that case, a restart ends all sessions.
+    /// The path of the file. It is `None` if Keychoir has no state directory. A restart then ends all sessions.
     file: Option<PathBuf>,
     /// Held while the file is written, so that an earlier state cannot replace a later one.
     write_lock: Mutex<()>,

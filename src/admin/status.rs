@@ -1,5 +1,5 @@
-//! Renders the document of `GET /api/elevenlabs-status`: the status and the credits of each key, and their sums. Apps
-//! rely on its format, which is therefore fixed.
+//! Renders the document of `GET /api/elevenlabs-status`: the status and the credits of each key, the number of keys by
+//! status, and the sum of the remaining credits. The format of the document is fixed, because apps rely on it.
 
 use std::collections::HashSet;
 use std::ptr;

@@ -28,7 +28,7 @@ struct QuotaUsage {
     /// The used amount, including the reservations of requests in flight.
     used: u64,
     remaining: u64,
-    /// The end of the period; `null` if it never ends.
+    /// The end of the period, or `null` if the period never ends.
     resets_at: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Generates the admin token at the first startup if the operator has configured none, and saves it in the state
-//! directory.
+//! Generates the admin token at startup if none is configured or stored, and saves it in the state directory after the
+//! startup has succeeded.
 
 use std::path::PathBuf;
 
@@ -48,8 +48,8 @@ impl NewAdminToken {
     ///
     /// # Errors
     ///
-    /// Fails when the token cannot be written. In that case, the token is lost and the admin API cannot be used before
-    /// a restart.
+    /// Fails if the lock of the state directory is not acquired or the file cannot be written. The token is then lost,
+    /// and the admin API cannot be used before a restart.
     pub fn save(self) -> Result<PathBuf, SaveTokenError> {
         self.directory.try_lock()?.write_admin_token(&self.token)?;
         Ok(self.directory.admin_token_path())

@@ -1,4 +1,5 @@
-//! Writes and parses the JSON document in which replicas send each other their overlays, before it is encrypted.
+//! Formats and parses the JSON document in which replicas send each other their overlays. A sender encrypts the
+//! document, and a receiver checks the format, the generation and each entry of the decrypted document.
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ const MAX_GENERATION: u64 = 1 << 53;
 #[serde(deny_unknown_fields)]
 pub(super) struct OverlayDocument {
     format: u32,
-    /// The number of changes that the overlay contains.
+    /// The generation of the overlay, a number that increases with each change.
     pub(super) generation: u64,
     pub(super) state: OverlayState,
 }
@@ -30,12 +31,12 @@ pub(super) struct OverlayDocument {
 /// The reason why a document of another replica is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum DocumentError {
-    /// Another version of Keychoir has written the document.
+    /// The document is not JSON with the members of this format, or it has another format version.
     #[error(
         "the changes are not in the format of this version of Keychoir: run the same version on all replicas"
     )]
     UnknownFormat,
-    /// An entry is invalid.
+    /// The generation, the time of a change, or an entry is invalid.
     #[error("{0}")]
     Invalid(&'static str),
 }

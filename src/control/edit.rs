@@ -1,5 +1,7 @@
-//! Computes the next overlay, the files of new keys and the receipt of a change from the current overlay and the
-//! current configuration. The functions of this module read and write no files.
+//! Computes a change without reading or writing files: from the current overlay and the current configuration, it
+//! returns the next overlay, the files of new keys, and the parts of the record and of the receipt. It refuses a change
+//! if a value is invalid, an added entry exists already, a key or client is unknown or cannot be changed here, a key to
+//! resume is not paused, a grace period has not ended, or the last client would be revoked.
 
 mod clients;
 
@@ -22,7 +24,7 @@ pub(super) struct Edit {
 
 /// The file of a new key.
 pub(super) struct KeyFile {
-    /// The file name, which is usually the key name.
+    /// The file name: the key name, followed by the fingerprint if another key uses the file with this name.
     pub(super) name: String,
     pub(super) key: ApiKey,
 }
@@ -86,8 +88,8 @@ pub(super) fn edit_overlay(
     Ok(Edit { overlay, new_keys, summary })
 }
 
-/// Refuses a change of an entry that is left out on this machine. The change would apply to another key or client of
-/// the same name.
+/// Refuses a change that names a left-out entry of the overlay. On this machine, the name may belong to another key or
+/// client. A pause and its end are not checked, because an entry of a pause is never left out.
 fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError> {
     let (kind, name) = match change {
         Change::AddKey(NewKey { name, .. }) | Change::RemoveKey { key: name } => (EntryKind::Key, name),

@@ -1,5 +1,5 @@
 //! Writes the key files and the overlay of a change, deletes key files that no entry of the overlay names, and converts
-//! the errors of both into errors of the controller.
+//! file errors into [`ControlError`]s.
 
 use std::path::PathBuf;
 
@@ -58,13 +58,13 @@ pub(super) fn next_files(
     std::iter::once((directory.overlay_path(), overlay.to_owned())).chain(keys).collect()
 }
 
-/// Converts the error of a file that cannot be read.
+/// Converts the error of the overlay or of a key file that cannot be read.
 pub(super) fn overlay_read_error(error: &FileError) -> ControlError {
     let FileError { path, source } = error;
     ControlError::UnreadableOverlay { path: path.display().to_string(), reason: source.to_string() }
 }
 
-/// Returns the error for a state directory in which a file cannot be written.
+/// Returns the error for a state directory that cannot be locked, or in which a file cannot be written.
 pub(super) fn state_write_error(directory: &StateDirectory, reason: String) -> ControlError {
     ControlError::Unwritable { directory: directory.path().display().to_string(), reason }
 }

@@ -1,9 +1,10 @@
-//! Decides which entries of other replicas are left out, because they conflict with the configuration file of this
-//! machine. Such an entry has no effect here. It stays in the overlay, so that this replica still shares it.
+//! Decides which entries of a merged overlay are left out: clients that the configuration file of this machine defines
+//! with another token, and entries with which the configuration is invalid. A left-out entry has no effect on this
+//! machine. It stays in the overlay, so that this replica still shares it.
 
 use crate::config::{Config, EntryKind, Overlay, Problems};
 
-/// An entry of another replica that has no effect on this machine, and the reason.
+/// An entry of the overlay that has no effect on this machine, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LeftOutEntry {
     pub(super) kind: EntryKind,

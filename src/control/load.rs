@@ -1,4 +1,5 @@
-//! Loads the configuration before and after a change.
+//! Finds the state directory, loads the configuration before and after a change, and checks that the running server can
+//! apply the result. Files outside of the state directory are not read again for a change.
 
 use std::path::PathBuf;
 
@@ -25,8 +26,8 @@ impl Controller {
         contents
     }
 
-    /// Loads the configuration before the change. It needs no key and no client, because the change may add the first
-    /// one.
+    /// Loads the configuration before the change. The configuration may have no key, and no client on an address that
+    /// other machines can reach, because the change may add the first one.
     pub(super) fn load_current(&self) -> Result<LoadedConfig, ControlError> {
         let overrides = Overrides {
             key_requirement: KeyRequirement::Optional,

@@ -2,8 +2,9 @@
 //! other replicas.
 //!
 //! A merged overlay is saved and applied like a change of an operator, so that it survives a restart without Redis.
-//! An overlay that cannot be merged changes nothing, and the reason is logged once. An entry that conflicts with the
-//! configuration of this machine is saved and shared, but not applied.
+//! An overlay that cannot be merged changes nothing. The reason is logged once, and the merge is tried again at
+//! intervals. An entry that conflicts with the configuration of this machine is saved and shared, but not applied until
+//! the conflict has ended.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,18 +35,22 @@ const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// because another entry is left out, such as a client that may only use a key that is left out.
 const MAX_LOAD_ATTEMPTS: usize = 4;
 
-/// The reason why an overlay of another replica is not merged.
+/// The reason why an overlay of another replica is not merged, or why left-out entries are not tried again.
 #[derive(Debug, thiserror::Error)]
 enum MergeError {
+    /// The overlay cannot be decrypted.
     #[error(transparent)]
     Envelope(#[from] OpenEnvelopeError),
+    /// The decrypted document is refused.
     #[error(transparent)]
     Document(#[from] DocumentError),
+    /// The merge would remove all clients.
     #[error(
         "no client would be left, and without clients every request is served without a token: add a client at one \
          of the replicas"
     )]
     LastClient,
+    /// The files cannot be read or written, or the configuration would be invalid.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
@@ -53,10 +58,13 @@ enum MergeError {
 /// The reason why the overlay cannot be encrypted for the other replicas.
 #[derive(Debug, thiserror::Error)]
 enum SealError {
+    /// The document cannot be encrypted with the keys of the pool.
     #[error(transparent)]
     Envelope(#[from] SealEnvelopeError),
+    /// The document cannot be written as JSON.
     #[error("the overlay cannot be formatted: {0}")]
     Format(#[from] serde_json::Error),
+    /// A key file cannot be read.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
@@ -122,7 +130,7 @@ impl Controller {
         }
     }
 
-    /// Merges an overlay. Does nothing if the overlay is the published one.
+    /// Merges an overlay. Does nothing if the overlay is the published one, or if this replica shares no overlay.
     async fn try_merge(
         &mut self,
         sealed: &SealedOverlay,
@@ -173,7 +181,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Applies the entries that were left out before and do not conflict with the current configuration file.
+    /// Applies the left-out entries that do not conflict with the current configuration file.
     async fn retry_left_out(
         &mut self,
         lock: &StateLock<'_>,
@@ -247,7 +255,7 @@ impl Controller {
         directory: &StateDirectory,
         app: Option<&RunningApp>,
     ) -> Result<NextOverlay, MergeError> {
-        // An entry that was left out before may be valid with the current configuration file.
+        // A left-out entry may be valid with the current configuration file.
         overlay.keys.iter_mut().for_each(|entry| entry.left_out = false);
         overlay.clients.iter_mut().for_each(|entry| entry.left_out = false);
         let mut left_out = leave_out_conflicting_clients(&mut overlay, previous, current);
@@ -308,7 +316,7 @@ impl Controller {
         Ok((overlay, api_keys(&self.load_current()?.config)))
     }
 
-    /// Encrypts the overlay with the keys of the pool, so that each replica with one of these keys can read it.
+    /// Encrypts the overlay for `keys`, the keys of the pool, so that another replica with the same keys can read it.
     fn seal(
         &self,
         lock: &StateLock<'_>,

@@ -1,10 +1,12 @@
 //! Makes the changes of operators to keys, clients and the configuration, and merges the changes of other replicas.
+//! Also detects changes of the configuration files, and generates the admin token at the first startup.
 //!
 //! [`Controller`] is the only type that writes the overlay and applies a configuration to the running server. `serve`
 //! runs it in its main loop, and the command line runs it without a running server. It makes each change in this
 //! order: lock the overlay, compare the generation, edit the overlay, load the whole configuration as it would be,
 //! write the files, apply the configuration to the running server, publish the overlay to the other replicas, and
-//! record the change. A failure before the last file is written changes nothing.
+//! record the change. A failure before the last file is written changes nothing. A reload edits no entry of the
+//! overlay: it reads the files again, and applies and records what has changed.
 
 mod admin_token;
 mod document;
@@ -60,14 +62,14 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Writes the overlay, applies configurations to the running server, and records each change.
 pub struct Controller {
     overrides: Overrides,
-    /// Applies configurations to the running server. `None` if no server runs.
+    /// Applies configurations to the running server. It is `None` if no server runs.
     reloader: Option<Box<ConfigReloader>>,
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
     recorder: ChangeRecorder,
-    /// Publishes the overlay and receives the overlays of other replicas. `None` if the overlay is not shared.
+    /// Publishes the overlay and receives the overlays of other replicas. It is `None` if the overlay is not shared.
     exchange: Option<OverlayExchange>,
-    /// The reason why was logged when the last overlay of another replica was not merged.
+    /// The reason of the last failed merge, which was logged. A successful merge resets it to `None`.
     merge_failure: Option<String>,
     /// The last overlay of another replica that could not be merged, and the time of the next attempt.
     unmerged: Option<(SealedOverlay, Instant)>,
@@ -81,7 +83,7 @@ pub struct Controller {
 pub enum ControllerEvent {
     /// A configuration file has changed: make [`Change::Reload`].
     FilesChanged,
-    /// An overlay of another replica arrived, or is tried again: call [`Controller::merge_overlay`].
+    /// An overlay of another replica has arrived, or its merge is due again: call [`Controller::merge_overlay`].
     OverlayReceived(SealedOverlay),
 }
 
@@ -314,8 +316,8 @@ impl Controller {
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
 
-    /// Saves the generation of a reload in the overlay. If the overlay cannot be written, only the memory contains the
-    /// generation.
+    /// Saves the generation of a reload in the overlay. A failure is logged, and the generation is then kept only in
+    /// memory.
     async fn save_generation(&mut self, directory: &StateDirectory, generation: u64) {
         let save = async {
             let lock = self.lock(directory).await?;

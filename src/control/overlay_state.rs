@@ -1,6 +1,6 @@
-//! Merges the overlays of replicas: the latest version of each entry is kept, and removed entries are remembered.
-//! Converts overlays to the mergeable [`OverlayState`] and back, and checks the states of other replicas. The functions
-//! of this module are pure.
+//! Merges the overlays of replicas: the latest version of each entry is kept, removed entries are remembered, and keys
+//! with the same name get different names. Also converts overlays to the mergeable [`OverlayState`] and back, lists the
+//! changed entries, and checks the states of other replicas. The functions of this module are pure.
 //!
 //! An entry is identified by the fingerprint of its key or the name of its client, and has the time of its last
 //! change. Of two versions of an entry, the later one is kept. Versions of the same millisecond are ordered by their
@@ -63,7 +63,9 @@ impl fmt::Debug for SharedKey {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum EntryContent<T> {
+    /// The entry exists with this content.
     Present(T),
+    /// The entry was removed. This is the greatest content.
     Removed,
 }
 
@@ -274,7 +276,8 @@ impl OverlayState {
         }
     }
 
-    /// Checks the entries of another replica. A valid name is a safe file name, and a valid key is safe in a header.
+    /// Checks the entries and the times of another replica. A valid name is a safe file name, and a valid key is safe
+    /// in a header.
     ///
     /// # Errors
     ///

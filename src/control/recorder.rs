@@ -1,5 +1,6 @@
 //! Records changes in the usage database. A running server records through the writer of its database, and the command
-//! line opens the database if no server runs.
+//! line opens the database if no server runs. At startup, one record replaces the missing records of earlier changes.
+//! A failure is logged, and never undoes the change.
 
 use std::pin::Pin;
 

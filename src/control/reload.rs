@@ -1,4 +1,5 @@
-//! Detects changes of the configuration files, and applies a loaded configuration to the running server.
+//! Detects changes of the configuration files, applies a loaded configuration to the running server, and logs the
+//! reasons if a configuration is not applied or needs a restart.
 
 use std::future::pending;
 use std::path::Path;
@@ -14,7 +15,7 @@ use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 /// Remembers the applied configuration and its files, to detect edits of the files and to apply them.
 #[derive(Debug)]
 pub struct ConfigReloader {
-    /// Sets the minimum level of log lines. `None` if the caller did not start the log.
+    /// Sets the minimum level of log lines. It is `None` if the caller did not start the log.
     log_level: Option<LogLevelHandle>,
     /// The configuration at startup. Settings that need a restart keep its values.
     start_config: Config,

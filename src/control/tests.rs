@@ -1,4 +1,5 @@
-//! Tests of the controller with real files, and with a running server in the tests that call [`start_server`].
+//! Tests of the controller with real files, and with a running server in the tests that call [`start_server`]: changes
+//! of keys and clients, refused and interrupted changes, reloads, records of changes, and the generated admin token.
 
 mod replicas;
 
@@ -74,7 +75,7 @@ impl Machine {
         (Controller::offline(self.overrides(), Box::new(recorder)), records)
     }
 
-    /// Makes a change as another process does, without a running server.
+    /// Makes a change like another process, without a running server.
     async fn make(&self, change: Change) -> Result<ChangeReceipt, ControlError> {
         self.controller().0.make(change, None, ORIGIN, None).await
     }
@@ -264,7 +265,7 @@ async fn an_invalid_change_changes_no_file() {
         (Change::RevokeClient { name: "none".to_owned() }, "no client has this name"),
     ] {
         let error = machine.make(change).await.unwrap_err().to_string();
-        assert!(error.contains(expected), "the error must contain {expected:?}: {error}");
+        assert!(error.contains(expected), "the error must contain {expected:?}, but it is: {error}");
         assert_eq!(machine.state_files(), files_before, "no file must change: {error}");
     }
 }

@@ -1,6 +1,6 @@
-//! Performs the actions of forms. An action makes the same change as a request to the admin API. A succeeded action
-//! redirects to its page, so that a reload does not repeat it. A failed action, a check and a new token show the page
-//! with a notice instead.
+//! Performs the actions of forms: changes of keys and clients, the check of a key, and a reload of the configuration. A
+//! change is the same as that of a request to the admin API. A successful action redirects to its page, so that a
+//! reload of the page does not repeat it. A failed action, a check and a new token show the page with a notice instead.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Serves the scripts, the styles and the icon, which are part of the program. Each file is compressed once. A browser
-//! keeps a file, and receives it again only when the entity tag of the file has changed.
+//! Serves the scripts, the styles and the icon of the dashboard from the `keychoir` binary. Each file is compressed
+//! once. A browser keeps a file, and receives it again only when the entity tag of the file has changed.
 
 use std::io::Write as _;
 use std::sync::LazyLock;
@@ -87,9 +87,10 @@ mod tests {
     #[test]
     fn all_assets_are_smaller_than_120_kilobytes_and_the_script_than_12() {
         let size: usize = ASSETS.iter().map(|asset| asset.content.len()).sum();
-        assert!(size < 120_000, "all files together have {size} bytes");
+        assert!(size < 120_000, "all files together must have fewer than 120,000 bytes, not {size}");
         let script = ASSETS.iter().find(|asset| asset.name == "app.js").unwrap();
-        assert!(script.content.len() <= 12_000, "the script has {} bytes", script.content.len());
+        let script_size = script.content.len();
+        assert!(script_size <= 12_000, "the script must have at most 12,000 bytes, not {script_size}");
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-/// Returns the base URL for clients. `base_url` is the URL at which the browser reached the server, and clients use it
-/// if `address` is `None`. Otherwise, `address` is the address that serves clients, and `base_path` the path of their
-/// requests. If `address` is a wildcard address, the URL has the host of `base_url`.
+/// Returns the base URL for clients. `base_url` is the URL at which the browser reached Keychoir, and clients use it if
+/// `address` is `None`. Otherwise, the URL consists of `address`, at which Keychoir serves clients, and of `base_path`.
+/// A wildcard `address` is replaced by the host of `base_url`.
 pub(super) fn client_url(base_url: &str, address: Option<SocketAddr>, base_path: &str) -> String {
     match address {
         None => base_url.to_owned(),
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_use_the_address_of_the_browser_or_that_of_the_server() {
+    fn clients_use_the_url_of_the_browser_or_the_address_for_clients() {
         assert_eq!(client_url("https://keys.lan/speech", None, "/speech"), "https://keys.lan/speech");
         check_address("127.0.0.1:11011", "http://127.0.0.1:11011/speech");
         check_address("[::1]:11011", "http://[::1]:11011/speech");

@@ -1,4 +1,5 @@
-//! Serves the usage as a CSV file, with a row for each group such as a day or a key, by the query of the page Usage.
+//! Serves usage sums as a CSV file (RFC 4180). The file has a row for each group, such as a day or a key. The query has
+//! the same parameters as that of the page Usage.
 
 use std::fmt::Write as _;
 
@@ -56,8 +57,8 @@ fn format_csv(rows: &[UsageRow], dimension: UsageDimension) -> String {
     csv
 }
 
-/// Quotes a field by RFC 4180. A field gets an apostrophe if it begins with one of the characters after which a
-/// spreadsheet would run it as a formula.
+/// Quotes a field by RFC 4180. A field that a spreadsheet would run as a formula gets an apostrophe as its first
+/// character.
 fn quote_field(text: &str) -> String {
     let text =
         if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };

@@ -21,9 +21,9 @@ pub(super) struct Form(Vec<(String, String)>);
 /// The reason why a form cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FormError {
-    /// The request has another media type.
+    /// The media type of the request is not that of a form.
     MediaType,
-    /// The body cannot be read.
+    /// The body is too large, incomplete or malformed, or does not arrive in time.
     Body(BodyError),
 }
 

@@ -39,14 +39,14 @@ impl KnownCredits {
     }
 }
 
-/// The urgency of a headline, which determines its color and icon.
+/// The urgency of a headline. It determines the color and the icon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// All keys can serve requests.
+    /// All keys are active, and none is near its limit.
     Good,
-    /// Requests are served, but some keys need attention, or the program is shutting down.
+    /// Requests can be served, but a key is not active or near its limit, or Keychoir is shutting down.
     Warning,
-    /// No request can be served.
+    /// No request can be served, because no key is usable or the provider cannot be reached.
     Bad,
 }
 
@@ -154,7 +154,7 @@ mod tests {
     const IN_5_DAYS: &str = "2026-12-05T12:00:00Z";
     const BEFORE: &str = "2026-11-30T11:00:00Z";
 
-    /// Returns an active key with 600 of 1,000 credits, which are reset in five days.
+    /// Returns a key in the given state that has 600 of 1,000 credits left, with a reset of the credits in five days.
     fn key(state: &'static str) -> KeyDocument {
         KeyDocument {
             state,

@@ -1,9 +1,9 @@
 //! Serves the dashboard at `/_/`: pages on which operators see the state of the pool and change it.
 //!
-//! The server renders the pages, and their links and forms work without JavaScript. One script (`assets/app.js`) adds
-//! live values, charts and times of the viewer's zone. To render a page, the server reads only snapshots, sums and
-//! short lists. Forms make the same changes as the admin API. Each request except the login needs a session of `admin`,
-//! whose token is in a cookie (`session.rs`).
+//! Keychoir renders the pages, and their links and forms work without JavaScript. One script (`assets/app.js`) adds
+//! live values, charts and times of the viewer's zone. To render a page, Keychoir reads only snapshots, sums and short
+//! lists. Forms make the same changes as the admin API. Each request except those for the login page and the assets
+//! needs a session of `admin`, whose token is in a cookie (`session.rs`).
 
 mod actions;
 mod assets;
@@ -52,7 +52,7 @@ struct Inner {
     admin: Arc<Admin>,
     history: HistoryCache,
     overview: SharedRender,
-    /// The address for clients, or `None` if clients and operators use the same address.
+    /// The address for clients. It is `None` if clients and operators use the same address.
     client_address: Option<SocketAddr>,
 }
 
@@ -63,9 +63,9 @@ struct PageRequest<'r> {
     overview: &'r SharedRender,
     /// The parameters of the query.
     query: Form,
-    /// The base URL at which the browser reached the server.
+    /// The base URL at which the browser reached Keychoir.
     base_url: String,
-    /// The address for clients, or `None` if clients and operators use the same address.
+    /// The address for clients. It is `None` if clients and operators use the same address.
     client_address: Option<SocketAddr>,
     /// The time of the request.
     now: UnixMs,
@@ -264,7 +264,7 @@ impl PageRequest<'_> {
         client_url::client_url(&self.base_url, self.client_address, &self.admin.config.load().base_path)
     }
 
-    /// Renders a page. The notice is `notice`, or that of the action which the query contains.
+    /// Renders a page. If `notice` is `None`, the page has the notice for the parameter `done` of the query.
     async fn render(&self, page: Page, notice: Option<layout::Notice>) -> Markup {
         let notice = notice.or_else(|| self.query.value("done").and_then(layout::Notice::from_code));
         let content = match page {

@@ -10,8 +10,8 @@ use maud::Markup;
 
 use crate::admin::ApiBody;
 
-/// The content security policy. It forbids inline scripts and styles, files of other hosts, frames, and scripts from
-/// text.
+/// The Content-Security-Policy. It forbids inline scripts and styles, files of other hosts, a frame around a page, and
+/// scripts that are created from text.
 const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'";

@@ -1,9 +1,10 @@
-//! Reads and sets the cookie with the token of a session, and decides whether a page of this server sent a form.
+//! Reads and sets the cookie with the token of a session, decides whether a page of this Keychoir sent a form, and
+//! whether the browser uses HTTPS.
 //!
 //! A browser sends cookies to all ports of a host. The name of the cookie therefore contains the port, so that two
-//! servers on one machine do not replace each other's cookie. A form is accepted only from a page with the host and
-//! port of this server. The cookie's attribute `SameSite` does not suffice, because it treats all ports of a host as
-//! the same site.
+//! Keychoir processes on one machine do not replace each other's cookie. A form is accepted only from a page with the
+//! host and port of this Keychoir. The cookie's attribute `SameSite` does not suffice, because it treats all ports of a
+//! host as the same site.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::admin::{ApiBody, DashboardSecret};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Returns the token of the session in the cookie of this server.
+/// Returns the token of the session in the cookie of this Keychoir.
 pub(super) fn find_token(headers: &HeaderMap) -> Option<&str> {
     let name = cookie_name(headers);
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
@@ -23,9 +24,9 @@ pub(super) fn find_token(headers: &HeaderMap) -> Option<&str> {
     cookies.find_map(|cookie| cookie.strip_prefix(&*name)?.strip_prefix('='))
 }
 
-/// Returns whether a page of this server sent a form. A browser sends the origin of the page in `Origin`, and its
-/// relation to this server in `Sec-Fetch-Site`. At least one of the headers must exist, and each that exists must
-/// match.
+/// Returns whether a page of this Keychoir sent a form. A browser sends the origin of the page in `Origin`, and its
+/// relation to the requested origin in `Sec-Fetch-Site`. At least one of the headers must exist, and each of them that
+/// exists must match.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
@@ -41,8 +42,8 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Returns whether the browser uses HTTPS, by the origin of its form or the `X-Forwarded-Proto` of another proxy, which
-/// may end TLS.
+/// Returns whether the browser uses HTTPS: the origin of its form begins with `https`, or a proxy that ends TLS in
+/// front of Keychoir has set `X-Forwarded-Proto` to `https`.
 pub(super) fn is_https(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
     let forwarded = headers.get("x-forwarded-proto").map(HeaderValue::as_bytes);
@@ -64,7 +65,7 @@ fn set_cookie(headers: &HeaderMap, value: &str, max_age: Duration) -> Response<A
     let (name, seconds) = (cookie_name(headers), max_age.as_secs());
     let secure = if is_https(headers) { "; Secure" } else { "" };
     let cookie = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
-    // A browser sends a `SameSite=Strict` cookie after this redirect, because a page of this server has sent the form.
+    // A browser sends a `SameSite=Strict` cookie after this redirect, because a page of Keychoir has sent the form.
     let location = if value.is_empty() { "login" } else { "./" };
     let mut response = redirect(StatusCode::SEE_OTHER, location);
     if let Ok(cookie) = HeaderValue::from_str(&cookie) {
@@ -98,11 +99,15 @@ mod tests {
     fn check_form(sent: &[(&'static str, &'static str)], is_accepted: bool) {
         let mut sent = sent.to_vec();
         sent.push(("host", "localhost:11011"));
-        assert_eq!(is_same_origin(&headers(&sent)), is_accepted, "whether a form with {sent:?} is accepted");
+        assert_eq!(
+            is_same_origin(&headers(&sent)),
+            is_accepted,
+            "a form must be accepted only from the same origin: {sent:?}"
+        );
     }
 
     #[test]
-    fn only_forms_of_this_server_are_accepted() {
+    fn only_forms_of_the_same_origin_are_accepted() {
         const OWN: (&str, &str) = ("origin", "http://localhost:11011");
         const SAME: (&str, &str) = ("sec-fetch-site", "same-origin");
         check_form(&[OWN, SAME], true);

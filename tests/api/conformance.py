@@ -1,5 +1,6 @@
-"""Tests the admin API of a running Keychoir against `docs/openapi.json` with schemathesis. It sends valid and invalid
-generated requests, which must get documented responses that match their schemas.
+"""Tests the admin API of a running Keychoir against `docs/openapi.json` with schemathesis. Schemathesis generates valid
+and invalid requests, and each of them must get a documented response that matches its schema. The stream of events is
+not tested. The script exits with 0 if all responses match, and otherwise with the exit code of schemathesis or 1.
 
     python conformance.py KEYCHOIR [EXAMPLES]
 

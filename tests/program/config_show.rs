@@ -1,4 +1,5 @@
-//! Tests `keychoir config show` with settings from files, variables and flags.
+//! Tests `keychoir config show` with settings from files, variables and flags: it prints the source of each value and
+//! no secret, and its output is a configuration with the same values.
 
 use std::fs;
 

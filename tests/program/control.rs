@@ -1,4 +1,5 @@
-//! Tests `keychoir keys` and `keychoir clients`, which change the running server.
+//! Tests the changes that `keychoir keys` and `keychoir clients` make: in a running Keychoir, through its address for
+//! operators, and without a running Keychoir. Each change is recorded, and one that cannot be saved changes nothing.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 
-/// The running program, its state directory and an HTTP client.
+/// The address of a running Keychoir, its state directory and an HTTP client.
 struct RunningProgram {
     directory: tempfile::TempDir,
     address: String,
@@ -21,7 +22,7 @@ struct RunningProgram {
 }
 
 impl RunningProgram {
-    /// Runs a command, which finds the server by `--url` and the admin token in the state directory.
+    /// Runs a command that finds Keychoir by `--url` and the admin token in the state directory.
     fn run(&self, arguments: &[&str]) -> Output {
         let url = format!("http://{}", self.address);
         let arguments = [arguments, &["--url", &url]].concat();
@@ -118,7 +119,7 @@ async fn change_clients(running: &RunningProgram) -> [String; 2] {
         (401, 401)
     );
     let free_token = running.run_successfully(&["clients", "add", "free", "--user-quota", "3 requests"]);
-    assert_eq!(running.request_speech(&free_token).await, 400, "the request names no user");
+    assert_eq!(running.request_speech(&free_token).await, 400, "a request without a user must be refused");
     running.run_successfully(&["clients", "set", "free", "--user-quota", ""]);
     assert_eq!(running.request_speech(&free_token).await, 200);
     running.run_successfully(&["clients", "set", "free", "--user-quota", "5 credits per day"]);

@@ -1,4 +1,5 @@
-//! Tests `keychoir db backup` under load, the restore of a backup, and the upgrade of a database of an earlier version.
+//! Tests `keychoir db backup` under load, the restore of a backup, the files that a backup must not replace, and the
+//! upgrade of a database of an earlier version by `keychoir db migrate` and at startup.
 
 use std::fs;
 use std::path::Path;

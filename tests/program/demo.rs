@@ -1,4 +1,5 @@
-//! Tests `keychoir demo`: every request is served, the audio file is valid, and failed writes are reported.
+//! Tests `keychoir demo`: every request is served while keys run out of credits, the summary is printed, the audio file
+//! is valid, and failed writes are reported.
 
 use std::fs::{self, File};
 
@@ -35,7 +36,8 @@ fn every_request_is_served_while_keys_run_out() {
     );
     let mp3 = fs::read(audio).unwrap();
     // An MPEG audio frame starts with eleven set bits.
-    assert!(mp3.len() > 1_000_000 && mp3[0] == 0xff && mp3[1] & 0xe0 == 0xe0, "{} bytes", mp3.len());
+    let is_mp3 = mp3.len() > 1_000_000 && mp3[0] == 0xff && mp3[1] & 0xe0 == 0xe0;
+    assert!(is_mp3, "the file must be MPEG audio of more than 1 MB, and it has {} bytes", mp3.len());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Tests `make demo-replicas`: no request fails when a replica is killed, and the usage records contain every credit.
+//! Tests the program that `make demo-replicas` runs: no request fails when a replica is killed, and the usage records
+//! contain every credit. Also tests that HAProxy accepts the configuration file of this deployment.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Tests `keychoir check`, `check --online` and `keychoir doctor`. `check` must report each problem that prevents
-//! `keychoir serve` from starting.
+//! Tests `keychoir check`, `check --online` and `keychoir doctor`: the problems and warnings that they report, their
+//! exit codes, and that they print no key. `check` must report each problem that prevents a start of `keychoir serve`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -148,7 +148,7 @@ fn a_database_in_use_prevents_only_a_second_start() {
 }
 
 #[test]
-fn too_few_open_files_are_a_warning_of_check_and_serve() {
+fn too_few_open_files_are_a_warning_of_check() {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new("/bin/sh");
     command
@@ -168,7 +168,7 @@ fn too_few_open_files_are_a_warning_of_check_and_serve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_online_check_requests_each_key_from_the_provider() {
+async fn an_online_check_tests_each_key_at_the_provider() {
     let simulator = start_simulator(&[FIRST_KEY]).await;
     let home = tempfile::tempdir().unwrap();
     let check = |keys: &str, arguments: &[&str]| {
@@ -206,7 +206,7 @@ async fn an_online_check_requests_each_key_from_the_provider() {
     assert_eq!(charged_credits, 0, "a check must cost nothing");
 }
 
-/// Starts a server that sends `response` on every connection. Returns the address of the server.
+/// Starts an HTTP server that sends `response` on every connection. Returns the address of the server.
 fn start_server(response: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -259,7 +259,8 @@ fn an_online_check_names_the_proxy_and_the_table_that_fail() {
     assert!(!text.contains("canary"), "the output must not contain the Supabase key: {text}");
 }
 
-/// Starts Keychoir, and returns the output of `keychoir doctor` with the same configuration.
+/// Starts Keychoir, and returns the output of `keychoir doctor` with the same configuration. Asserts that the output
+/// contains no key.
 async fn run_doctor_beside_server(simulator: &Simulator, keys: &[&str], arguments: &[&str]) -> Output {
     let environment = ProgramEnvironment::new(&simulator.base_url().to_string());
     environment.configure(keys, "");

@@ -1,4 +1,5 @@
-//! Starts Keychoir with a configuration file in a temporary directory, and sends requests to it.
+//! Starts Keychoir with a configuration file in a temporary directory, in front of a simulator, and sends requests to
+//! it: single requests, continuous traffic, and requests on a connection that stays open.
 
 #![allow(unreachable_pub, reason = "the module belongs to this test target")]
 
@@ -73,7 +74,7 @@ impl ProgramEnvironment {
         (program, address)
     }
 
-    /// Returns a command that passes a socket to Keychoir as descriptor 3, like systemd.
+    /// Returns a command that starts Keychoir with a listening socket as descriptor 3, like systemd.
     pub fn command_with_passed_socket(&self, socket: OwnedFd) -> Command {
         let mut command = Command::new("/bin/sh");
         command

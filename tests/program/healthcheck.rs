@@ -1,4 +1,5 @@
-//! Tests `keychoir healthcheck` with running servers, hanging servers and no server.
+//! Tests the exit code and the message of `keychoir healthcheck`: with a running Keychoir that has a usable key or
+//! none, with a server that does not respond, without a server, and with mistakes in the configuration.
 
 use std::net::TcpListener;
 use std::process::Command;

@@ -1,5 +1,6 @@
-//! Tests the listeners, the graceful shutdown, which serves open connections until they are closed, and the maximum of
-//! open files.
+//! Tests the listeners on ports and Unix sockets, the graceful shutdown, and the limit of connections for the maximum
+//! of open files. A graceful shutdown completes running requests, serves each open connection once more, and ends at
+//! its timeouts or at a second signal.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};

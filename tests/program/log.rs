@@ -1,4 +1,5 @@
-//! Tests the log of Keychoir: requests do not wait for a reader of the log, and shutdown loses no lines.
+//! Tests the log of Keychoir: requests and the exit do not wait for a reader of the log, the log contains the ended
+//! requests in their order unless its level excludes them, and neither a shutdown nor a panic loses lines.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};

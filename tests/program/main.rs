@@ -1,4 +1,5 @@
-//! Tests Keychoir as a process: its commands, startup, reload, shutdown and log.
+//! Tests the `keychoir` binary as a process: its commands, startup, reload, shutdown and log, and its behaviour under
+//! systemd.
 
 #![allow(
     clippy::unwrap_used,

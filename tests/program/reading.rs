@@ -1,4 +1,4 @@
-//! Tests the commands that read the usage database while the server writes it.
+//! Tests `keychoir attempts` and `keychoir usage`, which read the usage database while a running Keychoir writes it.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

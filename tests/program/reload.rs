@@ -1,4 +1,6 @@
-//! Tests reloads of the configuration, which a signal or a changed file starts.
+//! Tests reloads of the configuration after a signal or a change of a file: keys, clients, the log level and the admin
+//! token change without a restart, settings that need a restart are reported, and an invalid or unsafe configuration is
+//! not applied.
 
 use std::fs;
 use std::io::Write;

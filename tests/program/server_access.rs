@@ -1,4 +1,5 @@
-//! Tests how the commands find the address of the running server and its admin token.
+//! Tests how the commands find the address of a running Keychoir and its admin token, that they verify its certificate,
+//! and that they change the files only if no Keychoir is running.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -8,10 +9,10 @@ use serde_json::Value;
 use crate::environment::{FIRST_KEY, ProgramEnvironment};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// A program with an admin token in its state directory, which listens on a TCP port and on a Unix socket.
+/// A Keychoir with an admin token in its state directory. It listens on a TCP port and on a Unix socket.
 struct RunningProgram {
     environment: ProgramEnvironment,
-    /// The server. It is `None` after a test has stopped it.
+    /// The process. It is `None` after a test has stopped it.
     program: Option<Program>,
     address: String,
     socket: String,
@@ -42,7 +43,7 @@ impl RunningProgram {
     }
 }
 
-/// Asserts that a command has used the running server, and not the files for its next start.
+/// Asserts that a command has used the running Keychoir, and not the files for its next start.
 #[track_caller]
 fn assert_online(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "the command must succeed: {}", stderr(output));

@@ -1,5 +1,6 @@
-//! Tests the startup and the commands without a running server: errors are reported with advice, no data is lost, and
-//! `keychoir check` accepts exactly what `keychoir serve` accepts.
+//! Tests the startup, and the commands without a running Keychoir: errors are reported with advice, no data is lost,
+//! keys and clients are changed in the files, `keychoir check` rejects what `keychoir serve` rejects, and the startup
+//! lines show the keys, the tokens and an unreachable provider.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! Tests `keychoir status` with a running server: colours, paused keys, and `--watch` during a restart of the server.
+//! Tests `keychoir status` with a running Keychoir: colours, paused keys, and `--watch` during a restart of Keychoir.
 
 use std::cell::Cell;
 

@@ -1,4 +1,5 @@
-//! Tests Keychoir under systemd: passed sockets, notifications to the service manager, and the watchdog.
+//! Tests the protocols of systemd: a restart with a passed socket refuses no client, unsafe or missing passed sockets
+//! prevent the start, and the service manager and its watchdog are notified.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;

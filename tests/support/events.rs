@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// The maximum wait for bytes of the stream. The server sends a heartbeat after 15 s without an event.
+/// The maximum wait for bytes of the stream. Keychoir sends a heartbeat after 15 s without an event.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An event that the admin API sent.

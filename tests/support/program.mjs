@@ -1,4 +1,5 @@
-// Starts the `keychoir` binary and waits for its output lines, and runs other programs, for tests in JavaScript.
+// Starts the `keychoir` binary, waits for lines of its output and sends it signals, and runs programs to their exit, for
+// tests in JavaScript.
 
 import { execFile, spawn } from "node:child_process";
 import { createInterface } from "node:readline";

@@ -1,4 +1,5 @@
-//! Runs the `keychoir` binary in an empty environment, and reads its log from standard error and its files.
+//! Runs the `keychoir` binary in an empty environment, waits for lines of its output or log, sends it signals, and
+//! reads the files of a directory.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,4 +1,5 @@
-//! Starts real Redis servers in temporary directories. They are killed on drop.
+//! Starts real Redis servers in temporary directories: single servers, a Redis Cluster, and a master with sentinels.
+//! They are killed on drop. Tests can pause, restart and query a server, and receive the commands that it executes.
 //!
 //! Each server has a Unix socket and a TCP port. The tests themselves use the Unix socket as the user `default`.
 
@@ -130,7 +131,7 @@ impl RedisServer {
         self.process.restart(|| connect(&admin_url(options, directory)).is_some()).await;
     }
 
-    /// Stops the server (SIGSTOP). Connections to it stay open and are not answered.
+    /// Stops the server (SIGSTOP). Connections to it stay open, and it responds to no command.
     pub fn pause(&self) {
         self.process.send_signal(Signal::STOP);
     }
@@ -336,7 +337,7 @@ fn admin_url(options: &RedisOptions, directory: &Path) -> String {
     }
 }
 
-/// Returns a connection, or `None` if the server does not answer.
+/// Returns a connection, or `None` if the server does not respond.
 fn connect(url: &str) -> Option<Connection> {
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_connection_with_timeout(COMMAND_TIMEOUT).ok()?;
@@ -364,5 +365,5 @@ async fn wait_for(event: &str, condition: impl Fn() -> bool) {
         }
     };
     let result = tokio::time::timeout(START_TIMEOUT, polling).await;
-    assert!(result.is_ok(), "timed out after {} s while waiting for {event}", START_TIMEOUT.as_secs());
+    assert!(result.is_ok(), "the wait for {event} must end within {} s", START_TIMEOUT.as_secs());
 }

@@ -1,5 +1,6 @@
-//! Runs several Keychoir programs with the same keys in front of one simulator. Each of them has a separate state
-//! directory and database. With the URL of a Redis server, they share one pool.
+//! Runs several Keychoir processes with the same keys in front of one simulator. Each of them has a separate state
+//! directory and database. With the URL of a Redis server, they share one pool. Tests can add, kill, stop and restart
+//! replicas, and compare their usage records with the charges of the provider.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +26,7 @@ pub struct TestReplicas {
 }
 
 struct Replica {
-    /// `None` while the replica is killed.
+    /// The process. It is `None` after the replica was killed or stopped.
     program: Option<Program>,
     url: String,
     directory: TempDir,
@@ -133,10 +134,10 @@ impl TestReplicas {
         self.replicas.push(Replica::start(directory, &self.settings));
     }
 
-    /// Starts a killed replica with its state directory, on another port.
+    /// Starts a killed or stopped replica with its state directory, on another port.
     pub fn restart(&mut self, replica: usize) {
         let replica = &mut self.replicas[replica];
-        assert!(replica.program.is_none(), "only a killed replica may be restarted");
+        assert!(replica.program.is_none(), "the replica must not run before its restart");
         replica.run(&self.settings);
     }
 

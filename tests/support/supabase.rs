@@ -1,5 +1,5 @@
-//! Runs a local Supabase project per test: PostgreSQL and PostgREST, with a gateway in front that checks API keys as
-//! Supabase does and injects faults.
+//! Runs a local Supabase project for each test: PostgreSQL and PostgREST, with a gateway in front that checks API keys
+//! like Supabase and injects faults. Tests can run SQL and sign API keys. All processes are stopped on drop.
 
 mod gateway;
 

@@ -1,4 +1,5 @@
-//! A WebSocket client for tests. Each of its steps has a timeout.
+//! A WebSocket client for tests, and the paths of the provider's WebSockets. The client sends a handshake and messages,
+//! and receives messages and the close code. Each of its steps has a timeout.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -99,7 +100,7 @@ impl WebSocketClient {
         within_timeout(self.stream.send(message)).await.unwrap();
     }
 
-    /// Receives the next event, and answers the pings that precede it.
+    /// Receives the next event. Skips the pings and pongs that precede it.
     pub async fn receive(&mut self) -> Received {
         loop {
             return match within_timeout(self.stream.next()).await {

@@ -1,5 +1,5 @@
-// Tests every action of the forms of the dashboard: its effect, as the admin API reports it, and its record. Each
-// action is recorded once, and a refused action changes nothing.
+// Tests every action of the forms of the dashboard: its effect in the admin API, its notice and its record. Each change
+// is recorded once, a check and a refused action change nothing, and a new token is shown once.
 
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
@@ -27,7 +27,7 @@ async function expectChange(action, target, act) {
 }
 
 /**
- * Performs an action that the server must refuse with `status`. Asserts that nothing was recorded. Resolves with the
+ * Performs an action that Keychoir must refuse with `status`. Asserts that nothing was recorded. Resolves with the
  * message on the page and the text of the response.
  */
 async function expectRefusal(status, act) {
@@ -132,12 +132,12 @@ for (const [problem, name, key, status, expected] of [
   });
 }
 
-test("the form refuses a name that the server would refuse", async () => {
+test("the form refuses a name that Keychoir would refuse", async () => {
   await page.goto("keys");
   await page.getByLabel("API key").fill(SPARE_KEY);
   for (const [name, isValid] of [["a-b_9", true], ["A", false], ["a.b", false], ["a b", false], ["a/b", false]]) {
     await page.getByLabel("Name", { exact: true }).fill(name);
-    assert.equal(await page.getByLabel("Name", { exact: true }).evaluate((input) => input.checkValidity()), isValid, name);
+    assert.equal(await page.getByLabel("Name", { exact: true }).evaluate((input) => input.checkValidity()), isValid, `the name ${name} must be ${isValid ? "accepted" : "refused"}`);
   }
 });
 
@@ -201,7 +201,7 @@ test("a token is rotated, and the previous token is valid during the grace perio
       token = await readShownToken();
     });
     assert.notEqual(token, previous);
-    assert.deepEqual([await isServed(token), await isServed(previous)], [true, isPreviousServed], grace);
+    assert.deepEqual([await isServed(token), await isServed(previous)], [true, isPreviousServed], `the previous token must ${isPreviousServed ? "stay" : "not stay"} valid with the grace period ${grace}`);
     await expectShownOnce(token);
   }
 });

@@ -1,5 +1,5 @@
 // Starts the simulator and Keychoir with its dashboard, both on free ports, for the tests of the dashboard. The
-// returned object calls the admin API, sends requests, and restarts Keychoir.
+// returned object calls the admin API, sends requests, sets faults, and reloads and restarts Keychoir.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
@@ -21,7 +21,7 @@ export async function waitUntil(condition) {
     const outcome = await condition();
     if (outcome) return outcome;
   }
-  throw new Error(`a condition did not hold within 30 seconds: ${condition}`);
+  throw new Error(`a condition must hold within 30 seconds: ${condition}`);
 }
 
 /** Returns the event in a line of the log, or an empty object for a line that is not JSON. */
@@ -91,7 +91,7 @@ export async function startDashboard(context, options = {}) {
       const headers = { authorization: `Bearer ${this.adminToken}`, "content-type": "application/json" };
       const response = await fetch(`${this.adminUrl}/api/keychoir/v1/${path}`, { method, headers, body: body && JSON.stringify(body) });
       const document = await response.json();
-      assert.ok(response.ok, `${method} ${path}: ${response.status} ${JSON.stringify(document)}`);
+      assert.ok(response.ok, `${method} ${path} must succeed: ${response.status} ${JSON.stringify(document)}`);
       return document;
     },
     async keys() {
@@ -123,7 +123,7 @@ export async function startDashboard(context, options = {}) {
     /** Sets the fault of all further requests with a key. */
     async setFault(key, always) {
       const response = await fetch(`${simulator.parsedValue}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) });
-      assert.ok(response.ok, await response.text());
+      assert.ok(response.ok, `the simulator must accept the fault: ${await response.text()}`);
     },
     /** Resolves when the usage database contains at least this number of attempts. */
     waitForAttempts(count) {

@@ -1,4 +1,5 @@
-// Tests that a keyboard suffices for all actions of the dashboard, and that each focused element is visible.
+// Tests that a keyboard suffices for the actions, forms and tables of the dashboard, and that each focused element is
+// visible.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

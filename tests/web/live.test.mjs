@@ -1,5 +1,5 @@
-// Tests the parts of pages that change without a reload: the list of ended requests, the counts of the overview, the
-// states of keys, and the stream of events, which a hidden page closes.
+// Tests the parts of pages that change without an action of the operator: the list of ended requests with its pause and
+// filter, the counts of the overview, and the states of keys. A hidden page closes its stream of events.
 
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
@@ -37,7 +37,7 @@ test("a request appears with the reasons of its retries", async () => {
   assert.match(cells.join("|"), /POST \/v1\/text-to-speech\/\{id\}\|app\|(second|sk_s\S+0002)\|200 served\|2 after invalid key\|\d+ ms\|11$/);
   assert.equal(await requestRows(page).count(), before + 1);
   await dashboard.setFault(FIRST_KEY, "pass");
-  // After a reload, the server renders the same request.
+  // After a reload of the page, Keychoir renders the same request.
   await dashboard.waitForAttempts(2);
   await page.reload();
   assert.match((await page.locator(`[data-request="${id}"] td`).allTextContents()).join("|"), /\|app\|second\|200 served\|2 after .+\|11$/);

@@ -1,5 +1,5 @@
-// Tests that web pages of other origins cannot use the dashboard, and that the dashboard works below a path prefix and
-// at an address for operators.
+// Tests that web pages of other origins and requests with an unknown host name cannot use the dashboard, and that the
+// dashboard works below a path prefix and at an address for operators.
 
 import assert from "node:assert/strict";
 import { createServer, request as httpRequest } from "node:http";
@@ -52,7 +52,7 @@ test("a page on another port can neither post nor frame the dashboard", async (t
     }, `${dashboard.url}/_/`);
     const framed = page.frames().find((frame) => frame !== page.mainFrame());
     assert.ok(!framed || !(await framed.content()).includes("Can requests be served?"), "the frame must not contain the dashboard");
-    assert.ok(page.problems.some((problem) => /frame-ancestors|refused to connect|ERR_BLOCKED_BY_RESPONSE|403/i.test(problem)), page.problems.join("\n"));
+    assert.ok(page.problems.some((problem) => /frame-ancestors|refused to connect|ERR_BLOCKED_BY_RESPONSE|403/i.test(problem)), `the browser must report the refused frame: ${page.problems.join("\n")}`);
     await page.close();
   }
   assert.deepEqual(await dashboard.keys(), keys);
@@ -100,11 +100,11 @@ test("the dashboard is served below a prefix", async (t) => {
     await page.goto(path);
     for (const link of await page.locator("a[href]").evaluateAll((anchors) => anchors.map((anchor) => anchor.href))) links.add(link);
     const actions = await page.locator("form").evaluateAll((forms) => forms.map((form) => new URL(form.getAttribute("action"), document.baseURI).href));
-    assert.ok(actions.every((action) => action.startsWith(`${baseUrl}/_/`)), actions.join());
+    assert.ok(actions.every((action) => action.startsWith(`${baseUrl}/_/`)), `each form must be below the prefix: ${actions.join()}`);
   }
   for (const link of [...links].filter((link) => !link.includes("#"))) {
-    assert.ok(link.startsWith(`${baseUrl}/_/`), link);
-    assert.equal((await context.request.get(link)).status(), 200, link);
+    assert.ok(link.startsWith(`${baseUrl}/_/`), `the link ${link} must be below the prefix`);
+    assert.equal((await context.request.get(link)).status(), 200, `the link ${link} must lead to a page`);
   }
   await page.goto("connect");
   assert.match(await page.locator("main").innerText(), new RegExp(`base_url="${baseUrl}"`));
@@ -121,7 +121,7 @@ test("the dashboard is served below a prefix", async (t) => {
 test("if there is an address for operators, only it serves the dashboard", async (t) => {
   const dashboard = await startDashboard(t, { settings: { KEYCHOIR_ADMIN__LISTEN: "localhost:0" } });
   assert.notEqual(dashboard.url, dashboard.adminUrl);
-  for (const path of ["", "login", "keys", "events", "assets/app.js"]) assert.equal((await fetch(`${dashboard.url}/_/${path}`, { redirect: "manual" })).status, 404, path);
+  for (const path of ["", "login", "keys", "events", "assets/app.js"]) assert.equal((await fetch(`${dashboard.url}/_/${path}`, { redirect: "manual" })).status, 404, `the address for clients must not serve /_/${path}`);
   const context = await signIn(dashboard, { baseURL: `${dashboard.adminUrl}/_/` });
   t.after(() => context.close());
   const page = await openPage(context);

@@ -55,7 +55,7 @@ test("no response of the dashboard contains a secret", async (t) => {
   ];
   for (const path of paths) {
     const response = await context.request.get(path);
-    assert.equal(response.status(), path === "nothing" ? 404 : 200, path);
+    assert.equal(response.status(), path === "nothing" ? 404 : 200, `/_/${path} must exist, except /_/nothing`);
     responses.set(path, JSON.stringify(response.headers()) + (await response.text()));
   }
   const canaries = [ADMIN_TOKEN, FIRST_KEY, SECOND_KEY, SPARE_KEY, CLIENT_TOKEN, "a_wrong_token_canary", SPOKEN_TEXT, cookie.value];
@@ -68,7 +68,7 @@ test("no response of the dashboard contains a secret", async (t) => {
   // Only the configuration file may contain the token of the client.
   for (const [file, content] of dashboard.readStoredFiles()) {
     const found = [SPOKEN_TEXT, cookie.value, ...(file === dashboard.configFile ? [] : [CLIENT_TOKEN])].filter((canary) => content.includes(canary));
-    assert.deepEqual(found, [], file);
+    assert.deepEqual(found, [], `${file} must contain no secret`);
   }
 });
 

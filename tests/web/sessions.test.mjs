@@ -1,4 +1,5 @@
-// Tests how dashboard sessions start with a link or a code, how they end, and that they survive a restart.
+// Tests how dashboard sessions start with a link or a code, how they end and expire, and that they survive a restart.
+// After too many wrong codes, further codes are refused.
 
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -21,7 +22,7 @@ test("a link opens the dashboard once, and its code is in no URL afterwards", as
   page.on("request", (request) => urls.push(request.url()));
   await page.goto(link);
   await page.waitForURL(`${dashboard.url}/_/`);
-  assert.ok(urls.every((url) => !url.includes(code)), urls.join("\n"));
+  assert.ok(urls.every((url) => !url.includes(code)), `no URL must contain the code: ${urls.join("\n")}`);
   assert.deepEqual(page.problems, []);
 
   const [cookie] = await context.cookies();
@@ -75,7 +76,7 @@ test("an ended session leads to the login page", async (t) => {
     const context = await signIn(dashboard, options);
     const page = await openPage(context);
     for (const path of ["", "keys", "key?id=x", "live", "usage", "usage.csv", "clients", "connect", "system", "nothing", "a/b/c"]) {
-      assert.ok([200, 404].includes((await context.request.get(path)).status()), path);
+      assert.ok([200, 404].includes((await context.request.get(path)).status()), `/_/${path} must respond in a session`);
       const cookies = await context.cookies();
       await context.clearCookies();
       await page.goto(path);

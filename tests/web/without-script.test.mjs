@@ -26,8 +26,8 @@ test("the dashboard works without JavaScript", async (t) => {
   for (const [name, content] of Object.entries(expectedContent)) {
     await page.getByRole("navigation", { name: "Pages" }).getByRole("link", { name }).click();
     await page.locator("a[aria-current=page]", { hasText: name }).waitFor();
-    assert.match(await page.locator("main").innerText(), content, name);
-    assert.deepEqual(page.problems, [], name);
+    assert.match(await page.locator("main").innerText(), content, `the page ${name} must have its content`);
+    assert.deepEqual(page.problems, [], `the page ${name} must cause no error`);
   }
   // Parts that need the script are hidden.
   await page.goto("live");

@@ -1,5 +1,6 @@
 //! Authenticates requests to the admin API and to the pages for operators with the admin token, which is compared in
-//! constant time. Each wrong token is logged. An address that has sent too many wrong tokens is refused temporarily.
+//! constant time. Each wrong token, and each wrong code of the dashboard, is logged and counted. Admin tokens from an
+//! address that has sent too many wrong ones are refused temporarily.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,9 +42,9 @@ pub(in crate::admin) enum AdminTokenCheck {
     Accepted,
     /// The header is missing or contains no bearer token.
     Absent,
-    /// The token is a client token.
+    /// The token is a valid client token.
     ClientToken,
-    /// The token is neither the admin token nor a client token.
+    /// The token is neither the admin token nor a valid client token.
     Wrong,
     /// The token was not compared, because the address has sent too many wrong tokens. After this time, tokens from the
     /// address are compared again.

@@ -1,5 +1,6 @@
-//! Provides the admin API to the dashboard as functions: the documents as types, the changes, the events and the checks
-//! of codes. A form of the dashboard and an API request therefore pass the same checks.
+//! Provides the admin API to the dashboard as functions: documents as types, changes, key checks, events, the refusal
+//! of addresses that sent wrong codes, and the base URL of the browser. A form of the dashboard and an API request
+//! therefore pass the same checks.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -105,7 +106,7 @@ impl Admin {
         Ok(response)
     }
 
-    /// Returns whether Keychoir refuses credentials of an address, because it has sent too many wrong ones.
+    /// Returns whether Keychoir refuses the credentials from an address, because too many of them were wrong.
     pub(crate) fn is_refused(&self, peer: Option<IpAddr>, now: UnixMs) -> bool {
         self.auth_failures.retry_after(peer, now).is_some()
     }
@@ -120,8 +121,8 @@ impl Admin {
         self.request_body_timeout()
     }
 
-    /// Returns the base URL that a browser which sent these headers uses for the server, with `base_path` and without a
-    /// final slash.
+    /// Returns the base URL at which the sender of these headers reached Keychoir, with `base_path` and without a final
+    /// slash.
     pub(crate) fn base_url(&self, uri: &Uri, headers: &HeaderMap, is_https: bool) -> String {
         let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).or(uri.host());
         let scheme = if is_https { "https" } else { "http" };

@@ -1,5 +1,5 @@
-//! Defines the errors of the admin API with their status, code and message, and renders them in the format of the
-//! proxy's own error responses.
+//! Defines the errors of the admin API with their status, code and message, and renders them in the format that
+//! Keychoir uses for refused proxied requests. `ControlError` and errors of other modules are converted into them.
 
 use std::time::Duration;
 

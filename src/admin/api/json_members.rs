@@ -1,5 +1,6 @@
-//! Reads the members of a JSON request body as typed values. An error names the member and never contains its value,
-//! which may be a secret. A member whose value is `null` counts as absent.
+//! Reads the members of a JSON request body as typed values, and suggests a similar name for an unknown member or
+//! parameter. An error never contains a value, which may be a secret. A member whose value is `null` counts as absent,
+//! except in [`JsonMembers::is_null`].
 
 use serde_json::{Map, Value};
 

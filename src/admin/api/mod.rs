@@ -75,7 +75,8 @@ struct ApiResponse {
     /// Whether the document changes only with the generation, so that a request with `If-None-Match` may get a 304
     /// response.
     is_versioned: bool,
-    /// The generation in the `ETag`, or `None` for the current one.
+    /// The generation in the `ETag`. If it is `None`, the `ETag` contains the generation that was read before the
+    /// document.
     generation: Option<u64>,
 }
 
@@ -194,8 +195,8 @@ impl Admin {
         unserved_path_response(&ApiError::not_proxied())
     }
 
-    /// Responds to a request to the admin API. `is_foreign_page` means that a web page of another origin has sent the
-    /// request, which is then refused.
+    /// Responds to a request to the admin API. The request is refused if `is_foreign_page` is true, because a web page
+    /// of another origin has sent it.
     ///
     /// # Cancel safety
     ///

@@ -1,5 +1,5 @@
 //! Reads the parts of a request to the admin API: the query, the conditions `If-Match` and `If-None-Match`, and the
-//! body.
+//! body. The dashboard compares entity tags and reads the bodies of its forms with the same functions.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<O
     digits.parse().map(Some).map_err(|_| malformed())
 }
 
-/// The reason why a body cannot be read.
+/// The reason why the body of a request cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyError {
     /// The body is longer than the maximum.

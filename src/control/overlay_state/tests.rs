@@ -1,4 +1,5 @@
-//! Tests that merging overlays leads all replicas to the same state.
+//! Tests that merging overlays leads all replicas to the same state, of which entries a merge keeps, of the times of
+//! changes, of names that two keys have, and that no secret is printed.
 
 use proptest::prelude::*;
 
@@ -87,7 +88,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Merges the state of another replica, as the controller does.
+/// Merges the state of another replica and resolves equal names, like a merge of the controller.
 fn receive(replica: &mut OverlayState, other: &OverlayState) {
     *replica = replica.clone().merge(other.clone());
     replica.resolve_names();

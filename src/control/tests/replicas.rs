@@ -1,5 +1,6 @@
-//! Tests of two replicas that share their overlays. Each has a state directory and a controller, and the tests deliver
-//! the overlays through the channels that otherwise lead to Redis.
+//! Tests of two replicas that share their overlays: each change has an effect on both, none is lost, and invalid,
+//! foreign or known overlays change nothing. Each replica has a state directory and a controller. The tests deliver the
+//! overlays through the channels that otherwise lead to Redis.
 
 mod conflicts;
 

@@ -1,4 +1,4 @@
-// Adds live values, charts and local times to the pages. It sets no HTML.
+// Signs in, and adds live values, charts, local times and buttons. It sets no HTML.
 
 const find = (selector, within = document) => within.querySelector(selector);
 const findAll = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -23,7 +23,7 @@ function element(name, attributes = {}, ...children) {
   return created;
 }
 
-// Sends the code in the link's fragment, which browsers send to no server.
+// Submits the code in the fragment of the link. Browsers send no fragments.
 function signIn() {
   const form = find("form[data-login]");
   const code = location.hash.slice(1);
@@ -50,7 +50,7 @@ function addCopyButtons() {
   }
 }
 
-// Each chart draws the table below it.
+// Charts draw the tables below them.
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 const palettes = {
   light: ["#2f7d84", "#c2571a", "#5b5fc7", "#8a6d00", "#a8327e", "#3f7d20", "#7a4b2a", "#5f6f76"],
@@ -131,7 +131,7 @@ function drawCharts() {
   darkScheme.addEventListener("change", () => figures.forEach(draw));
 }
 
-// Receives events. A hidden page closes its connection, because a browser opens only six.
+// Receives events. Hidden pages close their connections: a browser opens only six.
 function listen(handlers) {
   let source = null;
   const open = () => {
@@ -161,7 +161,7 @@ function showNumber(cell, value) {
 }
 
 let reloadTimer = 0;
-// Loads the page again when no form has the focus.
+// Reloads the page when no form has the focus.
 function reloadSoon() {
   const isEditing = () => document.activeElement?.closest("main form.fields, main dialog");
   clearTimeout(reloadTimer);
@@ -198,7 +198,7 @@ function showOverview(overview) {
   }
 }
 
-// Shows new requests in the list.
+// Adds ended requests to the list.
 function startList() {
   const list = find("[data-requests]");
   if (!list) return {};

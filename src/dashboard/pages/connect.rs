@@ -1,4 +1,4 @@
-//! Renders the page Connect: examples of apps that use this server, with its base URL.
+//! Renders the page Connect: the base URL for clients, whether they need a token, and examples of programs with both.
 
 use maud::{Markup, html};
 

@@ -1,4 +1,5 @@
 //! Renders the page of one key: its state with the reason, its credits, its refusals, and the forms of its actions.
+//! Also renders the notice with the result of a key check.
 
 use maud::{Markup, html};
 use serde_json::Value;

@@ -1,4 +1,5 @@
-//! Renders the page Keys: the list of keys with a filter, 100 keys at a time, and the form that adds a key.
+//! Renders the page Keys: the list of keys with a filter and the buttons of each key, 100 keys at a time, and the form
+//! that adds a key.
 
 use maud::{Markup, html};
 
@@ -80,7 +81,7 @@ pub(in crate::dashboard) fn render_keys(request: &PageRequest<'_>) -> Markup {
     }
 }
 
-/// Whether the name, the short key or the workspace of a key contains `text`. Upper and lower case are equal.
+/// Returns whether the name, the short key or the workspace of a key contains `text`. Upper and lower case are equal.
 fn contains_text(key: &KeyDocument, text: &str) -> bool {
     let text = text.to_lowercase();
     let contains = |part: Option<&str>| part.is_some_and(|part| part.to_lowercase().contains(&text));

@@ -1,5 +1,5 @@
-//! Renders the page Live: the requests that have ended. The server lists the latest requests, and the script adds
-//! requests that end later.
+//! Renders the page Live: the requests that have ended, each with its attempts. Keychoir lists the latest requests of
+//! the usage database, and the script adds requests that end later.
 
 use maud::{Markup, html};
 
@@ -8,7 +8,7 @@ use crate::dashboard::PageRequest;
 use crate::dashboard::format::{format_latency, render_number, render_time_of_day};
 use crate::store::{AttemptFilter, StoredAttempt};
 
-/// The number of attempts that the server lists.
+/// Maximum number of attempts that Keychoir lists.
 const LISTED_ATTEMPTS: usize = 100;
 
 /// A request with its recorded attempts, the first attempt first.

@@ -1,5 +1,5 @@
-//! Renders the overview: whether requests can be served, the credits and the requests of the last minutes, the keys
-//! that need attention, and charts of the last day.
+//! Renders the overview: whether requests can be served, the credits and the requests of the last minutes, up to 12
+//! keys with those that are not active first, and charts of the last day.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Renders the page System: warnings, the version, the states of the usage store, the mirror and the replicas, the last
-//! changes of operators, and the settings.
+//! Renders the page System: warnings, the version, the states of the provider, the usage store, the mirror and the
+//! replicas, a button that reloads the configuration, the last changes of operators, and the settings.
 
 use maud::{Markup, html};
 use serde_json::Value;

@@ -1,5 +1,5 @@
 //! Renders the page Usage: sums of attempts and credits by hour, day, key, client, user, region, model or route, and a
-//! chart for hours and days.
+//! chart for hours and days. Also parses the query, which the CSV download has as well.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl UsageQuery {
         }
     }
 
-    /// Whether the bars of a chart would be wide enough. The 8,760 hours of a year would be invisible.
+    /// Returns whether the bars of a chart are wide enough. The bars of the 8,760 hours of a year would be invisible.
     fn is_drawable(&self) -> bool {
         self.dimension == UsageDimension::Day || self.period != "365d"
     }
@@ -84,7 +84,7 @@ pub(in crate::dashboard) async fn render_usage(request: &PageRequest<'_>) -> Mar
     }
 }
 
-/// Renders a chart of the credits of each day or hour, also of those without credits.
+/// Renders a chart of the credits of each day or hour, including days and hours without credits.
 fn render_time_chart(rows: &[UsageRow], query: &UsageQuery) -> Markup {
     let period = Duration::from_secs(if query.dimension == UsageDimension::Hour { 3_600 } else { 86_400 });
     let total = rows.iter().map(|row| row.sums.credits).fold(0, u64::saturating_add);

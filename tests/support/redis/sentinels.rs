@@ -95,7 +95,7 @@ impl Sentinel {
     async fn start(master_port: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().display();
-        // A master without an answer for 300 ms counts as lost, if two of the three sentinels agree.
+        // A master that does not respond for 300 ms counts as lost, if two of the three sentinels agree.
         let config = format!(
             "bind 127.0.0.1\ndir {path}\nunixsocket {path}/redis.sock\n\
              sentinel monitor {MASTER_NAME} 127.0.0.1 {master_port} 2\n\

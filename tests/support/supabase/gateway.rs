@@ -19,6 +19,7 @@ use super::{Body, SECRET_KEY};
 /// The fault that the gateway injects into a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// The request is forwarded to PostgREST if its API key is valid.
     None,
     /// The connection is closed before the request is executed.
     Closed,

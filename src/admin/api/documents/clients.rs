@@ -1,5 +1,5 @@
-//! Builds the JSON documents about a client: one for operators, and one for the client itself. The second contains no
-//! information about keys.
+//! Builds the JSON documents about a client: one for operators, and one for the client itself. The latter may contain
+//! the usage of an end user, and contains no information about keys.
 
 use serde::Serialize;
 

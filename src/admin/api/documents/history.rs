@@ -1,4 +1,5 @@
-//! Reads sums, attempts and changes from the usage database, and renders their JSON documents.
+//! Serves `GET usage`, `GET attempts` and `GET changes`: checks the query, reads usage sums, attempts or changes from
+//! the usage database, and renders their JSON documents.
 
 use std::time::Duration;
 

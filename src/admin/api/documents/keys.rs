@@ -1,4 +1,5 @@
-//! Builds the JSON documents about a pool key and about the result of a key check.
+//! Builds the JSON documents about a pool key and about the result of a key check, with the sentences that describe a
+//! refusal to the operator. Also computes the id of a key.
 
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -42,7 +42,8 @@ pub(crate) struct OverviewDocument {
     pub(crate) replicas: Vec<ReplicaDocument>,
 }
 
-/// The number of keys by state. A paused key is counted only as paused, and a key near its limit also as active.
+/// The number of keys by state. A paused key is not counted in the state that it would have without the pause. A key
+/// near its limit is counted in its state and in `near_limit`.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct KeyCounts {

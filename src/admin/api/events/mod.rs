@@ -35,7 +35,7 @@ const RETRY_FIELD: &str = "retry: 2000\n\n";
 /// an event receives the whole snapshot again.
 const SNAPSHOT_PART_NUMBER: &str = "snapshot";
 
-/// The ids of the keys whose events a listener receives. `None` stands for all keys.
+/// The ids of the keys whose events a listener receives. If it is `None`, the listener receives the events of all keys.
 pub(crate) type WantedKeys = Option<HashSet<String>>;
 
 /// Builds the frames of one listener from the events in the ring.
@@ -68,7 +68,7 @@ impl Admin {
         let listener = self.events.ring().listen(max_listeners, selection);
         let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
         let position = headers.get("last-event-id").map(|id| {
-            // The ring has no events of an earlier process. Their ids count as 0, which is before every event.
+            // The ring has no events of an earlier process. Their ids count as 0, a position before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
         let needs_snapshot = position.is_none() && selection.has_state();

@@ -1,5 +1,6 @@
 //! Provides the response body of an event stream: it sends frames with a minimum time between them, sends heartbeats
-//! when there are no frames, and ends at the drain.
+//! when there are no frames, and ends at the drain or when its session has ended. A listener is a client that receives
+//! the stream.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -52,8 +53,8 @@ impl<F> PacedStream<F> {
         }
     }
 
-    /// Sends all frames after the first one later by `offset`. With a different offset for each listener, a worker
-    /// does not write the frames of all of them at the same time, for which its requests would wait.
+    /// Delays all frames after the first one by `offset`. If a worker wrote the frames of all listeners at the same
+    /// time, its requests would have to wait. A different offset for each listener prevents this.
     pub(super) fn with_offset(self, offset: Duration) -> Self {
         Self { interval: FRAME_INTERVAL + offset, ..self }
     }

@@ -51,7 +51,7 @@ struct RecordedState {
 #[derive(Debug)]
 struct RecordedOverview {
     document: Arc<str>,
-    /// The document without the members that change with the time alone, which is compared.
+    /// The compared part of the document: all members except those that change with the time alone.
     stable_part: String,
 }
 
@@ -114,7 +114,7 @@ impl EventSource {
                 source.compare(&mut recorded, &admin);
             }
         };
-        // The task fails only if it panics or if the program ends. In both cases, the stream begins without the state.
+        // The task fails only if it panics or if the program ends. The stream then begins with the last recorded state.
         let _ = tasks::spawn_blocking(compare_if_older).await;
     }
 
@@ -272,7 +272,7 @@ mod tests {
             assert_eq!(
                 changed_documents(&mut recorded, Vec::new(), changed_overview),
                 ["overview"],
-                "{path}"
+                "a change of {path} must be an event"
             );
         }
     }

@@ -1,4 +1,5 @@
-//! Tests of changes that conflict: with changes of another replica, or with the configuration file of one replica.
+//! Tests of changes that conflict with changes of another replica, or with the configuration file of one replica: equal
+//! names, concurrent changes and revocations, and entries that are left out.
 
 use super::*;
 
