@@ -1,4 +1,5 @@
-"""Starts the Redis servers and sentinels of `replicas.py`, and makes them fail."""
+"""Starts the Redis servers and the Redis Sentinel processes of `replicas.py`. Kills, restarts, stops and flushes a
+server, and causes a failover to its replica."""
 
 import os
 import signal
@@ -54,7 +55,7 @@ class RedisServer:
 
 
 class Sentinels:
-    """A master, its replica, and sentinels that promote the replica when the master is lost."""
+    """A Redis master, its replica, and Redis Sentinel processes that promote the replica when the master is lost."""
 
     def __init__(self, processes):
         self.master = RedisServer(processes)

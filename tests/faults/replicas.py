@@ -3,10 +3,11 @@ replica is killed, or stopped and started as for an upgrade.
 
 No request may fail, and the usage records of all replicas together must contain every credit that the provider has
 charged, apart from records that a killed replica had not yet written. After a fault, all replicas should share the pool
-again within two seconds. A case fails if this takes more than five seconds, which a busy machine does not need. The
-script also prints p50 and p99 of each phase, and their ratios to the phase without a fault. The exit code is 1 if a
-case fails. The script needs only Python, the programs redis-server, redis-sentinel and haproxy, and the built
-`keychoir` binary. With 10 seconds per phase, it takes about two minutes:
+again within two seconds. A case fails only after more than five seconds, because a busy machine is slower. The script
+also prints the median and the 99th percentile of the durations of each phase, and their ratios to the phase without a
+fault. The exit code is 1 if a case fails. The script needs Python, the programs redis-server, redis-sentinel and
+haproxy, and the built `keychoir` binary. Its second argument is the duration of a phase in seconds. With 10 seconds, it
+takes about two minutes:
 
     python3 tests/faults/replicas.py target/release/keychoir 10
 """
@@ -33,9 +34,9 @@ BASELINE = "no fault"
 WARM_UP_SECONDS = 2
 # The delay of each direction, so that a round trip takes 300 ms.
 SLOW_DELAY_SECONDS = 0.15
-# The time within which all replicas should share the pool again after a fault.
+# The maximum time after a fault until all replicas share the pool again.
 MAX_RECOVERY_SECONDS = 2
-# The time by which a busy machine may exceed this time.
+# The time by which a busy machine may exceed `MAX_RECOVERY_SECONDS`.
 BUSY_MACHINE_SECONDS = 3
 
 failed_case_count = 0
@@ -119,8 +120,9 @@ def quantile(requests, share):
 
 
 def report_phase(phase, requests, baseline, recovery_seconds):
-    """Reports a phase, which passes if no request failed and if the replicas share the pool again in time. `baseline`
-    contains the requests of the phase without a fault."""
+    """Reports a phase. It passes if no request failed and if the replicas shared the pool again in time after it.
+    `baseline` contains the requests of the phase without a fault. `recovery_seconds` is None for a phase without a
+    measured recovery."""
     failed = [request for request in requests if not request.is_served]
     causes = Counter(attempt.result for request in requests for attempt in request.attempts[:-1])
     retries = f"{sum(causes.values())} sent again" + (f" {dict(causes)}" if causes else "")
