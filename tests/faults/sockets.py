@@ -155,8 +155,8 @@ class Client:
 
 
 async def open_clients(port, count, *paths, only_half_handshake=False):
-    """Opens `count` clients on `paths` in rotation, or on the echo path if there are no paths. At most a hundred clients
-    connect concurrently."""
+    """Opens `count` clients on `paths` in rotation, or on the echo path if there are no paths. At most a hundred
+    clients connect concurrently."""
     slots, paths = asyncio.Semaphore(100), paths or [ECHO_PATH]
 
     async def open_client(number):

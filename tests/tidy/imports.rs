@@ -1,7 +1,7 @@
 //! Parses all source files in `src` with `syn`, and checks the paths in them. Each module must import exactly the
 //! modules that [`IMPORTS`] permits, only `platform` may use APIs of a single operating system, and `elevenlabs` and
-//! `policy` must be pure: they do no I/O, read no clock, and use neither `async` nor random numbers. Another test checks
-//! that the paths of every form of import are found.
+//! `policy` must be pure: they do no I/O, read no clock, and use neither `async` nor random numbers. Another test
+//! checks that the paths of every form of import are found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
