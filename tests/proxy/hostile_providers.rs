@@ -1,6 +1,7 @@
 //! Tests the proxy with providers whose responses are malformed, too long, too short, badly timed or wrongly encoded,
-//! or contain API keys or impossible numbers. One test runs each case of a table, and another test runs random
-//! mutations of these cases. After each response, the proxy must still serve valid requests.
+//! or contain API keys or impossible numbers. One test runs each case of a table, another one responds to polls of the
+//! subscription, and a third one runs random mutations of the cases. After each response, the proxy must serve valid
+//! requests if a key is usable, and its usage records must be plausible.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! Simulates a month of traffic in seconds: four clients use eight keys of five workspaces, with quota resets, a
 //! revoked key, a workspace with an unpaid bill and a burst. A second month has mixed plans, where a request
-//! for a plan feature needs a key of a plan that includes it.
+//! for a plan feature needs a key of a plan that includes it. Every request must be served, and at most 2 % of the
+//! requests may be retried.
 
 use std::time::Duration;
 
@@ -101,7 +102,8 @@ fn speech_body(text: &str, model: &str) -> Option<Value> {
     Some(json!({"text": text, "model_id": model}))
 }
 
-/// Returns mostly speech of varying length and model, and sometimes a sound effect or the list of voices.
+/// Returns a random request: mostly speech of varying length and model, and sometimes a sound effect or the list of
+/// voices.
 fn next_ordinary_request(random: &mut Random) -> PlannedRequest {
     let text = "a".repeat(usize::try_from(3 + random.number_below(40)).unwrap());
     match random.number_below(10) {
@@ -225,12 +227,12 @@ async fn every_request_of_a_simulated_month_is_served() {
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
         assert!(
             workspace.running == 0 && workspace.peak_running <= *concurrency,
-            "the workspace must have stayed within its concurrency limit: {workspace:?}"
+            "the workspace must stay within its concurrency limit and have no open requests: {workspace:?}"
         );
         let charged_credits = charged_credits(&ledger, name);
         assert!(
             charged_credits > 0 && (period.is_some() || charged_credits <= *credits),
-            "{name} must stay within its credits, and it was charged {charged_credits}"
+            "{name} must be charged at most its credits, and not {charged_credits}"
         );
     }
     let attempts = AttemptRecords::open(&directory);

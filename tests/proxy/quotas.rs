@@ -1,5 +1,6 @@
 //! Tests that client quotas are exact: with concurrent requests, for requests with an unknown outcome, on every route,
-//! and after a restart.
+//! for sessions, and after a restart. Also tests the requests and pages that rules forbid to a client, and that one
+//! client cannot use all slots or request permits.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a
 //! body and a `Retry-After` for each route, some of which change after half of the requests. A request must be served
 //! if an account has the credits and does not refuse it. The documented exceptions are a refusal about the
-//! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a rate
-//! limit that applies to every account that could serve.
+//! request, two accounts that refuse with an unknown message or because of abuse, two failures of the provider, an
+//! operation that may have been executed, a rate limit that applies to every account that could serve, and accounts
+//! that refused such requests earlier, of which each request tries only one.
 //!
 //! With the environment variable `KEYCHOIR_PROVIDERS=1000`, a test run has 1,000 providers and a random seed.
 
@@ -287,7 +288,7 @@ impl ScriptRun<'_> {
     fn could_serve(&self, account: usize, request: ScriptedRequest, ledger: &Ledger) -> bool {
         let ScriptedAccount { tier, .. } = self.script.accounts[account];
         let is_regular = self.scripted_response(account, route_kind(request.route)).is_none();
-        // A poll during a request may count the request twice for a while. Refused accounts are polled.
+        // Refused accounts are polled, and a poll during a request may count the request twice for a short time.
         let ScriptedAccount { first_half, second_half, .. } = self.script.accounts[account];
         let is_polled = first_half.iter().chain(&second_half).any(Option::is_some);
         let remaining =

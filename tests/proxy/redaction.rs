@@ -1,5 +1,6 @@
-//! Tests the redaction of responses: clients never receive a key that the provider echoes, nor the personal data of the
-//! owner of a key.
+//! Tests the redaction of responses: clients receive neither a key that the provider echoes nor the personal data of
+//! the owner of a key, for every status, encoding and textual media type. A response that cannot be redacted ends with
+//! an error. The setting `access.redact` disables the redaction.
 
 use std::io::Write;
 

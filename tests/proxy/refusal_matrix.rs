@@ -2,7 +2,7 @@
 //! fill-first and round-robin, and on speech with the other strategies. Each case checks the client's response, the
 //! number of attempts, the statuses of the keys, and that ordinary speech is served after the refusal. With
 //! fill-first, each case is also checked after a restart. Another test sends the refusals at other stages of a speech
-//! request.
+//! request, and two tests check that the tables contain every refusal of the simulator and every strategy.
 //!
 //! [`REFUSALS`] lists the subject of each refusal, and [`expected_consequences`] defines the consequences of each
 //! subject.
@@ -201,7 +201,7 @@ struct ExpectedConsequences {
     attempts: Option<usize>,
     /// The statuses of the keys after the polls.
     statuses: ExpectedStatuses,
-    /// Whether the refused key is polled immediately, because a poll decides.
+    /// Whether the refused key is polled immediately, because a poll decides whether the refusal is right.
     is_polled: bool,
     /// The status of ordinary speech after the refusal.
     speech_status: u16,

@@ -1,5 +1,6 @@
 //! Tests that restrictions of keys survive a restart: the first attempt of the same request uses the account that
-//! served it before, and the details of every key are unchanged.
+//! served it before, and the details of every key are unchanged. A refuted restriction does not return. Refusals are
+//! written to the database while the proxy runs, and later evidence replaces the stored evidence.
 
 use crate::support::routes::Route;
 use crate::support::{
@@ -119,7 +120,11 @@ async fn check_restarts(proxy: TestProxy, request: TestRequest, case: &str) {
         details_before,
         "{case}: the restart must not change the details of the keys"
     );
-    assert_eq!(send_and_count(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after the first restart");
+    assert_eq!(
+        send_and_count(&proxy, request).await,
+        (200, [0, 0, 0, 1]),
+        "{case}: only the last account must be tried after the first restart"
+    );
     // The second restart checks that reading the restrictions does not delete them.
     let proxy = proxy.restart().await;
     assert_eq!(
@@ -130,7 +135,7 @@ async fn check_restarts(proxy: TestProxy, request: TestRequest, case: &str) {
     assert_eq!(
         send_and_count(&proxy, request).await,
         (200, [0, 0, 0, 1]),
-        "{case}: after the second restart"
+        "{case}: only the last account must be tried after the second restart"
     );
     proxy.close_unchecked().await;
 }
@@ -242,7 +247,7 @@ async fn restrictions_of_plans_are_restored_after_a_restart() {
     proxy.close_unchecked().await;
 }
 
-/// A killed proxy does not lose these refusals, because they are not written only at shutdown.
+/// Refusals are not only written at shutdown, so that a killed proxy does not lose them.
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
     let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
@@ -282,6 +287,6 @@ async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active"]);
     proxy.simulator.set_route_fault(FIRST_KEY, POLL_PATH, None);
     let proxy = proxy.restart().await;
-    assert_eq!(proxy.key_statuses().await, ["exhausted", "active"], "the status after the restart");
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "active"], "the key must stay exhausted over the restart");
     proxy.close().await;
 }

@@ -1,5 +1,6 @@
-//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects no other
-//! connection. The submodules test the certificates and the command `env`.
+//! Tests TLS with clients: HTTP and HTTPS are served on one port, with HTTP/1.1, session resumption, timeouts and
+//! `close_notify`. A failed or slow handshake affects no other connection, and TLS can be turned off. The submodules
+//! test the certificates and the command `keychoir env`.
 
 mod certificates;
 mod env;

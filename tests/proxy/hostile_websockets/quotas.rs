@@ -1,4 +1,5 @@
-//! Tests that a client's quota limits its WebSocket sessions, and that refused sessions are refunded.
+//! Tests the quotas of a client with WebSocket sessions: a quota of credits ends a session beyond it and limits
+//! concurrent sessions, a quota of requests does not end a session, and a refused session is refunded.
 
 use super::*;
 

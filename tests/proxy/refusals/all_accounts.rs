@@ -1,5 +1,6 @@
-//! Tests requests that every account refuses: the request is at fault, so no key becomes unusable for other
-//! requests.
+//! Tests requests that every account refuses: the request is at fault, so no key becomes unusable for other requests. A
+//! rate limit affects only its endpoint, one request probes the accounts after a restriction of all of them, and a
+//! similar request tries fewer accounts.
 
 use std::time::Duration;
 
