@@ -94,7 +94,7 @@ def check_records(case, path, served, sent, was_failing, has_recovered, lost):
 
 @contextlib.contextmanager
 def tmpfs(size):
-    """Mounts a tmpfs, which is a file system in memory. Yields its directory, or None if it cannot be mounted."""
+    """Mounts a tmpfs, a file system in memory. Yields its directory, or None if it cannot be mounted."""
     with tempfile.TemporaryDirectory() as directory:
         mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", directory], capture_output=True)
         if mount.returncode:

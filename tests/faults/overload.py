@@ -16,8 +16,10 @@ import time
 
 from proxy_process import KEYS, memory_bytes, processor_seconds, request_count, set_faults, start_proxy
 
-GET = b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-POST = b"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
+GET_REQUEST = b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+POST_REQUEST = (
+    b"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
+)
 
 failed_case_count = 0
 
@@ -29,7 +31,7 @@ def report(case, is_ok, measured):
     print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
-async def send_request(port, request=GET):
+async def send_request(port, request=GET_REQUEST):
     """Sends a request on a new connection. Returns the status, or 0 if there is no response, and the duration."""
     started_at = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -39,7 +41,7 @@ async def send_request(port, request=GET):
     return int(response.split()[1]) if response else 0, time.perf_counter() - started_at
 
 
-async def send_at_rate(port, rate, seconds, request=GET):
+async def send_at_rate(port, rate, seconds, request=GET_REQUEST):
     """Sends `rate` requests per second at their scheduled times. Returns the status and the duration of each."""
     started_at, tasks = time.perf_counter(), []
     for number in range(rate * seconds):
@@ -148,7 +150,7 @@ async def test_failing_upstream(binary):
         for key in KEYS:
             set_faults(upstream, key, always="server_error")
         # The retry budget permits retries of 20 percent of the requests, and 10 retries per second.
-        for name, request, max_sent in (("GET", GET, 1.2 * 2_000 + 10 * 11), ("POST", POST, 2_000)):
+        for name, request, max_sent in (("GET", GET_REQUEST, 1.2 * 2_000 + 10 * 11), ("POST", POST_REQUEST, 2_000)):
             count_before = request_count(upstream)
             responses = await send_at_rate(port, 200, 10, request)
             sent_count = request_count(upstream) - count_before

@@ -19,7 +19,7 @@ def execute_command(port, command):
 
 
 def is_ready(_, port):
-    """Returns whether the server on `port` responds. The first argument is its process, which is not needed."""
+    """Returns whether the Redis server on `port` responds. The first argument is its process and is not used."""
     return redis_answers(socket.AF_INET, ("127.0.0.1", port))
 
 

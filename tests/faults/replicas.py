@@ -26,11 +26,11 @@ from redis_servers import RedisServer, Sentinels
 from pool import Provider, Replica, start_haproxy
 from slow_forwarder import SlowForwarder
 
-CLIENTS = 12
+CLIENT_COUNT = 12
 KEYS = {f"sk_faults_key_number_{number}": "1000000000:tier=scale" for number in range(3)}
-NAMES = ("one", "two", "three")
+REPLICA_NAMES = ("one", "two", "three")
 RESPONSE_DELAY = "30ms"
-BASELINE = "no fault"
+BASELINE_PHASE = "no fault"
 WARM_UP_SECONDS = 2
 # The delay of each direction, so that a round trip takes 300 ms.
 SLOW_DELAY_SECONDS = 0.15
@@ -56,23 +56,23 @@ class ReplicaLoad:
     def __init__(self, processes, binary, redis_url, phase_seconds):
         self.phase_seconds = phase_seconds
         provider = Provider(processes, binary, KEYS, RESPONSE_DELAY)
-        self.replicas = {name: Replica(processes, binary, name, provider, redis_url) for name in NAMES}
+        self.replicas = {name: Replica(processes, binary, name, provider, redis_url) for name in REPLICA_NAMES}
         self.ledger = LedgerReader(provider)
         self.kills, self.recoveries = {}, {}
         self.wait_until_shared()
-        self.load = Load([start_haproxy(processes, self.replicas.values())], CLIENTS)
+        self.load = Load([start_haproxy(processes, self.replicas.values())], CLIENT_COUNT)
         self.load.phase = "warm-up"
         self.load.start()
         self.run_phase("warm-up", WARM_UP_SECONDS)
-        self.run_phase(BASELINE)
+        self.run_phase(BASELINE_PHASE)
 
     def wait_until_shared(self):
         """Waits until every replica is connected and reports all other replicas."""
         for replica in self.replicas.values():
             replica.wait_until_shared()
         for name, replica in self.replicas.items():
-            reports_all = lambda: replica.readiness().get("replicas") == len(NAMES)
-            wait_until(f"replica {name} to report {len(NAMES)} replicas", reports_all)
+            reports_all = lambda: replica.readiness().get("replicas") == len(REPLICA_NAMES)
+            wait_until(f"replica {name} to report {len(REPLICA_NAMES)} replicas", reports_all)
 
     def run_phase(self, name, seconds=None, every_second=lambda: None):
         """Counts the requests of the next `seconds` to the phase `name`, and calls `every_second` once per second."""
@@ -102,7 +102,7 @@ class ReplicaLoad:
         for request in requests:
             phases.setdefault(request.phase, []).append(request)
         for phase, phase_requests in phases.items():
-            report_phase(phase, phase_requests, phases[BASELINE], self.recoveries.get(phase))
+            report_phase(phase, phase_requests, phases[BASELINE_PHASE], self.recoveries.get(phase))
         databases = {name: replica.database for name, replica in self.replicas.items()}
         comparison = compare(requests, databases, self.ledger, self.kills)
         measured = (

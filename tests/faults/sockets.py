@@ -29,7 +29,7 @@ ECHO_PATH = "/v1/something/new"
 SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input"
 CONTEXTS_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input"
 TRANSCRIPTION_PATH = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000"
-ROUNDS = 3
+ROUND_COUNT = 3
 IDLE_SECONDS = 8
 # The maximum memory of a session: the default of `websocket.max_buffered_message_size` in each direction.
 MAX_SESSION_BYTES = 2 * 256 * 1024
@@ -351,8 +351,8 @@ async def run_rounds(binary):
         # The first sessions allocate memory that does not depend on the number of later sessions.
         assert all(await run_for_each(await open_clients(port, 300), Client.echoes_and_closes))
         baseline = memory_bytes(keychoir)
-        retained = [await run_round(keychoir, port) - baseline for _ in range(ROUNDS)]
-        growth = (retained[-1] - retained[0]) / (ROUNDS - 1)
+        retained = [await run_round(keychoir, port) - baseline for _ in range(ROUND_COUNT)]
+        growth = (retained[-1] - retained[0]) / (ROUND_COUNT - 1)
         retained_mib = " then ".join(f"{retained_bytes / MIB:.1f}" for retained_bytes in retained)
         measured = f"{retained_mib} MiB more than {baseline / MIB:.0f} before"
         report("memory", max(retained) < MAX_RETAINED_BYTES and growth < MAX_GROWTH_PER_ROUND, measured)

@@ -29,7 +29,7 @@ async fn metric_value(proxy: &TestProxy, name: &str) -> u64 {
     line.parse().unwrap()
 }
 
-/// Waits until all buffers are released, which happens after the client has received the end of its session.
+/// Waits until all buffers are released. A client may receive the end of its session before this.
 async fn wait_until_buffers_are_released(proxy: &TestProxy) {
     within_timeout(async { while metric_value(proxy, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
 }

@@ -101,7 +101,7 @@ async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
         );
         proxy.close().await;
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} checks must not fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 /// Runs a case. Returns a message for each difference from its expected outcome.
@@ -139,7 +139,7 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
     };
     if !is_expected {
         case_failures.push(format!(
-            "{started_count} requests reached the provider, {complete_count} of them complete; expected {:?}",
+            "the provider must receive {:?}, and it received {started_count} requests, {complete_count} of them completely",
             case.forwarded
         ));
     }

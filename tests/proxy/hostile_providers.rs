@@ -49,8 +49,8 @@ async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String
     Ok(())
 }
 
-/// Sends a request that the provider answers with the scripted response. Returns the bytes that the client received,
-/// and all failed checks.
+/// Sends a request, and makes the provider send the scripted response. Returns the bytes that the client received, and
+/// a message for each failed check.
 async fn run_case(
     proxy: &TestProxy,
     provider: &Provider,
@@ -107,7 +107,7 @@ async fn each_hostile_response_has_the_expected_outcome() {
     for case in state_changing {
         failures.extend(run_cases(vec![case]).await);
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} checks must not fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 /// Runs the cases one after the other with one proxy. Returns a message for each failed check.
@@ -123,7 +123,7 @@ async fn run_cases(cases: Vec<ProviderCase>) -> Vec<String> {
         let unusable_count = count_unusable_keys(&proxy);
         if unusable_count > max_unusable_keys {
             case_failures
-                .push(format!("{unusable_count} keys are unusable, expected at most {max_unusable_keys}"));
+                .push(format!("at most {max_unusable_keys} keys may be unusable, and {unusable_count} are"));
         }
         if unusable_count < KEYS.len() {
             case_failures.extend(check_valid_requests_are_served(&proxy).await.err());
@@ -161,7 +161,7 @@ async fn impossible_numbers_in_a_subscription_do_not_make_a_key_unusable() {
         case_failures.extend(check_usage_records(proxy).await);
         failures.extend(case_failures.iter().map(|failure| format!("{name}: {failure}")));
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} checks must not fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[tokio::test]

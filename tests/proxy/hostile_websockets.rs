@@ -128,7 +128,7 @@ impl WebSocketClient {
 fn assert_close_code(end: &Received, code: u16, description: &str) {
     assert!(
         matches!(end, Received::Close(received, _) if *received == code),
-        "{description}: expected the close code {code}, received {end:?}"
+        "{description}: the client must receive the close code {code}, not {end:?}"
     );
 }
 

@@ -1,6 +1,6 @@
 //! Tests the page `/metrics`: its OpenMetrics and text formats are valid for Prometheus, its metrics and outcomes are
 //! those in `docs/operations.md`, and its values equal the usage records and the provider's ledger. Keys have different
-//! labels, data of a client never becomes a label, and configured clients need a token to read the page.
+//! labels, and data of a client never becomes a label. If clients are configured, the page requires a token.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;

@@ -68,7 +68,7 @@ fn event_count(supabase: &Supabase) -> usize {
     supabase.sql("SELECT count(*) FROM elevenlabs_usage_events")[0].parse().unwrap()
 }
 
-/// Sends speech requests, which must all be served.
+/// Sends speech requests and asserts that each of them is served.
 async fn request_speech_times(proxy: &TestProxy, times: usize) {
     for _ in 0..times {
         assert_eq!(proxy.request_speech(10).await.status(), 200);

@@ -23,30 +23,30 @@ use proptest::test_runner::{Config as ProptestConfig, RngSeed, TestRunner};
 /// The entity whose fault or limit a refusal or failure reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
-    /// There is no refusal: the request is served.
+    /// The response is no refusal, because the request is served.
     Served,
-    /// The account or its key, with a known message.
+    /// The account or its key is at fault, and Keychoir knows the message.
     Account,
-    /// Suspected abuse, which the provider also attributes to addresses.
+    /// The provider suspects abuse by the account or by the address of the proxy.
     Abuse,
-    /// A capability of the account, with a known message.
+    /// The account lacks a capability, and Keychoir knows the message.
     Capability,
-    /// The request rate or the concurrency, with a known message.
+    /// The request rate or the concurrency exceeds a limit, and Keychoir knows the message.
     Load,
-    /// Unknown, because Keychoir does not know the message.
+    /// Keychoir does not know the message, so the subject is unknown.
     Unknown,
-    /// The request.
+    /// The request is at fault.
     Request,
-    /// The provider, which did not execute the request.
+    /// The provider is overloaded and did not execute the request.
     Overload,
-    /// The provider, which may have executed the request.
+    /// The provider failed and may have executed the request.
     Failure,
 }
 
-/// The body of a response.
+/// The body of a scripted response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalBody {
-    /// A code and a message that Keychoir knows.
+    /// A code and a message that Keychoir knows, and the subject that they report.
     Known(&'static str, &'static str, RefusalSubject),
     /// A code that Keychoir does not know.
     UnknownCode,
@@ -325,7 +325,7 @@ impl ScriptRun<'_> {
         let ledger_after = self.proxy.simulator.ledger();
         let attempts = self.scripted_attempts(&ledger_before, &ledger_after, request.route);
         if attempts.len() > 16 {
-            return Err(format!("{request:?} made {} attempts", attempts.len()));
+            return Err(format!("{request:?} must make at most 16 attempts, and it made {}", attempts.len()));
         }
         if client_response.status < 400
             || able_accounts.is_empty()

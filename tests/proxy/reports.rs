@@ -1,5 +1,5 @@
 //! Tests the commands `status`, `usage` and `keys list` as processes: their tables, JSON and CSV, their exit codes and
-//! their error messages. Tables are compared exactly, because scripts parse them. Also tests a usage database in
+//! their error messages. Most tables are compared exactly, because scripts parse them. Also tests a usage database in
 //! memory, and the report of credits that were spent outside the proxy.
 
 use std::process::Output;

@@ -222,8 +222,8 @@ async fn a_refuted_restriction_is_not_restored() {
     proxy.close_unchecked().await;
 }
 
-/// A refusal of a plan feature restricts all accounts of that plan. After the restart, plans are known
-/// without a poll.
+/// A refusal of a plan feature restricts all accounts of that plan. After the restart, the proxy reads the plans from
+/// the database and needs no poll.
 #[tokio::test]
 async fn restrictions_of_plans_are_restored_after_a_restart() {
     let plan = || plan_with_tiers(["free", "free", "free", "creator"]);
@@ -268,8 +268,8 @@ async fn refusals_are_written_while_the_program_runs() {
     proxy.close_unchecked().await;
 }
 
-/// A poll contradicts the reported credits until another account serves the request. The weaker evidence is
-/// already stored at that time, and no later poll writes the state of the keys.
+/// A poll contradicts the reported credits until another account serves the request. The weaker evidence is already
+/// stored when this account serves it, and no later poll writes the state of the keys.
 #[tokio::test]
 async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     const POLL_PATH: &str = "/v1/user/subscription";

@@ -225,8 +225,7 @@ async fn keys_are_used_in_order_and_the_records_equal_the_charges() {
     for _ in 0..40 {
         assert_eq!(proxy.request_speech(7).await.status(), 200);
     }
-    // The first two keys have two credits and one credit left, which suffice for one character, but not for
-    // seven.
+    // The first two keys have two credits and one credit left. These suffice for one character, but not for seven.
     assert_eq!(proxy.key_statuses().await, ["active"; 3]);
     assert_eq!(proxy.request_speech(2).await.status(), 200);
     let (ledger, _) = proxy.close().await;

@@ -1,6 +1,6 @@
-//! Checks the code spans of the documents in the root and in `docs`: each Rust file and each path with `::` must exist,
-//! and so must each test that `ARCHITECTURE.md` lists for an invariant. Checks also that `ARCHITECTURE.md` has at most
-//! 200 lines, and its glossary at most 40 terms.
+//! Checks the code spans of four documents in the root and of all documents in `docs`: each Rust file and each part of
+//! a path with `::` must exist in the source. Each test that `ARCHITECTURE.md` lists for an invariant must exist in the
+//! file that it names. `ARCHITECTURE.md` may have at most 200 lines, and its glossary at most 40 terms.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -1,12 +1,13 @@
-//! Tests paused keys, and the endpoint that checks a key with requests to the provider. All pages report a paused key,
-//! it serves no request, and requests are refused while every key is paused. A check reports the quota and the
-//! permissions or the refusal, ends at its timeout, and excludes a second check of the same key.
+//! Tests paused keys, and the endpoint that checks a key with requests to the provider. A paused key serves no request,
+//! the admin API, the key details and the metrics report it, and requests are refused while every key is paused. A
+//! check reports the quota and the permissions or the refusal, ends at its timeout, and excludes a second check of the
+//! key.
 
 use super::*;
 use serde_json::json;
 
 #[tokio::test]
-async fn a_paused_key_is_reported_by_every_page_and_serves_no_request() {
+async fn a_paused_key_is_reported_and_serves_no_request() {
     let (proxy, _) = start_admin_proxy().await;
     set_paused(&proxy, &[FIRST_KEY]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);

@@ -8,7 +8,8 @@ use keychoir::policy::client::Rules;
 use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use serde_json::json;
 
-/// Waits until `count` attempts are recorded, which happens shortly after their responses. Returns the page with them.
+/// Waits until `count` attempts are recorded. The records are written shortly after the responses. Returns the page
+/// with the attempts.
 async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
     let reading = async {
         loop {

@@ -108,7 +108,7 @@ pub fn request(request_kind: RequestKind, query: &str) -> Vec<u8> {
 ///
 /// Describes the difference.
 pub fn check_outcome(received: &[u8], outcome: ResponseOutcome) -> Result<(), String> {
-    let mismatch = || Err(format!("expected {outcome:?}, received {}", escape_bytes(received)));
+    let mismatch = || Err(format!("the client must receive {outcome:?}, not {}", escape_bytes(received)));
     let is_truncated = matches!(outcome, ResponseOutcome::Truncated(_));
     if received.is_empty() && is_truncated {
         return Ok(());

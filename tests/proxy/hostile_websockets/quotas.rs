@@ -88,7 +88,7 @@ async fn a_refused_request_does_not_count_against_a_quota() {
     drop(session);
     proxy.simulator.set_fault(FIRST_KEY, None);
     proxy.simulator.set_fault(SECOND_KEY, None);
-    // The session refunds its reservation after its usage record is closed, which is shortly after its close.
+    // Shortly after the close of a session, its usage record is written, and then its reservation is refunded.
     let refund = async { while proxy.request_speech(5).await.status() == 402 {} };
     tokio::time::timeout(Duration::from_secs(20), refund)
         .await
