@@ -22,7 +22,10 @@ fn the_architecture_document_stays_short() {
     // The first two lines of a table are its head and a rule.
     let terms = glossary.lines().filter(|line| line.starts_with('|')).count() - 2;
     let lines = text.lines().count();
-    assert!(lines <= 200 && terms <= 40, "ARCHITECTURE.md may have 200 lines and 40 terms, and it has {lines} lines and {terms} terms");
+    assert!(
+        lines <= 200 && terms <= 40,
+        "ARCHITECTURE.md may have 200 lines and 40 terms, and it has {lines} lines and {terms} terms"
+    );
 }
 
 #[test]
@@ -39,7 +42,8 @@ fn the_tests_of_the_invariants_exist() {
                 package_root().join("tests").join(name)
             };
             name.clone_into(&mut file_name);
-            file_text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name} must be readable: {error}"));
+            file_text =
+                fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name} must be readable: {error}"));
         } else if name.contains('_') && !name.contains('/') && !file_name.is_empty() {
             assert!(file_text.contains(&format!("fn {name}(")), "{file_name} must contain the test {name}");
             test_count += 1;
@@ -88,5 +92,9 @@ fn documents_name_code_that_exists() {
     for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
         check_document(&package_root().join(name));
     }
-    assert!(violations.is_empty(), "the documents must name only code that exists:\n{}", violations.join("\n"));
+    assert!(
+        violations.is_empty(),
+        "the documents must name only code that exists:\n{}",
+        violations.join("\n")
+    );
 }

@@ -395,7 +395,10 @@ fn only_platform_uses_apis_of_one_operating_system() {
             _ => violations.extend(found.iter().map(|path| format!("{}: {path}", file.path.display()))),
         }
     }
-    assert!(platform_uses > 10, "more than 10 such paths must be found in `platform`, and {platform_uses} are found");
+    assert!(
+        platform_uses > 10,
+        "more than 10 such paths must be found in `platform`, and {platform_uses} are found"
+    );
     assert!(violations.is_empty(), "the source must contain none of these:\n{}", violations.join("\n"));
 }
 

@@ -74,7 +74,8 @@ fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
 impl SourceFile {
     fn read(path: PathBuf) -> Self {
         let text = fs::read_to_string(&path).unwrap();
-        let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{} must be valid Rust: {error}", path.display()));
+        let syntax = syn::parse_file(&text)
+            .unwrap_or_else(|error| panic!("{} must be valid Rust: {error}", path.display()));
         let relative_path = path.strip_prefix(package_root().join("src")).unwrap().with_extension("");
         let mut modules: Vec<String> =
             relative_path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
@@ -231,7 +232,11 @@ fn tokens_are_compared_in_constant_time() {
 fn no_file_exceeds_the_maximum_length() {
     for file in read_source_files().iter().filter(|file| !file.is_test) {
         let lines = file.count_lines();
-        assert!(lines <= MAX_LINES, "{} must have at most {MAX_LINES} lines without its tests, and it has {lines}", file.path.display());
+        assert!(
+            lines <= MAX_LINES,
+            "{} must have at most {MAX_LINES} lines without its tests, and it has {lines}",
+            file.path.display()
+        );
     }
 }
 
