@@ -23,7 +23,11 @@ async fn call_admin_api(
     let url = format!("{}/api/keychoir/v1/{path}", replicas.url(replica));
     let request = replicas.client.request(method, url).bearer_auth(ADMIN_TOKEN).json(&body);
     let response = request.send().await.unwrap();
-    assert!(response.status().is_success(), "{path}: the call must succeed, not end with {}", response.status());
+    assert!(
+        response.status().is_success(),
+        "{path}: the call must succeed, not end with {}",
+        response.status()
+    );
     response.json().await.unwrap()
 }
 

@@ -189,7 +189,12 @@ fn run_status(replicas: &TestReplicas, replica: usize, arguments: &[&str]) -> Ou
 /// Returns the standard output of a program that has exited with `exit_code`.
 #[track_caller]
 fn stdout(output: &Output, exit_code: i32) -> String {
-    assert_eq!(output.status.code(), Some(exit_code), "the exit code must be {exit_code}: {}", stderr(output));
+    assert_eq!(
+        output.status.code(),
+        Some(exit_code),
+        "the exit code must be {exit_code}: {}",
+        stderr(output)
+    );
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 

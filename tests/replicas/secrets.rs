@@ -16,7 +16,11 @@ async fn no_command_contains_a_key_a_token_or_an_identifier() {
     let post = async |path: &str, body| {
         let request = replicas.client.post(url(path)).bearer_auth(ADMIN_TOKEN).json(&body);
         let response = request.send().await.unwrap();
-        assert!(response.status().is_success(), "{path}: the call must succeed, not end with {}", response.status());
+        assert!(
+            response.status().is_success(),
+            "{path}: the call must succeed, not end with {}",
+            response.status()
+        );
         response.json::<serde_json::Value>().await.unwrap()
     };
     post("keys", json!({"name": "canary-key", "key": RUNTIME_KEY, "workspace": "canary-workspace"})).await;
