@@ -310,7 +310,12 @@ fn add_client_while_stopped(file: &Path) -> String {
     let added = run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], file);
     let token = added.stdout.trim().to_owned();
     let expected = (Some(0), 51);
-    assert_eq!((added.exit_code, token.len()), expected, "the command must print a token of 51 characters: {}", added.stderr);
+    assert_eq!(
+        (added.exit_code, token.len()),
+        expected,
+        "the command must print a token of 51 characters: {}",
+        added.stderr
+    );
     assert!(!added.stderr.contains(&token), "the token must be printed only to the standard output");
     assert_eq!(run_clients(&["add", "app"], file).exit_code, Some(1), "a name must be used only once");
     run_clients(&["add", "web", "--rate-limit", "fast"], file)

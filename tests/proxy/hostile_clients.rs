@@ -101,7 +101,12 @@ async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
         );
         proxy.close().await;
     }
-    assert!(failures.is_empty(), "{} checks must not fail:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "no check may fail, and {} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 /// Runs a case. Returns a message for each difference from its expected outcome.
@@ -139,7 +144,7 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
     };
     if !is_expected {
         case_failures.push(format!(
-            "the provider must receive {:?}, and it received {started_count} requests, {complete_count} of them completely",
+            "the provider must receive {:?}, not {started_count} requests, {complete_count} of them complete",
             case.forwarded
         ));
     }

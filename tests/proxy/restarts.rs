@@ -287,6 +287,10 @@ async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active"]);
     proxy.simulator.set_route_fault(FIRST_KEY, POLL_PATH, None);
     let proxy = proxy.restart().await;
-    assert_eq!(proxy.key_statuses().await, ["exhausted", "active"], "the key must stay exhausted over the restart");
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["exhausted", "active"],
+        "the key must stay exhausted over the restart"
+    );
     proxy.close().await;
 }

@@ -30,11 +30,7 @@ async fn check_retried(fault: &str, status: &str) {
         [status, "active", "active"],
         "{fault}: the first key must be {status}, and the other keys must be active"
     );
-    assert_eq!(
-        proxy.request_counts(&KEYS),
-        [1, 1, 0],
-        "{fault}: the first two keys must be tried once each"
-    );
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}: the first two keys must be tried once each");
     let records = proxy.into_records().await;
     let attempts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
     assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}: only the second attempt must be charged");
@@ -101,11 +97,7 @@ async fn a_refused_head_request_makes_no_key_unusable() {
             405,
             "{fault}: the response of the provider must be relayed"
         );
-        assert_eq!(
-            proxy.key_statuses().await,
-            ["active"; 3],
-            "{fault}: all keys must stay active"
-        );
+        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}: all keys must stay active");
         proxy.close().await;
     }
 }
@@ -136,11 +128,7 @@ async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
         counts,
         "{fault}: the numbers of attempts with each key must be {counts:?}"
     );
-    assert_eq!(
-        proxy.key_statuses().await,
-        ["active"; 3],
-        "{fault}: all keys must stay active"
-    );
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}: all keys must stay active");
     proxy.close().await;
 }
 

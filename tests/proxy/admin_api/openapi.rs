@@ -151,7 +151,11 @@ async fn errors_and_filled_documents_match_their_schemas() {
     };
     for (user, status) in [("alice", 200), ("", 400)] {
         let response = request_of_user(user).await.unwrap();
-        assert_eq!(response.status(), status, "the response about the user {user:?} must have the status {status}");
+        assert_eq!(
+            response.status(),
+            status,
+            "the response about the user {user:?} must have the status {status}"
+        );
         check_response(&document, &operation("/me", "get"), "me of a user", response).await;
     }
     let unauthorized = admin_request(&proxy, Method::GET, "keys").send().await.unwrap();

@@ -176,7 +176,11 @@ pub fn check_outcome(
         ClientOutcome::TlsAlert => received.starts_with(b"\x15\x03"),
         ClientOutcome::Closed | ClientOutcome::NotRead => received.is_empty(),
     };
-    if matches { Ok(()) } else { Err(format!("the client must receive {outcome:?}, not {}", escape_bytes(received))) }
+    if matches {
+        Ok(())
+    } else {
+        Err(format!("the client must receive {outcome:?}, not {}", escape_bytes(received)))
+    }
 }
 
 /// Returns whether a client may receive these bytes after a mutated request: no bytes, an HTTP response, an HTTP/2

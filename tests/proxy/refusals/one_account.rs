@@ -239,11 +239,7 @@ async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
             request_counts[0] == 1 && request_counts[1] <= 1 && request_counts[2] == 3,
             "{refusal}: the account that serves must be tried first later: {request_counts:?}"
         );
-        assert_eq!(
-            proxy.key_statuses().await,
-            ["active"; 3],
-            "{refusal}: all keys must stay active"
-        );
+        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{refusal}: all keys must stay active");
         proxy.close().await;
     };
     join_all(
