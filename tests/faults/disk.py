@@ -1,8 +1,9 @@
-"""Tests the usage database on a disk that is full, read-only or failing. No request and no record may be lost.
+"""Tests the usage database on a disk that is full, read-only or failing. In each case, `/readyz` must report that the
+store fails and recovers, and no request and no usage record may be lost.
 
-The script prints the measurements of each case. The exit code is 1 if a case fails. Two cases fill or remount a tmpfs
-and are skipped if it cannot be mounted. The other cases inject errors into system calls and are skipped if `strace` is
-not installed. The script needs only Python and the built `keychoir` binary:
+The script prints the measurements of each case. The exit code is 1 if a case fails. Two cases fill or remount a tmpfs,
+and are skipped if it cannot be mounted. The other cases inject errors into system calls, and are skipped if `strace` is
+not installed. The script needs Linux, Python and the built `keychoir` binary:
 
     python3 tests/faults/disk.py target/release/keychoir
 """
@@ -36,7 +37,7 @@ def report(case, is_ok, measured):
 
 
 def request_speech(port, count):
-    """Sends `count` requests on four connections. Returns the number of responses with status 200."""
+    """Sends `count` requests for speech on four connections. Returns the number of responses with status 200."""
 
     def send_requests(request_count):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -70,7 +71,8 @@ def wait_for_store_state(port, state):
 
 
 def read_database(path):
-    """Returns the result of the integrity check, the number of attempts, and their number in the hourly sums."""
+    """Returns the result of the integrity check, the number of recorded attempts, and the number of attempts in the
+    hourly sums."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
         attempts, summed = database.execute(
@@ -80,8 +82,8 @@ def read_database(path):
 
 
 def check_records(case, path, served, sent, was_failing, has_recovered, lost):
-    """Reports a case, which passes if each sent request was served and recorded, and if the store failed and recovered.
-    """
+    """Reports a case. It passes if each sent request was served and recorded, if the store failed and recovered, and if
+    the database is intact and was not replaced."""
     integrity, attempts, summed = read_database(path)
     quarantined = [name for name in os.listdir(os.path.dirname(path)) if ".broken-" in name]
     is_ok = (integrity, attempts, summed, served, lost, quarantined) == ("ok", sent, sent, sent, 0, [])
@@ -92,7 +94,7 @@ def check_records(case, path, served, sent, was_failing, has_recovered, lost):
 
 @contextlib.contextmanager
 def tmpfs(size):
-    """Mounts a tmpfs. Yields its directory, or None if it cannot be mounted."""
+    """Mounts a tmpfs, a file system in memory. Yields its directory, or None if it cannot be mounted."""
     with tempfile.TemporaryDirectory() as directory:
         mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", directory], capture_output=True)
         if mount.returncode:
@@ -105,7 +107,7 @@ def tmpfs(size):
 
 
 def test_full_disk(binary):
-    """Fills the disk under load, and then enlarges it."""
+    """Fills the disk between requests, and then enlarges it."""
     with tmpfs("1m") as directory:
         if directory is None:
             print("     -  a full disk: skipped, because a tmpfs cannot be mounted")
@@ -147,7 +149,8 @@ def test_read_only_disk(binary):
 
 
 def test_failing_calls(binary, case, call, error, when):
-    """Injects an error into the calls of the system calls `call` whose numbers are in the range `when`."""
+    """Starts Keychoir under strace, which makes some system calls fail with `error`. `call` contains the names of the
+    system calls, and `when` the range of their invocations that fail, counted per thread."""
     if not shutil.which("strace"):
         print(f"     -  {case}: skipped, because strace is not installed")
         return
@@ -171,8 +174,7 @@ def test_failing_calls(binary, case, call, error, when):
 def main(binary):
     test_full_disk(binary)
     test_read_only_disk(binary)
-    # strace counts the calls of each thread. The ranges begin after the calls at the start of Keychoir, and include its
-    # retries.
+    # The ranges begin after the calls at the start of Keychoir, and include the retries of its writer.
     test_failing_calls(binary, "a disk that does not flush", "fsync,fdatasync", "EIO", "30..33")
     test_failing_calls(binary, "a disk that does not write", "pwrite64", "EIO", "120..126")
     test_failing_calls(binary, "a disk that is full for a while", "pwrite64", "ENOSPC", "120..126")

@@ -1,5 +1,5 @@
-"""Starts Keychoir in front of the simulator, and reads their memory, processor time and requests, for the fault scripts
-in this directory."""
+"""Starts Keychoir with the simulator as its provider, for the fault scripts in this directory. Reads the memory and the
+processor time of a process from `/proc`, and reads the number of requests and sets faults at the simulator."""
 
 import contextlib
 import json
@@ -15,8 +15,8 @@ KEYS = [f"sk_faults_key_number_{number}" for number in range(3)]
 
 
 def start_program(arguments, stream, pattern, max_files=None, **environment):
-    """Starts a program and waits for a line of `stream` that matches `pattern`. Returns the process and the first group
-    of the match."""
+    """Starts a program, and waits for a line of its output `stream` that matches `pattern`. `max_files` is the limit of
+    open files. Returns the process and the first group of the match."""
     set_limit = max_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files)))
     child = subprocess.Popen(
         arguments,
@@ -34,8 +34,9 @@ def start_program(arguments, stream, pattern, max_files=None, **environment):
 
 @contextlib.contextmanager
 def start_proxy(binary, max_files=None, before=(), keys=KEYS, **settings):
-    """Starts the simulator and Keychoir with these keys. `before` contains a command that starts Keychoir. Yields the
-    process and the port of Keychoir, and the URL of the simulator."""
+    """Starts the simulator and Keychoir with these keys. `before` contains the start of the command line, such as a
+    call of strace, and `settings` environment variables of Keychoir. Yields the process and the port of Keychoir, and
+    the URL of the simulator. Stops both programs at the end."""
     key_arguments = [argument for key in keys for argument in ("--key", f"{key}=1000000000")]
     with tempfile.TemporaryDirectory() as directory:
         simulate = [binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments]
@@ -64,7 +65,7 @@ def start_proxy(binary, max_files=None, before=(), keys=KEYS, **settings):
 
 
 def memory_bytes(process, field="VmRSS"):
-    """Returns the memory of a process: `VmRSS` is the current value, `VmHWM` the peak."""
+    """Returns the resident memory of a process. The field `VmRSS` is the current value, and `VmHWM` is the peak."""
     with open(f"/proc/{process.pid}/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
@@ -77,11 +78,12 @@ def processor_seconds(process):
 
 
 def request_count(upstream):
-    """Returns the number of requests that the provider has received."""
+    """Returns the number of requests that the simulator has received."""
     with urllib.request.urlopen(f"{upstream}/_simulator/ledger") as response:
         return json.load(response)["totals"]["requests"]
 
 
 def set_faults(upstream, key, **faults):
-    """Sets the faults of a key: `next=[...]` or `always="..."`."""
+    """Sets the faults of a key at the simulator. `next=[...]` applies to the next requests, one fault for each, and
+    `always="..."` to all requests."""
     urllib.request.urlopen(f"{upstream}/_simulator/faults", json.dumps({"key": key, **faults}).encode()).read()

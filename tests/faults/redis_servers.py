@@ -1,4 +1,5 @@
-"""Starts the Redis servers and sentinels of `replicas.py`, and makes them fail."""
+"""Starts the Redis servers and the Redis Sentinel processes of `replicas.py`. Kills, restarts, stops and flushes a
+server, and causes a failover to its replica."""
 
 import os
 import signal
@@ -18,7 +19,7 @@ def execute_command(port, command):
 
 
 def is_ready(_, port):
-    """Returns whether the server on `port` responds. The first argument is its process, which is not needed."""
+    """Returns whether the Redis server on `port` responds. The first argument is its process and is not used."""
     return redis_answers(socket.AF_INET, ("127.0.0.1", port))
 
 
@@ -54,7 +55,7 @@ class RedisServer:
 
 
 class Sentinels:
-    """A master, its replica, and sentinels that promote the replica when the master is lost."""
+    """A Redis master, its replica, and Redis Sentinel processes that promote the replica when the master is lost."""
 
     def __init__(self, processes):
         self.master = RedisServer(processes)

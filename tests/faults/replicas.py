@@ -3,10 +3,11 @@ replica is killed, or stopped and started as for an upgrade.
 
 No request may fail, and the usage records of all replicas together must contain every credit that the provider has
 charged, apart from records that a killed replica had not yet written. After a fault, all replicas should share the pool
-again within two seconds. A case fails if this takes more than five seconds, which a busy machine does not need. The
-script also prints p50 and p99 of each phase, and their ratios to the phase without a fault. The exit code is 1 if a
-case fails. The script needs only Python, the programs redis-server, redis-sentinel and haproxy, and the built
-`keychoir` binary. With 10 seconds per phase, it takes about two minutes:
+again within two seconds. A case fails only after more than five seconds, because a busy machine is slower. The script
+also prints the median and the 99th percentile of the durations of each phase, and their ratios to the phase without a
+fault. The exit code is 1 if a case fails. The script needs Python, the programs redis-server, redis-sentinel and
+haproxy, and the built `keychoir` binary. Its second argument is the duration of a phase in seconds. With 10 seconds, it
+takes about two minutes:
 
     python3 tests/faults/replicas.py target/release/keychoir 10
 """
@@ -25,17 +26,17 @@ from redis_servers import RedisServer, Sentinels
 from pool import Provider, Replica, start_haproxy
 from slow_forwarder import SlowForwarder
 
-CLIENTS = 12
+CLIENT_COUNT = 12
 KEYS = {f"sk_faults_key_number_{number}": "1000000000:tier=scale" for number in range(3)}
-NAMES = ("one", "two", "three")
+REPLICA_NAMES = ("one", "two", "three")
 RESPONSE_DELAY = "30ms"
-BASELINE = "no fault"
+BASELINE_PHASE = "no fault"
 WARM_UP_SECONDS = 2
 # The delay of each direction, so that a round trip takes 300 ms.
 SLOW_DELAY_SECONDS = 0.15
-# The time within which all replicas should share the pool again after a fault.
+# The maximum time after a fault until all replicas share the pool again.
 MAX_RECOVERY_SECONDS = 2
-# The time by which a busy machine may exceed this time.
+# The time by which a busy machine may exceed `MAX_RECOVERY_SECONDS`.
 BUSY_MACHINE_SECONDS = 3
 
 failed_case_count = 0
@@ -55,23 +56,23 @@ class ReplicaLoad:
     def __init__(self, processes, binary, redis_url, phase_seconds):
         self.phase_seconds = phase_seconds
         provider = Provider(processes, binary, KEYS, RESPONSE_DELAY)
-        self.replicas = {name: Replica(processes, binary, name, provider, redis_url) for name in NAMES}
+        self.replicas = {name: Replica(processes, binary, name, provider, redis_url) for name in REPLICA_NAMES}
         self.ledger = LedgerReader(provider)
         self.kills, self.recoveries = {}, {}
         self.wait_until_shared()
-        self.load = Load([start_haproxy(processes, self.replicas.values())], CLIENTS)
+        self.load = Load([start_haproxy(processes, self.replicas.values())], CLIENT_COUNT)
         self.load.phase = "warm-up"
         self.load.start()
         self.run_phase("warm-up", WARM_UP_SECONDS)
-        self.run_phase(BASELINE)
+        self.run_phase(BASELINE_PHASE)
 
     def wait_until_shared(self):
         """Waits until every replica is connected and reports all other replicas."""
         for replica in self.replicas.values():
             replica.wait_until_shared()
         for name, replica in self.replicas.items():
-            reports_all = lambda: replica.readiness().get("replicas") == len(NAMES)
-            wait_until(f"replica {name} to report {len(NAMES)} replicas", reports_all)
+            reports_all = lambda: replica.readiness().get("replicas") == len(REPLICA_NAMES)
+            wait_until(f"replica {name} to report {len(REPLICA_NAMES)} replicas", reports_all)
 
     def run_phase(self, name, seconds=None, every_second=lambda: None):
         """Counts the requests of the next `seconds` to the phase `name`, and calls `every_second` once per second."""
@@ -101,7 +102,7 @@ class ReplicaLoad:
         for request in requests:
             phases.setdefault(request.phase, []).append(request)
         for phase, phase_requests in phases.items():
-            report_phase(phase, phase_requests, phases[BASELINE], self.recoveries.get(phase))
+            report_phase(phase, phase_requests, phases[BASELINE_PHASE], self.recoveries.get(phase))
         databases = {name: replica.database for name, replica in self.replicas.items()}
         comparison = compare(requests, databases, self.ledger, self.kills)
         measured = (
@@ -119,8 +120,9 @@ def quantile(requests, share):
 
 
 def report_phase(phase, requests, baseline, recovery_seconds):
-    """Reports a phase, which passes if no request failed and if the replicas share the pool again in time. `baseline`
-    contains the requests of the phase without a fault."""
+    """Reports a phase. It passes if no request failed and if the replicas shared the pool again in time after it.
+    `baseline` contains the requests of the phase without a fault. `recovery_seconds` is None for a phase without a
+    measured recovery."""
     failed = [request for request in requests if not request.is_served]
     causes = Counter(attempt.result for request in requests for attempt in request.attempts[:-1])
     retries = f"{sum(causes.values())} sent again" + (f" {dict(causes)}" if causes else "")

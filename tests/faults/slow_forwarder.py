@@ -1,5 +1,5 @@
-"""Forwards TCP connections on this machine, and delays the bytes of each direction as a network with a high latency
-does."""
+"""Forwards TCP connections to a port of this machine and delays the bytes of each direction. `replicas.py` simulates a
+network with a high latency to Redis with it."""
 
 import queue
 import socket
@@ -8,8 +8,8 @@ import time
 
 
 class SlowForwarder:
-    """Forwards each connection to the port `target_port`. `delay` is the delay of each direction in seconds, and may be
-    changed at any time."""
+    """Forwards each connection to the port `target_port`. `delay` is the delay of each direction in seconds. A change
+    of `delay` also applies to open connections."""
 
     def __init__(self, target_port):
         self.target_port, self.delay = target_port, 0.0
@@ -60,5 +60,5 @@ class SlowForwarder:
 
 
 def start_thread(function):
-    """Runs a function on a thread that ends with the program."""
+    """Runs a function on a daemon thread, which does not keep the program running."""
     threading.Thread(target=function, daemon=True).start()

@@ -1,14 +1,16 @@
-"""Tests WebSocket sessions with misbehaving clients: 2,000 concurrent sessions in each of three rounds.
+"""Tests WebSocket sessions with misbehaving clients: 2,000 concurrent clients in each of three rounds.
 
-Some clients are silent, some never read, some disconnect within a frame, some send invalid frames, and some are
-killed. Keychoir must release the resources of all these sessions. The script prints its measurements and limits. The
-exit code is 1 if a case fails. The script needs only Python and the built `keychoir` binary, and takes less than a
-minute:
+Some clients are silent, some never read, some disconnect within a frame or a handshake, some send invalid frames, some
+are killed, and 300 behave regularly. Keychoir must serve the regular clients, limit its memory per session, and release
+the resources of all sessions. The script prints its measurements and limits. The exit code is 1 if a case fails. The
+script needs Linux, Python and the built `keychoir` binary, and takes less than a minute. The environment variable
+`FAULTS_SEED` changes its random choices. With `--clients`, the script is the process of the clients that are killed:
 
     python3 tests/faults/sockets.py target/release/keychoir
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -27,11 +29,11 @@ ECHO_PATH = "/v1/something/new"
 SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input"
 CONTEXTS_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input"
 TRANSCRIPTION_PATH = "/v1/speech-to-text/realtime?model_id=scribe_v2_realtime&audio_format=pcm_16000"
-ROUNDS = 3
+ROUND_COUNT = 3
 IDLE_SECONDS = 8
-# The maximum memory of a session: `websocket.max_buffered_message_size` in each direction.
+# The maximum memory of a session: the default of `websocket.max_buffered_message_size` in each direction.
 MAX_SESSION_BYTES = 2 * 256 * 1024
-# The memory that the allocator may retain after a round, and its maximum growth per round.
+# The maximum memory that Keychoir retains after a round, and the maximum growth of this memory per round.
 MAX_RETAINED_BYTES = 48 * 1024 * 1024
 MAX_GROWTH_PER_ROUND = 5 * 1024 * 1024
 KIB, MIB = 1024, 1024 * 1024
@@ -50,7 +52,7 @@ def report(case, is_ok, measured):
 
 
 def frame_header(opcode, length, is_final=True, is_masked=True, reserved=0):
-    """Encodes the header of a frame, with a mask of zeros."""
+    """Encodes the header of a frame. The mask of a masked frame consists of zeros, so that it changes no payload."""
     masked = 0x80 if is_masked else 0
     start = bytes([(0x80 if is_final else 0) | reserved << 4 | opcode])
     if length < 126:
@@ -84,7 +86,7 @@ class Client:
         self.buffer = b""
 
     async def connect(self, path, only_half_handshake=False):
-        """Opens a session, or only sends a handshake without its last line. Returns the client."""
+        """Opens a session, or only sends a handshake without its empty last line. Returns the client."""
         await self.loop.sock_connect(self.socket, ("127.0.0.1", self.port))
         request = (
             f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
@@ -109,7 +111,7 @@ class Client:
         self.buffer += data
 
     async def receive_frame(self):
-        """Receives a provider frame. Returns its opcode and its payload."""
+        """Receives a frame without a mask and of less than 64 KiB. Returns its opcode and its payload."""
         while True:
             if len(self.buffer) >= 4:
                 length, header_length = self.buffer[1], 2
@@ -122,7 +124,7 @@ class Client:
             await self.receive()
 
     async def echoes_and_closes(self):
-        """Sends a message and a close frame. Returns whether the message is echoed and the close frame is answered."""
+        """Sends a message and a close frame. Returns whether the client receives the same message and a close frame."""
         sent = b'{"text":"%d"}' % random.randrange(10**9)
         await self.send(frame(TEXT, sent))
         received = await asyncio.wait_for(self.receive_frame(), 20)
@@ -130,8 +132,9 @@ class Client:
         return received == (TEXT, sent) and (await asyncio.wait_for(self.receive_frame(), 20))[0] == CLOSE
 
     async def receive_close(self, timeout):
-        """Receives frames until the connection ends. Returns the code of the close frame, None if there was no close
-        frame, or "timeout"."""
+        """Receives frames until the connection ends, for at most `timeout` seconds. Returns the code of the last close
+        frame, or None if there was none. The timeout is not distinguished from the end of the connection, because
+        `TimeoutError` is a subclass of `OSError`."""
         code = None
 
         async def receive_frames():
@@ -141,11 +144,9 @@ class Client:
                 if opcode == CLOSE:
                     code = int.from_bytes(payload[:2], "big")
 
-        try:
+        with contextlib.suppress(EOFError, OSError):
             await asyncio.wait_for(receive_frames(), timeout)
-        except (EOFError, OSError):
-            return code
-        return "timeout"
+        return code
 
     def reset(self):
         """Resets the connection without a close frame."""
@@ -154,7 +155,8 @@ class Client:
 
 
 async def open_clients(port, count, *paths, only_half_handshake=False):
-    """Opens `count` clients, on `paths` in rotation. At most a hundred clients connect concurrently."""
+    """Opens `count` clients on `paths` in rotation, or on the echo path if there are no paths. At most a hundred
+    clients connect concurrently."""
     slots, paths = asyncio.Semaphore(100), paths or [ECHO_PATH]
 
     async def open_client(number):
@@ -193,8 +195,8 @@ async def wait_until(condition, seconds):
 
 
 async def send_without_reading(keychoir, clients):
-    """Sends as much as possible without reading. Most of the data must stay in the socket buffers of the kernel, so
-    that the program itself buffers little."""
+    """Sends as much as possible without reading, and reports the memory of Keychoir per session. Most of the data must
+    stay in the socket buffers of the kernel."""
     bytes_before = memory_bytes(keychoir)
     # Text messages are buffered until they are complete, and binary messages are forwarded immediately.
     binary_message = frame(BINARY, b"s" * MIB)
@@ -227,7 +229,7 @@ async def send_without_reading(keychoir, clients):
 
 
 async def disconnect_within_a_frame(clients):
-    """Sends an incomplete frame, and then resets or closes the connection."""
+    """Sends an incomplete frame with each client, and then resets or closes the connection."""
     incomplete_frames = [
         frame_header(TEXT, 1_000)[:3],
         frame_header(TEXT, 100_000) + b'{"text":"half',
@@ -249,7 +251,8 @@ async def disconnect_within_a_frame(clients):
 
 
 async def send_invalid_frames(clients):
-    """Sends invalid frames. Each session must be closed, or its connection must end."""
+    """Sends an invalid frame or random bytes with each client. Half of the clients then disconnect, and the others wait
+    until Keychoir ends the session or the timeout expires. Returns one element for each client without an error."""
     invalid_frames = [
         frame(3, b"reserved"),
         frame(11, b"reserved"),
@@ -282,7 +285,7 @@ async def send_invalid_frames(clients):
 
 
 async def start_clients_to_kill(port, count):
-    """Starts a process that opens `count` sessions, and returns it when they are open."""
+    """Starts a process that opens `count` sessions. Returns the process when the sessions are open."""
     child = subprocess.Popen(
         [sys.executable, __file__, "--clients", str(port), str(count)], stdout=subprocess.PIPE, text=True
     )
@@ -311,7 +314,7 @@ async def run_round(keychoir, port):
     disconnecting, invalid = await open_clients(port, 400, *all_paths), await open_clients(port, 400, *all_paths)
     regular = await open_clients(port, 300)
     open_sessions, added_bytes = metric_sum(port, "websocket_sessions"), memory_bytes(keychoir) - bytes_before
-    # The half handshakes are no sessions.
+    # The 100 clients with an incomplete handshake have no session.
     report("2,000 sessions", open_sessions == 1_900, f"{open_sessions:.0f} are open, {added_bytes / MIB:.1f} MiB")
     for client in half_closed:
         client.socket.shutdown(socket.SHUT_WR)
@@ -343,13 +346,13 @@ async def run_round(keychoir, port):
 
 
 async def run_rounds(binary):
-    """Runs all rounds with one Keychoir, and reports the memory that it retains and its exit code."""
+    """Runs all rounds with one Keychoir process. Reports the memory that it retains, and its exit code."""
     with start_proxy(binary, KEYCHOIR_WEBSOCKET__IDLE_TIMEOUT=f"{IDLE_SECONDS}s") as (keychoir, port, _):
         # The first sessions allocate memory that does not depend on the number of later sessions.
         assert all(await run_for_each(await open_clients(port, 300), Client.echoes_and_closes))
         baseline = memory_bytes(keychoir)
-        retained = [await run_round(keychoir, port) - baseline for _ in range(ROUNDS)]
-        growth = (retained[-1] - retained[0]) / (ROUNDS - 1)
+        retained = [await run_round(keychoir, port) - baseline for _ in range(ROUND_COUNT)]
+        growth = (retained[-1] - retained[0]) / (ROUND_COUNT - 1)
         retained_mib = " then ".join(f"{retained_bytes / MIB:.1f}" for retained_bytes in retained)
         measured = f"{retained_mib} MiB more than {baseline / MIB:.0f} before"
         report("memory", max(retained) < MAX_RETAINED_BYTES and growth < MAX_GROWTH_PER_ROUND, measured)

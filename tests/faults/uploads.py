@@ -1,8 +1,9 @@
 """Tests refusals before, during and after uploads of 10 KB to 1 GB, with a content length and chunked.
 
-The provider refuses each upload with two keys, and must receive the complete body with the third key. Keychoir must
-never need more than 64 MiB of memory above its idle memory. The script prints a table. The exit code is 1 if a row
-fails. The script needs only Python and the built `keychoir` binary:
+The simulator refuses each upload with two keys, and must receive the complete body with the third key. The refusals
+have the statuses 401, 402, 403 and 429. The memory of Keychoir must never exceed its idle memory by more than 64 MiB.
+The script prints a table with a row for each upload. The exit code is 1 if a row fails. The script needs Linux, Python
+and the built `keychoir` binary. LARGEST_MB excludes larger uploads:
 
     python3 tests/faults/uploads.py target/release/keychoir [LARGEST_MB]
 """
@@ -31,7 +32,7 @@ def chunks(size):
 
 def upload(port, size, is_chunked):
     """Sends a body as fast as possible. Returns the status, and the JSON document in which the simulator describes the
-    body."""
+    received body, or an empty one if the response contains none."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         length = "transfer-encoding: chunked" if is_chunked else f"content-length: {size}"
         head = f"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{length}\r\n\r\n"

@@ -1,5 +1,7 @@
-//! Tests the checks before a request is forwarded: its syntax, host and origin, forwarding loops and the limits. The
-//! provider receives no part of a refused request.
+//! Tests the checks before a request is forwarded: its syntax, size, framing, host, origin and request id, the base
+//! path, forwarding loops, the maximum number of requests, and the queue of usage records. A request that fails several
+//! checks receives the error of the first one. The provider receives no refused request, except the beginning of a body
+//! whose later chunks are malformed. Web pages of allowed origins and unusual but valid requests are served.
 
 use std::time::Duration;
 
@@ -31,8 +33,8 @@ async fn exchange_bytes(proxy: &TestProxy, request: &[u8]) -> String {
     String::from_utf8_lossy(&response).into_owned()
 }
 
-/// Asserts that each request is refused once with the given `status`, that the connection is closed, and that the
-/// provider receives no request.
+/// Asserts that each request is refused once with the given `status`, that the connection is closed, that the provider
+/// receives no request, and that all keys stay active.
 async fn check_refused(requests: &[&str], status: &str) {
     let proxy = start_proxy_with_two_keys().await;
     let requests_before = proxy.simulator.ledger().totals.requests;
@@ -239,7 +241,7 @@ async fn malformed_chunks_are_refused_and_affect_no_key() {
         let responses = String::from_utf8_lossy(&response_bytes);
         // An interim response may precede the final one.
         let response = responses.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&responses);
-        // A client that has closed its write half may receive no response, but never a response of the
+        // The client has closed its write half, so it may receive no response. It must not receive a response of the
         // provider.
         assert!(
             response.is_empty() || response.starts_with("HTTP/1.1 400 "),
@@ -281,7 +283,7 @@ async fn an_invalid_request_id_of_a_client_is_not_used() {
         let response = exchange_bytes(&proxy, request.as_bytes()).await;
         assert!(
             response.starts_with("HTTP/1.1 403 ") && !response.contains(id),
-            "the request must be refused under another request id: {response}"
+            "the request must be refused, and the response must not contain its request id: {response}"
         );
     }
     proxy.close().await;
@@ -331,7 +333,8 @@ async fn requests_beyond_the_maximum_are_refused_immediately() {
 async fn a_request_that_the_proxy_sent_to_itself_is_refused_with_508() {
     let directory = tempfile::tempdir().unwrap();
     let listener = bind_loopback().await;
-    // `keychoir check` cannot detect a loop by a host name or through a gateway.
+    // The upstream of the proxy is the proxy itself. `keychoir check` cannot detect such a loop if it leads through a
+    // host name or a gateway.
     let url = format!("http://{}", listener.local_addr().unwrap());
     let keys = vec![ApiKey::new(FIRST_KEY).unwrap()];
     let mut config = Config::with_defaults(keys, url.parse().unwrap());

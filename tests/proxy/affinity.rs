@@ -1,5 +1,7 @@
 //! Tests account affinity with three accounts: a request that names a voice, a history item, an earlier request or
-//! a page of a list is sent to the account that owns the resource.
+//! a page of a list is sent to the account that owns the resource, and fails over only to other keys of this account.
+//! The proxy finds the owners in responses and keeps them over a restart, without the identifiers of the resources.
+//! A request with resources of two owners is refused.
 
 use crate::support::{
     CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, assert_proxy_error, start_proxy,
@@ -189,7 +191,7 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
     let message = detail["message"].as_str().unwrap();
     assert!(
         message.starts_with("The ElevenLabs account that this earlier request belongs to"),
-        "the message must name the earlier request: {message}"
+        "the message must report that the earlier request belongs to the account: {message}"
     );
     assert_eq!(proxy.request_counts(&KEYS)[2], 0, "the request must not be sent to another account");
 

@@ -1,4 +1,6 @@
-//! Tests the memory budget that all buffers share: sessions and uploads beyond it, and the release of all buffers.
+//! Tests the memory budget that the buffers of all sessions and uploads share. A session that needs more is closed or
+//! continues without its buffered messages, an upload that needs more is buffered on disk, and all buffers are released
+//! at the end.
 
 use keychoir::config::Config;
 use keychoir::policy::websocket_frame::{FrameHeader, Opcode};
@@ -27,7 +29,7 @@ async fn metric_value(proxy: &TestProxy, name: &str) -> u64 {
     line.parse().unwrap()
 }
 
-/// Waits until all buffers are released, which happens after the client has received the end of its session.
+/// Waits until all buffers are released. A client may receive the end of its session before this.
 async fn wait_until_buffers_are_released(proxy: &TestProxy) {
     within_timeout(async { while metric_value(proxy, "keychoir_buffer_memory_bytes").await > 0 {} }).await;
 }
@@ -94,7 +96,10 @@ async fn many_sessions_stay_within_the_buffer_budget() {
     let mut sessions = Vec::new();
     for _ in 0..SESSION_COUNT {
         sessions.push(send_incomplete_message(&proxy, 200 * KIBIBYTE).await);
-        assert!(metric_value(&proxy, "keychoir_buffer_memory_bytes").await <= budget as u64);
+        assert!(
+            metric_value(&proxy, "keychoir_buffer_memory_bytes").await <= budget as u64,
+            "the buffers must stay within their budget"
+        );
     }
     assert_eq!(metric_value(&proxy, "keychoir_buffer_memory_max_bytes").await, budget as u64);
     // The first sessions have buffers and continue, and the last sessions are closed.

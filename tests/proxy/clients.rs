@@ -1,5 +1,5 @@
-//! Tests the rules of clients: their quotas, rate limits, maximum concurrency, paths and keys, their own keys, and the
-//! `keychoir clients` commands.
+//! Tests the rules of clients: their quotas, rate limits, maximum concurrency, allowed paths and allowed keys. Also
+//! tests requests with a client's own ElevenLabs key instead of a key of the pool, and the `keychoir clients` commands.
 
 use std::path::Path;
 use std::time::Duration;
@@ -140,7 +140,7 @@ async fn a_client_may_request_its_allowed_paths_only() {
         assert_eq!(
             status_and_code(&request.send().await.unwrap()),
             expected,
-            "{path}: the request must have the expected status and code"
+            "{path}: the response must have the status and the code {expected:?}"
         );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 0]);
@@ -305,12 +305,17 @@ fn run_clients(arguments: &[&str], file: &Path) -> CommandResult {
     }
 }
 
-/// Adds and lists the client `app` while no server runs. Returns its token.
-fn add_client_without_server(file: &Path) -> String {
+/// Adds and lists the client `app` while Keychoir is not running. Returns its token.
+fn add_client_while_stopped(file: &Path) -> String {
     let added = run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], file);
     let token = added.stdout.trim().to_owned();
     let expected = (Some(0), 51);
-    assert_eq!((added.exit_code, token.len()), expected, "a token must be printed: {}", added.stderr);
+    assert_eq!(
+        (added.exit_code, token.len()),
+        expected,
+        "the command must print a token of 51 characters: {}",
+        added.stderr
+    );
     assert!(!added.stderr.contains(&token), "the token must be printed only to the standard output");
     assert_eq!(run_clients(&["add", "app"], file).exit_code, Some(1), "a name must be used only once");
     run_clients(&["add", "web", "--rate-limit", "fast"], file)
@@ -331,7 +336,7 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let file = directory.path().join("keychoir.toml");
     let text = "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n";
     std::fs::write(&file, text).unwrap();
-    let token = add_client_without_server(&file);
+    let token = add_client_while_stopped(&file);
     let token = token.as_str();
 
     let mut command = keychoir_command(&["serve", "--config", file.to_str().unwrap()]);

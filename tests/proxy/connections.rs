@@ -1,5 +1,5 @@
-//! Tests the ends of client connections: after a refused upload, after a truncated response, after the client closes
-//! its write half or disconnects, and after a request with HTTP/2.
+//! Tests the ends of client connections: after a refused upload, after a complete, truncated or unreadable response of
+//! the upstream, after the client closes its write half or disconnects, and after a request with HTTP/2.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -126,7 +126,7 @@ async fn a_truncated_response_to_an_http_1_0_client_ends_with_a_reset() {
             assert_eq!(
                 end,
                 if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) },
-                "the connection must report whether the response is complete after {rest:?}"
+                "only a truncated response must end with a reset: {rest:?}"
             );
         }
         proxy.close_unchecked().await;

@@ -1,4 +1,6 @@
-//! Tests the formats of the JSON pages. A change of an expected format breaks the apps and scripts that read the pages.
+//! Tests the formats of the JSON pages: the status document, the key details, and the health pages. A change of an
+//! expected format breaks the apps and scripts that read the pages. Also tests that the state of the keys survives a
+//! restart.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, start_proxy, start_proxy_in};
 use keychoir::policy::units::UnixMs;

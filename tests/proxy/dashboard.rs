@@ -1,4 +1,5 @@
-//! Tests the dashboard over HTTP, without a browser: sessions, forms, events, assets, refusals and headers.
+//! Tests the dashboard over HTTP, without a browser: codes and sessions, forms and their refusals, events, assets,
+//! security headers, and the escaping of names in HTML and CSV.
 
 use flate2::read::GzDecoder;
 use reqwest::{Method, RequestBuilder, Response};
@@ -298,7 +299,7 @@ async fn a_page_receives_only_the_events_that_it_shows() {
     assert_eq!(requests.next().await.unwrap().name, "request", "requests must begin without a snapshot");
     all.wait_for("request", |_| true).await;
     proxy.request_speech(10).await.bytes().await.unwrap();
-    // An event of the first request would precede the state after the second request.
+    // A request event of the first request would precede the key event after the second request.
     loop {
         let event = state.next().await.unwrap();
         assert_ne!(event.name, "request");
@@ -316,7 +317,7 @@ async fn a_page_gets_only_the_keys_that_it_shows() {
     let open = async |query: String| EventReader::new(get(&proxy, &cookie, &query).await);
     let (first, second) = (key_id(FIRST_KEY), key_id(SECOND_KEY));
     let page = get(&proxy, &cookie, "keys").await.text().await.unwrap();
-    assert!(page.contains(&format!("data-key=\"{first}\"")), "the page names its keys by these ids");
+    assert!(page.contains(&format!("data-key=\"{first}\"")), "the page must identify its keys by these ids");
     let mut one = open(format!("events?only=state&keys={second}")).await;
     let mut none = open("events?only=state&keys=".to_owned()).await;
     let names = async |reader: &mut EventReader, count| {

@@ -1,5 +1,6 @@
-//! Tests the forwarding between client and provider: which headers, paths and methods are forwarded unchanged, changed
-//! or dropped, and which paths the proxy serves itself.
+//! Tests the forwarding between client and provider: which request headers, response headers, content codings, paths
+//! and methods are forwarded, changed, dropped or refused. Also tests the sandbox of active documents, and the paths
+//! that the proxy serves itself.
 
 use crate::support::{
     FIRST_KEY, SECOND_KEY, TestProxy, send_raw, start_fixed_upstream, start_proxy, start_proxy_with,
@@ -153,7 +154,7 @@ async fn an_ambiguous_path_is_refused_and_not_forwarded() {
         let response = send_request(&proxy, "GET", target, "").await;
         assert!(
             response.starts_with("HTTP/1.1 200") || response.starts_with("HTTP/1.1 404"),
-            "{target}: the path must be forwarded: {response}"
+            "{target}: the response must have the status 200 or 404 of the provider: {response}"
         );
     }
     proxy.close().await;
@@ -199,7 +200,7 @@ async fn active_documents_of_the_provider_are_sandboxed() {
             let has_nosniff = response.headers().contains_key("x-content-type-options");
             assert_eq!(
                 has_nosniff, is_active,
-                "{media_type}: only an active document must have a fixed media type"
+                "{media_type}: only an active document must have the header `x-content-type-options`"
             );
             proxy.close().await;
         }
@@ -222,7 +223,7 @@ async fn default_paths_of_browsers_are_served_by_the_proxy() {
             );
             assert!(
                 page.contains("cache-control: no-store") && page.contains("nosniff"),
-                "the page must have its caching policy and media type fixed: {page}"
+                "the page must have the headers `cache-control` and `x-content-type-options`: {page}"
             );
             assert_eq!(
                 page.contains("/api/elevenlabs-status"),
@@ -230,7 +231,7 @@ async fn default_paths_of_browsers_are_served_by_the_proxy() {
                 "only a GET must receive the content of the page: {page}"
             );
             let favicon = send_request(&proxy, method, &format!("{base}/favicon.ico"), "").await;
-            assert!(favicon.starts_with("HTTP/1.1 204"), "the response must have no icon: {favicon}");
+            assert!(favicon.starts_with("HTTP/1.1 204"), "the response must have the status 204: {favicon}");
             let robots = send_request(&proxy, method, &format!("{base}/robots.txt"), "").await;
             assert!(
                 robots.starts_with("HTTP/1.1 200") && robots.contains("nosniff"),

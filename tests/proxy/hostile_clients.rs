@@ -1,6 +1,7 @@
 //! Tests the proxy with clients that send malformed, ambiguous or forbidden requests, or send too much, too little or
-//! too slowly. One test runs each case of a table, and another test runs random mutations of these cases. A tap parses
-//! the requests between the proxy and its provider strictly.
+//! too slowly. One test runs each case of a table, and another test runs random mutations of these cases. After each
+//! case, a valid request must be served, and no client may have received a key. A tap parses the requests between the
+//! proxy and its provider strictly.
 
 use std::time::Duration;
 
@@ -94,10 +95,18 @@ async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
             );
         }
         wait_until_idle(&proxy).await;
-        assert!(proxy.app.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
+        assert!(
+            proxy.app.keys().iter().all(|key| key.state.status() == KeyStatus::Active),
+            "no hostile client may change the status of a key"
+        );
         proxy.close().await;
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "no check may fail, and {} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 /// Runs a case. Returns a message for each difference from its expected outcome.
@@ -135,7 +144,7 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
     };
     if !is_expected {
         case_failures.push(format!(
-            "{started_count} requests reached the provider, {complete_count} of them complete; expected {:?}",
+            "the provider must receive {:?}, not {started_count} requests, {complete_count} of them complete",
             case.forwarded
         ));
     }

@@ -1,6 +1,7 @@
 //! Tests the proxy with providers whose responses are malformed, too long, too short, badly timed or wrongly encoded,
-//! or contain API keys or impossible numbers. One test runs each case of a table, and another test runs random
-//! mutations of these cases. After each response, the proxy must still serve valid requests.
+//! or contain API keys or impossible numbers. One test runs each case of a table, another one responds to polls of the
+//! subscription, and a third one runs random mutations of the cases. After each response, the proxy must serve valid
+//! requests if a key is usable, and its usage records must be plausible.
 
 use std::time::Duration;
 
@@ -48,8 +49,8 @@ async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String
     Ok(())
 }
 
-/// Sends a request that the provider answers with the scripted response. Returns the bytes that the client received,
-/// and all failed checks.
+/// Sends a request, and makes the provider send the scripted response. Returns the bytes that the client received, and
+/// a message for each failed check.
 async fn run_case(
     proxy: &TestProxy,
     provider: &Provider,
@@ -106,7 +107,12 @@ async fn each_hostile_response_has_the_expected_outcome() {
     for case in state_changing {
         failures.extend(run_cases(vec![case]).await);
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "no check may fail, and {} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 /// Runs the cases one after the other with one proxy. Returns a message for each failed check.
@@ -122,7 +128,7 @@ async fn run_cases(cases: Vec<ProviderCase>) -> Vec<String> {
         let unusable_count = count_unusable_keys(&proxy);
         if unusable_count > max_unusable_keys {
             case_failures
-                .push(format!("{unusable_count} keys are unusable, expected at most {max_unusable_keys}"));
+                .push(format!("at most {max_unusable_keys} keys may be unusable, and {unusable_count} are"));
         }
         if unusable_count < KEYS.len() {
             case_failures.extend(check_valid_requests_are_served(&proxy).await.err());
@@ -160,7 +166,12 @@ async fn impossible_numbers_in_a_subscription_do_not_make_a_key_unusable() {
         case_failures.extend(check_usage_records(proxy).await);
         failures.extend(case_failures.iter().map(|failure| format!("{name}: {failure}")));
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "no check may fail, and {} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 #[tokio::test]

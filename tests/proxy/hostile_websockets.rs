@@ -1,5 +1,7 @@
-//! Tests WebSocket sessions whose client or provider violates the protocol, floods, or never closes, in every state of
-//! a session.
+//! Tests WebSocket sessions whose client or provider violates the protocol, sends a flood, or never closes, in every
+//! state of a session. Bytes after a close frame are dropped, and a WebSocket on an unknown path forwards every byte.
+//! A session in the queue of an agent does not become idle, and may fail over. The submodules test disconnects and
+//! quotas.
 
 mod disconnects;
 mod quotas;
@@ -27,7 +29,7 @@ use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, start_proxy
 
 /// The mask of the client's frames.
 const MASK: [u8; 4] = [1, 99, 200, 7];
-/// A small session buffer, so that floods exceed it quickly.
+/// The size of a session buffer. It is small, so that floods exceed it quickly.
 const SESSION_BUFFER_SIZE: usize = 64 * 1024;
 
 /// Encodes a frame whose first byte is `first_byte`.
@@ -126,7 +128,7 @@ impl WebSocketClient {
 fn assert_close_code(end: &Received, code: u16, description: &str) {
     assert!(
         matches!(end, Received::Close(received, _) if *received == code),
-        "{description}: expected the close code {code}, received {end:?}"
+        "{description}: the client must receive the close code {code}, not {end:?}"
     );
 }
 
@@ -154,7 +156,7 @@ async fn a_client_violation_ends_the_session_before_its_authentication() {
 #[tokio::test]
 async fn a_client_violation_ends_the_session_before_its_first_text() {
     let proxy = start_proxy_with(two_keys(), limit_session_buffer).await;
-    let binary = ("a binary message before authentication", encode_frame(BINARY, b"\x00", Some(MASK)), 1003);
+    let binary = ("a binary message before the first text", encode_frame(BINARY, b"\x00", Some(MASK)), 1003);
     for (description, bytes, code) in
         protocol_violations(Some(MASK)).into_iter().chain(client_floods()).chain([binary])
     {

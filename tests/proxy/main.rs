@@ -1,5 +1,7 @@
-//! Tests the whole proxy between real clients and the simulated provider, with one module per subject:
-//! `cargo test --test proxy retry::`.
+//! Tests the whole proxy with real connections of clients and of a provider. The provider is the simulator, or a server
+//! of the test that sends fixed, scripted or malformed responses. Each module contains the tests of one subject, and
+//! `cargo test --test proxy retry::` runs those of `retry`. The module `hostile` contains the shared test cases of
+//! `hostile_clients` and `hostile_providers`.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,6 @@
-//! Tests the page `/metrics`: its format is valid for Prometheus, its metrics are the metrics in `docs/operations.md`,
-//! and its values equal the usage records and the provider's ledger.
+//! Tests the page `/metrics`: its OpenMetrics and text formats are valid for Prometheus, its metrics and outcomes are
+//! those in `docs/operations.md`, and its values equal the usage records and the provider's ledger. Keys have different
+//! labels, and data of a client never becomes a label. If clients are configured, the page requires a token.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
@@ -39,7 +40,8 @@ struct Sample {
 /// The parsed page `/metrics`.
 #[derive(Debug)]
 struct MetricsPage {
-    /// The type of each family by its name.
+    /// The type of each family, by its name. The name of an OpenMetrics counter or info includes the suffix of its
+    /// samples.
     families: BTreeMap<String, String>,
     samples: Vec<Sample>,
 }
@@ -91,7 +93,8 @@ impl MetricsPage {
                 }
                 assert!(
                     is_valid_name(name)
-                        && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix))
+                        && ["keychoir_", "process_"].iter().any(|prefix| name.starts_with(prefix)),
+                    "the name must be valid and have a known prefix: {line}"
                 );
                 let suffixes: &[&str] = match kind {
                     "histogram" => &["_bucket", "_sum", "_count"],
@@ -125,7 +128,7 @@ impl MetricsPage {
             // In OpenMetrics, a counter and a gauge with the same base name would be one family.
             let bases: HashSet<_> =
                 page.families.iter().map(|(name, kind)| family_base(name, kind)).collect();
-            assert_eq!(bases.len(), page.families.len());
+            assert_eq!(bases.len(), page.families.len(), "each family must have a different base name");
         }
         page.assert_valid_histograms();
         page
@@ -145,7 +148,7 @@ impl MetricsPage {
         }
     }
 
-    /// Returns the value of the only sample with this name and these labels.
+    /// Returns the value of the only sample with this name and these labels. The sample may have further labels.
     fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let is_match = |sample: &&Sample| {
             sample.name == name && labels.iter().all(|(name, value)| sample.label(name) == Some(*value))
@@ -434,7 +437,7 @@ async fn the_values_equal_the_usage_records_and_the_charges() {
     assert_eq!(
         page.sums("keychoir_upstream_requests_total", "outcome"),
         BTreeMap::from([("invalid_key", 1), ("request_error", 1), ("served", 6), ("workspace_quota", 2)]),
-        "a poll reports credits for the first key, so the key is tried again"
+        "the first key must be tried again, because a poll reports credits for it"
     );
     assert_eq!(
         page.sums("keychoir_upstream_retries_total", "reason"),

@@ -1,5 +1,6 @@
-//! Tests the mirror with a real PostgreSQL and a real PostgREST: after every kind of fault, Supabase contains the
-//! same rows as the usage database, and speech requests are not affected.
+//! Tests the mirror, which copies keys and usage events to Supabase, with a real PostgreSQL and a real PostgREST. After
+//! every kind of fault, Supabase contains the same rows as the usage database, and speech requests are not affected.
+//! Also tests the documented queries, the permissions of the tables, and the delivery at shutdown.
 
 mod earlier_version;
 
@@ -67,7 +68,7 @@ fn event_count(supabase: &Supabase) -> usize {
     supabase.sql("SELECT count(*) FROM elevenlabs_usage_events")[0].parse().unwrap()
 }
 
-/// Sends speech requests, which must all be served.
+/// Sends speech requests and asserts that each of them is served.
 async fn request_speech_times(proxy: &TestProxy, times: usize) {
     for _ in 0..times {
         assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -439,7 +440,7 @@ async fn an_unresponsive_supabase_does_not_delay_the_shutdown() {
     .await;
     wait_until(|| !supabase.gateway.received_requests().is_empty()).await;
     request_speech_times(&proxy, 5).await;
-    // The mirror waits up to 30 seconds for a response. The shutdown does not wait that long.
+    // The mirror still waits for a response. The shutdown waits for it only until `final_push_timeout`.
     let (_, directory) = proxy.close().await;
     assert_eq!(event_count(&supabase), 0);
     supabase.gateway.set_fault(Fault::None);

@@ -1,6 +1,7 @@
 //! Simulates a month of traffic in seconds: four clients use eight keys of five workspaces, with quota resets, a
 //! revoked key, a workspace with an unpaid bill and a burst. A second month has mixed plans, where a request
-//! for a plan feature needs a key of a plan that includes it.
+//! for a plan feature needs a key of a plan that includes it. Every request must be served, and at most 2 % of the
+//! requests may be retried.
 
 use std::time::Duration;
 
@@ -101,7 +102,8 @@ fn speech_body(text: &str, model: &str) -> Option<Value> {
     Some(json!({"text": text, "model_id": model}))
 }
 
-/// Returns mostly speech of varying length and model, and sometimes a sound effect or the list of voices.
+/// Returns a random request: mostly speech of varying length and model, and sometimes a sound effect or the list of
+/// voices.
 fn next_ordinary_request(random: &mut Random) -> PlannedRequest {
     let text = "a".repeat(usize::try_from(3 + random.number_below(40)).unwrap());
     match random.number_below(10) {
@@ -167,8 +169,8 @@ async fn send_requests(
     assert_eq!(results.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
 }
 
-/// Waits until the provider has reset the credits of the workspace. No requests are sent meanwhile, so only a poll can
-/// detect the reset.
+/// Waits until the provider has reset the credits of the workspace. The clients send no requests during the wait, so
+/// only a poll can detect the reset.
 async fn wait_for_reset(proxy: &TestProxy, workspace: &str) {
     let is_reset = |ledger: &Ledger| ledger.workspace(workspace).unwrap().used == 0;
     let waiting = proxy.simulator.wait_for_ledger(is_reset);
@@ -193,7 +195,8 @@ async fn every_request_of_a_simulated_month_is_served() {
     // The revoked key is selected when the first workspace is exhausted again.
     wait_for_reset(&proxy, "ws_b").await;
     proxy.set_fault(REVOKED_KEY, "invalid");
-    // Polls with the key fail, so a request and not a poll detects that it is revoked.
+    // Polls with the key fail without a refusal of the key, so that only a request of a client can detect that the key
+    // is revoked.
     proxy.simulator.set_route_fault(REVOKED_KEY, POLL_PATH, Some("server_error".parse().unwrap()));
     send_requests(&proxy, REQUESTS_PER_PHASE, 4, next_ordinary_request).await;
     proxy.simulator.set_route_fault(REVOKED_KEY, POLL_PATH, None);
@@ -225,12 +228,12 @@ async fn every_request_of_a_simulated_month_is_served() {
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
         assert!(
             workspace.running == 0 && workspace.peak_running <= *concurrency,
-            "the workspace must have stayed within its concurrency limit: {workspace:?}"
+            "the workspace must stay within its concurrency limit and have no open requests: {workspace:?}"
         );
         let charged_credits = charged_credits(&ledger, name);
         assert!(
             charged_credits > 0 && (period.is_some() || charged_credits <= *credits),
-            "{name} must stay within its credits, and it was charged {charged_credits}"
+            "{name} must be charged at most its credits, and not {charged_credits}"
         );
     }
     let attempts = AttemptRecords::open(&directory);
@@ -314,8 +317,8 @@ async fn every_request_of_a_simulated_month_with_mixed_plans_is_served() {
     let attempts = AttemptRecords::open(&directory);
     let refused_attempts = attempts.count("count(*) FILTER (WHERE verdict = 'plan_feature')");
     println!("{refused_attempts} attempts were refused because of a plan feature");
-    // After one free account has refused a feature, the other free accounts are known to lack it. Only the
-    // concurrent requests at that time are refused as well.
+    // After one free account has refused a feature, the proxy requests it from no other free account. Only requests
+    // that are sent before this refusal can be refused as well.
     assert!(refused_attempts <= 8, "plan features must refuse at most 8 attempts, not {refused_attempts}");
     attempts.assert_few_retries();
 }

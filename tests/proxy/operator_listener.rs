@@ -1,4 +1,6 @@
-//! Tests `admin.listen`, which serves the admin API and the pages for operators on a separate address.
+//! Tests `admin.listen`, which serves the admin API and the pages for operators on a separate TCP address or Unix
+//! socket. The listener for clients does not serve them, and the listener for operators forwards no requests. An
+//! address that other machines can reach needs an admin token, also to read pages that are not public.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
@@ -167,7 +169,7 @@ async fn the_page_for_apps_names_the_address_of_clients() {
         page.contains(&format!("base_url=&quot;{}&quot;", running.clients_url)),
         "the page must name the address of clients: {page}"
     );
-    assert!(!page.contains(&url), "the operators' address must not serve apps");
+    assert!(!page.contains(&url), "the page must not name the address of operators: {page}");
     running.close().await;
 }
 
@@ -193,12 +195,12 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
             assert_eq!(
                 (response.status().as_u16(), path),
                 (status, path),
-                "the response to the token {token:?} must have the expected status"
+                "the response to the token {token:?} must have the status {status}"
             );
             if status != 200 {
                 assert!(
                     response.text().await.unwrap().contains("admin.public"),
-                    "the error must name the setting"
+                    "the error must contain `admin.public`"
                 );
             }
         }

@@ -1,5 +1,6 @@
-//! Tests the key selection: credits, concurrency limits, permissions and the strategy decide which key a request uses,
-//! and whether it waits. Also tests which keys are polled again after a refusal or a reload.
+//! Tests the key selection: credits, estimated prices, concurrency limits, permissions, refusals and the strategy
+//! decide which key a request uses, and whether it waits. Also tests how keys of one workspace are detected, and which
+//! keys are polled again after a refusal or a reload.
 
 use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
@@ -311,7 +312,7 @@ async fn every_strategy_distributes_requests_as_documented() {
         assert_eq!(
             proxy.request_counts(&KEYS),
             expected,
-            "{strategy}: each key must be tried the expected number of times"
+            "{strategy}: the numbers of attempts with each key must be {expected:?}"
         );
         proxy.close().await;
     }

@@ -1,5 +1,6 @@
 //! Tests that client quotas are exact: with concurrent requests, for requests with an unknown outcome, on every route,
-//! and after a restart.
+//! for sessions, and after a restart. Also tests the requests and pages that rules forbid to a client, and that one
+//! client cannot use all slots or request permits.
 
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ fn credit_quota(amount: u64) -> Rules {
     rules_with_quota(amount, QuotaUnit::Credits)
 }
 
-/// Returns the status of a response and the error code of the proxy, which is empty for a response of the provider.
+/// Returns the status of a response and the error code of the proxy. The code is empty for a response of the provider.
 fn status_and_code(response: &reqwest::Response) -> (u16, String) {
     let code = response.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
     (response.status().as_u16(), code.to_owned())

@@ -1,8 +1,9 @@
 //! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a
 //! body and a `Retry-After` for each route, some of which change after half of the requests. A request must be served
 //! if an account has the credits and does not refuse it. The documented exceptions are a refusal about the
-//! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a rate
-//! limit that applies to every account that could serve.
+//! request, two accounts that refuse with an unknown message or because of abuse, two failures of the provider, an
+//! operation that may have been executed, a rate limit that applies to every account that could serve, and accounts
+//! that refused such requests earlier, of which each request tries only one.
 //!
 //! With the environment variable `KEYCHOIR_PROVIDERS=1000`, a test run has 1,000 providers and a random seed.
 
@@ -22,30 +23,30 @@ use proptest::test_runner::{Config as ProptestConfig, RngSeed, TestRunner};
 /// The entity whose fault or limit a refusal or failure reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
-    /// There is no refusal: the request is served.
+    /// The response is no refusal, because the request is served.
     Served,
-    /// The account or its key, with a known message.
+    /// The account or its key is at fault, and Keychoir knows the message.
     Account,
-    /// Suspected abuse, which the provider also attributes to addresses.
+    /// The provider suspects abuse by the account or by the address of the proxy.
     Abuse,
-    /// A capability of the account, with a known message.
+    /// The account lacks a capability, and Keychoir knows the message.
     Capability,
-    /// The request rate or the concurrency, with a known message.
+    /// The request rate or the concurrency exceeds a limit, and Keychoir knows the message.
     Load,
-    /// Unknown, because Keychoir does not know the message.
+    /// Keychoir does not know the message, so the subject is unknown.
     Unknown,
-    /// The request.
+    /// The request is at fault.
     Request,
-    /// The provider, which did not execute the request.
+    /// The provider is overloaded and did not execute the request.
     Overload,
-    /// The provider, which may have executed the request.
+    /// The provider failed and may have executed the request.
     Failure,
 }
 
-/// The body of a response.
+/// The body of a scripted response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalBody {
-    /// A code and a message that Keychoir knows.
+    /// A code and a message that Keychoir knows, and the subject that they report.
     Known(&'static str, &'static str, RefusalSubject),
     /// A code that Keychoir does not know.
     UnknownCode,
@@ -287,7 +288,7 @@ impl ScriptRun<'_> {
     fn could_serve(&self, account: usize, request: ScriptedRequest, ledger: &Ledger) -> bool {
         let ScriptedAccount { tier, .. } = self.script.accounts[account];
         let is_regular = self.scripted_response(account, route_kind(request.route)).is_none();
-        // A poll during a request may count the request twice for a while. Refused accounts are polled.
+        // Refused accounts are polled, and a poll during a request may count the request twice for a short time.
         let ScriptedAccount { first_half, second_half, .. } = self.script.accounts[account];
         let is_polled = first_half.iter().chain(&second_half).any(Option::is_some);
         let remaining =
@@ -324,7 +325,7 @@ impl ScriptRun<'_> {
         let ledger_after = self.proxy.simulator.ledger();
         let attempts = self.scripted_attempts(&ledger_before, &ledger_after, request.route);
         if attempts.len() > 16 {
-            return Err(format!("{request:?} made {} attempts", attempts.len()));
+            return Err(format!("{request:?} must make at most 16 attempts, and it made {}", attempts.len()));
         }
         if client_response.status < 400
             || able_accounts.is_empty()

@@ -1,5 +1,6 @@
-//! Tests the redaction of responses: clients never receive a key that the provider echoes, nor the personal data of the
-//! owner of a key.
+//! Tests the redaction of responses: clients receive neither a key that the provider echoes nor the personal data of
+//! the owner of a key, for every status, encoding and textual media type. A response that cannot be redacted is
+//! replaced by an error or ends with one. The setting `access.redact` can disable the redaction.
 
 use std::io::Write;
 

@@ -2,7 +2,7 @@
 //! fill-first and round-robin, and on speech with the other strategies. Each case checks the client's response, the
 //! number of attempts, the statuses of the keys, and that ordinary speech is served after the refusal. With
 //! fill-first, each case is also checked after a restart. Another test sends the refusals at other stages of a speech
-//! request.
+//! request, and two tests check that the tables contain every refusal of the simulator and every strategy.
 //!
 //! [`REFUSALS`] lists the subject of each refusal, and [`expected_consequences`] defines the consequences of each
 //! subject.
@@ -20,39 +20,41 @@ const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 /// The entity whose fault or limit a refusal reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalSubject {
-    /// The account's credits. The refusal reports 0 remaining credits, and polls contradict it. The account
-    /// is at fault if another account serves the request. If all accounts refuse, the request is at fault.
+    /// The refusal reports that the account has 0 remaining credits, and polls contradict it. The account is at fault
+    /// if another account serves the request. If all accounts refuse, the request is at fault.
     NoCredits,
-    /// The key's own quota. The refusal reports 0 remaining credits of it.
+    /// The refusal reports that the key's own quota has 0 remaining credits.
     KeyQuota,
-    /// The account's credits. The refusal reports that they do not suffice for this request.
+    /// The refusal reports that the account's credits do not suffice for this request.
     TooFewCredits,
-    /// The account's credits. The refusal does not report them, so a poll decides.
+    /// The account has too few credits. The refusal does not report their number, so a poll decides whether the account
+    /// is exhausted.
     UnreportedCredits,
-    /// The account's unpaid bill or unaccepted terms. A poll decides.
+    /// The account has an unpaid bill or unaccepted terms. A poll decides whether the account is unusable.
     Billing,
-    /// Suspected abuse by the account or by the address of the proxy, so only two accounts of a plan are tried.
+    /// The provider suspects abuse by the account or by the address of the proxy, so only two accounts of a plan are
+    /// tried.
     Abuse,
-    /// The key, which the provider does not know. A poll decides.
+    /// The provider does not know the key. A poll decides whether the key is invalid.
     InvalidKey,
-    /// The key, which belongs to another region. A poll decides.
+    /// The key belongs to another region. A poll decides whether the key is unusable.
     WrongRegion,
-    /// The request rate of the concurrency group.
+    /// The request rate of the concurrency group exceeds its limit.
     RateLimit,
-    /// The concurrent requests of the concurrency group.
+    /// The concurrent requests of the concurrency group exceed their limit.
     Concurrency,
-    /// A capability of the key, the plan or the workspace.
+    /// The key, the plan or the workspace lacks a capability.
     Capability,
-    /// Unknown, because Keychoir does not know the message. If two accounts send the same refusal, the
+    /// Keychoir does not know the message, so the subject is unknown. If two accounts send the same refusal, the
     /// request is at fault.
     Unexplained,
-    /// A resource that the account does not have.
+    /// The account does not have the requested resource.
     Resource,
-    /// The request itself.
+    /// The request is invalid for every account.
     InvalidRequest,
-    /// The provider, which did not execute the request.
+    /// The provider is overloaded and did not execute the request.
     ProviderOverload,
-    /// The provider, which may have executed the request.
+    /// The provider failed and may have executed the request.
     ProviderFailure,
 }
 use RefusalSubject::{
@@ -201,7 +203,7 @@ struct ExpectedConsequences {
     attempts: Option<usize>,
     /// The statuses of the keys after the polls.
     statuses: ExpectedStatuses,
-    /// Whether the refused key is polled immediately, because a poll decides.
+    /// Whether the refused key is polled immediately, because a poll decides whether the refusal is right.
     is_polled: bool,
     /// The status of ordinary speech after the refusal.
     speech_status: u16,
@@ -253,7 +255,7 @@ fn expected_consequences(
     };
     // If a second account sends the same refusal, the cooldown is cleared without a poll.
     let is_polled = !refuses_all && matches!(subject, Billing | WrongRegion | InvalidKey | UnreportedCredits);
-    // If all accounts send the same refusal, one speech request probes an account. It is served, which clears the
+    // If all accounts send the same refusal, one speech request probes an account. The served request clears the
     // cooldown.
     let statuses_after_speech = match refused_status {
         // A rate limit that all accounts report for one request is cleared for all of them.
@@ -365,13 +367,13 @@ impl MatrixCase {
         let status = response.status().as_u16();
         assert!(response.bytes().await.is_ok(), "{case}: the response must be complete");
         self.set_fault(proxy, None);
-        assert_eq!(status, expected.status, "{case}: the client must receive the expected status");
+        assert_eq!(status, expected.status, "{case}: the client must receive the status {}", expected.status);
         let request_counts = proxy.request_counts(&KEYS);
         if let Some(attempts) = expected.attempts {
             assert_eq!(
                 request_counts.iter().sum::<usize>(),
                 attempts,
-                "{case}: the request must have the expected number of attempts: {request_counts:?}"
+                "{case}: the request must have {attempts} attempts, and it has {request_counts:?}"
             );
         }
         assert!(
@@ -392,7 +394,8 @@ impl MatrixCase {
         assert_eq!(
             response.status(),
             expected.speech_status,
-            "{case}: ordinary speech must have the expected status"
+            "{case}: ordinary speech must receive the status {}",
+            expected.speech_status
         );
         response.bytes().await.unwrap();
         wait_for_statuses(proxy, &expected.statuses_after_speech, &case).await;

@@ -1,5 +1,6 @@
-//! Tests the commands `status`, `usage` and `keys list` as processes, and the usage that they report. Their output is
-//! compared exactly, because scripts parse it.
+//! Tests the commands `status`, `usage` and `keys list` as processes: their tables, JSON and CSV, their exit codes and
+//! their error messages. Most tables are compared exactly, because scripts parse them. Also tests a usage database in
+//! memory, and the report of credits that were spent outside the proxy.
 
 use std::process::Output;
 
@@ -320,7 +321,7 @@ fn assert_fails(output: &Output, code: i32, fragments: &[&str]) {
     let stderr_text = stderr(output);
     assert_eq!(output.status.code(), Some(code), "the exit code must be {code}: {stderr_text}");
     for fragment in fragments {
-        assert!(stderr_text.contains(fragment), "{fragment:?} must be in: {stderr_text}");
+        assert!(stderr_text.contains(fragment), "the error message must contain {fragment:?}: {stderr_text}");
     }
     assert_eq!(stdout(output), "");
 }
@@ -391,7 +392,7 @@ async fn keys_are_listed_by_their_short_forms() {
     assert_eq!(
         stdout(&output).lines().count(),
         3,
-        "only the configured keys must be listed: {}",
+        "the table must have a head and the two keys of the database: {}",
         stderr(&output)
     );
     proxy.close().await;
@@ -502,7 +503,7 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     );
     assert!(
         status_text.contains("  9,830  170/10,000 "),
-        "100 credits before the start, 30 by the proxy and 40 by the other app: {status_text}"
+        "the usage must be 170 credits: 100 before the start, 30 by the proxy and 40 outside it: {status_text}"
     );
 
     // The polls after the report must not report it again. Each round polls two keys.

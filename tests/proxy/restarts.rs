@@ -1,5 +1,6 @@
 //! Tests that restrictions of keys survive a restart: the first attempt of the same request uses the account that
-//! served it before, and the details of every key are unchanged.
+//! served it before, and the details of every key are unchanged. A refuted restriction does not return. Refusals are
+//! written to the database while the proxy runs, and later evidence replaces the stored evidence.
 
 use crate::support::routes::Route;
 use crate::support::{
@@ -119,7 +120,11 @@ async fn check_restarts(proxy: TestProxy, request: TestRequest, case: &str) {
         details_before,
         "{case}: the restart must not change the details of the keys"
     );
-    assert_eq!(send_and_count(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after the first restart");
+    assert_eq!(
+        send_and_count(&proxy, request).await,
+        (200, [0, 0, 0, 1]),
+        "{case}: only the last account must be tried after the first restart"
+    );
     // The second restart checks that reading the restrictions does not delete them.
     let proxy = proxy.restart().await;
     assert_eq!(
@@ -130,7 +135,7 @@ async fn check_restarts(proxy: TestProxy, request: TestRequest, case: &str) {
     assert_eq!(
         send_and_count(&proxy, request).await,
         (200, [0, 0, 0, 1]),
-        "{case}: after the second restart"
+        "{case}: only the last account must be tried after the second restart"
     );
     proxy.close_unchecked().await;
 }
@@ -217,8 +222,8 @@ async fn a_refuted_restriction_is_not_restored() {
     proxy.close_unchecked().await;
 }
 
-/// A refusal of a plan feature restricts all accounts of that plan. After the restart, plans are known
-/// without a poll.
+/// A refusal of a plan feature restricts all accounts of that plan. After the restart, the proxy reads the plans from
+/// the database and needs no poll.
 #[tokio::test]
 async fn restrictions_of_plans_are_restored_after_a_restart() {
     let plan = || plan_with_tiers(["free", "free", "free", "creator"]);
@@ -242,7 +247,7 @@ async fn restrictions_of_plans_are_restored_after_a_restart() {
     proxy.close_unchecked().await;
 }
 
-/// A killed proxy does not lose these refusals, because they are not written only at shutdown.
+/// Refusals are not only written at shutdown, so that a killed proxy does not lose them.
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
     let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
@@ -263,8 +268,8 @@ async fn refusals_are_written_while_the_program_runs() {
     proxy.close_unchecked().await;
 }
 
-/// A poll contradicts the reported credits until another account serves the request. The weaker evidence is
-/// already stored at that time, and no later poll writes the state of the keys.
+/// A poll contradicts the reported credits until another account serves the request. The weaker evidence is already
+/// stored when this account serves it, and no later poll writes the state of the keys.
 #[tokio::test]
 async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     const POLL_PATH: &str = "/v1/user/subscription";
@@ -282,6 +287,10 @@ async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active"]);
     proxy.simulator.set_route_fault(FIRST_KEY, POLL_PATH, None);
     let proxy = proxy.restart().await;
-    assert_eq!(proxy.key_statuses().await, ["exhausted", "active"], "the status after the restart");
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["exhausted", "active"],
+        "the key must stay exhausted over the restart"
+    );
     proxy.close().await;
 }

@@ -1,5 +1,6 @@
-//! Tests retries: which refusals are retried with another key, what happens to the refused key, and that a request
-//! that may have been charged is never sent twice.
+//! Tests retries: which refusals are retried with another key, which are relayed, and which status the refused key
+//! receives. A request that may have been charged is never sent twice, and neither is a request whose body exceeds its
+//! buffer. If no key is usable, the proxy responds with the common reason and the end of the first cooldown.
 
 use crate::support::{
     FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, assert_proxy_error, bind_loopback, join_all, start_proxy,
@@ -27,13 +28,9 @@ async fn check_retried(fault: &str, status: &str) {
     assert_eq!(
         proxy.key_statuses().await,
         [status, "active", "active"],
-        "{fault}: the keys must have the expected statuses"
+        "{fault}: the first key must be {status}, and the other keys must be active"
     );
-    assert_eq!(
-        proxy.request_counts(&KEYS),
-        [1, 1, 0],
-        "{fault}: each key must be tried the expected number of times"
-    );
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}: the first two keys must be tried once each");
     let records = proxy.into_records().await;
     let attempts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
     assert_eq!(attempts, [(1, 0), (2, 10)], "{fault}: only the second attempt must be charged");
@@ -91,7 +88,7 @@ async fn a_refused_head_request_makes_no_key_unusable() {
         assert_eq!(
             proxy.request_counts(&KEYS),
             [1, 1, 0],
-            "{fault}: each key must be tried the expected number of times"
+            "{fault}: the first two keys must be tried once each"
         );
         proxy.simulator.set_fault(SECOND_KEY, None);
         // The provider does not allow HEAD, and its response is relayed.
@@ -100,11 +97,7 @@ async fn a_refused_head_request_makes_no_key_unusable() {
             405,
             "{fault}: the response of the provider must be relayed"
         );
-        assert_eq!(
-            proxy.key_statuses().await,
-            ["active"; 3],
-            "{fault}: the keys must have the expected statuses"
-        );
+        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}: all keys must stay active");
         proxy.close().await;
     }
 }
@@ -133,13 +126,9 @@ async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
     assert_eq!(
         proxy.request_counts(&KEYS),
         counts,
-        "{fault}: each key must be tried the expected number of times"
+        "{fault}: the numbers of attempts with each key must be {counts:?}"
     );
-    assert_eq!(
-        proxy.key_statuses().await,
-        ["active"; 3],
-        "{fault}: the keys must have the expected statuses"
-    );
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}: all keys must stay active");
     proxy.close().await;
 }
 
@@ -224,8 +213,7 @@ async fn keys_are_used_in_order_and_the_records_equal_the_charges() {
     for _ in 0..40 {
         assert_eq!(proxy.request_speech(7).await.status(), 200);
     }
-    // The first two keys have two credits and one credit left, which suffice for one character, but not for
-    // seven.
+    // The first two keys have two credits and one credit left. These suffice for one character, but not for seven.
     assert_eq!(proxy.key_statuses().await, ["active"; 3]);
     assert_eq!(proxy.request_speech(2).await.status(), 200);
     let (ledger, _) = proxy.close().await;
@@ -316,8 +304,8 @@ async fn the_second_key_of_a_workspace_with_too_few_credits_is_not_tried() {
     })
     .await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
-    assert_eq!(proxy.request_counts(&KEYS), [0, 0, 1], "five credits do not suffice for ten characters");
-    assert_eq!(proxy.key_statuses().await, ["active"; 3], "a workspace with five credits is not exhausted");
+    assert_eq!(proxy.request_counts(&KEYS), [0, 0, 1], "a workspace with five credits must not be tried");
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "a workspace with five credits must be active");
     proxy.close().await;
 }
 

@@ -1,5 +1,6 @@
-//! Tests that Keychoir never writes secrets: requests with canary keys, client tokens and texts take every path, with
-//! the log level `trace`, and no log, response, page, file or command output may contain a canary.
+//! Tests that Keychoir never writes secrets. Requests and WebSocket sessions with canary keys, client tokens, user ids
+//! and texts meet every fault of a list, with the log level `trace`. No log, header, page, error, file or command
+//! output of Keychoir may contain a canary, and neither may the error about a malformed configuration.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -53,7 +54,7 @@ fn assert_no_canary(location: &str, bytes: &[u8]) {
     }
 }
 
-/// Faults that produce every possible outcome of an attempt.
+/// Faults that produce the possible outcomes of an attempt.
 const FAULTS: [&str; 27] = [
     "pass",
     "quota",
@@ -248,13 +249,14 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
     let session_count = open_sessions_with_every_fault(&simulator, &url).await;
     assert!(
         has_polling || session_count > FAULTS.len(),
-        "enough WebSockets must have been opened, not {session_count}"
+        "more than {} WebSockets must be opened, and {session_count} were opened",
+        FAULTS.len()
     );
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
     assert!(
         response_count > FAULTS.len() * 4,
-        "most requests must have received a response, not {response_count}"
+        "most requests must receive a response, and {response_count} have received one"
     );
     assert!(log.lines().count() > FAULTS.len() * 5, "the log must contain the requests");
     assert!(log.contains("Supabase refuses the key"), "the mirror must have received a refusal");

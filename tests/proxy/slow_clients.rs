@@ -1,5 +1,6 @@
-//! Tests that the proxy disconnects clients that read their responses too slowly, so that they do not hold the
-//! concurrency slots of an account.
+//! Tests that the proxy disconnects clients that read their responses too slowly or not at all, so that they do not
+//! hold the concurrency slots of an account. A session whose client does not read ends as well, and a client that reads
+//! fast enough receives its whole response.
 
 use std::time::Duration;
 

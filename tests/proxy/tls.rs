@@ -1,5 +1,6 @@
-//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects no other
-//! connection. The submodules test the certificates and the command `env`.
+//! Tests TLS with clients: HTTP and HTTPS are served on one port, with HTTP/1.1, session resumption, timeouts and
+//! `close_notify`. The local CA certifies only the names of this machine, a failed or slow handshake affects no other
+//! connection, and TLS can be turned off. The submodules test the certificates and the command `keychoir env`.
 
 mod certificates;
 mod env;
@@ -142,7 +143,7 @@ impl ProgramDirectory {
         self.directory.path().join(name)
     }
 
-    /// Replaces a file atomically, because the proxy may read it meanwhile.
+    /// Replaces a file atomically, because the proxy may read it at the same time.
     fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.path("new"), text).unwrap();
         fs::rename(self.path("new"), self.path(name)).unwrap();
@@ -369,7 +370,7 @@ async fn a_tls_client_is_refused_if_tls_is_off() {
     assert_eq!(
         exchange_raw(address, &client_hello()).await,
         b"",
-        "an HTTP response would be unreadable for the client"
+        "a TLS client must receive no bytes, because it cannot read an HTTP response"
     );
     assert!(proxy.get("/livez").await.status().is_success());
     assert!(!directory.path().join("tls").exists(), "an unneeded directory must not be created");

@@ -1,5 +1,7 @@
-//! Tests that requests and responses are forwarded unchanged, except for credentials, hop-by-hop headers and blocked
-//! endpoints.
+//! Tests that requests and responses are forwarded unchanged and without delay, except for credentials, hop-by-hop
+//! headers and repeated or missing version segments of a path. Disconnects and truncations are forwarded as well.
+//! Blocked endpoints and methods, clients without a valid token, and an unreachable upstream receive an error of the
+//! proxy.
 
 use crate::support::{
     CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, send_raw, start_proxy, start_proxy_with,

@@ -1,5 +1,6 @@
 //! Tests retries of uploads: if a key is refused at any moment of an upload, the next key receives the complete
-//! body, for any size and framing.
+//! body, in both framings. The refusal is relayed if the body exceeds the buffers. Without a writable spill directory,
+//! an upload is sent without a retry. A client that expects `100 Continue` receives it.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, join_all, start_proxy, start_proxy_with};
 use keychoir::simulator::{Ledger, Plan};

@@ -1,5 +1,5 @@
-//! Tests the relay of raw upstream responses: the client receives the complete response, or can detect that it is
-//! truncated or invalid.
+//! Tests the relay of raw upstream responses: the client receives the same response as without the proxy, can detect a
+//! truncated response, and receives a 502 instead of an invalid one. A GET without a response is sent once more.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, bind_loopback, start_proxy_with};
 use keychoir::simulator::Plan;
@@ -19,8 +19,8 @@ async fn start_proxy_with_response(upstream_response: Vec<u8>, end: ConnectionEn
     start_proxy_and_upstream(upstream_response, end).await.0
 }
 
-/// Starts the same proxy, and also returns the base URL of its upstream. The upstream serves one request per connection
-/// and one connection after the other.
+/// Starts the same proxy as [`start_proxy_with_response`], and also returns the base URL of its upstream. The upstream
+/// serves one request per connection and one connection after the other.
 async fn start_proxy_and_upstream(upstream_response: Vec<u8>, end: ConnectionEnd) -> (TestProxy, String) {
     let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,5 +1,6 @@
-//! Tests the quotas of a client's end users: each user has a separate quota, which is exact with concurrent requests,
-//! after a restart and with a table that is too small for all users, and which no request avoids.
+//! Tests the quotas of a client's end users. Each user has a separate quota, which is exact with concurrent requests,
+//! after a restart and with a table in memory that is too small for all users. Requests and sessions that cost credits
+//! must name a valid user, and neither the provider nor the database receives the id of a user.
 
 use std::time::Duration;
 

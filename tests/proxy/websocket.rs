@@ -1,5 +1,6 @@
-//! Tests WebSocket sessions between a client, the whole proxy and the simulator: authentication, forwarded messages,
-//! the removal of credentials from them, and charges. The submodules test failover, affinity and limits.
+//! Tests WebSocket sessions between a client, the whole proxy and the simulator: authentication, forwarded messages and
+//! headers, the removal of credentials and keys from messages, and charges. The submodules test affinity, failover and
+//! limits.
 
 mod affinity;
 mod failover;

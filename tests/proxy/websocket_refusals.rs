@@ -1,5 +1,6 @@
 //! Tests that refusals on WebSockets are classified by the codes and messages of HTTP refusals, which their messages
-//! and close reasons contain.
+//! and close reasons contain. An error with an unknown code is a refusal only if a close frame follows. Refused
+//! sessions use another account, and no key becomes unusable without a reason in the message.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
@@ -146,7 +147,7 @@ async fn an_http_code_refuses_a_transcription_before_its_start() {
                 assert_eq!(
                     session_counts(&proxy, 2),
                     expected,
-                    "{code}: each key must be tried the expected number of times"
+                    "{code}: the numbers of sessions with each key must be {expected:?}"
                 );
             }
         }
@@ -193,7 +194,7 @@ async fn an_account_without_resources_is_tried_last() {
             assert_eq!(
                 session_counts(&proxy, 2),
                 expected,
-                "{kind}: each key must be tried the expected number of times"
+                "{kind}: the numbers of sessions with each key must be {expected:?}"
             );
         }
         proxy.close_unchecked().await;
@@ -210,7 +211,7 @@ async fn an_account_without_resources_is_tried_last() {
             assert_eq!(
                 session_counts(&proxy, 3),
                 expected,
-                "{kind}: each key must be tried the expected number of times"
+                "{kind}: the numbers of sessions with each key must be {expected:?}"
             );
         }
         assert_eq!(proxy.key_statuses().await, ["active"; 3]);

@@ -1,6 +1,6 @@
-//! Tests changes of operators at several replicas. A client that is added at one replica exists at all replicas, and
-//! all replicas together serve exactly its quota. A key that is paused at one replica serves no requests at all
-//! replicas.
+//! Tests changes of operators with three replicas. A client that is added at one replica exists at all replicas, and
+//! all replicas together serve exactly its quota and the quotas of its users. If an operator pauses a key at one
+//! replica, no replica uses the key. The changes are encrypted in Redis.
 
 use std::time::Duration;
 
@@ -23,7 +23,11 @@ async fn call_admin_api(
     let url = format!("{}/api/keychoir/v1/{path}", replicas.url(replica));
     let request = replicas.client.request(method, url).bearer_auth(ADMIN_TOKEN).json(&body);
     let response = request.send().await.unwrap();
-    assert!(response.status().is_success(), "{path}: {}", response.status());
+    assert!(
+        response.status().is_success(),
+        "{path}: the call must succeed, not end with {}",
+        response.status()
+    );
     response.json().await.unwrap()
 }
 
@@ -113,7 +117,7 @@ async fn changes_of_an_operator_are_in_force_at_all_replicas() {
     let elapsed = clock::elapsed_since(changed_at);
     assert!(
         elapsed < Duration::from_secs(10),
-        "the change must be published at once, and not with the next periodic statement: {elapsed:?}"
+        "the change must be published within 10 seconds, and it took {elapsed:?}"
     );
     for _ in 0..6 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);

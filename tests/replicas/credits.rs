@@ -1,5 +1,5 @@
-//! Tests the credits that replicas share: together they spend all credits of an account and not more, and an emptied
-//! Redis gets the used credits from the replicas again.
+//! Tests the credits that replicas share. Together, the replicas spend all credits of an account and no more. After
+//! Redis was flushed, the replicas store the used credits of an account in it again.
 
 use super::{FIRST_KEY, SECOND_KEY, plan, refused_attempts, request_speech, start, wait_until_async};
 

@@ -1,5 +1,5 @@
-//! Tests that a refusal at one replica restricts the key at all replicas, for the same time even if their clocks
-//! differ.
+//! Tests that a refusal by the provider at one replica restricts the key at all replicas. The cooldown has the same
+//! duration at all replicas, even if their clocks differ by an hour.
 
 use std::path::Path;
 
@@ -24,13 +24,14 @@ async fn a_refusal_at_one_replica_is_known_at_all() {
     }
     for _ in 0..9 {
         let response = replicas.request_speech(10).await;
-        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        let status = response.status();
+        assert_eq!(status, 200, "the other key must serve the request: {}", response.text().await.unwrap());
     }
     let results = replicas.close().await;
     assert_eq!(
         rate_limited_attempts(&results),
         1,
-        "only one replica may send a request with the rate limited account"
+        "only one replica may send a request with the rate limited key"
     );
 }
 
@@ -73,8 +74,7 @@ async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
         replicas.add(&[
             ("LD_PRELOAD", library.as_str()),
             ("FAKETIME", offset),
-            // Only the wall clock is wrong. The monotonic clock stays right, as on a machine whose date was set by
-            // hand.
+            // Only the wall clock is wrong. The monotonic clock stays right, because a wrong date does not change it.
             ("DONT_FAKE_MONOTONIC", "1"),
         ]);
     }
@@ -89,7 +89,7 @@ async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
     for remaining in &remaining_cooldowns {
         assert!(
             (100.0..=201.0).contains(remaining),
-            "the cooldown must last 200 s by every clock: {remaining_cooldowns:?}"
+            "at least 100 s of the cooldown of 200 s must remain by every clock: {remaining_cooldowns:?}"
         );
     }
     for _ in 0..6 {
@@ -99,6 +99,6 @@ async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
     assert_eq!(
         rate_limited_attempts(&results),
         1,
-        "only one replica may send a request with the rate limited account"
+        "only one replica may send a request with the rate limited key"
     );
 }

@@ -1,4 +1,6 @@
-//! Tests that no request fails while Redis is killed, stopped, flushed or slow, or before Redis is started.
+//! Tests that no request fails while Redis is killed, stopped, flushed or slow, or before Redis is started. A replica
+//! without Redis reports that it is alone, and stays ready. When Redis responds again, the replicas share the pool
+//! again.
 
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use crate::support::redis::RedisServer;
 use crate::support::replicas::TestReplicas;
 use crate::support::slow_forwarder::SlowForwarder;
 
-/// Waits until a replica reports this state of its connection to Redis.
+/// Waits until `/readyz` of a replica reports `state` as the state of its connection to Redis.
 async fn wait_for_link(replicas: &TestReplicas, replica: usize, state: &str) {
     wait_until_async(async || replicas.document(replica, "/readyz").await["shared"] == state).await;
 }
@@ -28,7 +30,7 @@ async fn no_request_fails_while_redis_is_killed_stopped_or_flushed() {
     for replica in 0..3 {
         wait_for_link(&replicas, replica, "alone").await;
         let response = replicas.client.get(format!("{}/readyz", replicas.url(replica))).send().await.unwrap();
-        assert_eq!(response.status(), 200, "a replica that is alone must get requests");
+        assert_eq!(response.status(), 200, "a replica that is alone must stay ready");
     }
     assert_all_served(&replicas, "without Redis").await;
     redis.restart().await;
@@ -53,7 +55,7 @@ async fn a_slow_redis_fails_no_request() {
         2,
         plan(&[(FIRST_KEY, 100_000)], Some(9)),
         Some(&format!("redis://{}", forwarder.address())),
-        &super::POLLING,
+        &super::REPLICA_SETTINGS,
     )
     .await;
     wait_until_shared(&replicas, 2).await;
@@ -69,7 +71,7 @@ async fn replicas_that_start_without_redis_share_the_pool_when_it_starts() {
         2,
         plan(&[(FIRST_KEY, 100_000)], Some(9)),
         Some(&redis.url()),
-        &super::POLLING,
+        &super::REPLICA_SETTINGS,
     )
     .await;
     for replica in 0..2 {

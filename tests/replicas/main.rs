@@ -1,5 +1,6 @@
-//! Tests several replicas that share one pool through a real Redis server, with the simulator as the provider. Its
-//! ledger contains the charges, the refusals and the concurrent requests of each account.
+//! Tests several replicas of Keychoir that share one pool through a real Redis server. The simulator is the provider,
+//! and its ledger contains the charges, the refusals and the concurrent requests of each account. This file has the
+//! functions that start the replicas and send requests, and each module contains the tests of one subject.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,9 +38,9 @@ const ADMIN_TOKEN: &str = "an-admin-token-of-the-replicas-0123456789";
 /// The setting with which all replicas have the same admin token.
 const ADMIN: [(&str, &str); 1] = [("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)];
 
-/// The settings of all replicas. They poll quotas, which are off in other tests. Requests wait for Redis up to a
-/// second, because a test of exact amounts must not depend on the speed of the machine.
-const POLLING: [(&str, &str); 2] =
+/// The settings of all replicas. Quota polling is enabled, which `TestReplicas` disables by default. Requests wait for
+/// Redis up to a second, because a test of exact amounts must not depend on the speed of the machine.
+const REPLICA_SETTINGS: [(&str, &str); 2] =
     [("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"), ("KEYCHOIR_REDIS__WAIT_TIMEOUT", "1s")];
 
 /// Starts a Redis server and the given number of replicas, and waits until they share one pool.
@@ -50,7 +51,7 @@ async fn start(count: usize, plan: Plan) -> (RedisServer, TestReplicas) {
 /// Starts replicas like [`start`], with additional environment variables.
 async fn start_with(count: usize, plan: Plan, settings: &[(&str, &str)]) -> (RedisServer, TestReplicas) {
     let redis = RedisServer::start().await;
-    let settings: Vec<(&str, &str)> = POLLING.iter().chain(settings).copied().collect();
+    let settings: Vec<(&str, &str)> = REPLICA_SETTINGS.iter().chain(settings).copied().collect();
     let replicas = TestReplicas::start_with(count, plan, Some(&redis.url()), &settings).await;
     wait_until_shared(&replicas, count).await;
     (redis, replicas)
@@ -114,7 +115,7 @@ async fn request_speech(
     (served_count, count - served_count)
 }
 
-/// Returns the number of requests for speech that the provider refused.
+/// Returns the number of requests that the provider refused.
 fn refused_attempts(ledger: &Ledger) -> u64 {
     ledger.keys.iter().map(|key| key.refused).sum()
 }

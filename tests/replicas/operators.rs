@@ -1,5 +1,6 @@
-//! Tests what operators read about replicas: the overview, the readiness, the status document, the metrics, the events
-//! and the output of `keychoir status`.
+//! Tests the pages and commands by which operators observe replicas: the overview, the readiness, the status document,
+//! the metrics, the events, and the output and exit codes of `keychoir status`. They must also report the replacement
+//! of a killed leader and a lost Redis, and `docs/operations.md` must list exactly the metrics of replicas.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -24,7 +25,7 @@ async fn start_replicas(count: usize) -> (RedisServer, TestReplicas) {
     start_with(count, plan, &ADMIN).await
 }
 
-/// Requests a path of the admin API.
+/// Sends a GET request with the admin token to a replica.
 async fn get(replicas: &TestReplicas, replica: usize, path: &str) -> reqwest::Response {
     let request = replicas.client.get(format!("{}{path}", replicas.url(replica)));
     request.bearer_auth(ADMIN_TOKEN).send().await.unwrap()
@@ -94,7 +95,7 @@ async fn every_replica_lists_all_replicas_and_a_killed_leader_is_replaced() {
     .await;
     let overview = read_overview(&replicas, remaining[0]).await;
     assert_matches_schema(&overview);
-    assert_eq!(overview["replicas"].as_array().unwrap().len(), 3, "an ended replica must stay listed");
+    assert_eq!(overview["replicas"].as_array().unwrap().len(), 3, "a killed replica must stay listed");
     replicas.close_unchecked().await;
 }
 
@@ -176,7 +177,7 @@ async fn the_documentation_lists_exactly_the_metrics_of_replicas() {
         assert_eq!(sum_of(&metrics, "keychoir_replicas"), 2.0);
         leaders += sum_of(&metrics, "keychoir_replica_is_leader");
     }
-    assert_eq!(leaders, 1.0, "one replica must poll for both");
+    assert_eq!(leaders, 1.0, "exactly one replica must be the leader");
     replicas.close().await;
 }
 
@@ -188,7 +189,12 @@ fn run_status(replicas: &TestReplicas, replica: usize, arguments: &[&str]) -> Ou
 /// Returns the standard output of a program that has exited with `exit_code`.
 #[track_caller]
 fn stdout(output: &Output, exit_code: i32) -> String {
-    assert_eq!(output.status.code(), Some(exit_code), "{}", stderr(output));
+    assert_eq!(
+        output.status.code(),
+        Some(exit_code),
+        "the exit code must be {exit_code}: {}",
+        stderr(output)
+    );
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -198,7 +204,7 @@ async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
     let connected_table = stdout(&run_status(&replicas, 0, &[]), 0);
     assert!(
         connected_table.ends_with("\n2 replicas share the pool.\n"),
-        "the last line must be about the replicas: {connected_table}"
+        "the last line must report the number of replicas: {connected_table}"
     );
     let mut events = EventReader::new(get(&replicas, 0, "/api/keychoir/v1/events").await);
 

@@ -1,5 +1,5 @@
-//! Tests that all replicas know the account that owns a voice or a list: requests for a cloned voice, and for the next
-//! page of a list, use that account at every replica.
+//! Tests that replicas share the owners of resources. A request for a cloned voice uses the account that owns the
+//! voice, and a request for the next page of a list uses the account of the first page, at every replica.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ async fn the_next_page_of_a_list_comes_from_the_same_account_at_another_replica(
     let (_redis, replicas) = start(3, accounts).await;
     let get = async |path: String| {
         let response = replicas.request(Method::GET, &path).send().await.unwrap();
-        assert_eq!(response.status(), 200, "{path}");
+        assert_eq!(response.status(), 200, "{path}: the page must be served");
         response.json::<Value>().await.unwrap()
     };
     let voice_ids = |page: &Value| -> Vec<String> {

@@ -1,6 +1,9 @@
-//! Tests replicas that share a pool through a Redis Cluster, and through a master that Redis Sentinel replaces.
+//! Tests replicas that share a pool through a Redis Cluster, and through a Redis master that Redis Sentinel replaces
+//! while the replicas serve requests.
 
-use super::{FIRST_KEY, POLLING, SECOND_KEY, plan, refused_attempts, request_speech, wait_until_shared};
+use super::{
+    FIRST_KEY, REPLICA_SETTINGS, SECOND_KEY, plan, refused_attempts, request_speech, wait_until_shared,
+};
 use crate::support::redis::{RedisCluster, Sentinels};
 use crate::support::replicas::TestReplicas;
 
@@ -9,9 +12,10 @@ const KEYS: [(&str, u64); 2] = [(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)];
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_share_a_pool_through_a_cluster() {
     let cluster = RedisCluster::start(3).await;
-    // Each replica first connects to a different node, so that at least one replica is sent to another node.
+    // In each round, the replicas first connect to another node. It redirects them if it does not own their data.
     for node in &cluster.nodes {
-        let replicas = TestReplicas::start_with(2, plan(&KEYS, Some(9)), Some(&node.url()), &POLLING).await;
+        let replicas =
+            TestReplicas::start_with(2, plan(&KEYS, Some(9)), Some(&node.url()), &REPLICA_SETTINGS).await;
         wait_until_shared(&replicas, 2).await;
         assert_eq!(request_speech(&replicas, 20, 4, 10).await, (20, 0));
         let results = replicas.close().await;
@@ -24,7 +28,8 @@ async fn replicas_share_a_pool_through_a_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_during_a_failover() {
     let mut sentinels = Sentinels::start().await;
-    let replicas = TestReplicas::start_with(3, plan(&KEYS, Some(9)), Some(&sentinels.url()), &POLLING).await;
+    let replicas =
+        TestReplicas::start_with(3, plan(&KEYS, Some(9)), Some(&sentinels.url()), &REPLICA_SETTINGS).await;
     wait_until_shared(&replicas, 3).await;
     let load = async {
         let mut served_count = 0;

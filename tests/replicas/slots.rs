@@ -1,4 +1,5 @@
-//! Tests that the concurrent requests of all replicas together stay within the limit of an account.
+//! Tests that the concurrent requests of three replicas together stay within the concurrency limit of each account,
+//! and that the provider refuses none of them after a warm-up.
 
 use super::{FIRST_KEY, SECOND_KEY, plan, request_speech, start};
 

@@ -1,4 +1,6 @@
-//! Checks that the documents name only code, files and tests that exist, and that `ARCHITECTURE.md` stays short.
+//! Checks the code spans of four documents in the root and of all documents in `docs`: each Rust file and each part of
+//! a path with `::` must exist in the source. Each test that `ARCHITECTURE.md` lists for an invariant must exist in the
+//! file that it names. `ARCHITECTURE.md` may have at most 200 lines, and its glossary at most 40 terms.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -20,7 +22,10 @@ fn the_architecture_document_stays_short() {
     // The first two lines of a table are its head and a rule.
     let terms = glossary.lines().filter(|line| line.starts_with('|')).count() - 2;
     let lines = text.lines().count();
-    assert!(lines <= 200 && terms <= 40, "there may be 200 lines and 40 terms: {lines} lines, {terms} terms");
+    assert!(
+        lines <= 200 && terms <= 40,
+        "ARCHITECTURE.md may have 200 lines and 40 terms, and it has {lines} lines and {terms} terms"
+    );
 }
 
 #[test]
@@ -37,13 +42,14 @@ fn the_tests_of_the_invariants_exist() {
                 package_root().join("tests").join(name)
             };
             name.clone_into(&mut file_name);
-            file_text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+            file_text =
+                fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name} must be readable: {error}"));
         } else if name.contains('_') && !name.contains('/') && !file_name.is_empty() {
             assert!(file_text.contains(&format!("fn {name}(")), "{file_name} must contain the test {name}");
             test_count += 1;
         }
     }
-    assert!(test_count > 30, "the names of more than 30 tests must be found, not {test_count}");
+    assert!(test_count > 30, "ARCHITECTURE.md must name more than 30 tests, and it names {test_count}");
 }
 
 #[test]
@@ -86,5 +92,9 @@ fn documents_name_code_that_exists() {
     for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
         check_document(&package_root().join(name));
     }
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    assert!(
+        violations.is_empty(),
+        "the documents must name only code that exists:\n{}",
+        violations.join("\n")
+    );
 }

@@ -1,5 +1,7 @@
-//! Checks on parsed source that each module imports only the modules that it may import, that only `platform` uses what
-//! one operating system has, and that `elevenlabs` and `policy` do no I/O and read no clock.
+//! Parses all source files in `src` with `syn`, and checks the paths in them. Each module must import exactly the
+//! modules that [`IMPORTS`] permits, only `platform` may use APIs of a single operating system, and `elevenlabs` and
+//! `policy` must be pure: they do no I/O, read no clock, and use neither `async` nor random numbers. Another test
+//! checks that the paths of every form of import are found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +11,7 @@ use syn::visit::{self, Visit};
 
 use super::{SourceFile, attributes, is_for_tests, package_root, read_source_files};
 
-/// Each module, and the other modules that it may import. `ARCHITECTURE.md` contains a drawing of them.
+/// Each module, and the other modules that it may import.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("policy", &["secret"]),
@@ -95,7 +97,6 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "telemetry",
             "upstream",
             "poller",
-            "secret",
         ],
     ),
     ("control", &["admin", "app", "clock", "config", "policy", "secret", "shared", "store", "telemetry"]),
@@ -180,7 +181,7 @@ const PURE_STD_ITEMS: &[&str] = &[
 ];
 
 impl SourceFile {
-    /// Returns all paths in the code, as segments from the crate root: `["crate", "pool", "Pool"]`. A test has none.
+    /// Returns all paths in the code as segments, such as `["crate", "pool", "Pool"]`. Returns none for a test file.
     fn paths(&self) -> CollectedPaths {
         let mut paths = CollectedPaths { modules: self.modules.clone(), ..CollectedPaths::default() };
         if !self.is_test {
@@ -193,17 +194,18 @@ impl SourceFile {
 /// Collects the paths in a file, including paths in macros, except in test items.
 #[derive(Default)]
 struct CollectedPaths {
-    /// The modules that lead to the visited item.
+    /// The modules that contain the visited item, from the crate root.
     modules: Vec<String>,
+    /// The segments of each path.
     found: BTreeSet<Vec<String>>,
     /// Whether the file contains an asynchronous function or block.
     has_async: bool,
-    /// Imports that would hide a path from this collection.
+    /// Descriptions of imports that would hide a path from this collection.
     violations: Vec<String>,
 }
 
 impl CollectedPaths {
-    /// Adds a path. Leading `super` and `self` segments are replaced by the path from the crate root.
+    /// Adds a path. Replaces leading `super` and `self` segments with the path from the crate root.
     fn add(&mut self, path: Vec<String>) {
         let mut base = self.modules.clone();
         let mut remaining_segments = path.as_slice();
@@ -227,7 +229,7 @@ impl CollectedPaths {
         }
     }
 
-    /// Adds the paths of a `use` declaration. `before` contains the segments before `tree`.
+    /// Adds the paths of a `use` declaration. `before` contains the segments that precede `tree`.
     fn add_use_tree(&mut self, before: &[String], tree: &syn::UseTree) {
         let path_with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
         match tree {
@@ -350,7 +352,7 @@ fn each_module_imports_only_permitted_modules() {
         violations
             .extend(paths.violations.iter().map(|violation| format!("{}: {violation}", file.path.display())));
     }
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    assert!(violations.is_empty(), "the source must contain none of these:\n{}", violations.join("\n"));
 }
 
 #[test]
@@ -366,7 +368,7 @@ fn every_permitted_import_is_used() {
     }
 }
 
-/// Crates, modules and types that exist only on some operating systems.
+/// Crates, modules and types that only some operating systems support.
 const SYSTEM_PATHS: &[&[&str]] = &[
     &["rustix"],
     &["sd_notify"],
@@ -379,7 +381,7 @@ const SYSTEM_PATHS: &[&[&str]] = &[
 ];
 
 #[test]
-fn only_platform_uses_what_one_operating_system_has() {
+fn only_platform_uses_apis_of_one_operating_system() {
     let mut violations = Vec::new();
     let mut platform_uses = 0;
     for file in read_source_files() {
@@ -393,8 +395,11 @@ fn only_platform_uses_what_one_operating_system_has() {
             _ => violations.extend(found.iter().map(|path| format!("{}: {path}", file.path.display()))),
         }
     }
-    assert!(platform_uses > 10, "the paths in `platform` must be found, not only {platform_uses} of them");
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    assert!(
+        platform_uses > 10,
+        "more than 10 such paths must be found in `platform`, and {platform_uses} are found"
+    );
+    assert!(violations.is_empty(), "the source must contain none of these:\n{}", violations.join("\n"));
 }
 
 fn path_starts_with(path: &[String], start: &[&str]) -> bool {
@@ -416,7 +421,7 @@ fn policy_and_elevenlabs_are_pure() {
             }
         }
     }
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    assert!(violations.is_empty(), "the source must contain none of these:\n{}", violations.join("\n"));
 }
 
 /// Returns why a pure module must not use a path, or `None` if it may.
@@ -439,7 +444,7 @@ fn purity_violation(path: &[String], crates: &BTreeSet<String>) -> Option<String
     }
 }
 
-/// Returns the crates that the package depends on.
+/// Returns the crates that the package depends on, without those that only its tests use.
 fn dependencies() -> BTreeSet<String> {
     let manifest = fs::read_to_string(package_root().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
@@ -458,7 +463,7 @@ fn check_collected_paths(code: &str, expected: &[&str]) {
     paths.visit_file(&syn::parse_file(code).unwrap());
     for path in expected {
         let path: Vec<String> = path.split("::").map(str::to_owned).collect();
-        assert!(paths.found.contains(&path), "{path:?} must be found: {:?}", paths.found);
+        assert!(paths.found.contains(&path), "{path:?} must be one of the found paths: {:?}", paths.found);
     }
 }
 

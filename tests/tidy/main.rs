@@ -1,5 +1,7 @@
-//! Checks the structure and the language of the repository: the imports of modules, the names of types, forbidden
-//! words, the length of files, module documentation, the comparison of tokens, and names in documents.
+//! Checks the source and the documents of the repository without running Keychoir. This file checks that the names of
+//! types are unique, that no file contains a forbidden word, that source files are short, start with documentation and
+//! contain neither unfinished code nor `#[allow]`, and that tokens are compared in constant time. The submodules check
+//! the imports of modules, and the names in documents.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,18 +21,19 @@ use std::path::{Path, PathBuf};
 /// Maximum number of lines in a file without its tests.
 const MAX_LINES: usize = 420;
 
-/// Words that leave open who or what is meant.
+/// Words that do not name the person or the thing that is meant.
 const FORBIDDEN_WORDS: &[&str] = &["whoever", "somebody", "strangers", "the house"];
 
 /// Type names that several modules may use.
 const COMMON_NAMES: &[&str] =
     &["Arguments", "Command", "Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
 
-/// A parsed source file.
+/// A parsed Rust file in `src/`.
 struct SourceFile {
     path: PathBuf,
-    /// The modules that lead to the file: `["proxy", "socket", "frame"]`.
+    /// The module of the file with its parents, such as `["proxy", "socket", "frame"]`.
     modules: Vec<String>,
+    /// Whether the file belongs to a module `tests`.
     is_test: bool,
     text: String,
     syntax: syn::File,
@@ -48,11 +51,12 @@ fn read_source_files() -> Vec<SourceFile> {
             files.push(SourceFile::read(path.to_owned()));
         }
     });
-    assert!(files.len() > 40, "the source files must be found");
+    assert!(files.len() > 40, "more than 40 source files must be found, and {} are found", files.len());
     files
 }
 
-/// Calls `visit` for each file in a directory and its subdirectories, without files that tools have generated.
+/// Calls `visit` for each file in a directory and its subdirectories. Skips subdirectories that are hidden, and those
+/// that contain files of build tools.
 fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -70,7 +74,8 @@ fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
 impl SourceFile {
     fn read(path: PathBuf) -> Self {
         let text = fs::read_to_string(&path).unwrap();
-        let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let syntax = syn::parse_file(&text)
+            .unwrap_or_else(|error| panic!("{} must be valid Rust: {error}", path.display()));
         let relative_path = path.strip_prefix(package_root().join("src")).unwrap().with_extension("");
         let mut modules: Vec<String> =
             relative_path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
@@ -107,7 +112,7 @@ fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
     })
 }
 
-/// Returns the attributes of an item, or none for a kind of item that the source does not contain.
+/// Returns the attributes of an item. Returns none for `extern` items and for tokens that `syn` does not parse.
 fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     match item {
         syn::Item::Const(item) => &item.attrs,
@@ -137,7 +142,7 @@ fn count_item_lines(item: &syn::Item) -> usize {
 #[test]
 fn type_names_are_unique() {
     let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    // `platform::unix` and `platform::windows` define the same names, of which each program has one.
+    // `platform::unix` and `platform::windows` define the same names, and each build contains only one of the modules.
     let is_windows_variant = |file: &SourceFile| {
         file.module() == "platform" && file.modules.get(1).is_some_and(|name| name == "windows")
     };
@@ -161,7 +166,7 @@ fn type_names_are_unique() {
         .filter(|(name, modules)| modules.len() > 1 && !COMMON_NAMES.contains(&name.as_str()))
         .map(|(name, modules)| format!("{name}: {modules:?}"))
         .collect();
-    assert!(duplicates.is_empty(), "{}", duplicates.join("\n"));
+    assert!(duplicates.is_empty(), "the names of types must be unique:\n{}", duplicates.join("\n"));
 }
 
 #[test]
@@ -190,7 +195,7 @@ fn forbidden_words_are_not_used() {
     {
         check_words(&package_root().join(name));
     }
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    assert!(violations.is_empty(), "forbidden words must not be used:\n{}", violations.join("\n"));
 }
 
 /// A derived comparison would stop at the first different byte, so that its duration would depend on the secret token.
@@ -227,7 +232,11 @@ fn tokens_are_compared_in_constant_time() {
 fn no_file_exceeds_the_maximum_length() {
     for file in read_source_files().iter().filter(|file| !file.is_test) {
         let lines = file.count_lines();
-        assert!(lines <= MAX_LINES, "{} has {lines} lines without its tests", file.path.display());
+        assert!(
+            lines <= MAX_LINES,
+            "{} must have at most {MAX_LINES} lines without its tests, and it has {lines}",
+            file.path.display()
+        );
     }
 }
 
@@ -242,7 +251,7 @@ fn every_file_starts_with_module_documentation() {
 fn the_source_has_no_unfinished_code_and_no_allow_attributes() {
     for file in read_source_files() {
         for word in ["todo!(", "unimplemented!(", "#[ignore", "#[allow("] {
-            assert!(!file.text.contains(word), "{} contains `{word}`", file.path.display());
+            assert!(!file.text.contains(word), "{} must not contain `{word}`", file.path.display());
         }
     }
 }

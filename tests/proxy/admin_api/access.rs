@@ -1,4 +1,6 @@
-//! Tests the access rules of the admin API, and that no response contains a secret.
+//! Tests the access rules of the admin API and of the pages for operators: which token opens which path, that wrong
+//! admin tokens block an address, that web pages of other origins are refused, and that pages can be public. Without an
+//! admin token in the configuration, the API is disabled. No response and no change may contain a key or a token.
 
 use super::*;
 use crate::support::start_proxy_with;
@@ -20,7 +22,8 @@ async fn only_the_admin_token_opens_the_api() {
     let lower_case = format!("bearer  {ADMIN_TOKEN}");
     let lower_case = admin_request(&proxy, Method::GET, "overview").header(AUTHORIZATION, lower_case);
     assert_eq!(lower_case.send().await.unwrap().status(), 200);
-    // A request without the token gets the same response for every path, so that it does not reveal which exist.
+    // A request without the token receives the same response for every path, so that the response does not reveal which
+    // paths exist.
     let unknown = admin_request(&proxy, Method::GET, "unknown").send().await.unwrap();
     assert_error(unknown, 401, "admin_token_missing").await;
     proxy.close().await;
@@ -51,13 +54,13 @@ async fn wrong_admin_tokens_are_counted_on_pages_and_next_to_a_client_token() {
         let response = guess.header("xi-api-key", CLIENT_TOKEN).send().await.unwrap();
         // The client may read the pages.
         let expected = if path.contains("/v1/") { 401 } else { 200 };
-        assert_eq!(response.status(), expected, "{path}: the response must have the expected status");
+        assert_eq!(response.status(), expected, "{path}: the response must have the status {expected}");
     }
     let keys = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
     assert_error(keys, 429, "too_many_failures").await;
     let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(ADMIN_TOKEN);
     assert_eq!(status.send().await.unwrap().status(), 429, "the admin token must not be compared");
-    // The tokens of clients still open the pages, also as a bearer token.
+    // The token of a client still opens the pages, even as a bearer token.
     let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(CLIENT_TOKEN);
     assert_eq!(status.send().await.unwrap().status(), 200);
     proxy.close().await;

@@ -1,5 +1,6 @@
-//! Tests the endpoints that change keys, clients and the configuration: each change is sent to the task that would
-//! make it, or is refused with advice.
+//! Tests the endpoints that change keys, clients and the configuration: each change is sent to the control task, or is
+//! refused with a code and advice. The `If-Match` header must contain the current generation. Without a running control
+//! task, every change is refused with 503.
 
 use super::*;
 use crate::support::start_proxy_with_app;
@@ -7,7 +8,7 @@ use http::header::IF_MATCH;
 use serde_json::json;
 
 #[tokio::test]
-async fn every_change_is_sent_to_the_task() {
+async fn every_change_is_sent_to_the_control_task() {
     let (proxy, received) = start_admin_proxy().await;
     let id = key_id(FIRST_KEY);
     for (method, path, body, status, expected) in [
@@ -69,7 +70,7 @@ async fn every_change_is_sent_to_the_task() {
         ("POST", "reload".to_owned(), json!({}), 200, "Reload"),
     ] {
         let response = send(&proxy, method.parse().unwrap(), &path, Some(&body)).await;
-        assert_eq!(response.status(), status, "{path}: the response must have the expected status");
+        assert_eq!(response.status(), status, "{path}: the response must have the status {status}");
         let tag = response.headers()["etag"].to_str().unwrap().to_owned();
         let document: Value = response.json().await.unwrap();
         assert_eq!(
@@ -81,7 +82,7 @@ async fn every_change_is_sent_to_the_task() {
         assert_eq!(
             document.get("token").is_some(),
             has_new_token,
-            "{path}: only a new token must be in the response"
+            "{path}: only the response to a new token must contain a token"
         );
         let [change] = received.take().try_into().unwrap();
         assert!(
@@ -164,7 +165,7 @@ async fn refused_changes_have_their_codes() {
 }
 
 #[tokio::test]
-async fn no_change_is_possible_without_the_task() {
+async fn no_change_is_possible_without_the_control_task() {
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
         Plan::with_keys([(FIRST_KEY, 10)]),
@@ -179,7 +180,7 @@ async fn no_change_is_possible_without_the_task() {
 }
 
 #[tokio::test]
-async fn a_task_that_has_ended_is_reported() {
+async fn a_control_task_that_has_ended_is_reported() {
     let (control, requests, _) = ControlSender::channel();
     drop(requests);
     let proxy = start_proxy_with_app(

@@ -1,4 +1,6 @@
-//! Tests the server-sent events of the admin API.
+//! Tests the server-sent events of the admin API: a listener first receives a snapshot, and resumes after the last
+//! event that it received, if that event is still buffered. The number of listeners is limited, the admin token is
+//! required, a shutdown ends the streams, and a slow listener delays no request.
 
 use super::*;
 use crate::support::events::EventReader;
@@ -84,7 +86,7 @@ async fn a_listener_resumes_after_the_last_event_that_it_received() {
     assert_eq!(
         (&*next_event.name, &next_event.data["generation"]),
         ("change", &json!(9)),
-        "nothing must be sent twice"
+        "the resumed stream must start with the event after the last received one"
     );
     let mut from_snapshot = open_events(&proxy, Some(&last.id)).await;
     assert_eq!(from_snapshot.wait_for("change", |_| true).await.data["generation"], 8);
@@ -144,7 +146,7 @@ async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), reconnecting)
         .await
-        .expect("a listener must be accepted after another one has left");
+        .expect("a listener must be accepted after another one has disconnected");
     proxy.close().await;
 }
 
@@ -155,7 +157,7 @@ async fn events_need_the_admin_token() {
     assert_error(client, 403, "client_token").await;
     let without_token = admin_request(&proxy, Method::GET, "events").send().await.unwrap();
     assert_error(without_token, 401, "admin_token_missing").await;
-    assert!(!proxy.app.events().is_recording(), "nothing must be recorded without listeners");
+    assert!(!proxy.app.events().is_recording(), "no event must be recorded without listeners");
     proxy.close().await;
 }
 

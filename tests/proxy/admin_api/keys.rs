@@ -1,10 +1,13 @@
-//! Tests the endpoints that pause a key, and that check a key with a request to the provider.
+//! Tests paused keys, and the endpoint that checks a key with requests to the provider. A paused key serves no request,
+//! the admin API, the key details and the metrics report it, and requests are refused while every key is paused. A
+//! check reports the quota and the permissions or the refusal, ends at its timeout, and excludes a second check of the
+//! key.
 
 use super::*;
 use serde_json::json;
 
 #[tokio::test]
-async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
+async fn a_paused_key_is_reported_and_serves_no_request() {
     let (proxy, _) = start_admin_proxy().await;
     set_paused(&proxy, &[FIRST_KEY]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -16,7 +19,11 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
     );
     let status = proxy.status_document().await;
     assert_eq!((&status["activeKeys"], &status["totalRemainingCharacters"]), (&json!(1), &json!(990)));
-    assert_eq!(proxy.key_statuses().await, ["active", "active"], "the document must contain no other status");
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["active", "active"],
+        "the status document has no status for a paused key, so the key must be reported as active"
+    );
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
     assert_eq!(
         (&details["keys"][0]["state"], &details["keys"][0]["paused"]),
@@ -51,7 +58,7 @@ async fn a_request_receives_a_retry_after_while_every_key_is_paused() {
 }
 
 #[tokio::test]
-async fn a_key_is_checked_at_the_provider_now() {
+async fn a_check_reports_the_response_of_the_provider() {
     let (proxy, _) = start_admin_proxy().await;
     let path = format!("keys/{}/check", key_id(FIRST_KEY));
     let check = async || -> Value { send(&proxy, Method::POST, &path, None).await.json().await.unwrap() };

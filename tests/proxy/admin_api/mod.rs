@@ -1,5 +1,6 @@
-//! Tests the admin API of a running proxy. A task records the changes that the API sends to it, and makes none of
-//! them.
+//! Tests the admin API of a running proxy. A task of the test replaces the control task of the program: it records each
+//! change that the API sends, makes none of them, and responds with a receipt or an error. The submodules test access
+//! rules, changes, events, single keys, the OpenAPI document and the documents that can be read.
 
 mod access;
 mod changes;
@@ -24,7 +25,7 @@ use serde_json::Value;
 pub(crate) const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
 const PREFIX: &str = "/api/keychoir/v1";
 
-/// The changes that the task has received, each formatted with its actor.
+/// The changes that the task of the test has received, each formatted with its actor.
 #[derive(Clone, Default)]
 pub(crate) struct ReceivedChanges(Arc<Mutex<Vec<String>>>);
 
@@ -51,7 +52,8 @@ fn start_control() -> (ControlSender, ReceivedChanges) {
     (sender, received_changes)
 }
 
-/// Returns the response to a change: a receipt with the next generation, or the error that its content stands for.
+/// Returns the response to a change: a receipt with the next generation, or an error. The error is `Stale` if the
+/// expected generation is not the current one, and depends otherwise on the kind of change and the name in it.
 fn respond_to_change(
     change: &Change,
     expected_generation: Option<u64>,
@@ -109,7 +111,7 @@ pub(crate) async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> 
     (proxy, received)
 }
 
-/// Pauses exactly these keys, as a change of an operator does.
+/// Reloads the configuration so that exactly these keys are paused.
 pub(crate) fn set_paused(proxy: &TestProxy, keys: &[&str]) {
     let pause = |key: &&str| PausedKeyConfig {
         fingerprint: Fingerprint::new(key),

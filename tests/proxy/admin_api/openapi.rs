@@ -1,5 +1,5 @@
-//! Compares `docs/openapi.json` with Keychoir: exactly the documented paths and methods exist, and each response has a
-//! documented status and matches its schema.
+//! Compares `docs/openapi.json` with the admin API: each documented path has exactly the documented methods, each
+//! response has a documented status and matches its schema, and so do errors and events.
 
 use super::*;
 use crate::support::events::EventReader;
@@ -76,7 +76,7 @@ fn valid_body(path: &str, method: &str) -> Option<Value> {
 }
 
 #[tokio::test]
-async fn the_documented_paths_are_those_of_the_program() {
+async fn each_documented_path_has_exactly_the_documented_methods() {
     let document = openapi_document();
     let (proxy, _) = start_admin_proxy_with(|config| {
         config.clients[0].rules.quota = Some("10 requests per day".parse().unwrap());
@@ -151,7 +151,11 @@ async fn errors_and_filled_documents_match_their_schemas() {
     };
     for (user, status) in [("alice", 200), ("", 400)] {
         let response = request_of_user(user).await.unwrap();
-        assert_eq!(response.status(), status, "the user {user:?} must be accepted or refused");
+        assert_eq!(
+            response.status(),
+            status,
+            "the response about the user {user:?} must have the status {status}"
+        );
         check_response(&document, &operation("/me", "get"), "me of a user", response).await;
     }
     let unauthorized = admin_request(&proxy, Method::GET, "keys").send().await.unwrap();
@@ -171,7 +175,7 @@ async fn events_match_their_schemas() {
     let request = reader.wait_for("request", |_| true).await;
     let schema = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     check_schema(&document, &schema("RequestEvent"), &request.data, "request");
-    // A refused request has neither a client nor a route.
+    // The client of a request without a token is unknown.
     assert_eq!(proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await.unwrap().status(), 401);
     let refused_event = reader.wait_for("request", |request| request["status"] == 401).await;
     check_schema(&document, &schema("RequestEvent"), &refused_event.data, "refused request");

@@ -1,4 +1,6 @@
-//! Tests the GET endpoints of the admin API: usage, attempts, users, changes, clients and settings.
+//! Tests the GET endpoints of the admin API: their headers and parameters, and the documents about usage, attempts,
+//! users, changes, clients and settings. A client can read its own usage at `me`. The records are also readable if they
+//! are only in memory.
 
 use super::*;
 use http::header::{IF_NONE_MATCH, RANGE};
@@ -6,7 +8,8 @@ use keychoir::policy::client::Rules;
 use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use serde_json::json;
 
-/// Waits until `count` attempts are recorded, which happens shortly after their responses. Returns the page with them.
+/// Waits until `count` attempts are recorded. The records are written shortly after the responses. Returns the page
+/// with the attempts.
 async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
     let reading = async {
         loop {
@@ -38,12 +41,12 @@ async fn every_response_has_the_generation_and_is_not_stored() {
     let unchanged = read_with_tag("config", "\"6\", W/\"7\"").await.unwrap();
     assert_eq!((unchanged.status().as_u16(), unchanged.headers()["etag"].to_str().unwrap()), (304, "\"7\""));
     assert_eq!(read_with_tag("config", "\"6\"").await.unwrap().status(), 200);
-    // All other documents change without a new generation: the state of a key, usage, attempts, and the record of
-    // a reload that changed nothing.
+    // All other documents can change without a new generation. For example, they contain the states of keys, the usage,
+    // the attempts, and the records of reloads that changed nothing.
     for path in ["overview", "keys", "clients", "clients/app", "usage", "attempts", "changes"] {
         let response = read_with_tag(path, "\"7\"").await.unwrap();
         assert_eq!((response.status().as_u16(), path), (200, path));
-        assert_eq!(response.headers()["etag"], "\"7\"", "{path}: a change may use it in If-Match");
+        assert_eq!(response.headers()["etag"], "\"7\"", "{path}: the tag must be usable in If-Match");
     }
     proxy.close().await;
 }

@@ -1,5 +1,6 @@
 //! Hostile clients. A case contains the bytes that a client sends, its behaviour after sending, and the expected
-//! outcome for the client and for the provider.
+//! outcome for the client and for the provider. [`exchange`] runs a client on a connection, and [`check_outcome`]
+//! compares the received bytes with the expected outcome.
 
 mod cases;
 
@@ -14,7 +15,7 @@ use super::{EXCHANGE_TIMEOUT, escape_bytes};
 
 pub use cases::{cases, valid_request};
 
-/// The token of the only configured client of these suites. Other suites do not use it.
+/// The client token that all valid requests of these cases contain.
 pub const TOKEN: &str = "hostile-token-canary-41c9";
 
 /// A hostile client and its expected outcome.
@@ -25,7 +26,7 @@ pub struct ClientCase {
     pub after_sending: AfterSending,
     pub outcome: ClientOutcome,
     pub forwarded: Forwarded,
-    /// Whether the proxy has no configured clients, so that local apps need no token.
+    /// Whether the case is run with a proxy without configured clients, where local apps need no token.
     pub needs_no_token: bool,
 }
 
@@ -33,7 +34,7 @@ pub struct ClientCase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarded {
     Nothing,
-    /// This number of complete requests. It is a maximum for a client that does not read its responses.
+    /// Exactly this number of complete requests, or at most this number if the client does not read its responses.
     Complete(usize),
     /// At most one request, and incomplete.
     Partial,
@@ -61,8 +62,8 @@ pub enum ClientOutcome {
     Responses(&'static [u16]),
     /// An HTTP/2 GOAWAY.
     GoAway,
-    /// An HTTP/2 GOAWAY, or a 400 if the preface arrives byte by byte: its version is refused before the preface is
-    /// complete.
+    /// An HTTP/2 GOAWAY, or a response with the status 400. If the preface arrives byte by byte, the proxy may refuse
+    /// its HTTP version before the preface is complete.
     GoAwayOr400,
     /// A TLS alert.
     TlsAlert,
@@ -102,7 +103,7 @@ async fn run_exchange(
     let (mut reader, mut writer) = stream.split();
     let send = async {
         for chunk in chunks {
-            // A server that has refused a request need not read the rest of it.
+            // A proxy that has refused a request need not read the rest of it.
             if writer.write_all(chunk).await.is_err() {
                 return;
             }
@@ -141,6 +142,10 @@ async fn read_first_response(reader: &mut (impl AsyncReadExt + Unpin), received:
 }
 
 /// Compares the bytes that a client received with the expected outcome.
+///
+/// # Errors
+///
+/// Describes the difference.
 pub fn check_outcome(
     received: &[u8],
     outcome: ClientOutcome,
@@ -171,11 +176,15 @@ pub fn check_outcome(
         ClientOutcome::TlsAlert => received.starts_with(b"\x15\x03"),
         ClientOutcome::Closed | ClientOutcome::NotRead => received.is_empty(),
     };
-    if matches { Ok(()) } else { Err(format!("expected {outcome:?}, received {}", escape_bytes(received))) }
+    if matches {
+        Ok(())
+    } else {
+        Err(format!("the client must receive {outcome:?}, not {}", escape_bytes(received)))
+    }
 }
 
-/// Returns whether a client may receive these bytes after a mutated request: HTTP, an HTTP/2 refusal, or a TLS alert.
-/// The body is not checked, because the request may have been a HEAD request.
+/// Returns whether a client may receive these bytes after a mutated request: no bytes, an HTTP response, an HTTP/2
+/// refusal, or a TLS alert or handshake. The body is not checked, because the request may have been a HEAD request.
 pub fn is_allowed_response(received: &[u8]) -> bool {
     let starts = [&b"HTTP/1.1 "[..], b"HTTP/1.0 ", b"\0\0\0\x04", b"\x15\x03", b"\x16\x03"];
     received.is_empty() || starts.iter().any(|start| received.starts_with(start))

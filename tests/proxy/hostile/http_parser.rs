@@ -1,5 +1,5 @@
 //! Strict parsers of HTTP/1.1 (RFC 9112), for requests as a provider receives them and for responses as a
-//! client receives them. They are stricter than a proxy may be, and share no code with the proxy.
+//! client receives them. They accept only the forms that Keychoir sends, and share no code with it.
 
 use memchr::memmem;
 
@@ -31,7 +31,7 @@ fn header_values<'a>(headers: &'a [(String, Vec<u8>)], name: &'a str) -> impl It
 pub struct RequestParser {
     buffer: Vec<u8>,
     state: ParserState,
-    /// The number of requests whose bodies are complete.
+    /// The number of complete requests. The user of the parser may reset it.
     pub complete_count: usize,
 }
 
@@ -54,7 +54,7 @@ impl RequestParser {
     ///
     /// # Errors
     ///
-    /// Returns an error if the bytes are not an unambiguous request.
+    /// Returns an error if the bytes are not an unambiguous request, or if the request has trailers.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Vec<RequestHead>, String> {
         self.buffer.extend_from_slice(bytes);
         let mut heads = Vec::new();
@@ -218,8 +218,8 @@ pub struct Response {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body without its framing.
     pub body: Vec<u8>,
-    /// Whether the body is complete: by its length, by its last chunk, or, without a framing, by the end of
-    /// the connection.
+    /// Whether the body has its whole length or its last chunk. It is always true for a body without a framing, which
+    /// ends with the connection.
     pub is_complete: bool,
 }
 

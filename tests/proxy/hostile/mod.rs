@@ -1,6 +1,6 @@
-//! Shared parts of the suites with hostile clients and hostile providers: tables of cases, reproducible
-//! mutations of these cases, and strict HTTP parsers for both sides of the proxy. The parsers share no code
-//! with Keychoir.
+//! Shared parts of the tests with hostile clients and hostile providers: tables of cases, reproducible mutations of
+//! these cases, strict HTTP parsers for both sides of the proxy, and a tap on the connections to the provider. The
+//! parsers share no code with Keychoir. `tests/proxy` and `tests/hostile_memory.rs` use this module.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 

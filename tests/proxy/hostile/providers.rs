@@ -66,8 +66,8 @@ pub enum ResponseOutcome {
     Complete(u16),
     /// A complete response with this status and this body.
     Body(u16, &'static str),
-    /// A response with this status that the client recognizes as truncated, or no response if the connection
-    /// to the provider failed before the proxy sent the head.
+    /// A response with this status that the client recognizes as truncated, or no response, because the connection to
+    /// the provider may fail before the proxy sends the head.
     Truncated(u16),
     /// An error response of the proxy with this status.
     ProxyError(u16),
@@ -103,8 +103,12 @@ pub fn request(request_kind: RequestKind, query: &str) -> Vec<u8> {
 }
 
 /// Compares the bytes that a client received with the expected outcome.
+///
+/// # Errors
+///
+/// Describes the difference.
 pub fn check_outcome(received: &[u8], outcome: ResponseOutcome) -> Result<(), String> {
-    let mismatch = || Err(format!("expected {outcome:?}, received {}", escape_bytes(received)));
+    let mismatch = || Err(format!("the client must receive {outcome:?}, not {}", escape_bytes(received)));
     let is_truncated = matches!(outcome, ResponseOutcome::Truncated(_));
     if received.is_empty() && is_truncated {
         return Ok(());

@@ -14,7 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::escape_bytes;
 use super::http_parser::{RequestHead, RequestParser};
 
-/// Headers of a client that a provider must not receive: credentials, and headers that proxies add.
+/// Headers of a client that a provider must not receive: credentials, hop-by-hop headers, `expect`, and headers that
+/// proxies add or that override the path or the method.
 const FORBIDDEN_HEADERS: [&str; 23] = [
     "x-keychoir-token",
     "xi_api_key",
@@ -173,7 +174,8 @@ impl TapRecord {
     }
 }
 
-/// Checks that a request has one key of the pool, no forbidden header and a permitted path.
+/// Checks that a request has one key of the pool, one host, no forbidden header, no credential in its query and a
+/// permitted path.
 fn check_request(head: &RequestHead, keys: &[String]) -> Result<(), String> {
     let credentials: Vec<_> = head.header_values("xi-api-key").collect();
     let [key] = credentials[..] else { return Err(format!("the request has {} keys", credentials.len())) };

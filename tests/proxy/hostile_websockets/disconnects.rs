@@ -1,4 +1,5 @@
-//! Tests that the proxy detects clients that disconnect or close a session in each of its states.
+//! Tests that the proxy detects a client that disconnects or closes its session while the proxy connects it to an
+//! account: during the handshake, after the first message, in the queue for a key, and during a failover.
 
 use super::*;
 
@@ -49,7 +50,7 @@ async fn a_client_disconnect_during_failover_is_detected() {
         assert_eq!(
             verdicts,
             ["workspace_quota", "client_closed"],
-            "{client_end:?}: the attempts must have the expected verdicts"
+            "{client_end:?}: the provider must refuse the first attempt, and the client must close the second one"
         );
     }
 }
@@ -92,7 +93,7 @@ async fn a_client_disconnect_after_the_first_message_is_detected() {
         end_session(session, client_end).await;
         read_until_end(stream).await;
         let verdicts = recorded_verdicts(proxy).await;
-        assert_eq!(verdicts, ["client_closed"], "{client_end:?}: the attempt must have the expected verdict");
+        assert_eq!(verdicts, ["client_closed"], "{client_end:?}: the attempt must end with the client");
     }
 }
 

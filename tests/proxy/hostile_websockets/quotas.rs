@@ -1,4 +1,5 @@
-//! Tests that a client's quota limits its WebSocket sessions, and that refused sessions are refunded.
+//! Tests the quotas of a client with WebSocket sessions: a quota of credits ends a session beyond it and limits
+//! concurrent sessions, a quota of requests does not end a session, and a refused session is refunded.
 
 use super::*;
 
@@ -87,7 +88,7 @@ async fn a_refused_request_does_not_count_against_a_quota() {
     drop(session);
     proxy.simulator.set_fault(FIRST_KEY, None);
     proxy.simulator.set_fault(SECOND_KEY, None);
-    // The session refunds its reservation after its usage record is closed, which is shortly after its close.
+    // Shortly after the close of a session, its usage record is written, and then its reservation is refunded.
     let refund = async { while proxy.request_speech(5).await.status() == 402 {} };
     tokio::time::timeout(Duration::from_secs(20), refund)
         .await

@@ -1,4 +1,5 @@
-//! Tests that the mirror replaces the key identifiers of an earlier version, in the database and in Supabase.
+//! Tests that a start with the database of an earlier version replaces the plain SHA-256 digests of keys, by which that
+//! version identified them, in the database and in Supabase.
 
 use super::*;
 

@@ -1,5 +1,6 @@
-//! Tests requests that every account refuses: the request is at fault, so no key becomes unusable for other
-//! requests.
+//! Tests requests that every account refuses: the request is at fault, so no key becomes unusable for other requests. A
+//! rate limit affects only its endpoint, one request probes the accounts after a restriction of all of them, and a
+//! similar request tries fewer accounts.
 
 use std::time::Duration;
 
@@ -193,7 +194,7 @@ async fn a_rate_limit_affects_only_the_limited_endpoint() {
         assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}: speech must be served");
         assert_eq!(proxy.get("/v1/voices").await.status(), 200, "{refusal} {path}: the list must be served");
         assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal} {path}: the proxy must be ready");
-        // A similar request gets a final response within a bounded time.
+        // A similar request receives a final response and does not wait for the end of a long rate limit.
         let second_response = proxy.post(path, &json!({"text": "rain"})).await;
         assert_eq!(second_response.status(), 429, "{refusal} {path}: a similar request must be refused");
         if second_response.headers().contains_key("x-keychoir-error") {

@@ -1,4 +1,5 @@
-//! Tests the certificates of the local CA and of configured files, including missing, malformed and replaced files.
+//! Tests the certificates of the local CA and of configured files: how proxies share and store the CA, malformed,
+//! unusable and replaced files, changes by a reload, and that private keys are never logged.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

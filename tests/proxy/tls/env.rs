@@ -1,5 +1,6 @@
-//! Tests `keychoir env`, which creates the local CA and prints the variables with which SDKs use the proxy and trust
-//! its CA.
+//! Tests `keychoir env`, which creates the local CA and prints the environment variables with which SDKs use the proxy
+//! and trust its CA. If a variable cannot be set, the output explains the reason. A CA that cannot be created or read
+//! is reported.
 
 use std::fs;
 use std::path::Path;

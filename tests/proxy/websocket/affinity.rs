@@ -1,5 +1,6 @@
-//! Tests account affinity of sessions: a session that uses a token, a signed URL or a conversation is sent to the
-//! account that owns it.
+//! Tests account affinity of sessions: a session that uses a token or a signed URL of the provider is sent to the
+//! account that issued it, and a request for a conversation is sent to the account that served its session. With
+//! `websocket.signed_url_base`, signed URLs refer to the proxy.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Tests the limits of sessions: concurrency slots, client quotas, timeouts, the drain at shutdown, and backpressure.
+//! Tests the limits of sessions: concurrency slots, client quotas, the idle timeout and the maximum duration, the drain
+//! at shutdown, and backpressure. Also tests that a session ends when its client disconnects.
 
 use std::time::Duration;
 

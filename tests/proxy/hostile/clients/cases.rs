@@ -1,5 +1,6 @@
-//! The table of hostile clients: malformed heads, ambiguous paths, credentials and origins. The submodules add
-//! framings, other protocols and timings.
+//! The table of hostile clients. This file contains the cases about request heads, paths, hosts, origins and
+//! credentials, and the submodules contain those about framings, other protocols and timings. Some cases are unusual
+//! but valid requests, which must be served.
 
 mod framings;
 mod protocols;
@@ -68,7 +69,7 @@ impl CaseTable {
         );
     }
 
-    /// Adds a request that is refused, while the next request of the connection is served.
+    /// Adds a request that is refused on a connection that stays open, so that its next request is served.
     fn add_refused_keep_alive(
         &mut self,
         name: &'static str,
@@ -78,7 +79,7 @@ impl CaseTable {
         self.add(name, bytes, AfterSending::SendAnotherRequest, statuses, Forwarded::Complete(1));
     }
 
-    /// Adds a request that is served, like the next request of the connection.
+    /// Adds a request that is served. The next request of the connection must be served as well.
     fn add_served(&mut self, name: &'static str, bytes: impl AsRef<[u8]>) {
         self.add(name, bytes, AfterSending::SendAnotherRequest, &[200, 200], Forwarded::Complete(2));
     }

@@ -1,5 +1,6 @@
-//! The cases of hostile providers, by subject: heads, framings, the timing of a response, content codings,
-//! keys in responses, and refusals.
+//! The cases of hostile providers, by subject: heads, framings, the timing of a response, content codings, plain and
+//! encoded keys in responses, refusals, retry delays, and costs. [`account_responses`] contains the responses to polls
+//! of the subscription.
 
 use std::io::Write;
 

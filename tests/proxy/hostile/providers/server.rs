@@ -1,4 +1,6 @@
-//! A provider that sends scripted bytes as its responses, at a scripted moment.
+//! A provider that sends scripted bytes as its responses, at a scripted moment. It sends regular responses to polls,
+//! unless a script replaces the response about the subscription, and to the requests that check whether the proxy still
+//! works. It records each malformed request that it receives.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,9 +23,11 @@ pub struct Provider {
 #[derive(Default)]
 struct ProviderState {
     script: Mutex<ScriptedResponse>,
-    /// The response to polls of the subscription, if it is not the regular one.
+    /// The response to polls of the subscription. If it is `None`, the provider sends the regular response.
     subscription: Mutex<Option<ScriptedResponse>>,
+    /// The write halves of the open connections.
     connections: Mutex<Vec<Arc<tokio::sync::Mutex<OwnedWriteHalf>>>>,
+    /// The errors of the malformed requests.
     malformed_requests: Mutex<Vec<String>>,
     /// The number of responses that are being sent.
     responses_in_progress: AtomicUsize,

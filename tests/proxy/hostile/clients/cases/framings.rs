@@ -1,5 +1,6 @@
 //! The cases of requests whose end the proxy and its provider could determine differently: conflicting lengths and
-//! transfer codings, malformed chunks, and requests that are smuggled in a body.
+//! transfer codings, malformed chunks, and requests that are smuggled in a body. Most of them must be refused, and
+//! unusual but unambiguous framings must be served.
 
 use super::{AfterSending, CaseTable, Forwarded, TOKEN, get_with, post_head, valid_request};
 
