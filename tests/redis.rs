@@ -1,5 +1,6 @@
-//! Tests connections to Redis and `keychoir check --online` with real Redis servers: each kind of URL, each reason for
-//! which a server can be refused, and the printed permissions.
+//! Tests connections to Redis and `keychoir check --online` with real Redis servers, sentinels and clusters. The tests
+//! cover each kind of URL, TLS, the errors of unusable servers, the ACL permissions that Keychoir prints, published
+//! messages, the response timeout, and the end of a connection.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +25,7 @@ use support::program::{keychoir_command, run, stderr};
 use support::redis::{PASSWORD, RedisAuth, RedisCluster, RedisOptions, RedisServer, Sentinels, USER};
 use tokio::net::TcpListener;
 
-/// The timeouts of Redis in these tests, which a busy machine does not exceed.
+/// The connect and response timeouts for Redis. They are long, so that a busy machine does not exceed them.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the settings with which Keychoir connects to `url`.
@@ -36,7 +37,7 @@ fn settings(url: &str) -> LinkSettings {
     AppConfig::from_config(config).unwrap().redis.unwrap()
 }
 
-/// Returns the settings for a server whose certificate was issued by the authority in `ca_file`.
+/// Returns the settings with which Keychoir connects to `url` and trusts the certificate authorities in `ca_file`.
 fn settings_trusting(url: &str, ca_file: PathBuf) -> LinkSettings {
     LinkSettings { ca_file: Some(ca_file), ..settings(url) }
 }
@@ -50,7 +51,7 @@ async fn open(url: &str) -> Result<(), RedisConnectError> {
     RedisEndpoint::new(&settings(url)).unwrap().open(&Tasks::new()).await.map(drop)
 }
 
-/// Returns the successful result of a probe: a replica can use the server.
+/// Checks that a probe succeeded, so that a replica can use the server. Returns its result.
 #[track_caller]
 fn check_usable(outcome: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
     let probe = outcome.unwrap_or_else(|error| panic!("a replica must be able to use the server: {error}"));
@@ -58,10 +59,10 @@ fn check_usable(outcome: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
     probe
 }
 
-/// Checks that a probe failed because of the refusal `expected`, and that the error contains no password.
+/// Checks that a probe failed with the refusal `expected`, and that the error contains no password.
 #[track_caller]
 fn check_refused(outcome: Result<RedisProbe, RedisProbeError>, expected: RedisRefusal) {
-    let error = outcome.expect_err("the server must refuse the probe");
+    let error = outcome.expect_err("the probe must fail");
     let error_texts = format!("{error} {error:?}");
     assert!(
         !error_texts.contains(PASSWORD) && !error_texts.contains("wrong-canary"),
@@ -161,7 +162,7 @@ async fn tls_requires_the_configured_certificate_authority() {
         let error = probe(&settings).await.expect_err("the certificate must be refused");
         assert!(matches!(error, RedisProbeError::Connect(RedisConnectError::Tls { .. })), "{error}");
     }
-    // The client uses TLS and the server does not, or the other way round.
+    // One side uses TLS and the other side does not. The error must suggest the right scheme of the URL.
     let plain = url.replace("rediss://", "redis://");
     let error = probe(&settings_trusting(&plain, server.ca_file())).await.unwrap_err();
     assert!(error.to_string().contains("write rediss://"), "{error}");

@@ -1,5 +1,5 @@
-//! Tests a server with several worker threads: the distribution of connections to workers, the drain, and the isolation
-//! of a request that panics.
+//! Tests `keychoir::server` with several worker threads: the distribution of new and idle connections to workers, the
+//! connection limit, the drain and the abort, a request that panics, and the end of dropped workers.
 
 #![allow(
     clippy::unwrap_used,
@@ -119,7 +119,7 @@ impl TestServer {
     }
 }
 
-/// A client with one connection, which reads the number of the worker that serves it.
+/// A client with one connection. It reads the number of the serving worker from each response.
 struct WorkerClient<S>(S);
 
 async fn connect(address: SocketAddr) -> WorkerClient<TcpStream> {
