@@ -1,7 +1,10 @@
-"""Builds the images with buildah, which needs no daemon, and runs their programs as container runtimes do.
+"""Builds the images of `Dockerfile` and `Dockerfile.prebuilt` with buildah, which needs no daemon, and runs their
+programs as container runtimes do. The tests check the files, the settings and the size of the images, that they contain
+no secret of the builder, that the program serves requests as an unprivileged user, and that the app of the compose file
+gets speech.
 
 No registry is used. The tests make the base image of `Dockerfile` themselves, with the name of the real one. In it, a
-script replaces cargo: it checks how it is called, and returns the finished program instead of compiling it. `make
+script replaces cargo. The script checks its arguments, and copies the finished program instead of compiling it. `make
 test-image-build` builds the image with the real cargo.
 """
 
@@ -211,7 +214,7 @@ def test_an_image_contains_the_program_and_an_empty_folder(image, tmp_path):
     assert (root / "keychoir").stat().st_mode & 0o7777 == 0o755
 
 
-def test_an_image_describes_how_it_is_run(image):
+def test_an_image_has_the_settings_of_its_containers(image):
     config = image.config
     assert config["User"] == f"{USER}:{USER}"
     assert (config["Entrypoint"], config["Cmd"]) == (["/keychoir"], ["serve"])
@@ -223,7 +226,7 @@ def test_an_image_describes_how_it_is_run(image):
     assert labels[f"{prefix}version"] == "1.2.3" and labels[f"{prefix}revision"] == "abcdef"
     manifest = (ROOT / "Cargo.toml").read_text()
     for label, field in [("description", "description"), ("licenses", "license")]:
-        assert f'{field} = "{labels[prefix + label]}"' in manifest, f"{label} must be that of Cargo.toml"
+        assert f'{field} = "{labels[prefix + label]}"' in manifest, f"the label {label} must have the text of Cargo.toml"
 
 
 def test_no_part_of_an_image_contains_a_secret_of_its_builder(image, tmp_path):
