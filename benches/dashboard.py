@@ -9,7 +9,7 @@ seconds after the last tab was closed.
 
 The exit code is 1 if the p99 with tabs is more than MAX_RATIO times the p99 without tabs, both in three of four rounds
 and in all requests together, or if the memory grows by more than MAX_GROWTH_BYTES after 100 loads of each page. The
-script needs only Python and the built program:
+script also ends with an error if a request or a stream fails. It needs only Python and the built program:
 
     python3 benches/dashboard.py target/release/keychoir [--rounds NUMBER] [--seconds NUMBER] [--tabs NUMBER]
         [--keys NUMBER] [--only memory|latency]
@@ -70,7 +70,7 @@ class Browser:
         self.port, self.session = port, session
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
         self.tags = {}
-        # The ids of the keys on the last page.
+        # The IDs of the keys on the last page.
         self.keys = ""
 
     def load(self, name):
@@ -196,7 +196,8 @@ def measure_latency(keychoir, port, arguments):
             figures[name].append((percentile(latencies, 0.5), percentile(latencies, 0.99), processor_micros))
     print(
         f"{arguments.tabs} tabs, {arguments.keys} keys, {REQUESTS_PER_SECOND} speech requests per second,"
-        f" {arguments.rounds} rounds of {arguments.seconds} s for each; ratios to no tabs in the same round: median (quartiles)"
+        f" {arguments.rounds} rounds of {arguments.seconds} s for each;"
+        " ratios to no tabs in the same round: median (quartiles)"
     )
     print("| | p50 | p99 | p99 of all requests | processor time per request |")
     print("|---|---|---|---|---|")
@@ -256,7 +257,10 @@ def main():
     arguments = parser.parse_args()
     keys = [f"sk_dashboard_key_number_{number:05d}" for number in range(arguments.keys)]
     gc.disable()
-    measurements = {"memory": measure_memory, "latency": lambda keychoir, port: measure_latency(keychoir, port, arguments)}
+    measurements = {
+        "memory": measure_memory,
+        "latency": lambda keychoir, port: measure_latency(keychoir, port, arguments),
+    }
     outcomes = []
     for measure in [measurements[arguments.only]] if arguments.only else measurements.values():
         with start_proxy(arguments.binary, keys=keys, KEYCHOIR_ADMIN_TOKEN=ADMIN_TOKEN) as (keychoir, port, _):

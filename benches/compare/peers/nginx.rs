@@ -1,5 +1,5 @@
-//! Writes the nginx configuration, which keeps connections alive on both sides, and prepares the command that starts
-//! nginx.
+//! Writes the nginx configuration, which keeps connections alive on both sides and buffers bodies in one of three ways,
+//! and prepares the command that starts nginx.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
