@@ -233,7 +233,7 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
         .await
         .expect("the usage store must recover without a restart");
     let (code, stderr) = program.terminate();
-    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(code, Some(0), "the program must stop without an error: {stderr}");
     assert!(stderr.contains("usage_store_recovered"), "the recovery must be logged: {stderr}");
     assert_eq!(recorded_ids(&database).len(), sent_count, "all requests must be recorded");
     simulator.stop().await;

@@ -225,7 +225,7 @@ async fn check_all_kinds_of_requests(proxy: TestProxy) {
     proxy.simulator.set_fault(FIRST_KEY, Some("quota".parse::<Fault>().unwrap()));
     let body: Vec<u8> = (0..3_000_000_u32).map(|index| u8::try_from(index % 251).unwrap()).collect();
     let upload = proxy.post("/v1/simulator/echo", body.clone()).await;
-    assert_eq!(upload.status(), 200, "{}", upload.text().await.unwrap());
+    assert_eq!(upload.status(), 200, "the upload must be served: {}", upload.text().await.unwrap());
     proxy.simulator.set_fault(FIRST_KEY, None);
     let requests = proxy.simulator.ledger().requests;
     let [.., refused, served] = requests.as_slice() else {
@@ -272,8 +272,8 @@ async fn all_kinds_of_requests_pass_through_a_socks_proxy() {
 async fn check_forward_proxy_failure(forward_proxy_url: &str, code: &str) {
     let proxy = start_keychoir(forward_proxy_url, |_| {}).await;
     let response = proxy.request_speech(SPEECH_PATH).await;
-    assert_eq!(response.status(), 502, "{forward_proxy_url}");
-    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_proxy_url}");
+    assert_eq!(response.status(), 502, "the request through {forward_proxy_url} must fail");
+    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_proxy_url} must cause the error {code}");
     let body = response.text().await.unwrap();
     assert!(
         !body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"),
@@ -404,7 +404,7 @@ async fn check_served_by_second_key(forward_proxy_url: &str, first: KeyConfig, s
     let proxy = start_keychoir(forward_proxy_url, |config| config.keys = vec![first, second]).await;
     for _ in 0..3 {
         let response = proxy.request_speech(SPEECH_PATH).await;
-        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        assert_eq!(response.status(), 200, "the second key must serve: {}", response.text().await.unwrap());
         response.bytes().await.unwrap();
     }
     assert_eq!(proxy.request_keys(), [SECOND_KEY; 3]);

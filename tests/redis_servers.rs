@@ -83,7 +83,7 @@ async fn a_server_with_tls_refuses_plain_connections() {
         .args(["-h", "localhost", "-p", &server.port().to_string(), "PING"])
         .output()
         .unwrap();
-    assert_eq!(output.stdout, b"PONG\n", "{output:?}");
+    assert_eq!(output.stdout, b"PONG\n", "a client with TLS must get a response: {output:?}");
 }
 
 #[tokio::test]

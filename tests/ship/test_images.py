@@ -269,16 +269,19 @@ def test_an_image_serves_as_an_unprivileged_user_in_a_read_only_root(
         process.wait_for("Base URL")
         assert request_speech(port)[0] == 200 and request_speech(port, "another-token-0123456789")[0] == 401
         check = container.run(*health_check, environment=environment)
-        assert (check.returncode, check.stdout) == (0, "ready\n"), check.stderr
+        assert (check.returncode, check.stdout) == (0, "ready\n"), f"the health check must succeed: {check.stderr}"
         status = pathlib.Path(f"/proc/{process.child.pid}/status").read_text()
         assert f"Uid:\t{USER}\t{USER}\t{USER}\t{USER}\n" in status
         assert "CapEff:\t0000000000000000\n" in status and "NoNewPrivs:\t1\n" in status
         # An operator runs a command in the running container.
         listed = container.run("/keychoir", "status", environment=environment)
-        assert listed.returncode == 0 and "2 of 2 keys active" in listed.stdout, listed.stdout + listed.stderr
+        status_output = listed.stdout + listed.stderr
+        assert listed.returncode == 0, f"`keychoir status` must succeed: {status_output}"
+        assert "2 of 2 keys active" in listed.stdout, f"both keys must be active: {status_output}"
         assert process.terminate() == 0, "the stop signal must end the program"
     assert container.run(*health_check, environment=environment).returncode == 1
-    assert not [line for line in process.output if "warn" in line.lower() and "mode 0" in line], process.output
+    mode_warnings = [line for line in process.output if "warn" in line.lower() and "mode 0" in line]
+    assert not mode_warnings, f"the modes of the secrets must cause no warning: {mode_warnings}"
     assert files_below(root) == files, "the program must write only to the volume"
     assert (state / "keychoir.db").stat().st_uid == USER
 
@@ -335,7 +338,7 @@ def test_the_app_of_the_compose_file_gets_speech_through_the_image(prebuilt_imag
     with container.start("/keychoir", "serve", environment=environment) as process:
         process.wait_for("Base URL")
         printed = run(*command, environment={"ELEVENLABS_BASE_URL": base_url}).stdout
-        assert re.fullmatch(r"200 audio/mpeg [1-9][0-9]* bytes\n", printed), printed
+        assert re.fullmatch(r"200 audio/mpeg [1-9][0-9]* bytes\n", printed), f"the app must get speech: {printed}"
     assert SPEECH_PATH in " ".join(command)
     assert CLIENT_TOKEN not in "".join(process.output)
 

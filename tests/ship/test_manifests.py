@@ -84,7 +84,7 @@ def test_both_images_have_the_same_settings():
 def test_the_image_is_built_with_the_pinned_toolchain():
     channel = re.search(r'channel = "(.*)"', (ROOT / "rust-toolchain.toml").read_text())[1]
     base = re.search(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
-    assert base.startswith(f"rust:{channel}-"), base
+    assert base.startswith(f"rust:{channel}-"), f"the base image must have Rust {channel}, and is {base}"
 
 
 @pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
@@ -97,7 +97,8 @@ def test_a_manifest_matches_its_schema(path):
     if load(path)["kind"] in OTHER_KINDS:
         return
     validation = run(TOOLS / "kubernetes-validate", "--strict", path)
-    assert "passed for resource" in validation.stdout + validation.stderr, validation.stdout
+    report = validation.stdout + validation.stderr
+    assert "passed for resource" in report, f"the manifest must be validated: {report}"
 
 
 def test_every_manifest_belongs_to_a_kustomization():
@@ -106,7 +107,8 @@ def test_every_manifest_belongs_to_a_kustomization():
         assert set(kustomization) <= KUSTOMIZATION_FIELDS
         assert kustomization["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
         names = {name for name in kustomization["resources"] if not (folder / name).is_dir()}
-        assert names == {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}, folder
+        manifests = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+        assert names == manifests, f"the kustomization of {folder} must list all manifests of the folder"
         for image in kustomization.get("images", []):
             assert image == {"name": IMAGE, "newTag": VERSION}
 
@@ -218,8 +220,8 @@ def test_keychoir_accepts_the_settings(settings, tmp_path):
 def test_every_service_of_a_compose_file_is_restricted(path):
     document = load(path)
     for name, service in document["services"].items():
-        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], f"the service {name} must be restricted"
+        assert service["security_opt"] == ["no-new-privileges:true"], f"the service {name} must get no privileges"
         if service["image"].startswith(f"{IMAGE}:"):
             files = [value for key, value in service["environment"].items() if key.endswith("_FILE")]
             assert set(files) == {f"/run/secrets/{secret}" for secret in service["secrets"]}

@@ -28,7 +28,9 @@ async function checkSessions(environment, { path, usesToken }, refused) {
   const ledger = await environment.ledger();
   assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the provider must not receive the client token");
   const sessions = ledger.requests.filter((request) => request.socket);
-  for (const session of sessions) assert.ok(session.path_and_query.startsWith(path), session.path_and_query);
+  for (const { path_and_query: target } of sessions) {
+    assert.ok(target.startsWith(path), `the session must be at ${path}, not at ${target}`);
+  }
   const servingKey = refused.length ? LAST_KEY : FIRST_KEYS[0];
   if (usesToken) {
     const session = sessions.pop();

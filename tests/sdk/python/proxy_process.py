@@ -135,7 +135,7 @@ class Keychoir:
         shell = subprocess.run(
             ["/bin/sh", "-c", script, BINARY], env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
-        assert shell.returncode == 0, shell.stderr
+        assert shell.returncode == 0, f"`keychoir env` must succeed: {shell.stderr}"
         return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):

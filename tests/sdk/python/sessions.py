@@ -62,7 +62,8 @@ class SessionEnvironment:
         serving key, whose paths start with `path`. Returns the last session."""
         sessions = self.sessions()
         keys = [session["key"] for session in sessions]
-        assert keys == self._refused_keys + [self.serving_key] * served, keys
+        expected_keys = self._refused_keys + [self.serving_key] * served
+        assert keys == expected_keys, f"the sessions must have the keys {expected_keys}, not {keys}"
         for session in sessions:
             assert session["path_and_query"].startswith(path)
         assert all(session["socket"]["refused"] for session in sessions[: len(self._refused_keys)])

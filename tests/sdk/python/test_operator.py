@@ -64,7 +64,7 @@ class Load:
             # Each thread may have one request that began before this call.
             target = self._served + LOAD_THREADS + REQUESTS_PER_STEP
             is_reached = self._changed.wait_for(lambda: self._error or self._served >= target, TIMEOUT_SECONDS)
-            assert self._error is None, self._error
+            assert self._error is None, f"no request may fail: {self._error}"
             assert is_reached, "the requests must continue"
 
     def stop(self):
@@ -73,7 +73,7 @@ class Load:
         for thread in self._threads:
             thread.join(TIMEOUT_SECONDS)
             assert not thread.is_alive()
-        assert self._error is None, self._error
+        assert self._error is None, f"no request may fail: {self._error}"
         assert self._served > 0
 
 
