@@ -78,14 +78,15 @@ class Browser:
         self.connection.request("GET", f"/_/{name}", headers=self.session)
         response = self.connection.getresponse()
         page = response.read()
-        assert response.status == 200 and b"Sign out" in page, response.status
+        assert response.status == 200 and b"Sign out" in page, f"the page must load, not with {response.status}"
         self.keys = ",".join(re.findall(r'data-key="(\w+)"', page.decode()))
         for asset in ASSETS:
             condition = {"if-none-match": self.tags[asset]} if asset in self.tags else {}
             self.connection.request("GET", f"/_/assets/{asset}", headers={"accept-encoding": "gzip", **condition})
             response = self.connection.getresponse()
             response.read()
-            assert response.status == (304 if condition else 200), response.status
+            expected = 304 if condition else 200
+            assert response.status == expected, f"the status must be {expected}, not {response.status}"
             self.tags[asset] = response.headers["etag"]
 
     def open_stream(self, name):
@@ -145,7 +146,7 @@ class Client:
             response = self.connection.getresponse()
             response.read()
             latencies.append((time.perf_counter() - sent_at) * 1_000)
-            assert response.status == 200, response.status
+            assert response.status == 200, f"the request must be served, not refused with {response.status}"
         return latencies
 
 
