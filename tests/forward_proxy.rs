@@ -273,7 +273,11 @@ async fn check_forward_proxy_failure(forward_proxy_url: &str, code: &str) {
     let proxy = start_keychoir(forward_proxy_url, |_| {}).await;
     let response = proxy.request_speech(SPEECH_PATH).await;
     assert_eq!(response.status(), 502, "the request through {forward_proxy_url} must fail");
-    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_proxy_url} must cause the error {code}");
+    assert_eq!(
+        response.headers()["x-keychoir-error"],
+        code,
+        "{forward_proxy_url} must cause the error {code}"
+    );
     let body = response.text().await.unwrap();
     assert!(
         !body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"),
@@ -298,8 +302,11 @@ async fn missing_and_wrong_credentials_of_a_forward_proxy_are_reported() {
 async fn an_unreachable_forward_proxy_makes_the_provider_unreachable() {
     let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for scheme in ["http", "https", "socks5h"] {
-        check_forward_proxy_failure(&format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"), "upstream_unreachable")
-            .await;
+        check_forward_proxy_failure(
+            &format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"),
+            "upstream_unreachable",
+        )
+        .await;
     }
 }
 

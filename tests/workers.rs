@@ -163,7 +163,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WorkerClient<S> {
 }
 
 trait ReadAvailable: AsyncRead + Unpin {
-    /// Reads the bytes that have arrived, and waits if there are none. Returns their number, which is 0 at the end.
+    /// Reads the bytes that have arrived, and waits if there are none. Returns their number, or 0 at the end of the
+    /// connection.
     async fn read_available(&mut self, text: &mut String) -> usize {
         let mut bytes = [0; 1024];
         let count = self.read(&mut bytes).await.unwrap();
