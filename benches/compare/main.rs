@@ -67,7 +67,7 @@ use upstream::Upstream;
 use workload::Workload;
 
 fn main() {
-    // `cargo bench` also passes the flag `--bench`, which is ignored.
+    // `cargo bench` also passes the flag `--bench`, so flags are ignored.
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let selection = Selection::parse(&arguments);

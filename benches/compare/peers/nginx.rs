@@ -16,7 +16,7 @@ pub enum Buffering {
     Streaming,
     /// Bodies are streamed with larger buffers, for large bodies and enough memory.
     LargeBuffers,
-    /// Bodies are buffered completely for the slower side, which is the default of nginx.
+    /// Bodies are buffered completely for the slower side. This is the default of nginx.
     Full,
 }
 
