@@ -1,4 +1,4 @@
-# Builds Keychoir from the sources into an image that contains the program and nothing else.
+# Builds Keychoir from the sources into an image that contains only the program and the folder of its volume.
 #
 #     docker build --build-arg VERSION="$(git describe --always)" --build-arg REVISION="$(git rev-parse HEAD)" -t keychoir .
 #     docker run --read-only -v keychoir:/var/lib/keychoir -p 11011:11011 \
@@ -6,8 +6,9 @@
 #         -e ELEVENLABS_API_KEYS_FILE=/run/secrets/elevenlabs_api_keys \
 #         -e KEYCHOIR_CLIENT_TOKEN_FILE=/run/secrets/client_token keychoir
 #
-# `Dockerfile.prebuilt` has the same image around the program that `make static` has built.
-# The tag is that of rust-toolchain.toml. A build that must be repeatable adds its digest: rust:TAG@sha256:...
+# `Dockerfile.prebuilt` makes the same image from the program that `make static` has built.
+# The Rust version is that of rust-toolchain.toml. If a build must be repeatable, add the digest of the base image:
+# rust:TAG@sha256:...
 
 FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /build
@@ -18,8 +19,8 @@ ENV RUSTFLAGS="-C target-feature=+crt-static --cfg getrandom_backend=\"linux_get
     CARGO_INCREMENTAL=0 \
     CARGO_PROFILE_RELEASE_STRIP=symbols
 
-# The dependencies have a layer of their own, which a change of the sources does not invalidate. The tables of tests and
-# benchmarks are removed from the manifest, because their files are not in the context.
+# The dependencies are built in a separate layer, which a change of the sources does not invalidate. The tables of tests
+# and benchmarks are removed from the manifest, because their files are not in the context.
 COPY .cargo/config.toml .cargo/config.toml
 COPY Cargo.toml Cargo.lock ./
 RUN sed -i '/^\[\[test\]\]/,/^$/d; /^\[\[bench\]\]/,/^$/d' Cargo.toml \

@@ -1,5 +1,6 @@
-# Runs the checks, tests, benchmarks and fuzz targets, and builds the static program, the images and the packages.
-# `make check test` runs what a pull request must pass.
+# Runs the checks, tests, benchmarks and fuzz targets, and builds the static program and the packages. `make check test`
+# runs most of the checks of a pull request. The others are `make units`, `make test-packages` and
+# `make check-platforms`.
 #
 # The targets install the packages that they need into directories that git ignores: the official SDKs, the voice
 # frameworks, the Autobahn cases, schemathesis, PostgREST, and the proxies of the comparison. The package manager of the
@@ -52,7 +53,7 @@ test-cost:
 record-cost:
 	cargo bench --locked --profile cost --bench cost -- --record
 
-# Installs PostgREST, through which the tests of the Supabase mirror write.
+# Installs PostgREST. The tests of the Supabase mirror write to PostgreSQL through its REST API.
 postgrest: $(SUPABASE)/node_modules/.installed
 
 # Verifies the systemd units with `systemd-analyze`, which needs the package `systemd`.
@@ -68,7 +69,8 @@ test-sdk: build $(VENV)/.installed $(NODE)/node_modules/.installed
 test-frameworks: build $(FRAMEWORKS)/.installed
 	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(FRAMEWORKS)/bin/python -m pytest tests/sdk/frameworks -q
 
-# Compares the results of the quick Autobahn cases with and without Keychoir. `make faults` runs all cases.
+# Runs the quick Autobahn cases for WebSockets with and without Keychoir, and compares their results. `make faults` runs
+# all cases.
 test-sockets: build $(SOCKETS)/.installed
 	$(SOCKETS)/bin/python tests/sockets/conformance.py target/debug/keychoir
 
@@ -81,7 +83,7 @@ test-web: build $(WEB)/node_modules/.installed
 	@command -v chromium >/dev/null || { echo "test-web needs chromium: apt-get install chromium"; exit 1; }
 	cd $(WEB) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test --test-force-exit
 
-# Tests everything that is released: the static program, the images and deploy/ as below, and the packages.
+# Tests all parts of a release: the static program, the images and deploy/ (`test-ship-quick`), and the packages.
 test-ship: test-ship-quick test-packages
 
 # Runs the static program and both images in separate root directories, and validates deploy/, as a part of `make test`.
@@ -213,8 +215,8 @@ $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 
 # Installs, upgrades, removes and purges the .deb in a separate root directory, which needs the user root, debootstrap
 # and lintian. Checks the .rpm, the tarball, the Homebrew formula and the Nix flake, which needs rpm, ruby and nix-bin.
-# Checks the versions and the workflows. A check whose programs are missing is skipped as above. It is not a part of
-# `make test`, because it builds cargo-deb and cargo-generate-rpm.
+# Checks the versions and the workflows. A check whose programs are missing is skipped, and fails with
+# TESTS_SKIP_NOTHING=1. The target is not a part of `make test`, because it builds cargo-deb and cargo-generate-rpm.
 test-packages: $(WORKFLOWS)/.installed
 	$(PYTHON) tests/ship/versions.py
 	$(WORKFLOWS)/bin/python tests/ship/workflows.py

@@ -9,7 +9,7 @@ seconds after the last tab was closed.
 
 The exit code is 1 if the p99 with tabs is more than MAX_RATIO times the p99 without tabs, both in three of four rounds
 and in all requests together, or if the memory grows by more than MAX_GROWTH_BYTES after 100 loads of each page. The
-script needs only Python and the built program:
+script also ends with an error if a request or a stream fails. It needs only Python and the built program:
 
     python3 benches/dashboard.py target/release/keychoir [--rounds NUMBER] [--seconds NUMBER] [--tabs NUMBER]
         [--keys NUMBER] [--only memory|latency]
@@ -70,7 +70,7 @@ class Browser:
         self.port, self.session = port, session
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
         self.tags = {}
-        # The ids of the keys on the last page.
+        # The IDs of the keys on the last page.
         self.keys = ""
 
     def load(self, name):
@@ -78,14 +78,15 @@ class Browser:
         self.connection.request("GET", f"/_/{name}", headers=self.session)
         response = self.connection.getresponse()
         page = response.read()
-        assert response.status == 200 and b"Sign out" in page, response.status
+        assert response.status == 200 and b"Sign out" in page, f"the page must load, not with {response.status}"
         self.keys = ",".join(re.findall(r'data-key="(\w+)"', page.decode()))
         for asset in ASSETS:
             condition = {"if-none-match": self.tags[asset]} if asset in self.tags else {}
             self.connection.request("GET", f"/_/assets/{asset}", headers={"accept-encoding": "gzip", **condition})
             response = self.connection.getresponse()
             response.read()
-            assert response.status == (304 if condition else 200), response.status
+            expected = 304 if condition else 200
+            assert response.status == expected, f"the status must be {expected}, not {response.status}"
             self.tags[asset] = response.headers["etag"]
 
     def open_stream(self, name):
@@ -145,7 +146,7 @@ class Client:
             response = self.connection.getresponse()
             response.read()
             latencies.append((time.perf_counter() - sent_at) * 1_000)
-            assert response.status == 200, response.status
+            assert response.status == 200, f"the request must be served, not refused with {response.status}"
         return latencies
 
 
@@ -196,7 +197,8 @@ def measure_latency(keychoir, port, arguments):
             figures[name].append((percentile(latencies, 0.5), percentile(latencies, 0.99), processor_micros))
     print(
         f"{arguments.tabs} tabs, {arguments.keys} keys, {REQUESTS_PER_SECOND} speech requests per second,"
-        f" {arguments.rounds} rounds of {arguments.seconds} s for each; ratios to no tabs in the same round: median (quartiles)"
+        f" {arguments.rounds} rounds of {arguments.seconds} s for each;"
+        " ratios to no tabs in the same round: median (quartiles)"
     )
     print("| | p50 | p99 | p99 of all requests | processor time per request |")
     print("|---|---|---|---|---|")
@@ -256,7 +258,10 @@ def main():
     arguments = parser.parse_args()
     keys = [f"sk_dashboard_key_number_{number:05d}" for number in range(arguments.keys)]
     gc.disable()
-    measurements = {"memory": measure_memory, "latency": lambda keychoir, port: measure_latency(keychoir, port, arguments)}
+    measurements = {
+        "memory": measure_memory,
+        "latency": lambda keychoir, port: measure_latency(keychoir, port, arguments),
+    }
     outcomes = []
     for measure in [measurements[arguments.only]] if arguments.only else measurements.values():
         with start_proxy(arguments.binary, keys=keys, KEYCHOIR_ADMIN_TOKEN=ADMIN_TOKEN) as (keychoir, port, _):

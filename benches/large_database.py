@@ -4,8 +4,8 @@ the documents of the admin API take with it.
 Keychoir creates the schema, and this script fills it with 3.3 GB in two minutes. `--directory` keeps the database, so
 that later runs take seconds. Before the measurement, the script removes the file from the cache of the system, so that
 the first reads are from the disk. The exit code is 1 if the first read of a path or the median of its reads takes
-longer than MAX_READ_MS, or if a read fails. With `--keep-running`, Keychoir and its simulator run until Ctrl-C. The
-script needs only Python and the built program:
+longer than MAX_READ_MS, if a read fails, or if the sums in the database are wrong or late. With `--keep-running`,
+Keychoir and its simulator run until Ctrl-C. The script needs only Python and the built program:
 
     python3 benches/large_database.py target/release/keychoir [--directory DIRECTORY] [--attempts NUMBER]
         [--clients-per-key NUMBER] [--keep-running] [--paths PATH ...]
@@ -140,7 +140,7 @@ def hours_of(start_ms, duration_ms):
 
 
 def first_id(at_ms):
-    """Returns the start of the id of an attempt at this time, by which attempts are sorted."""
+    """Returns the start of the ID of an attempt at this time. Attempts are sorted by their IDs."""
     return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}"
 
 
@@ -177,8 +177,8 @@ def fill_database(path, attempts, clients_per_key):
             first = end
         database.execute("COMMIT")
         counts = database.execute(
-            "SELECT (SELECT count(*) FROM attempts), (SELECT sum(attempts) FROM hours), (SELECT sum(attempts) FROM user_hours),"
-            " (SELECT count(*) FROM hours)"
+            "SELECT (SELECT count(*) FROM attempts), (SELECT sum(attempts) FROM hours),"
+            " (SELECT sum(attempts) FROM user_hours), (SELECT count(*) FROM hours)"
         ).fetchone()
         # Keychoir uses the write-ahead log.
         database.execute("PRAGMA journal_mode = WAL")
@@ -202,9 +202,8 @@ def create_database(binary, directory, attempts, clients_per_key):
     hour_rows = fill_database(path, attempts, clients_per_key)
     open(completion_mark, "w").close()
     size = os.path.getsize(path) / 1e9
-    print(
-        f"{attempts:,} attempts, {hour_rows:,} hourly sums, {size:.1f} GB in {time.monotonic() - started_at:.0f} s", flush=True
-    )
+    seconds = time.monotonic() - started_at
+    print(f"{attempts:,} attempts, {hour_rows:,} hourly sums, {size:.1f} GB in {seconds:.0f} s", flush=True)
 
 
 def sum_days(program, directory):
@@ -284,7 +283,8 @@ def run_benchmark(options, directory):
         paths = [path.format(**times) for path in options.paths or PATHS]
         outcomes = [measure_path(port, path, headers) for path in paths]
         if options.keep_running:
-            print(f"http://127.0.0.1:{port}, the admin token is in {directory}/admin_token, Ctrl-C ends the program", flush=True)
+            token_file = f"{directory}/admin_token"
+            print(f"http://127.0.0.1:{port}, the admin token is in {token_file}, Ctrl-C ends the program", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
     return 0 if all(outcomes) else 1

@@ -1,5 +1,5 @@
 //! Measures the cost of the log line of a request, on the thread that logs it and on the thread that writes it. The
-//! lines are logged in bursts, like the lines of a busy proxy, and written into a pipe that another thread reads.
+//! lines are logged in bursts, like the lines of a busy Keychoir, and written into a pipe that another thread reads.
 //!
 //! ```text
 //! cargo bench --bench log_line
@@ -87,7 +87,7 @@ fn main() {
     println!("bytes per line: {:.0}", reader_thread.unwrap().join().unwrap() as f64 / lines);
 }
 
-/// Logs the event of a request as the proxy does.
+/// Logs the event of a request as Keychoir does.
 fn log_request(request_id: &str, total_ms: u64) {
     let route = Route::parse("/v1/text-to-speech/{voice_id}/stream");
     info!(

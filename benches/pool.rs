@@ -1,6 +1,6 @@
 //! Measures the time that the pool needs for a request, on one thread, by strategy and number of keys: to reserve a
-//! key, to charge the credits, and to release the key. There is no network, runtime or queue: each request finds a free
-//! key or is rejected immediately.
+//! key, to charge the credits and to release the key, or to reject the request. There is no network, runtime or queue,
+//! so each request finds a free key or is rejected immediately.
 //!
 //! ```text
 //! cargo bench --bench pool

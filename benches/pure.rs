@@ -1,5 +1,5 @@
-//! Measures the time of each step in `benches/request_steps`, which are the steps of the request path without I/O, on
-//! one thread.
+//! Measures the time of each step of the request path without I/O, on one thread. `benches/request_steps` defines the
+//! steps.
 //!
 //! ```text
 //! cargo bench --bench pure

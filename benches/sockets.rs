@@ -1,6 +1,6 @@
-//! Measures the cost of WebSocket sessions: the memory of an idle session, and the time that the proxy adds to a
-//! message of a busy session. The benchmark starts the simulator and a proxy in front of it, and opens sessions to both
-//! alternately.
+//! Measures the cost of WebSocket sessions: the memory of an idle session of Keychoir, and the time that Keychoir adds
+//! to a message of a busy session. The benchmark starts the simulator and Keychoir in front of it. It opens idle
+//! sessions to Keychoir, with and without TLS, and busy sessions to both alternately.
 //!
 //! ```text
 //! cargo bench --bench sockets
@@ -50,7 +50,7 @@ const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input?
 const ECHO_PATH: &str = "/v1/something/new";
 /// Maximum memory of a session besides the buffers of its two connections.
 const MAX_SESSION_BYTES: f64 = 20.0 * 1024.0;
-/// Maximum latency that the proxy adds at the 99th percentile.
+/// Maximum latency that Keychoir adds at the 99th percentile.
 const MAX_ADDED_MS: f64 = 1.0;
 /// Minimum ratio of the sent messages to the requested ones. The benchmark reports rounds with a lower ratio.
 const MIN_SENT_RATIO: f64 = 0.97;
@@ -68,7 +68,7 @@ fn main() {
     });
 }
 
-/// The simulator, with and without TLS, and the settings for a proxy.
+/// The simulator, with and without TLS, and the settings for Keychoir.
 struct BenchmarkSetup {
     directory: TempDir,
     keys: Vec<String>,
@@ -99,8 +99,8 @@ impl BenchmarkSetup {
         )
     }
 
-    /// Returns the TLS connector of a client, which trusts the proxy's own CA. Returns `None` if the client uses no
-    /// TLS.
+    /// Returns the TLS connector of a client, which trusts the local CA of Keychoir. Returns `None` if the client uses
+    /// no TLS.
     fn client_connector(&self, tls_mode: TlsMode) -> Option<TlsConnector> {
         if !matches!(tls_mode, TlsMode::Wss) {
             return None;
@@ -122,11 +122,11 @@ impl BenchmarkSetup {
 /// The connections of a session that use TLS.
 #[derive(Clone, Copy)]
 enum TlsMode {
-    /// No connection.
+    /// No connection uses TLS.
     Ws,
-    /// The connection of the client to the proxy.
+    /// The connection from the client to Keychoir uses TLS.
     Wss,
-    /// The connection of the proxy to the provider.
+    /// The connection from Keychoir to the provider uses TLS.
     WsToWss,
 }
 
@@ -422,7 +422,7 @@ impl Session {
         stream.flush().await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            // The server sends nothing before the first message.
+            // Neither Keychoir nor the simulator sends a frame before it has received a message.
             assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "the connection must stay open");
         }
         assert!(

@@ -1,8 +1,8 @@
 //! Measures the processor time that usage records add to a request, both in the writer thread and on the request path.
 //!
-//! The benchmark starts the simulator and two proxies, one with a database file and one with `--ephemeral`. It sends
-//! requests through them alternately at a fixed rate, and reads the processor time of the proxy and of its thread
-//! `usage-store` from /proc. The cost on the request path is measured separately, without a proxy.
+//! The benchmark starts the simulator and two Keychoir processes, one with a database file and one with `--ephemeral`.
+//! It sends requests through them alternately at a fixed rate, and reads the processor time of each process and of its
+//! thread `usage-store` from /proc. The cost on the request path is measured separately, without a process.
 //!
 //! ```text
 //! cargo bench --bench usage_records
@@ -204,8 +204,8 @@ fn get_request() -> Vec<u8> {
     b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
 }
 
-/// Returns a speech request with a body of 200 bytes. Its text is short, because otherwise the proxy would spend most
-/// of its time on the response.
+/// Returns a speech request with a body of 200 bytes. Its text is short, because otherwise Keychoir would spend most of
+/// its time on the response.
 fn speech_request() -> Vec<u8> {
     let json = r#"{"text":"Hi","model_id":"eleven_flash_v2_5","voice_settings":{}"#;
     let body = format!("{json}{}}}", " ".repeat(199 - json.len()));
@@ -312,7 +312,7 @@ fn is_complete(response: &[u8]) -> bool {
     }
 }
 
-/// The processor time of the proxy and the context switches of its writer thread, since startup.
+/// The processor time of a Keychoir process and the context switches of its writer thread, since startup.
 struct ProcessCounters {
     all_threads_seconds: f64,
     writer_thread_seconds: f64,
@@ -326,7 +326,7 @@ impl ProcessCounters {
             .unwrap()
             .map(|task| task.unwrap().path())
             .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "usage-store"))
-            .expect("the proxy must have a thread named `usage-store`");
+            .expect("Keychoir must have a thread named `usage-store`");
         // `schedstat` counts nanoseconds. `stat`, which counts ticks, is too coarse for a single thread.
         let schedule = fs::read_to_string(writer_thread.join("schedstat")).unwrap();
         let status = fs::read_to_string(writer_thread.join("status")).unwrap();

@@ -1,9 +1,10 @@
-//! Kills the binary under load, or lets its disk run full, and checks the usage records. The database must stay intact,
-//! committed records must be kept, and no record may be written twice. A kill may lose only the records since the last
-//! commit, whose interval is `storage.commit_interval`.
+//! Kills the binary under load, or limits the size of its files like a full disk, and checks the usage records. After
+//! each kill, the database must be intact, contain all records of earlier rounds and no record twice, and lack only the
+//! last records of each client. At the file size limit, Keychoir must serve requests and report the failure. After the
+//! limit is removed, it must write all records.
 //!
-//! `KEYCHOIR_KILLS` is the number of kills (5 by default, 100 in `make faults`). The test prints the number and the age
-//! of lost records.
+//! `KEYCHOIR_KILLS` is the number of kills (5 by default, 100 in `make faults`). The test prints the number of lost
+//! records and the age of the oldest one. The expected maximum of this age is `storage.commit_interval`.
 
 #![allow(
     clippy::unwrap_used,
@@ -150,14 +151,14 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
         let found_ids = recorded_ids(&database);
         assert!(found_ids.is_superset(&committed_ids), "committed records must be kept");
         let was_sent = |id: &String| id.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
-        assert!(found_ids.iter().all(was_sent), "each record must belong to a sent request");
+        assert!(found_ids.iter().all(was_sent), "each record must belong to a round that has started");
         for client_requests in &completed {
             // A client sends its requests in order, and the record of a request is queued before the client
             // receives the end of the response.
             let is_lost = |(id, _): &(String, Instant)| !found_ids.contains(id);
             let first_lost = client_requests.iter().position(is_lost).unwrap_or(client_requests.len());
             let lost_requests = &client_requests[first_lost..];
-            assert!(lost_requests.iter().all(is_lost), "only the last records of a client may be lost");
+            assert!(lost_requests.iter().all(is_lost), "the lost records of a client must be its last ones");
             total_count += client_requests.len();
             lost_count += lost_requests.len();
             for (_, completed_at) in lost_requests {
@@ -169,12 +170,13 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     // In short runs, most records may follow the last commit. The first commit after startup is immediate.
     assert!(
         committed_ids.len() > kills / 2,
-        "at least half as many requests as kills must be recorded, not {} of {total_count}",
+        "more than {} requests must be recorded, not {} of {total_count}",
+        kills / 2,
         committed_ids.len()
     );
     println!(
         "{kills} kills: {total_count} requests were served, and {lost_count} of them are not recorded. The oldest of \
-         these was served {max_loss_age:?} before its kill."
+         these was served {max_loss_age:?} before the kill."
     );
     simulator.stop().await;
 }
@@ -231,7 +233,7 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
         .await
         .expect("the usage store must recover without a restart");
     let (code, stderr) = program.terminate();
-    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(code, Some(0), "the program must stop without an error: {stderr}");
     assert!(stderr.contains("usage_store_recovered"), "the recovery must be logged: {stderr}");
     assert_eq!(recorded_ids(&database).len(), sent_count, "all requests must be recorded");
     simulator.stop().await;

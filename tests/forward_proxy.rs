@@ -1,5 +1,6 @@
-//! Tests Keychoir behind forward proxies: client requests, checks of keys, polls of quotas and the mirror pass through
-//! them, and a key whose forward proxy fails is replaced by a key with another route. The forward proxies are
+//! Tests Keychoir behind forward proxies. Client requests, checks of keys, quota polls and the mirror's HTTP client use
+//! them, also with TLS and with a host name that only the forward proxy can resolve. A failing forward proxy is not
+//! tried with every key: a key with another route serves the request, or the error is reported. The forward proxies are
 //! `tinyproxy` and `microsocks`, with and without credentials, and one in the test process, which sends a given
 //! response and counts its connections.
 
@@ -130,7 +131,7 @@ impl ForwardProxyProcess {
     }
 }
 
-/// Keychoir with two keys, in front of a simulator.
+/// Keychoir with two keys by default, in front of a simulator.
 struct TestProxy {
     app: RunningApp,
     simulator: Simulator,
@@ -224,7 +225,7 @@ async fn check_all_kinds_of_requests(proxy: TestProxy) {
     proxy.simulator.set_fault(FIRST_KEY, Some("quota".parse::<Fault>().unwrap()));
     let body: Vec<u8> = (0..3_000_000_u32).map(|index| u8::try_from(index % 251).unwrap()).collect();
     let upload = proxy.post("/v1/simulator/echo", body.clone()).await;
-    assert_eq!(upload.status(), 200, "{}", upload.text().await.unwrap());
+    assert_eq!(upload.status(), 200, "the upload must be served: {}", upload.text().await.unwrap());
     proxy.simulator.set_fault(FIRST_KEY, None);
     let requests = proxy.simulator.ledger().requests;
     let [.., refused, served] = requests.as_slice() else {
@@ -266,13 +267,17 @@ async fn all_kinds_of_requests_pass_through_a_socks_proxy() {
     }
 }
 
-/// Checks that a request through the forward proxy at `forward_proxy_url` is refused with 502 and `code`. The provider must
-/// receive no request, and the state of the keys must not change.
-async fn check_refused(forward_proxy_url: &str, code: &str) {
+/// Checks that Keychoir responds with 502 and `code` if the forward proxy at `forward_proxy_url` fails. The provider
+/// must receive no request, and the state of the keys must not change.
+async fn check_forward_proxy_failure(forward_proxy_url: &str, code: &str) {
     let proxy = start_keychoir(forward_proxy_url, |_| {}).await;
     let response = proxy.request_speech(SPEECH_PATH).await;
-    assert_eq!(response.status(), 502, "{forward_proxy_url}");
-    assert_eq!(response.headers()["x-keychoir-error"], code, "{forward_proxy_url}");
+    assert_eq!(response.status(), 502, "the request through {forward_proxy_url} must fail");
+    assert_eq!(
+        response.headers()["x-keychoir-error"],
+        code,
+        "{forward_proxy_url} must cause the error {code}"
+    );
     let body = response.text().await.unwrap();
     assert!(
         !body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"),
@@ -284,12 +289,12 @@ async fn check_refused(forward_proxy_url: &str, code: &str) {
 }
 
 #[tokio::test]
-async fn missing_and_wrong_credentials_are_reported_as_refused() {
+async fn missing_and_wrong_credentials_of_a_forward_proxy_are_reported() {
     for forward in
         [ForwardProxyProcess::start_tinyproxy(true).await, ForwardProxyProcess::start_microsocks(true).await]
     {
-        check_refused(&forward.url_with_wrong_password(), "proxy_authentication_failed").await;
-        check_refused(&forward.url_without_credentials(), "proxy_authentication_failed").await;
+        check_forward_proxy_failure(&forward.url_with_wrong_password(), "proxy_authentication_failed").await;
+        check_forward_proxy_failure(&forward.url_without_credentials(), "proxy_authentication_failed").await;
     }
 }
 
@@ -297,13 +302,16 @@ async fn missing_and_wrong_credentials_are_reported_as_refused() {
 async fn an_unreachable_forward_proxy_makes_the_provider_unreachable() {
     let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for scheme in ["http", "https", "socks5h"] {
-        check_refused(&format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"), "upstream_unreachable")
-            .await;
+        check_forward_proxy_failure(
+            &format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"),
+            "upstream_unreachable",
+        )
+        .await;
     }
 }
 
-/// A forward proxy in the test process. It sends the same response to each CONNECT, and then relays the connection to
-/// one target, whatever host the CONNECT names.
+/// A forward proxy in the test process. It sends the same response to each CONNECT. If it has a target, it then relays
+/// the connection to this target and ignores the host that the CONNECT names.
 struct ScriptedForwardProxy {
     url: String,
     connections: Arc<AtomicUsize>,
@@ -373,7 +381,7 @@ async fn a_failing_forward_proxy_is_not_tried_with_every_key() {
         (b"garbage\r\n\r\n", "upstream_unreachable", 2),
     ] {
         let forward = start_scripted_forward_proxy(response, None).await;
-        check_refused(&forward.url, code).await;
+        check_forward_proxy_failure(&forward.url, code).await;
         assert_eq!(forward.connections.load(Ordering::SeqCst), expected_connections);
     }
 }
@@ -397,13 +405,13 @@ async fn keys_may_have_their_own_forward_proxies() {
     assert_eq!(unused_proxy.connections.load(Ordering::SeqCst), 0);
 }
 
-/// Starts Keychoir with `forward_proxy_url` as `upstream.proxy` and with the keys `first` and `second`, and sends
-/// requests that the second key must serve.
+/// Starts Keychoir with `forward_proxy_url` as `upstream.proxy` and with the keys `first` and `second`. Checks that the
+/// second key serves requests and a WebSocket session.
 async fn check_served_by_second_key(forward_proxy_url: &str, first: KeyConfig, second: KeyConfig) {
     let proxy = start_keychoir(forward_proxy_url, |config| config.keys = vec![first, second]).await;
     for _ in 0..3 {
         let response = proxy.request_speech(SPEECH_PATH).await;
-        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        assert_eq!(response.status(), 200, "the second key must serve: {}", response.text().await.unwrap());
         response.bytes().await.unwrap();
     }
     assert_eq!(proxy.request_keys(), [SECOND_KEY; 3]);
@@ -458,7 +466,7 @@ async fn a_failing_forward_proxy_is_tried_at_most_twice_for_each_host() {
 }
 
 #[tokio::test]
-async fn a_check_of_a_key_reports_the_refusal_of_its_proxy() {
+async fn a_check_of_a_key_reports_the_refusal_of_its_forward_proxy() {
     let forward = ForwardProxyProcess::start_tinyproxy(true).await;
     let token = "kca_token_of_the_test";
     let proxy = start_keychoir(&forward.url_with_wrong_password(), |config| {
@@ -498,8 +506,8 @@ fn tls_acceptor(directory: &TempDir) -> (TlsAcceptor, PathBuf) {
     let ca_file = directory.path().join("ca.pem");
     std::fs::write(&ca_file, certified.cert.pem()).unwrap();
     let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let crypto_provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(crypto_provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -547,7 +555,7 @@ async fn tls_connections_to_the_provider_pass_through_http_and_https_proxies() {
         assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
         let messages = synthesize(proxy.app.address()).await;
         assert_eq!(messages.last().unwrap()["isFinal"], true);
-        // Without the CA file, the certificates of the provider and of the forward proxy are not trusted.
+        // Without the CA file, neither the provider's certificate nor the forward proxy's is trusted.
         let untrusted = start_keychoir(url, |config| {
             config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
         })

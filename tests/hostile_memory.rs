@@ -1,9 +1,9 @@
 //! Checks that the binary releases its memory after attacks by clients and by its provider, with the allocator settings
 //! of `systemd/keychoir.service`. Within ten seconds after the attacks, the memory must be at most 20 MiB above its
-//! value before the attack.
+//! value before the attacks. The binary must then still serve requests and stop with exit code 0.
 //!
 //! Without these settings, glibc raises its thresholds when the first large buffers are freed, and the process then
-//! keeps 20 to 60 MiB. Further attacks do not increase this memory.
+//! keeps 20 to 60 MiB.
 
 #![allow(
     clippy::unwrap_used,
@@ -54,11 +54,11 @@ async fn assert_valid_requests_are_served(address: SocketAddr) {
     }
 }
 
-/// Opens connections that send these bytes and then stay open.
+/// Opens `count` connections, sends `bytes` on each of them, and returns the open connections.
 async fn open_connections(address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpStream> {
     let connecting = (0..count).map(|_| async move {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // The proxy may stop reading, so the write has a timeout.
+        // Keychoir may stop reading, so the write has a timeout.
         let _ = timeout(Duration::from_secs(1), stream.write_all(bytes)).await;
         stream
     });
@@ -91,8 +91,8 @@ async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
     }
     drop(connections);
     for case in clients::cases() {
-        // A client that waits for a timeout of the proxy needs no more memory than other clients, and makes the test
-        // slow.
+        // A client that waits for a timeout of Keychoir would make the test slow, and does not need more memory than
+        // other clients.
         let after_sending = if case.after_sending == AfterSending::ReadToEnd {
             AfterSending::HalfClose
         } else {
@@ -157,8 +157,8 @@ async fn memory_is_released_after_attacks() {
     let [idle_mib, attacked_mib, final_mib, peak_mib] =
         [idle_bytes, attacked_bytes, final_bytes, peak_bytes].map(|bytes| bytes / MIB);
     println!(
-        "memory: {idle_mib} MiB idle, {peak_mib} MiB at the peak, {attacked_mib} MiB after the attacks, {final_mib} MiB at \
-         the end"
+        "memory: {idle_mib} MiB idle, {peak_mib} MiB at the peak, {attacked_mib} MiB after the attacks, \
+         {final_mib} MiB at the end"
     );
     assert!(
         is_recovered,
@@ -182,7 +182,7 @@ fn allocator_settings() -> Vec<(&'static str, &'static str)> {
     settings
 }
 
-/// The settings of `[pool]` with the durations for which a refused key is not used.
+/// The settings of `[pool]` that determine how long a refused key is not used.
 const COOLDOWNS: [&str; 8] = [
     "MAX_RETRY_AFTER",
     "RATE_LIMITED_COOLDOWN",

@@ -1,5 +1,6 @@
-//! Tests connections to Redis and `keychoir check --online` with real Redis servers: each kind of URL, each reason for
-//! which a server can be refused, and the printed permissions.
+//! Tests connections to Redis and `keychoir check --online` with real Redis servers, sentinels and clusters. The tests
+//! cover each kind of URL, TLS, the errors of unusable servers, the ACL permissions that Keychoir prints, published
+//! messages, the response timeout, and the end of a connection.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +25,7 @@ use support::program::{keychoir_command, run, stderr};
 use support::redis::{PASSWORD, RedisAuth, RedisCluster, RedisOptions, RedisServer, Sentinels, USER};
 use tokio::net::TcpListener;
 
-/// The timeouts of Redis in these tests, which a busy machine does not exceed.
+/// The connect and response timeouts for Redis. They are long, so that a busy machine does not exceed them.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the settings with which Keychoir connects to `url`.
@@ -36,7 +37,7 @@ fn settings(url: &str) -> LinkSettings {
     AppConfig::from_config(config).unwrap().redis.unwrap()
 }
 
-/// Returns the settings for a server whose certificate was issued by the authority in `ca_file`.
+/// Returns the settings with which Keychoir connects to `url` and trusts the certificate authorities in `ca_file`.
 fn settings_trusting(url: &str, ca_file: PathBuf) -> LinkSettings {
     LinkSettings { ca_file: Some(ca_file), ..settings(url) }
 }
@@ -50,7 +51,7 @@ async fn open(url: &str) -> Result<(), RedisConnectError> {
     RedisEndpoint::new(&settings(url)).unwrap().open(&Tasks::new()).await.map(drop)
 }
 
-/// Returns the successful result of a probe: a replica can use the server.
+/// Checks that a probe succeeded, so that a replica can use the server. Returns its result.
 #[track_caller]
 fn check_usable(outcome: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
     let probe = outcome.unwrap_or_else(|error| panic!("a replica must be able to use the server: {error}"));
@@ -58,16 +59,16 @@ fn check_usable(outcome: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
     probe
 }
 
-/// Checks that a probe failed because of the refusal `expected`, and that the error contains no password.
+/// Checks that a probe failed with the refusal `expected`, and that the error contains no password.
 #[track_caller]
 fn check_refused(outcome: Result<RedisProbe, RedisProbeError>, expected: RedisRefusal) {
-    let error = outcome.expect_err("the server must refuse the probe");
+    let error = outcome.expect_err("the probe must fail");
     let error_texts = format!("{error} {error:?}");
     assert!(
         !error_texts.contains(PASSWORD) && !error_texts.contains("wrong-canary"),
         "the error must contain no password: {error_texts}"
     );
-    assert_eq!(error.refusal(), Some(&expected), "{error_texts}");
+    assert_eq!(error.refusal(), Some(&expected), "the error must contain the refusal: {error_texts}");
 }
 
 #[tokio::test]
@@ -159,20 +160,26 @@ async fn tls_requires_the_configured_certificate_authority() {
         [settings(&url), settings_trusting(&url, other_ca), settings_trusting(&wrong_name, server.ca_file())]
     {
         let error = probe(&settings).await.expect_err("the certificate must be refused");
-        assert!(matches!(error, RedisProbeError::Connect(RedisConnectError::Tls { .. })), "{error}");
+        assert!(
+            matches!(error, RedisProbeError::Connect(RedisConnectError::Tls { .. })),
+            "the error must be that of TLS: {error}"
+        );
     }
-    // The client uses TLS and the server does not, or the other way round.
+    // One side uses TLS and the other side does not. The error must suggest the right scheme of the URL.
     let plain = url.replace("rediss://", "redis://");
     let error = probe(&settings_trusting(&plain, server.ca_file())).await.unwrap_err();
-    assert!(error.to_string().contains("write rediss://"), "{error}");
+    assert!(error.to_string().contains("write rediss://"), "the error must suggest TLS: {error}");
     let plain_server = RedisServer::start().await;
     let tls = plain_server.url().replace("redis://", "rediss://");
     // A server without TLS does not respond to the start of TLS, because it waits for the end of a command.
     let unanswered = LinkSettings { connect_timeout: Duration::from_millis(50), ..settings(&tls) };
     let error = probe(&unanswered).await.unwrap_err();
-    assert!(error.to_string().contains("rediss:// for TLS only"), "{error}");
+    assert!(
+        error.to_string().contains("rediss:// for TLS only"),
+        "the error must suggest a connection without TLS: {error}"
+    );
     let error = probe(&settings_trusting(&url, directory.path().join("none"))).await.unwrap_err();
-    assert!(matches!(error, RedisProbeError::Tls(_)), "{error}");
+    assert!(matches!(error, RedisProbeError::Tls(_)), "the missing CA file must be reported: {error}");
 }
 
 #[tokio::test]
@@ -184,15 +191,18 @@ async fn an_error_names_the_server_that_cannot_be_reached() {
         ..settings(&format!("redis://:wrong-canary@{address}"))
     };
     let error = probe(&silent).await.unwrap_err().to_string();
-    assert!(error.contains(&format!("redis://{address} does not respond within 50 ms")), "{error}");
+    assert!(
+        error.contains(&format!("redis://{address} does not respond within 50 ms")),
+        "the error must name the server: {error}"
+    );
     assert!(!error.contains("canary"), "the error must not contain the password: {error}");
     // No program listens on this privileged port.
     let error = open("redis://127.0.0.1:1").await.unwrap_err();
-    assert!(matches!(error, RedisConnectError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, RedisConnectError::Unreachable { .. }), "no server must be reached: {error}");
     let error = open("unix:/nonexistent/redis.sock").await.unwrap_err();
-    assert!(matches!(error, RedisConnectError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, RedisConnectError::Unreachable { .. }), "no server must be reached: {error}");
     let error = open("redis://name.invalid").await.unwrap_err();
-    assert!(matches!(error, RedisConnectError::Name { .. }), "{error}");
+    assert!(matches!(error, RedisConnectError::Name { .. }), "the name must be unknown: {error}");
 }
 
 #[tokio::test]
@@ -213,7 +223,7 @@ async fn published_messages_are_received_until_the_server_ends() {
     server.kill();
     assert_eq!(connection.pushes.next().await, None, "the end of the connection must be reported");
     let error = redis::cmd("PING").exec_async(&mut connection.commands).await.unwrap_err();
-    assert_eq!(RedisRefusal::from_error(&error), None, "{error}");
+    assert_eq!(RedisRefusal::from_error(&error), None, "a closed connection must be no refusal: {error}");
 }
 
 #[tokio::test]
@@ -265,13 +275,13 @@ async fn sentinels_name_the_master_before_and_after_a_failover() {
     check_refused(probe(&settings(&replica_url)).await, RedisRefusal::ReadOnly);
     check_refused(probe(&settings(&format!("redis://{master}"))).await, RedisRefusal::Sentinel);
     let error = open(&format!("redis+sentinel://{}/other", addresses.join(","))).await.unwrap_err();
-    assert!(matches!(error, RedisConnectError::UnknownMaster { .. }), "{error}");
+    assert!(matches!(error, RedisConnectError::UnknownMaster { .. }), "the master must be unknown: {error}");
     let error = open("redis+sentinel://127.0.0.1:1/keychoir").await.unwrap_err();
-    assert!(matches!(error, RedisConnectError::NoSentinel(_)), "{error}");
+    assert!(matches!(error, RedisConnectError::NoSentinel(_)), "no sentinel must be reached: {error}");
     let server = sentinels.master().url();
     let error =
         open(&format!("{}/keychoir", server.replace("redis://", "redis+sentinel://"))).await.unwrap_err();
-    assert!(error.to_string().contains("is not a sentinel"), "{error}");
+    assert!(error.to_string().contains("is not a sentinel"), "the wrong server must be reported: {error}");
     for address in sentinels.addresses() {
         let client = redis::Client::open(format!("redis://{address}")).unwrap();
         let mut rule = redis::cmd("ACL");
@@ -279,7 +289,10 @@ async fn sentinels_name_the_master_before_and_after_a_failover() {
         rule.exec(&mut client.get_connection().unwrap()).unwrap();
     }
     let error = open(&url).await.unwrap_err().to_string();
-    assert!(error.contains("is a sentinel that requires a password"), "{error}");
+    assert!(
+        error.contains("is a sentinel that requires a password"),
+        "the password of the sentinel must be reported: {error}"
+    );
 }
 
 #[tokio::test]
@@ -326,23 +339,26 @@ async fn an_online_check_tries_redis_and_prints_the_permissions() {
     let denied_output = redis_findings(&server.url());
     assert!(
         denied_output.starts_with("problem") && denied_output.contains("ACL SETUSER keychoir on >PASSWORD"),
-        "{denied_output}"
+        "the check must report the missing permission: {denied_output}"
     );
     server.command::<()>(&["ACL", "SETUSER", USER, "+hset"]);
     let allowed_output = redis_findings(&server.url());
-    assert!(allowed_output.contains("accepts the pool default"), "{allowed_output}");
+    assert!(
+        allowed_output.contains("accepts the pool default"),
+        "the check must accept the user: {allowed_output}"
+    );
     assert!(
         allowed_output.contains("ok       redis     a user with these permissions suffices: ACL SETUSER"),
-        "{allowed_output}"
+        "the check must print sufficient permissions: {allowed_output}"
     );
     let wrong_output = redis_findings(&format!("redis://:wrong-canary@127.0.0.1:{}", server.port()));
     assert!(
         wrong_output.starts_with("problem") && wrong_output.contains("refuses the user or the password"),
-        "{wrong_output}"
+        "the check must report the wrong password: {wrong_output}"
     );
     let absent_output = redis_findings("");
     assert!(
         absent_output.starts_with("ok") && absent_output.contains("no Redis is configured"),
-        "{absent_output}"
+        "the check must succeed without Redis: {absent_output}"
     );
 }

@@ -1,6 +1,6 @@
-//! Tests the helpers in `tests/support` with which other tests run replicas: real Redis servers, clusters and
-//! sentinels, a forwarder that delays bytes, and several programs whose usage records are compared with the provider's
-//! ledger.
+//! Tests the modules of `tests/support` with which other tests run replicas: real Redis servers, which can be killed,
+//! paused and monitored, clusters and sentinels, a forwarder that delays bytes, and several programs whose usage
+//! records are compared with the provider's ledger.
 
 #![allow(
     clippy::unwrap_used,
@@ -83,7 +83,7 @@ async fn a_server_with_tls_refuses_plain_connections() {
         .args(["-h", "localhost", "-p", &server.port().to_string(), "PING"])
         .output()
         .unwrap();
-    assert_eq!(output.stdout, b"PONG\n", "{output:?}");
+    assert_eq!(output.stdout, b"PONG\n", "a client with TLS must get a response: {output:?}");
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn a_cluster_redirects_to_the_owner_of_a_key() {
     for (index, node) in cluster.nodes.iter().enumerate() {
         match get(&node.url(), key) {
             Ok(content) => {
-                assert_eq!((index, content), (owner, None), "only the owner may accept the command")
+                assert_eq!((index, content), (owner, None), "only the owner may execute the command")
             }
             Err(error) => {
                 let is_redirection = error.kind() == redis::ServerErrorKind::Moved.into();
@@ -177,7 +177,7 @@ async fn the_usage_records_of_all_replicas_have_the_credits_of_the_ledger() {
     assert_eq!(statuses, ["ready", "ready"]);
     let results = replicas.close_unchecked().await;
     assert_eq!(results.ledger.totals.charged, 60);
-    assert_eq!(results.records[0].len(), 4, "each replica must have served its turn");
+    assert_eq!(results.records[0].len(), 4, "the first replica must serve half, then all of the requests");
 
     let replicas = TestReplicas::start(2, Plan::with_keys([(FIRST_KEY, 10_000)]), None).await;
     for _ in 0..4 {

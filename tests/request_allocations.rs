@@ -1,6 +1,6 @@
-//! Checks the mean number of allocations of a complete request on all threads, from the request head to the last byte
-//! of the response, with a client token, the pool, usage records and the access log. The client and the provider of the
-//! test do not allocate while allocations are counted.
+//! Checks that a GET request and a speech request through Keychoir do not exceed their maximum mean number of
+//! allocations. All threads count, from the request head to the last byte of the response, with a client token, the
+//! pool, usage records and the access log. The client and the provider of the test do not allocate during the count.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP_REQUESTS: usize = 2_000;
 const COUNTED_REQUESTS: usize = 2_000;
 
-/// Reads a response of `length` bytes, including its head.
+/// Reads a response whose head and body have `length` bytes together.
 fn read_response(stream: &mut TcpStream, length: usize) {
     let mut buffer = [0; 32 * 1024];
     stream.read_exact(&mut buffer[..length]).unwrap();

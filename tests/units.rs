@@ -1,5 +1,5 @@
-//! Checks the units in `systemd/` with `systemd-analyze`, and checks a setting that this program does not cover. The
-//! units are not started.
+//! Checks the units in `systemd/` with `systemd-analyze`, without starting them: they must be valid, and the service
+//! must have a low exposure level. Also checks that the service writes no core dumps, which could contain keys.
 
 #![allow(
     clippy::unwrap_used,

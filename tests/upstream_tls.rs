@@ -1,5 +1,5 @@
-//! Tests TLS connections to the provider: untrusted certificates must be rejected, and a response that ends with the
-//! connection is complete only after a `close_notify`.
+//! Tests TLS connections to the provider: only a certificate of the CA in `upstream.ca_file` is trusted, and an invalid
+//! CA file is reported. A response whose end is the end of the connection is complete only after a `close_notify`.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
-/// The end of a connection by the provider.
+/// How the provider ends a connection.
 #[derive(Clone, Copy)]
 enum ConnectionEnd {
     /// The provider sends a TLS `close_notify`.
@@ -43,15 +43,15 @@ struct Provider {
     _directory: TempDir,
 }
 
-/// Starts a provider whose responses end with the connection.
+/// Starts a provider whose responses have no length and end with the connection.
 async fn start_provider(connection_end: ConnectionEnd) -> Provider {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let ca_file = directory.path().join("ca.pem");
     std::fs::write(&ca_file, certificate.cert.pem()).unwrap();
     let key = PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der());
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let crypto_provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(crypto_provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -84,7 +84,8 @@ async fn start_provider(connection_end: ConnectionEnd) -> Provider {
     Provider { url, ca_file, heads, _server: server, _directory: directory }
 }
 
-/// Returns Keychoir in front of the provider, and the URL of a path of the provider. `ca_file` is `upstream.ca_file`.
+/// Starts Keychoir in front of the provider, with `ca_file` as `upstream.ca_file`. Returns Keychoir, and a URL at which
+/// it forwards requests to the provider.
 async fn start_proxy(provider: &Provider, ca_file: Option<PathBuf>) -> (RunningApp, String) {
     let key = ApiKey::new("sk_key_of_the_tls_tests_0000000000001").unwrap();
     let mut config = Config::with_defaults(vec![key], provider.url.parse().unwrap());

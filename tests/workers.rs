@@ -1,5 +1,5 @@
-//! Tests a server with several worker threads: the distribution of connections to workers, the drain, and the isolation
-//! of a request that panics.
+//! Tests `keychoir::server` with several worker threads: the distribution of new and idle connections to workers, the
+//! connection limit, the drain and the abort, a request that panics, and the end of dropped workers.
 
 #![allow(
     clippy::unwrap_used,
@@ -119,7 +119,7 @@ impl TestServer {
     }
 }
 
-/// A client with one connection, which reads the number of the worker that serves it.
+/// A client with one connection. It reads the number of the serving worker from each response.
 struct WorkerClient<S>(S);
 
 async fn connect(address: SocketAddr) -> WorkerClient<TcpStream> {
@@ -163,7 +163,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WorkerClient<S> {
 }
 
 trait ReadAvailable: AsyncRead + Unpin {
-    /// Reads the bytes that have arrived, and waits if there are none. Returns their number, which is 0 at the end.
+    /// Reads the bytes that have arrived, and waits if there are none. Returns their number, or 0 at the end of the
+    /// connection.
     async fn read_available(&mut self, text: &mut String) -> usize {
         let mut bytes = [0; 1024];
         let count = self.read(&mut bytes).await.unwrap();

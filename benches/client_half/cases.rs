@@ -1,4 +1,5 @@
-//! Defines the measured cases: requests, with the sizes and the framing of their bodies and of the responses.
+//! Defines the measured cases: the heads of their requests and responses, the sizes and the framing of the bodies, and
+//! the numbers of requests.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -17,7 +18,7 @@ pub struct RequestCase {
     pub blocks: usize,
     /// Number of blocks in the response when instructions are counted.
     pub counted_blocks: usize,
-    /// The pause before each block.
+    /// The pause before each block, or `None` if the blocks are sent without pauses.
     pub pause: Option<Duration>,
     /// Number of requests per round when time is measured.
     pub requests: usize,
@@ -154,7 +155,7 @@ impl RequestCase {
         block_bytes * blocks
     }
 
-    /// Returns the request head as the proxy sends it. The path contains the index of the case in [`CASES`], by which
+    /// Returns a request head as Keychoir sends it. The path contains the index of the case in [`CASES`], by which
     /// the provider selects the response.
     pub fn request_head(&self, index: usize) -> UpstreamRequestHead {
         let mut headers = HeaderMap::new();

@@ -43,7 +43,7 @@ pub struct HyperClient<C: Connect> {
 /// Connections without a request, with the times at which they became idle.
 type IdlePool<S> = Vec<(Box<Connection<S>>, Instant)>;
 
-/// A connection, with the driver that must be polled for all its progress.
+/// A connection. It makes progress only when its driver is polled.
 struct Connection<S: AsyncRead + AsyncWrite + Unpin> {
     sender: SendRequest<AttemptBody<UploadBody>>,
     driver: http1::Connection<TokioIo<WriteDetector<S>>, AttemptBody<UploadBody>>,
@@ -203,7 +203,7 @@ pub struct HyperBody<C: Connect> {
     last_frame_at: Instant,
     /// Whether a frame was received since `last_frame_at`.
     has_received: bool,
-    /// Whether the body has not been polled. The connection may have read the first chunk together with the head.
+    /// Whether the body has not been polled yet. The connection may have read the first chunk together with the head.
     is_first_poll: bool,
 }
 

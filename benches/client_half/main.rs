@@ -5,15 +5,16 @@
 //! cargo bench --bench client_half
 //! ```
 //!
-//! The first table compares instructions per request. Valgrind counts them for N and for 2 N requests over a
-//! deterministic stream in memory, and the difference divided by N is the cost of a request.
+//! The first table compares instructions per request and body frames per response. Valgrind counts the instructions for
+//! N and for 2 N requests over a deterministic stream in memory, and the difference divided by N is the cost of a
+//! request.
 //!
 //! The second table compares times over TCP on this machine, with the provider on separate threads: the processor time
 //! of the client's thread, and the elapsed time. Both clients take turns in each round. The figures are medians, and
 //! the ratios also have quartiles. In the third table, hyper's server relays the responses on the thread of the client,
 //! which adds a cost per body frame.
 //!
-//! `BENCH_ROUNDS` is the number of rounds. Linux only.
+//! `BENCH_ROUNDS` is the number of rounds. The benchmark runs only on Linux and needs valgrind.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,7 +67,7 @@ use tokio::runtime::{Builder, Runtime};
 
 const ROUNDS: u32 = 41;
 const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
-/// A frame of a request body, with the size of a server's reads.
+/// A full frame of a request body.
 const UPLOAD_CHUNK: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 
 /// Makes glibc copy memory by a loop instead of the instruction `rep movsb`. Valgrind counts `rep movsb` once per byte,
@@ -213,7 +214,7 @@ where
     received_body
 }
 
-/// A request body of this length whose bytes are available immediately.
+/// A request body whose bytes are available immediately. The field is the number of remaining bytes.
 #[derive(Debug)]
 pub struct UploadBody(usize);
 
@@ -264,7 +265,8 @@ fn print_instructions(index: usize, case: &RequestCase) {
     println!("| {} | {ours} | {hyper} | {ratio:.2} | {our_frames} | {hyper_frames} |", case.name);
 }
 
-/// Returns the number of instructions of `requests` requests, and the output of the child process.
+/// Returns the number of instructions of `requests` requests, and the output of the child process, which is the number
+/// of frames per response.
 fn count_with_valgrind(case: usize, client: usize, requests: usize) -> (u64, String) {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -287,7 +289,8 @@ fn count_with_valgrind(case: usize, client: usize, requests: usize) -> (u64, Str
 fn print_times(address: SocketAddr, is_relayed: bool) {
     let name = if is_relayed { "relayed" } else { "alone" };
     println!(
-        "\n| {name} | processor time, ours (µs) | hyper | hyper / ours | time in all, ours (µs) | hyper | hyper / ours |"
+        "\n| {name} | processor time, ours (µs) | hyper | hyper / ours | elapsed time, ours (µs) | hyper \
+         | hyper / ours |"
     );
     println!("|---|---|---|---|---|---|---|");
     let rounds = env_number("BENCH_ROUNDS", ROUNDS);

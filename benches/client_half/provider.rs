@@ -1,6 +1,6 @@
-//! Provides the other ends of the connections. When time is measured, a simulated provider serves each TCP connection
-//! on a thread. When instructions are counted, a deterministic stream in memory replaces the connection. A simulated
-//! client reads the responses that hyper's server relays.
+//! Simulates the provider and a client of the benchmark. When time is measured, the provider serves each TCP connection
+//! on a thread. When instructions are counted, a deterministic stream in memory replaces the connection. The client
+//! reads the responses that hyper's server relays.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
 //! Parses HTTP/1.1 messages for the load generator and the simulated provider, in as little time as possible. It finds
-//! the ends of heads and bodies, and neither validates them nor supports trailers.
+//! headers and the ends of heads and bodies, and neither validates them nor supports trailers.
 
 use std::str;
 
@@ -8,23 +8,24 @@ use memchr::{memchr, memmem};
 /// The remaining part of a message body that is being read, by its framing.
 #[derive(Debug)]
 pub enum Body {
-    /// The number of remaining bytes.
+    /// The body has a `content-length`. The field is the number of remaining bytes.
     Length(u64),
+    /// The body is chunked. The field is the state of its parser.
     Chunked(ChunkState),
 }
 
 /// The parser state in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkState {
-    /// In the digits of a chunk size, with the value so far.
+    /// The parser reads the digits of a chunk size. The field is the value of the digits so far.
     Size(u64),
-    /// After the digits, before the end of the line, with the size.
+    /// The parser has read the digits, and reads the rest of the line. The field is the chunk size.
     SizeLine(u64),
-    /// In the chunk data, with the remaining length.
+    /// The parser reads chunk data. The field is the number of remaining bytes.
     Data(u64),
-    /// Between chunk data and the next size.
+    /// The parser reads the end of the line after chunk data.
     DataLine,
-    /// After the size line of the last chunk, with the number of remaining line feeds.
+    /// The parser has read the size line of the last chunk. The field is the number of remaining line feeds.
     Last(u8),
 }
 
@@ -98,7 +99,7 @@ pub fn headers(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// Returns the body that the headers of a head announce.
+/// Returns the body whose framing the headers of a head describe. Without such a header, the body is empty.
 pub fn parse_body_framing(head: &[u8]) -> Body {
     let mut body = Body::Length(0);
     for (name, value) in headers(head) {

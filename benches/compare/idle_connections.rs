@@ -1,7 +1,8 @@
 //! Measures the load of idle connections that become busy (`idle-connections` on the command line). Clients open
 //! connections, of which each of two workers has half. Then either the connections of one worker or random connections
-//! become busy. This build of Keychoir and the builds in `BENCH_KEYCHOIR` take turns in each round. The proxy shares
-//! two processors with its clients and its provider.
+//! become busy, in some cases beside streams on other connections. This build of Keychoir and the builds in
+//! `BENCH_KEYCHOIR` take turns in each round. Keychoir uses two processors. Its clients and its provider use the second
+//! one.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ const IDLE_TIME: Duration = Duration::from_millis(1_600);
 /// than the medians of a few long rounds.
 const ROUND_DIVISOR: u32 = 8;
 
-/// Which connections become busy.
+/// The connections that become busy in a round.
 #[derive(Clone, Copy, PartialEq)]
 enum BusyConnections {
     /// The connections of one worker. The next round uses the other worker.
@@ -156,7 +157,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
                     let index = (round + turn) % peers.len();
                     let load = loads[index].take().unwrap();
                     turns[index].push(load.take_turn(plan, &setup, &started_peers[index], case).await);
-                    setup.upstream.assert_credentials_were_replaced(peers[index].name());
+                    setup.upstream.assert_requests_were_valid(peers[index].name());
                 }
             }
         });

@@ -215,7 +215,7 @@ struct LoadClient {
 
 impl LoadClient {
     fn new(streams: Vec<Stream>) -> Self {
-        // The timers of tokio have a resolution of a millisecond, which is much more than the time that a proxy adds.
+        // The timers of tokio have a resolution of a millisecond. The time that a proxy adds is much shorter.
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
         #[expect(deprecated, reason = "an owned file descriptor stays open while it is registered")]
         let timer = AsyncFd::new(timer).unwrap();

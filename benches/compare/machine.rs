@@ -1,5 +1,5 @@
-//! Measures the processor time and the memory of programs, measures the load by other programs, pins programs to
-//! processors, and describes the machine.
+//! Starts the proxies and stops them, measures their processor time and memory, measures the load by other programs,
+//! pins programs to processors, finds installed programs, raises the limit of open files, and describes the machine.
 
 use std::collections::BTreeMap;
 use std::fs;

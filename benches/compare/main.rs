@@ -1,9 +1,9 @@
 //! Compares Keychoir with other proxies: the processor time per request, the added latency, and the maximum rate on one
 //! core, with each proxy configured for the same work. The benchmark starts a simulated provider and each installed
-//! proxy, and sends requests to all of them in rotation.
+//! proxy, and sends requests to all of them in rotation. Further measurements are selected on the command line.
 //!
 //! ```text
-//! cargo bench --bench compare                        all workloads
+//! cargo bench --bench compare                        all workloads, without TLS (`plain`)
 //! cargo bench --bench compare -- get tts             the workloads `get` and `tts`
 //! cargo bench --bench compare -- tls-upstream        all workloads, with TLS to the provider
 //! cargo bench --bench compare -- tls-both            all workloads, with TLS on both sides
@@ -23,7 +23,7 @@
 //! Environment variables set the parameters: `BENCH_SECONDS` (seconds per turn), `BENCH_ROUNDS`, `BENCH_PEERS` (the
 //! names of the proxies to compare) and `BENCH_KEYCHOIR` (the paths of other builds to compare). The values of the last
 //! two are separated by commas. The proxies run on the first processor, and this program runs on the second processor.
-//! The benchmark runs only on Linux.
+//! Some further measurements use both processors for the proxies. The benchmark runs only on Linux.
 
 #![allow(
     clippy::unwrap_used,
@@ -68,7 +68,7 @@ use upstream::Upstream;
 use workload::Workload;
 
 fn main() {
-    // `cargo bench` also passes the flag `--bench`, which is ignored.
+    // `cargo bench` also passes the flag `--bench`, so flags are ignored.
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let selection = Selection::parse(&arguments);

@@ -1,5 +1,5 @@
-//! Measures the memory of an idle proxy and the memory that each connected idle client adds, and the time from the
-//! start of the proxy to its first response (`memory` on the command line).
+//! Measures the memory of an idle proxy, the memory that each connected idle client adds, and the time from the start
+//! of the proxy to its first response, in a new directory and after a restart (`memory` on the command line).
 
 use crate::harness::{format_median_and_range, median};
 use crate::load::{LoadGenerator, RequestSpec};
@@ -59,7 +59,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     }
 }
 
-/// Starts a proxy in a new directory and restarts it in the same directory, then connects clients.
+/// Starts a proxy in a new directory and restarts it in the same directory, and then connects clients.
 fn take_turn(plan: &RoundPlan, peer: &Peer, setup: &PeerSetup, clients: &[u32]) -> TurnResults {
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let start_ms = || peer.start(setup, directory.path()).unwrap().start_duration.as_secs_f64() * 1e3;

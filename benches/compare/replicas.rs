@@ -303,7 +303,7 @@ fn processor_seconds(redis: &RedisServer) -> f64 {
     field("used_cpu_user") + field("used_cpu_sys")
 }
 
-/// The state of the Redis server during a measurement.
+/// The state of the Redis server, or of the connection to it, during a measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RedisState {
     Responding,
@@ -356,8 +356,8 @@ struct RoundLatency {
 /// with and without Redis alternate.
 async fn print_latency(plan: &RoundPlan) {
     println!(
-        "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s, with Redis compared to without Redis; {} rounds of \
-         {} s, alternating",
+        "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s, with Redis compared to without Redis; \
+         {} rounds of {} s, alternating",
         plan.rounds, plan.seconds
     );
     println!(

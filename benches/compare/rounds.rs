@@ -1,5 +1,6 @@
-//! Runs the rounds of a comparison. In each round, each proxy has one turn. Each round starts with a different proxy,
-//! so that other load on the machine affects all proxies equally.
+//! Runs the rounds of a comparison, in which each proxy has one turn per round. A turn measures the processor time, the
+//! latency and the maximum rate. Each round starts with a different proxy, so that other load on the machine affects
+//! all proxies equally. At the end, the requests that the provider received and the proxies logged are counted.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,7 +71,7 @@ pub struct TurnResults {
     pub p99: f64,
     /// The share of the time of all processors that other programs used during the turn.
     pub other_load: f64,
-    /// Whether the requests were completed in the planned time.
+    /// Whether the requests were completed in the planned time, except for a tolerance of five percent and 0.1 s.
     pub has_reached_rate: bool,
     /// The results at the maximum rate, if it was measured.
     pub max_rate: Option<MaxRateResults>,
@@ -110,7 +111,7 @@ pub fn measure(plan: &RoundPlan, compared_peers: &[ComparedPeer], workload: Work
             ));
             request_counts[index] += requests;
             peer_results[index].turns.push(turn_results);
-            upstream.assert_credentials_were_replaced(&compared_peers[index].name);
+            upstream.assert_requests_were_valid(&compared_peers[index].name);
         }
     }
     assert_eq!(

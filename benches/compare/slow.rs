@@ -1,6 +1,6 @@
 //! Measures the effect of slow clients on regular clients (`slow` on the command line). Three clients send their
-//! requests byte by byte, and three clients do not read their responses. Each round measures the regular clients with
-//! and without the slow clients, and the table contains the ratios.
+//! request bodies byte by byte, and three clients do not read their responses. Each round measures the regular clients
+//! with and without the slow clients, and the table contains the ratios.
 
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ impl TurnResults {
 pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     println!(
         "\nslow: tts, {RATE} requests/s over {LOAD_CLIENTS} connections, with and without \
-         {SLOW_CLIENTS_PER_KIND} clients that send slowly and {SLOW_CLIENTS_PER_KIND} that do not read; {} rounds of 2 x {} s in turns",
+         {SLOW_CLIENTS_PER_KIND} clients that send slowly and {SLOW_CLIENTS_PER_KIND} that do not read; \
+         {} rounds of 2 x {} s in turns",
         plan.rounds, plan.seconds
     );
     println!(
@@ -57,7 +58,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
             let index = (round + turn) % peers.len();
             let target = setup.target(started_peers[index].as_ref());
             turns[index].push(current_thread_runtime().block_on(take_turn(plan, &target, round)));
-            setup.upstream.assert_credentials_were_replaced(peers[index].name());
+            setup.upstream.assert_requests_were_valid(peers[index].name());
         }
     }
     for (peer, turns) in peers.iter().zip(&turns) {

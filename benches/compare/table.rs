@@ -1,4 +1,5 @@
-//! Prints the results of a comparison as a table with one row per proxy, and with the ratios to a reference row.
+//! Prints the results of a comparison as a table with one row per proxy, with the ratios to a reference row, and with
+//! warnings about ratios above the maximum and rates that were not reached.
 
 use crate::harness::{format_median_and_range, median};
 use crate::peers::Peer;

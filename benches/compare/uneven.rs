@@ -1,5 +1,5 @@
-//! Measures the latency of small requests while long streams run on other connections (`uneven` on the command line).
-//! The proxy shares two processors with its clients and its provider.
+//! Measures the latency of small requests while long streams run on other connections (`uneven` on the command line),
+//! and the throughput of the streams. Each proxy uses two processors. Its clients and the provider use the second one.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
                 let index = (round + turn) % peers.len();
                 let turn = take_turn(plan, &setup, started_peers[index].as_ref(), background_load);
                 turns[index].push(current_thread_runtime().block_on(turn));
-                setup.upstream.assert_credentials_were_replaced(peers[index].name());
+                setup.upstream.assert_requests_were_valid(peers[index].name());
             }
         }
         for (peer, turns) in peers.iter().zip(&turns) {

@@ -1,6 +1,6 @@
-//! Simulates the provider with much less processor time than any proxy needs. The provider sends prepared responses
-//! with new identifiers in their heads, and checks that each request contains the key of the pool and no client
-//! credential.
+//! Simulates the provider with much less processor time than any proxy needs, with and without TLS. The provider sends
+//! prepared responses with new identifiers in their heads. It counts the requests, and checks that each one contains
+//! the key of the pool, no client credential, and a complete body.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -26,7 +26,7 @@ pub const TIMESTAMP_DIGITS: usize = 16;
 
 /// Bytes per chunk, similar to the chunks of the provider.
 const CHUNK_BYTES: usize = 8 * 1024;
-/// Maximum number of bytes per read. It is large, because most of the input are uploads.
+/// The maximum number of bytes per read. It is large, because uploads are most of the input.
 const MAX_READ_BYTES: usize = 256 * 1024;
 /// The placeholder for the digits of an identifier.
 const PLACEHOLDER: &[u8] = b"################";
@@ -77,7 +77,7 @@ impl Upstream {
     }
 
     /// Panics if a request had wrong credentials or an incomplete body.
-    pub fn assert_credentials_were_replaced(&self, peer_name: &str) {
+    pub fn assert_requests_were_valid(&self, peer_name: &str) {
         let invalid_requests = self.counters.invalid_requests.load(Relaxed);
         assert_eq!(
             invalid_requests, 0,

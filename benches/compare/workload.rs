@@ -1,5 +1,5 @@
-//! Defines the workloads: five requests that are typical of client applications, with their rates, their numbers of
-//! connections, and the maximum costs relative to nginx.
+//! Defines the workloads: five requests that are typical of client applications, with the sizes of their responses,
+//! their rates, their numbers of connections, and the maximum costs relative to nginx.
 
 use std::sync::Arc;
 

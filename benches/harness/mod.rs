@@ -1,5 +1,5 @@
-//! Starts Keychoir and the simulator for a benchmark, reads their processor time and memory, and reduces the measured
-//! numbers to medians and ranges.
+//! Starts Keychoir and the simulator for a benchmark, reads their processor time, memory and metrics, and reduces the
+//! measured numbers to medians and ranges. Also reads the parameters of a benchmark from the environment.
 
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part of this module")]
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// The number of units of processor time per second in `/proc`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Returns the number in an environment variable, or `default`.
+/// Returns the number in an environment variable, or `default` if the variable is not set.
 pub fn env_number(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().expect("the value must be a whole number"))
 }
@@ -48,7 +48,7 @@ pub fn start_simulator(keys: &[String]) -> RunningProgram {
     RunningProgram::start(simulator.stdout(Stdio::piped()), |child| child.stdout.take().map(box_reader))
 }
 
-/// Starts Keychoir with the settings of `command`. It logs only its address and errors.
+/// Starts Keychoir with the settings of `command` and without quota polling. It logs only its address and errors.
 pub fn start_proxy(command: &mut Command) -> RunningProgram {
     // Requests are not logged, because the cost of logging would hide the measured cost.
     command
@@ -69,7 +69,7 @@ pub struct RunningProgram {
 }
 
 impl RunningProgram {
-    /// Starts a program and waits for the log line with its address.
+    /// Starts a program and waits for the output line with its address.
     fn start(command: &mut Command, take_output: fn(&mut Child) -> Option<Box<dyn Read + Send>>) -> Self {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(take_output(&mut child).unwrap()).lines();
@@ -78,13 +78,13 @@ impl RunningProgram {
                 let address = line.unwrap().split_once(" at http://")?.1.to_owned();
                 address.split_whitespace().next()?.trim_end_matches('/').parse().ok()
             })
-            .expect("Keychoir must log its address");
-        // A thread reads the rest of the log, so that Keychoir does not block on a full pipe.
+            .expect("the program must print its address");
+        // A thread reads the rest of the output, so that the program does not block on a full pipe.
         keychoir::tasks::spawn_thread("log reader", move || lines.for_each(drop)).unwrap();
         Self { child, address }
     }
 
-    /// Waits until the metrics of the program contain this line.
+    /// Waits until the metrics of Keychoir contain this line.
     pub fn wait_for_metric(&self, line: &str) {
         let has_line = || {
             let mut stream = TcpStream::connect(self.address).unwrap();

@@ -63,7 +63,7 @@ use tokio::sync::mpsc;
 #[derive(Clone, Copy)]
 pub struct Step {
     pub name: &'static str,
-    /// Creates the data that all calls share.
+    /// Creates the data that all calls share, and returns a function that prepares calls.
     pub set_up: fn() -> PrepareCalls,
 }
 
@@ -178,7 +178,7 @@ pub const TTS_WITH_QUOTA: &str = "request path, TTS, quota";
 pub const GET_OF_REPLICA: &str = "request path, GET, quota, replica";
 pub const TTS_OF_REPLICA: &str = "request path, TTS, quota, replica";
 
-/// The kind of request.
+/// A request whose steps are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// The list of voices.
@@ -192,8 +192,11 @@ pub enum RequestKind {
 /// The distribution of keys and credits over workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
+    /// Each key has a separate workspace with credits.
     WorkspacePerKey,
+    /// All keys belong to one workspace.
     OneWorkspace,
+    /// Each key has a separate workspace, and only the workspace of the last key has credits.
     OnlyLastHasCredits,
 }
 

@@ -1,5 +1,5 @@
-//! Defines all steps of the request path together as one step: from the parsed request head to the head for the
-//! provider, and the processing of the response head.
+//! Defines one step that runs the steps of the request path in sequence: from the parsed request head to the head for
+//! the provider, and the processing of the response head, with and without a client quota and other replicas.
 
 use std::future::Future;
 use std::hint::black_box;

@@ -22,9 +22,12 @@ struct BlankingCase {
     chunk_lengths: Vec<u8>,
 }
 
+/// A WebSocket message.
 #[derive(Arbitrary, Debug)]
 enum Message {
+    /// Arbitrary bytes, which need not be JSON.
     Bytes(Vec<u8>),
+    /// A JSON object whose members are generated.
     Object(Vec<Member>),
 }
 
@@ -38,6 +41,7 @@ struct Member {
     value: Json,
 }
 
+/// The name of a member of a JSON object.
 #[derive(Arbitrary, Debug)]
 enum Name {
     /// One of `CREDENTIAL_NAMES`. Each set bit of `uppercase` makes a letter uppercase.
@@ -55,8 +59,10 @@ struct Whitespace {
     kind: u8,
 }
 
+/// A JSON value.
 #[derive(Arbitrary, Debug)]
 enum Json {
+    /// [`MARKER`] in the value of a credential, and otherwise null.
     Marker,
     Null,
     Number(i32),

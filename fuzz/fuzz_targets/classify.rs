@@ -1,5 +1,6 @@
-//! Fuzzes the classification of responses. It must not panic, and the verdict must be `Served` exactly for statuses
-//! that are neither client errors nor server errors.
+//! Fuzzes the decompression of response bodies and the classification of responses. Neither may panic. A decoded body
+//! must not exceed its limit, and the verdict must be `Served` exactly for statuses that are neither client errors nor
+//! server errors.
 
 #![no_main]
 
@@ -37,5 +38,9 @@ fuzz_target!(|case: ResponseCase| {
     let error = decoded_body.as_deref().map(ErrorBody::parse);
     let verdict =
         classify(status, error.as_ref(), retry_after.map(|seconds| Duration::from_secs(seconds.into())));
-    assert_eq!(verdict == Verdict::Served, !status.is_client_error() && !status.is_server_error());
+    assert_eq!(
+        verdict == Verdict::Served,
+        !status.is_client_error() && !status.is_server_error(),
+        "only a status that is not an error may have the verdict `Served`"
+    );
 });

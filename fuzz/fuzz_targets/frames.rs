@@ -1,5 +1,6 @@
-//! Fuzzes the parser, the encoder, the mask and the validator of WebSocket frames. A parsed header must be equal to the
-//! header that was encoded. Masking and validation must not depend on how the bytes are split.
+//! Fuzzes the parser, the encoder, the mask and the validator of WebSocket frames, and the payloads of close frames. A
+//! parsed header or close payload must be equal to the encoded one. Masking and validation must not depend on how the
+//! bytes are split.
 
 #![no_main]
 

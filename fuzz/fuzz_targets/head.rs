@@ -1,6 +1,6 @@
-//! Fuzzes the removal of credentials and hop-by-hop headers from request heads. No credential may remain in the headers
-//! or the query, and `content-length` must stay unchanged. The route label must be short, and the logged names of query
-//! parameters must contain no control characters.
+//! Fuzzes the processing of request heads: the removal of credentials and hop-by-hop headers, the endpoint lookup and
+//! the logged names of query parameters. No credential may remain in the headers or the query, and `content-length`
+//! must stay unchanged. The route label must be short, and the logged names must contain no control characters.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Fuzzes the decoder of provider responses. The decoded response must not depend on how the bytes are split into
-//! reads.
+//! Fuzzes the decoders of response heads and chunked bodies of the provider. They must not panic, and the decoded
+//! response must not depend on how the bytes are split into reads.
 
 #![no_main]
 

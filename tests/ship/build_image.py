@@ -1,8 +1,9 @@
-"""Builds the image of `Dockerfile` without a network, and runs the program in it.
+"""Builds the image of `Dockerfile` with buildah and without a network. Checks the size of the image, and runs the
+program in it with `--version`.
 
-The script makes the base image itself, with the name of the real one. The base image is almost empty, because no
-registry is used: the Rust toolchain, the C compiler and the downloaded crates of this machine are mounted into it. The
-script needs the user root and buildah.
+No registry is used, so the script makes the base image itself, with the name of the real one. This base image is almost
+empty: the Rust toolchain, the C compiler and the downloaded crates of this machine are mounted into it. The script
+needs the user root, buildah and rustup. It ends with an error if a step fails.
 """
 
 import os

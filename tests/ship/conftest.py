@@ -1,5 +1,6 @@
-"""Runs the static program as container runtimes do: with another root directory, which is read-only, and as an
-unprivileged user. Also provides a simulated provider, a nameserver and a TLS server for these tests.
+"""Provides the pytest fixtures and functions of the tests in this directory. They run the static program as container
+runtimes do: with another root directory, which is read-only, and as an unprivileged user. They also run a simulated
+provider, a nameserver and a TLS server, and send requests for speech.
 
 `KEYCHOIR_STATIC_BIN` is the path of the program. `KEYCHOIR_RELEASE=1` means that it is a released program, whose size
 is checked as well. `KEYCHOIR_EMULATOR` is the path of a static emulator, such as `qemu-aarch64-static`, for a program
@@ -30,7 +31,7 @@ PROGRAM = [EMULATOR, BINARY] if EMULATOR else [BINARY]
 EMULATOR_IN_CONTAINER = ["/emulator"] if EMULATOR else []
 IS_RELEASE = os.environ.get("KEYCHOIR_RELEASE") == "1"
 SKIP_NOTHING = os.environ.get("TESTS_SKIP_NOTHING") == "1"
-# The id of the user in the images.
+# The ID of the user and of the group in the images.
 USER = 65532
 KEYS = [f"sk_ship_{number:043d}" for number in range(2)]
 CLIENT_TOKEN = "kc_token_of_the_containers_app"
@@ -49,7 +50,7 @@ def can_mount():
 
 
 def needs(condition, reason):
-    """Returns a marker that skips a test if `condition` is false."""
+    """Returns a marker that skips a test if `condition` is false. With TESTS_SKIP_NOTHING=1, the test is run."""
     return pytest.mark.skipif(not condition and not SKIP_NOTHING, reason=f"needs {reason}")
 
 
@@ -59,8 +60,8 @@ needs_openssl = needs(shutil.which("openssl"), "openssl")
 
 
 def run(*command, environment=None, check=True, timeout=120):
-    """Runs a command with only PATH and `environment` as its variables. Returns its exit code and its output as text.
-    """
+    """Runs a command with only PATH and `environment` as its variables. The command must succeed unless `check` is
+    false. Returns its exit code and its output as text."""
     environment = {"PATH": os.environ["PATH"], **(environment or {})}
     completed = subprocess.run(
         [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=timeout
@@ -117,8 +118,8 @@ class Process:
 
 
 class Container:
-    """A root folder, and the mounts with which a program runs in it like in a container on the network of this machine.
-    """
+    """A root directory and its mounts. A program runs in it as in a container that shares the network of this
+    machine."""
 
     def __init__(self, root, state, secrets=None, shared=None, nameserver=None, has_devices=True):
         self.root, self.mounts = root, {"/var/lib/keychoir": state}
@@ -154,7 +155,7 @@ class Container:
         return run(*self.command(*arguments), environment=environment, check=check)
 
     def start(self, *arguments, environment):
-        # The tools that enter the root are found by PATH.
+        # The programs that change the root directory, such as `unshare`, are found by PATH.
         return Process(self.command(*arguments), {"PATH": os.environ["PATH"], **environment})
 
 

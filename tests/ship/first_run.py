@@ -1,10 +1,12 @@
-"""Measures how long the first run of the demo takes: the clone of the repository, and `cargo demo` with an empty target
-directory until the build, the first response and the end.
+"""Measures the duration of the first run of the demo: the clone of the repository, the download of the crates, and
+`cargo demo` with an empty target directory until the end of the build, the first response and the end of the demo. Also
+prints the size of the program and the processor time.
 
     python first_run.py [PROFILE]
 
-`PROFILE` is the profile of the build, `demo` by default, which `cargo demo` uses. `cargo fetch` downloads the crates
-before the build. Its time is printed separately, because it depends on the network and on the cache of cargo.
+`PROFILE` is the profile of the build. The default is `demo`, as in `cargo demo`. `cargo fetch` downloads the crates
+before the build. Its time is printed separately, because it depends on the network and on the cache of cargo. The
+script ends with exit code 1 if the demo fails or sends no first response.
 """
 
 import os
@@ -30,8 +32,8 @@ def run_timed(*command, **options):
 
 
 def run_demo(clone, profile):
-    """Runs the demo. Returns the times in seconds from the start of cargo to the end of the build, which is the first
-    line of the demo, to the first response, and to the end of the demo."""
+    """Runs the demo. Returns three times in seconds from the start of cargo: to the first line of the demo, which
+    follows the build, to the first response, and to the end of the demo."""
     started_at = time.monotonic()
     command = ["cargo", "run", "--locked", "--profile", profile, "--", "demo"]
     demo = subprocess.Popen(command, cwd=clone, env=build_environment(), stdout=subprocess.PIPE, text=True)
@@ -41,7 +43,7 @@ def run_demo(clone, profile):
         if first_response is None and FIRST_RESPONSE.search(line):
             first_response = time.monotonic() - started_at
     if demo.wait(timeout=TIMEOUT_SECONDS) != 0 or first_response is None:
-        sys.exit("the demo failed")
+        sys.exit("the demo failed or had no first response")
     return first_line, first_response, time.monotonic() - started_at
 
 

@@ -1,12 +1,14 @@
-"""Tests the packages in the directory DIST: their contents, and the life of an installed Debian package.
+"""Tests the packages in the directory DIST: their checksums and contents, and a Debian package from its installation to
+its purge.
 
     python packages.py DIST
 
 The Debian package is installed into a root directory that debootstrap creates, which needs the user root. systemd does
 not run there, so the script starts the service with the command, user, directories and credential of its unit. The
 service serves a request through the simulator. Then the package is upgraded, with the database of an earlier version,
-removed and purged. The RPM package is read and not installed. The Homebrew formula and the Nix flake are only parsed.
-Checks whose programs are missing are skipped (`report.py`).
+removed and purged. lintian checks the Debian package. The RPM package is read and not installed. The Homebrew formula
+is generated and parsed, and the Nix flake is parsed. `report.py` prints the outcomes, sets the exit code and skips the
+checks whose programs are missing.
 """
 
 import contextlib
@@ -43,7 +45,8 @@ def run(*command, **options):
     completed = subprocess.run(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
-    assert completed.returncode == 0, f"{command} must succeed, and ends with {completed.returncode}:\n{completed.stdout}"
+    code, output = completed.returncode, completed.stdout
+    assert code == 0, f"{command} must succeed, and ends with {code}:\n{output}"
     return completed.stdout
 
 
@@ -158,7 +161,7 @@ def build_earlier_package(package, directory):
 
 
 def need_programs(*names):
-    """Skips the check if a program is missing."""
+    """Skips the running check if a program is missing."""
     for name in names:
         report.need(shutil.which(name), f"the program {name}")
 
@@ -178,7 +181,8 @@ def the_debian_package_serves_is_upgraded_removed_and_purged():
 
         # The package is installed.
         output = root.install(build_earlier_package(package, directory))
-        assert "systemctl enable --now keychoir.socket" in output, f"the installation must print the next step:\n{output}"
+        next_step = "systemctl enable --now keychoir.socket"
+        assert next_step in output, f"the installation must print the next step:\n{output}"
         assert root.run("keychoir", "--version").strip() == f"keychoir {VERSION}"
         assert root.owner_and_mode("/etc/keychoir/elevenlabs_api_keys") == "root 600"
         assert root.run("getent", "passwd", "keychoir").split(":")[5] == "/var/lib/keychoir"
@@ -218,9 +222,9 @@ def the_debian_package_serves_is_upgraded_removed_and_purged():
             assert request_speech()[0] == 200, "the upgraded service must return speech"
         with contextlib.closing(sqlite3.connect(database)) as connection:
             schema = connection.execute("PRAGMA user_version").fetchone()[0]
-            assert schema > EARLIER_SCHEMA, f"the database must be upgraded, and has schema {schema}"
+            assert schema > EARLIER_SCHEMA, f"the schema must be above {EARLIER_SCHEMA}, and is {schema}"
             new_count = connection.execute("SELECT count(*) FROM attempts").fetchone()[0]
-            assert new_count == attempts + 1, f"{attempts} earlier attempts and a new one must be kept, not {new_count}"
+            assert new_count == attempts + 1, f"{attempts} earlier attempts and a new one must exist, not {new_count}"
         assert database.with_name(f"keychoir.db.before-{EARLIER_SCHEMA}").exists(), "the upgrade must leave a copy"
 
         # The package is removed and purged.

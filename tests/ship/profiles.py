@@ -1,5 +1,5 @@
-"""Compares programs that were built with different profiles: their processor time per request, the time of a start, and
-their memory.
+"""Compares programs that were built with different profiles: their size, their processor time and duration per request,
+the duration of their start, and their memory.
 
     python profiles.py PROGRAM…
 

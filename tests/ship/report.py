@@ -1,6 +1,7 @@
-"""Runs the checks of a script one after the other and prints the outcome of each.
+"""Runs the checks of a script in this directory one after the other, prints the outcome of each, and sets the exit code
+of the script.
 
-A check whose tools or permissions are missing is skipped with the reason. With `TESTS_SKIP_NOTHING=1` it fails.
+A check whose tools or permissions are missing is skipped with the reason. With `TESTS_SKIP_NOTHING=1`, it fails.
 """
 
 import os
@@ -15,14 +16,14 @@ class Skipped(Exception):
 
 
 def need(condition, what):
-    """Skips the running check if `condition` is false. `what` names the missing program or permission."""
+    """Skips the running check if `condition` is false. `what` names the required program or permission."""
     if not condition:
         raise Skipped(f"needs {what}")
 
 
 def run_checks(checks):
     """Calls each check, whose name is a sentence. Prints a line for each check and a summary. Exits with 1 if a check
-    failed."""
+    failed, and with 0 otherwise."""
     failed = skipped = 0
     for check in checks:
         name = check.__name__.replace("_", " ")

@@ -1,7 +1,10 @@
-"""Builds the images with buildah, which needs no daemon, and runs their programs as container runtimes do.
+"""Builds the images of `Dockerfile` and `Dockerfile.prebuilt` with buildah, which needs no daemon, and runs their
+programs as container runtimes do. The tests check the files, the settings and the size of the images, that they contain
+no secret of the builder, that the program serves requests as an unprivileged user, and that the app of the compose file
+gets speech.
 
 No registry is used. The tests make the base image of `Dockerfile` themselves, with the name of the real one. In it, a
-script replaces cargo: it checks how it is called, and returns the finished program instead of compiling it. `make
+script replaces cargo. The script checks its arguments, and copies the finished program instead of compiling it. `make
 test-image-build` builds the image with the real cargo.
 """
 
@@ -211,7 +214,7 @@ def test_an_image_contains_the_program_and_an_empty_folder(image, tmp_path):
     assert (root / "keychoir").stat().st_mode & 0o7777 == 0o755
 
 
-def test_an_image_describes_how_it_is_run(image):
+def test_an_image_has_the_settings_of_its_containers(image):
     config = image.config
     assert config["User"] == f"{USER}:{USER}"
     assert (config["Entrypoint"], config["Cmd"]) == (["/keychoir"], ["serve"])
@@ -223,7 +226,7 @@ def test_an_image_describes_how_it_is_run(image):
     assert labels[f"{prefix}version"] == "1.2.3" and labels[f"{prefix}revision"] == "abcdef"
     manifest = (ROOT / "Cargo.toml").read_text()
     for label, field in [("description", "description"), ("licenses", "license")]:
-        assert f'{field} = "{labels[prefix + label]}"' in manifest, f"{label} must be that of Cargo.toml"
+        assert f'{field} = "{labels[prefix + label]}"' in manifest, f"the label {label} must have the text of Cargo.toml"
 
 
 def test_no_part_of_an_image_contains_a_secret_of_its_builder(image, tmp_path):
@@ -266,16 +269,19 @@ def test_an_image_serves_as_an_unprivileged_user_in_a_read_only_root(
         process.wait_for("Base URL")
         assert request_speech(port)[0] == 200 and request_speech(port, "another-token-0123456789")[0] == 401
         check = container.run(*health_check, environment=environment)
-        assert (check.returncode, check.stdout) == (0, "ready\n"), check.stderr
+        assert (check.returncode, check.stdout) == (0, "ready\n"), f"the health check must succeed: {check.stderr}"
         status = pathlib.Path(f"/proc/{process.child.pid}/status").read_text()
         assert f"Uid:\t{USER}\t{USER}\t{USER}\t{USER}\n" in status
         assert "CapEff:\t0000000000000000\n" in status and "NoNewPrivs:\t1\n" in status
         # An operator runs a command in the running container.
         listed = container.run("/keychoir", "status", environment=environment)
-        assert listed.returncode == 0 and "2 of 2 keys active" in listed.stdout, listed.stdout + listed.stderr
+        status_output = listed.stdout + listed.stderr
+        assert listed.returncode == 0, f"`keychoir status` must succeed: {status_output}"
+        assert "2 of 2 keys active" in listed.stdout, f"both keys must be active: {status_output}"
         assert process.terminate() == 0, "the stop signal must end the program"
     assert container.run(*health_check, environment=environment).returncode == 1
-    assert not [line for line in process.output if "warn" in line.lower() and "mode 0" in line], process.output
+    mode_warnings = [line for line in process.output if "warn" in line.lower() and "mode 0" in line]
+    assert not mode_warnings, f"the modes of the secrets must cause no warning: {mode_warnings}"
     assert files_below(root) == files, "the program must write only to the volume"
     assert (state / "keychoir.db").stat().st_uid == USER
 
@@ -332,7 +338,7 @@ def test_the_app_of_the_compose_file_gets_speech_through_the_image(prebuilt_imag
     with container.start("/keychoir", "serve", environment=environment) as process:
         process.wait_for("Base URL")
         printed = run(*command, environment={"ELEVENLABS_BASE_URL": base_url}).stdout
-        assert re.fullmatch(r"200 audio/mpeg [1-9][0-9]* bytes\n", printed), printed
+        assert re.fullmatch(r"200 audio/mpeg [1-9][0-9]* bytes\n", printed), f"the app must get speech: {printed}"
     assert SPEECH_PATH in " ".join(command)
     assert CLIENT_TOKEN not in "".join(process.output)
 

@@ -1,5 +1,7 @@
-"""Tests the Dockerfiles, the compose files and the Kubernetes manifests: they match their schemas, their parts refer to
-each other, their containers are restricted, and Keychoir accepts their settings."""
+"""Tests the Dockerfiles, the compose files and the Kubernetes manifests: they match their schemas and contain the
+current versions, their parts refer to each other, their containers are restricted, and Keychoir and HAProxy accept
+their settings. hadolint checks the Dockerfiles. Also tests the order of the sidecar and the app, the health check, and
+that git ignores the folder of the secrets."""
 
 import os
 import pathlib
@@ -44,7 +46,7 @@ def kustomize(folder):
     return documents
 
 
-def find(documents, kind):
+def find_document(documents, kind):
     """Returns the only document of a kind."""
     (document,) = [document for document in documents if document["kind"] == kind]
     return document
@@ -82,7 +84,7 @@ def test_both_images_have_the_same_settings():
 def test_the_image_is_built_with_the_pinned_toolchain():
     channel = re.search(r'channel = "(.*)"', (ROOT / "rust-toolchain.toml").read_text())[1]
     base = re.search(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
-    assert base.startswith(f"rust:{channel}-"), base
+    assert base.startswith(f"rust:{channel}-"), f"the base image must have Rust {channel}, and is {base}"
 
 
 @pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
@@ -95,7 +97,8 @@ def test_a_manifest_matches_its_schema(path):
     if load(path)["kind"] in OTHER_KINDS:
         return
     validation = run(TOOLS / "kubernetes-validate", "--strict", path)
-    assert "passed for resource" in validation.stdout + validation.stderr, validation.stdout
+    report = validation.stdout + validation.stderr
+    assert "passed for resource" in report, f"the manifest must be validated: {report}"
 
 
 def test_every_manifest_belongs_to_a_kustomization():
@@ -104,12 +107,13 @@ def test_every_manifest_belongs_to_a_kustomization():
         assert set(kustomization) <= KUSTOMIZATION_FIELDS
         assert kustomization["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
         names = {name for name in kustomization["resources"] if not (folder / name).is_dir()}
-        assert names == {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}, folder
+        manifests = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+        assert names == manifests, f"the kustomization of {folder} must list all manifests of the folder"
         for image in kustomization.get("images", []):
             assert image == {"name": IMAGE, "newTag": VERSION}
 
 
-def test_the_image_has_the_version_of_the_package():
+def test_the_compose_files_use_the_image_of_the_package_version():
     for path in COMPOSE_FILES:
         images = [service["image"] for service in load(path)["services"].values()]
         assert f"{IMAGE}:{VERSION}" in images, f"{path.name} must use the version of Cargo.toml"
@@ -119,29 +123,29 @@ def test_the_manifests_of_the_pool_refer_to_each_other():
     documents = kustomize(DEPLOY / "kubernetes/pool")
     kinds = "Namespace Deployment Service PodDisruptionBudget NetworkPolicy Secret ServiceMonitor".split()
     assert sorted(document["kind"] for document in documents) == sorted(kinds)
-    deployment, service = find(documents, "Deployment"), find(documents, "Service")
+    deployment, service = find_document(documents, "Deployment"), find_document(documents, "Service")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert has_labels(labels, deployment["spec"]["selector"])
     assert has_labels(labels, {"matchLabels": service["spec"]["selector"]})
-    assert has_labels(labels, find(documents, "PodDisruptionBudget")["spec"]["selector"])
-    policy = find(documents, "NetworkPolicy")["spec"]
+    assert has_labels(labels, find_document(documents, "PodDisruptionBudget")["spec"]["selector"])
+    policy = find_document(documents, "NetworkPolicy")["spec"]
     assert has_labels(labels, policy["podSelector"])
     container = keychoir_container(deployment)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     (port,) = service["spec"]["ports"]
     assert ports[port["targetPort"]] == 11011 and ports[policy["ingress"][0]["ports"][0]["port"]] == 11011
-    monitor = find(documents, "ServiceMonitor")
+    monitor = find_document(documents, "ServiceMonitor")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     assert has_labels(service["metadata"]["labels"], monitor["spec"]["selector"])
     assert monitor["spec"]["endpoints"][0]["port"] == port["name"]
     # A drained node must be able to evict a pod.
-    assert find(documents, "PodDisruptionBudget")["spec"]["minAvailable"] < deployment["spec"]["replicas"]
+    assert find_document(documents, "PodDisruptionBudget")["spec"]["minAvailable"] < deployment["spec"]["replicas"]
 
 
 @pytest.mark.parametrize("name", ["pool", "sidecar"])
 def test_the_secret_of_a_pod_contains_the_files_of_its_settings(name):
     documents = kustomize(DEPLOY / "kubernetes" / name)
-    deployment, secret = find(documents, "Deployment"), find(documents, "Secret")
+    deployment, secret = find_document(documents, "Deployment"), find_document(documents, "Secret")
     (volume,) = [volume for volume in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in volume]
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
     container = keychoir_container(deployment)
@@ -152,7 +156,7 @@ def test_the_secret_of_a_pod_contains_the_files_of_its_settings(name):
 
 @pytest.mark.parametrize("name", ["pool", "sidecar"])
 def test_every_container_is_restricted(name):
-    deployment = find(kustomize(DEPLOY / "kubernetes" / name), "Deployment")
+    deployment = find_document(kustomize(DEPLOY / "kubernetes" / name), "Deployment")
     pod = deployment["spec"]["template"]["spec"]["securityContext"]
     assert pod["runAsNonRoot"] and pod["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["runAsUser"] == pod["fsGroup"] == 65532
@@ -163,7 +167,7 @@ def test_every_container_is_restricted(name):
 
 
 def test_the_sidecar_starts_before_the_app_and_ends_after_it():
-    deployment = find(kustomize(DEPLOY / "kubernetes/sidecar"), "Deployment")
+    deployment = find_document(kustomize(DEPLOY / "kubernetes/sidecar"), "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     (sidecar,) = pod["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
@@ -183,7 +187,7 @@ def keychoir_settings():
             if service["image"].startswith(f"{IMAGE}:"):
                 yield pytest.param(service["environment"], id=f"{path.name}-{name}")
     for name in ["pool", "sidecar"]:
-        container = keychoir_container(find(kustomize(DEPLOY / "kubernetes" / name), "Deployment"))
+        container = keychoir_container(find_document(kustomize(DEPLOY / "kubernetes" / name), "Deployment"))
         variables = {variable["name"]: variable["value"] for variable in container["env"]}
         yield pytest.param(variables, id=f"kubernetes-{name}")
 
@@ -216,8 +220,8 @@ def test_keychoir_accepts_the_settings(settings, tmp_path):
 def test_every_service_of_a_compose_file_is_restricted(path):
     document = load(path)
     for name, service in document["services"].items():
-        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], f"the service {name} must be restricted"
+        assert service["security_opt"] == ["no-new-privileges:true"], f"the service {name} must get no privileges"
         if service["image"].startswith(f"{IMAGE}:"):
             files = [value for key, value in service["environment"].items() if key.endswith("_FILE")]
             assert set(files) == {f"/run/secrets/{secret}" for secret in service["secrets"]}

@@ -1,4 +1,5 @@
-"""Checks that the lock files, the changelog, the documents and the manifests contain the version of Cargo.toml.
+"""Checks that the lock files, the latest release in the changelog, the documents and the manifests have the version of
+Cargo.toml. The exit code is 1 if a check fails (`report.py`).
 
     python versions.py [TAG]
 
@@ -49,7 +50,7 @@ def documents_and_manifests_contain_no_other_version():
         except UnicodeDecodeError:
             continue
         for mention in MENTION.finditer(text):
-            assert mention.group(1) == VERSION, f"{name} must contain {VERSION}, and contains {mention.group(0).strip()}"
+            assert mention.group(1) == VERSION, f"{name} must contain no {mention.group(0).strip()}, but {VERSION}"
 
 
 def the_tag_belongs_to_the_version():

@@ -1,9 +1,9 @@
-"""Checks the GitHub workflows without running them: their schemas, the weaknesses that zizmor finds, the pinned
-versions of actions, and the files and targets that their steps use.
+"""Checks the GitHub workflows and the settings of Dependabot without running them: their schemas, the weaknesses that
+zizmor finds, the pinned commits of actions, and the files and Makefile targets that the steps use.
 
     python workflows.py
 
-The script needs the packages of `workflows.requirements.txt`.
+The script needs the packages of `workflows.requirements.txt`. The exit code is 1 if a check fails (`report.py`).
 """
 
 import pathlib
@@ -41,7 +41,8 @@ def zizmor_finds_no_weaknesses():
 def each_action_is_pinned_to_a_commit_and_names_its_version():
     for workflow in WORKFLOWS:
         for line in re.findall(r"uses: (.*)", workflow.read_text()):
-            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), f"{workflow.name} must pin {line} to a commit, with its version in a comment"
+            is_pinned = re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
+            assert is_pinned, f"{workflow.name} must pin {line} to a commit, with its version in a comment"
 
 
 def the_files_of_all_steps_exist():

@@ -1,6 +1,6 @@
 """Runs the Autobahn test cases for WebSockets without and with Keychoir between the client and the server, and compares
 the verdicts, which must be equal. Also checks that each handshake that Keychoir forwards to the fuzzing server contains
-the key of the pool, and not the client credential.
+the key of the pool and does not contain the client credential.
 
 The Python package kosoku runs the cases. Its fuzzing server tests an echo client, which connects directly, and through
 Keychoir over ws and over wss. Its fuzzing client tests an echo server, directly and through Keychoir over ws. Keychoir
@@ -9,7 +9,8 @@ unchanged, so a case that fails directly may also fail through Keychoir.
 
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
-Prints a row for each case that differs. The exit code is 1 if a case differs or a handshake has a wrong credential.
+Prints a row for each case that differs. The exit code is 1 if a case differs, a handshake has a wrong credential, or
+Keychoir does not start or ends with an error.
 Without --all, the cases that send megabytes in small fragments and most cases of compression are skipped, so that the
 run takes half a minute instead of twenty minutes.
 """
@@ -31,7 +32,7 @@ import kosoku
 from aiohttp import web
 
 KEY = "sk_of_the_sockets_tests"
-# The client credential. The server must receive the key of the pool instead.
+# The client credential. The fuzzing server must receive the key of the pool instead.
 CLIENT_TOKEN = "anything-the-app-sends"
 
 # The cases of frames, pings, reserved bits, opcodes, fragments, UTF-8, closes and sizes, and two cases from each of six
@@ -112,7 +113,7 @@ async def run_cases_against_echo_server(cases, through):
     """Runs the cases of the fuzzing client against an echo server, and returns the results. The fuzzing client connects
     to the URL that `through` yields."""
     async with echo_server() as server, through(server) as (base_url, _):
-        # Keychoir serves its own page at `/`, and forwards the path `/echo` to the server.
+        # Keychoir serves its own page at `/`, and forwards the path `/echo` to the echo server.
         url = base_url.replace("http://", "ws://") + "/echo"
         return await all_results(kosoku.run_fuzzingclient(url, cases, concurrency=MAX_CONCURRENT_CASES))
 

@@ -1,6 +1,6 @@
-//! Configures and starts the compared proxies. Each of them is configured for the same work: it replaces the client
-//! credential with the key of the pool, keeps connections alive on both sides, streams bodies in both directions, and
-//! logs one line per request.
+//! Configures and starts the compared proxies, and checks that they log their requests. Each of them is configured for
+//! the same work: it replaces the client credential with the key of the pool, keeps connections alive on both sides,
+//! streams bodies in both directions, and logs one line per request. Only `nginx-buffered` buffers bodies instead.
 
 mod envoy;
 mod haproxy;
@@ -27,7 +27,7 @@ use crate::workload::{CLIENT_TOKEN, POOL_KEY};
 /// A proxy that the benchmark compares, or no proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// No proxy: clients connect to the provider.
+    /// The clients connect to the provider without a proxy.
     Direct,
     Nginx,
     /// nginx with larger buffers.
@@ -41,7 +41,7 @@ pub enum Peer {
     Keychoir(String, PathBuf),
 }
 
-/// The settings of a proxy.
+/// The settings of a proxy, and the provider to which it connects.
 #[derive(Clone, Debug)]
 pub struct PeerSetup {
     pub upstream: Upstream,
@@ -125,7 +125,8 @@ pub struct StartedPeer {
 }
 
 impl Peer {
-    /// Returns the installed peers. Prints the names of the missing peers.
+    /// Returns the direct connection, the installed proxies, this build of Keychoir, and the builds in
+    /// `BENCH_KEYCHOIR`. Prints the names of the missing proxies.
     pub fn find_installed() -> Vec<Self> {
         let mut peers = vec![Self::Direct];
         let candidates: [(&str, Option<PathBuf>, &[Self]); 4] = [
@@ -169,7 +170,8 @@ impl Peer {
         tls_mode == TlsMode::Plain || *self != Self::Pingora
     }
 
-    /// Returns the version as the program prints it. Variants of nginx return `None`.
+    /// Returns the version as the program prints it. Returns `None` for the direct connection and for the variants of
+    /// nginx.
     pub fn version(&self) -> Option<String> {
         match self {
             Self::Direct | Self::NginxTuned | Self::NginxBuffered => None,
@@ -206,7 +208,7 @@ impl Peer {
 }
 
 impl StartedPeer {
-    /// Panics unless the log has one line per request, plus the lines of the readiness checks.
+    /// Panics unless the log has one line for each of the `requests`, in addition to those of the readiness checks.
     pub fn assert_requests_are_logged(&self, name: &str, requests: u64) {
         // Some proxies also log failed readiness checks.
         const MAX_READINESS_CHECKS: u64 = 100;
@@ -253,7 +255,7 @@ fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Returns whether a request with all kinds of client credentials is served.
+/// Returns whether the proxy at `address` serves a request with a client credential in two headers.
 fn is_ready(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
     let Ok(tcp) = TcpStream::connect(address) else { return false };
     tcp.set_read_timeout(Some(Duration::from_secs(2))).unwrap();

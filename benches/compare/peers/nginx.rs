@@ -1,5 +1,5 @@
-//! Writes the nginx configuration, which keeps connections alive on both sides, and prepares the command that starts
-//! nginx.
+//! Writes the nginx configuration, which keeps connections alive on both sides and buffers bodies in one of three ways,
+//! and prepares the command that starts nginx.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ pub enum Buffering {
     Streaming,
     /// Bodies are streamed with larger buffers, for large bodies and enough memory.
     LargeBuffers,
-    /// Bodies are buffered completely for the slower side, which is the default of nginx.
+    /// Bodies are buffered completely for the slower side. This is the default of nginx.
     Full,
 }
 

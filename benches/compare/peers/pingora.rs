@@ -1,4 +1,4 @@
-//! Prepares the command that starts the Pingora proxy in `benches/compare/pingora`. That proxy does not support TLS.
+//! Prepares the command that starts the Pingora proxy in `benches/compare/pingora`. It does not use TLS.
 
 use std::fs::File;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-"""Compares the usage databases of all replicas with the provider's ledger, request by request, and explains differences
-by killed replicas."""
+"""Compares the usage databases of all replicas with the provider's ledger, request by request. Reports the differences
+and failed attempts that no killed replica explains. The demo and `tests/faults/replicas.py` use it."""
 
 import sqlite3
 from collections import defaultdict
@@ -10,8 +10,8 @@ from processes import Failure
 
 
 class LedgerReader:
-    """Collects the requests in the provider's ledger. The provider keeps only the last thousand, so the ledger must be
-    read often."""
+    """Collects the requests in the provider's ledger. The ledger contains only the last thousand requests, so it must
+    be read often."""
 
     def __init__(self, provider):
         self._provider = provider
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def read_records(database):
-    """Returns the request ids and credits of all usage records in the database of a replica."""
+    """Returns the request IDs and credits of all usage records in the database of a replica."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         return connection.execute("SELECT request_id, credits FROM attempts").fetchall()

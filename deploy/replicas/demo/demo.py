@@ -5,8 +5,8 @@ The demo needs Python, redis-server, haproxy, and the built `keychoir` binary:
 
     python3 deploy/replicas/demo/demo.py target/release/keychoir
 
-The exit code is 0 if no request failed, and if each credit that the provider has charged is recorded or was lost
-because of the kill.
+The exit code is 0 if no request failed, the provider reports no violation, and each credit that it has charged is
+recorded or was lost because of the kill. Otherwise it is 1, and 130 after Ctrl-C.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Runs clients that send requests for speech and retry them as the official SDKs do, and records each attempt."""
+"""Runs clients that send requests for speech through HAProxy or directly to replicas, and retry them like the official
+SDKs. Records each attempt with its replica and its result."""
 
 import hashlib
 import http.client

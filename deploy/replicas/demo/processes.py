@@ -1,4 +1,5 @@
-"""Starts programs in a temporary directory, waits for their output, and kills all of them when this program exits."""
+"""Starts programs in a temporary directory, also on free ports, waits for their output and for other conditions, and
+kills all of them when this program exits."""
 
 import ctypes
 import os

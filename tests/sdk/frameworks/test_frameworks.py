@@ -1,4 +1,5 @@
-"""Tests sessions of LiveKit and Pipecat through Keychoir, with keys that serve and keys that refuse."""
+"""Tests that the voice frameworks LiveKit and Pipecat synthesize speech, also with dialogue models, and transcribe
+audio through Keychoir over WebSockets. The first two keys serve, or are invalid, exhausted or busy."""
 
 import asyncio
 import ssl
@@ -40,7 +41,7 @@ TRANSCRIPTION_PATH = "/v1/speech-to-text/realtime?"
 
 
 def run_within_timeout(coroutine):
-    """Runs a coroutine, and returns its result."""
+    """Runs a coroutine, which must end within TIMEOUT_SECONDS. Returns its result."""
     return asyncio.run(asyncio.wait_for(coroutine, TIMEOUT_SECONDS))
 
 
@@ -71,7 +72,9 @@ async def speak_with_livekit(session_environment, model, texts):
         return samples
 
 
-@pytest.mark.parametrize(("model", "path"), [(MODEL, SPEECH_PATH), ("eleven_v3", DIALOGUE_PATH)], ids=["speech", "dialogue"])
+@pytest.mark.parametrize(
+    ("model", "path"), [(MODEL, SPEECH_PATH), ("eleven_v3", DIALOGUE_PATH)], ids=["speech", "dialogue"]
+)
 def test_livekit_synthesizes_speech(session_environment, model, path):
     assert all(run_within_timeout(speak_with_livekit(session_environment, model, [TEXT, "And again."])))
     assert session_environment.check_sessions(path)["spoken"].split() == f"{TEXT} And again.".split()
@@ -100,7 +103,7 @@ def test_livekit_transcribes_audio(session_environment):
 
 
 class FrameRecorder(FrameProcessor):
-    """Records the frames of a pipeline, and sets an event at the first frame of the expected type or error."""
+    """Records the frames of a pipeline. Sets an event at the first frame that has the expected type or is an error."""
 
     def __init__(self, expected_type):
         super().__init__()
@@ -117,8 +120,8 @@ class FrameRecorder(FrameProcessor):
 
 
 async def run_pipecat(service, frames, expected_type):
-    """Runs a pipeline with `frames` until it returns a frame of the expected type. Returns its audio and transcription
-    frames."""
+    """Runs a pipeline with `frames` until `service` emits a frame of the expected type or an error, which fails the
+    test. Returns the audio and transcription frames."""
     before_service, after_service = FrameRecorder(ErrorFrame), FrameRecorder(expected_type)
     worker = PipelineWorker(
         Pipeline([before_service, service, after_service]),

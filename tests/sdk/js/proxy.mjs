@@ -1,5 +1,6 @@
 // Starts the simulator and Keychoir in front of it, both on free ports, for the tests with the official JavaScript
-// clients. At the end, the logged credits are compared with the credits that the simulator has charged.
+// clients. Also configures both, reads the ledger, the status document and the log, and runs scripts in new Node
+// processes. At the end, the logged credits are compared with the credits that the simulator has charged.
 
 import { randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -56,7 +57,10 @@ export async function startEnvironment(keys, settings = {}) {
       await reloaded;
     },
     status: () => fetchJson(`${url}/api/elevenlabs-status`),
-    /** Resolves with the logged events of this name. All are logged when the event of one more request is logged. */
+    /**
+     * Sends a further request and waits until its event is logged, because the log is in order. Resolves with the
+     * logged events of this name.
+     */
     async events(name) {
       const id = randomUUID();
       const logged = keychoir.waitForLine((line) => JSON.parse(line).request_id === id);
@@ -77,7 +81,7 @@ export async function startEnvironment(keys, settings = {}) {
       for (const { key, charged } of ledgerKeys) {
         const unreportedRequests = requests.filter((request) => request.socket?.payer === key && ROUTES_WITHOUT_REPORTED_COST.test(request.path_and_query));
         const expected = unreportedRequests.reduce((sum, request) => sum - request.charged, charged);
-        assert.equal(loggedCredits[shortForm(key)] ?? 0, expected, `the logged credits of ${shortForm(key)} must be those that were charged`);
+        assert.equal(loggedCredits[shortForm(key)] ?? 0, expected, `the logged credits of ${shortForm(key)} must be the charged credits`);
       }
       rmSync(directory, { recursive: true });
     },
@@ -86,6 +90,6 @@ export async function startEnvironment(keys, settings = {}) {
 
 /** Returns the short form of a key with fewer than 48 characters. */
 function shortForm(key) {
-  assert.ok(key.length >= 16 && key.length < 48, "the short forms of keys must differ");
+  assert.ok(key.length >= 16 && key.length < 48, "a key must have 16 to 47 characters");
   return `${key.slice(0, 4)}...${key.slice(-4)}`;
 }

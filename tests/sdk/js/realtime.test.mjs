@@ -1,5 +1,5 @@
-// Tests WebSocket sessions of the official JavaScript clients through Keychoir, with keys that serve and keys that
-// refuse.
+// Tests WebSocket sessions of the official JavaScript clients through Keychoir, over ws and wss. The first two keys
+// serve, or are invalid, exhausted or busy. In these three cases, the third key must serve the session.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -12,7 +12,7 @@ import { CLIENT_TOKEN, SESSIONS } from "./sessions.mjs";
 const FIRST_KEYS = ["sk_session_number_0001", "sk_session_number_0002"];
 const LAST_KEY = "sk_session_number_0003";
 
-/** The states of the first two keys: the keys that are refused, the fault in the simulator, and the credits. */
+/** The states of the first two keys: the refused keys, the fault in the simulator, and the credits of each key. */
 const KEY_STATES = {
   "every key serves": { refused: [], credits: 1_000_000 },
   "the first keys are invalid": { refused: FIRST_KEYS, fault: "invalid", credits: 1_000_000 },
@@ -20,12 +20,17 @@ const KEY_STATES = {
   "the first keys are busy": { refused: FIRST_KEYS, fault: "concurrency", credits: 1_000_000 },
 };
 
-/** Asserts that the provider received a session with each of the `refused` keys and then one with the serving key. */
+/**
+ * Asserts that the provider received a session with each of the `refused` keys, then one with the serving key, and last
+ * one with a token if `usesToken` is true.
+ */
 async function checkSessions(environment, { path, usesToken }, refused) {
   const ledger = await environment.ledger();
   assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the provider must not receive the client token");
   const sessions = ledger.requests.filter((request) => request.socket);
-  for (const session of sessions) assert.ok(session.path_and_query.startsWith(path), session.path_and_query);
+  for (const { path_and_query: target } of sessions) {
+    assert.ok(target.startsWith(path), `the session must be at ${path}, not at ${target}`);
+  }
   const servingKey = refused.length ? LAST_KEY : FIRST_KEYS[0];
   if (usesToken) {
     const session = sessions.pop();

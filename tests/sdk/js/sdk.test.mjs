@@ -1,5 +1,5 @@
-// Tests calls of the official JavaScript SDK through Keychoir: while keys run out of credits, with an exhausted pool,
-// over HTTPS, and for resources of one account.
+// Tests calls of the official JavaScript SDK through Keychoir: with enough credits, while keys run out of credits, with
+// an exhausted pool, over HTTPS with and without the CA certificate, and for resources of one account.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -89,7 +89,7 @@ test("every call succeeds while keys run out", async () => {
   });
 });
 
-test("an exhausted pool throws an SDK error after one request", async () => {
+test("the SDK throws the error of an exhausted pool without a retry", async () => {
   await withEnvironment(TOO_FEW_CREDITS, async (environment, client) => {
     const speak = () => client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
     await speak();

@@ -1,4 +1,5 @@
-// Defines WebSocket sessions of the official JavaScript clients. `realtime.test.mjs` runs them through Keychoir.
+// Defines WebSocket sessions of the official JavaScript clients: transcriptions and conversations with an agent, also
+// with tokens and signed URLs. `realtime.test.mjs` runs them through Keychoir.
 
 import assert from "node:assert/strict";
 import { AudioFormat, ElevenLabsClient, RealtimeEvents } from "@elevenlabs/elevenlabs-js";
@@ -68,9 +69,9 @@ const SCRIBE = "/v1/speech-to-text/realtime?";
 const CONVERSATION = "/v1/convai/conversation?";
 
 /**
- * The sessions by name: their path at the provider, and the function that runs them through the proxy at `baseUrl`. A
- * session with `usesToken` uses the account that created its token or URL. Creating a token is free, so an earlier
- * session detects exhausted keys.
+ * The sessions by name: their path at the provider, and the function that runs them through Keychoir at `baseUrl`. A
+ * session with `usesToken` uses the account that created its token or signed URL. Creating a token costs no credits, so
+ * the function first runs a session without a token, which detects exhausted keys.
  */
 export const SESSIONS = {
   "elevenlabs-js transcribes": { path: SCRIBE, run: transcribeWithKey },
@@ -96,7 +97,10 @@ export const SESSIONS = {
   },
 };
 
-/** Runs each session through the proxy with its index in `baseUrls`. Resolves with the errors, null without an error. */
+/**
+ * Runs each session through the Keychoir with the same index in `baseUrls`. Resolves with one item per session: the
+ * error, or null if the session succeeded.
+ */
 export async function runAll(baseUrls) {
   const failures = [];
   for (const [index, { run }] of Object.values(SESSIONS).entries()) {

@@ -1,5 +1,5 @@
-"""Provides the pytest fixtures that start Keychoir and the simulator for tests with real clients. The `conftest.py` of
-each test directory imports them."""
+"""Provides the pytest fixtures that start Keychoir and the simulator for tests with real clients. `conftest.py` in this
+directory and in `tests/sdk/frameworks` imports them."""
 
 import certifi
 import pytest

@@ -1,5 +1,6 @@
-"""Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients. At the end, the
-usage records are compared with the credits that the simulator has charged."""
+"""Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients. Also configures
+both, and reads the ledger of the simulator, and the log, status document and usage database of Keychoir. At the end,
+the usage records are compared with the credits that the simulator has charged."""
 
 import contextlib
 import hashlib
@@ -58,7 +59,7 @@ class Process:
         with self._changed:
             self._changed.wait_for(lambda: self._find(parse) or self._ended, TIMEOUT_SECONDS)
             parsed = self._find(parse)
-            assert parsed, f"the log must contain the expected line: {self.lines}"
+            assert parsed, f"the program must print the expected line: {self.lines}"
             return parsed
 
     def _find(self, parse):
@@ -128,13 +129,13 @@ class Keychoir:
         self.process.wait_for_line(lambda line: json.loads(line).get("event") == "reloaded")
 
     def env(self, **environment):
-        """Returns the variables that `eval "$(keychoir env)"` sets in a shell with this environment."""
+        """Returns the CA file variables that `eval "$(keychoir env)"` sets in a shell with this environment."""
         environment = {**clean_environment(), "KEYCHOIR_STORAGE__PATH": str(self.database), **environment}
         script = 'eval "$("$0" env)" && printf "%s\\n" "$SSL_CERT_FILE" "$NODE_EXTRA_CA_CERTS"'
         shell = subprocess.run(
             ["/bin/sh", "-c", script, BINARY], env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
-        assert shell.returncode == 0, shell.stderr
+        assert shell.returncode == 0, f"`keychoir env` must succeed: {shell.stderr}"
         return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):
@@ -156,7 +157,7 @@ class Keychoir:
         assert self.process.stop() == 0
 
     def recorded_credits(self):
-        """Returns the recorded credits by key, without routes whose cost is reported late or never."""
+        """Returns the recorded credits by the fingerprint of the key, without ROUTES_WITHOUT_REPORTED_COST."""
         with contextlib.closing(sqlite3.connect(self.database)) as database:
             condition = f"route NOT IN ({', '.join('?' for _ in ROUTES_WITHOUT_REPORTED_COST)})"
             query = f"SELECT key_hash, sum(credits) FROM attempts WHERE {condition} GROUP BY key_hash"
@@ -198,5 +199,5 @@ class ProxyEnvironment:
                 charged[request["socket"]["payer"]] -= request["charged"]
         recorded_credits = self.keychoir.recorded_credits()
         recorded = {key: recorded_credits.get(fingerprint(key), 0) for key in self.keys}
-        assert recorded == charged, "the recorded credits of each key must be those that were charged"
+        assert recorded == charged, "the recorded credits of each key must be the charged credits"
         return ledger

@@ -1,5 +1,5 @@
-"""Defines the cases of the WebSocket tests: the scheme, and the states of the first two keys while a session is opened.
-"""
+"""Defines the cases of the WebSocket tests with real clients: the scheme, and the state of the first two keys. Starts
+an environment for a case, and checks which keys opened the sessions that the provider received."""
 
 import json
 
@@ -48,7 +48,7 @@ class SessionEnvironment:
         return self._environment.keychoir.env(**environment)["SSL_CERT_FILE"]
 
     def sessions(self):
-        """Returns the sessions that the provider has received."""
+        """Returns the WebSocket sessions that the provider has received, including refused ones."""
         return [request for request in self._ledger()["requests"] if request.get("socket")]
 
     def _ledger(self):
@@ -62,7 +62,8 @@ class SessionEnvironment:
         serving key, whose paths start with `path`. Returns the last session."""
         sessions = self.sessions()
         keys = [session["key"] for session in sessions]
-        assert keys == self._refused_keys + [self.serving_key] * served, keys
+        expected_keys = self._refused_keys + [self.serving_key] * served
+        assert keys == expected_keys, f"the sessions must have the keys {expected_keys}, not {keys}"
         for session in sessions:
             assert session["path_and_query"].startswith(path)
         assert all(session["socket"]["refused"] for session in sessions[: len(self._refused_keys)])

@@ -1,5 +1,6 @@
-"""Tests that an operator can change keys and clients in the running server while the official SDK sends requests: no
-request fails, each change is recorded, and no secret is printed or stored outside of its file."""
+"""Tests that an operator can change keys and clients of a running Keychoir while the official SDK sends requests: no
+request fails, each change is recorded, a change with a stale generation is refused, and no secret is printed or stored
+outside of the file of the admin token."""
 
 import json
 import os
@@ -58,12 +59,12 @@ class Load:
                 self._changed.notify_all()
 
     def wait_for_requests(self):
-        """Waits until further requests were served, without requests that began before this call."""
+        """Waits until at least REQUESTS_PER_STEP requests that began after this call were served."""
         with self._changed:
             # Each thread may have one request that began before this call.
             target = self._served + LOAD_THREADS + REQUESTS_PER_STEP
             is_reached = self._changed.wait_for(lambda: self._error or self._served >= target, TIMEOUT_SECONDS)
-            assert self._error is None, self._error
+            assert self._error is None, f"no request may fail: {self._error}"
             assert is_reached, "the requests must continue"
 
     def stop(self):
@@ -72,12 +73,12 @@ class Load:
         for thread in self._threads:
             thread.join(TIMEOUT_SECONDS)
             assert not thread.is_alive()
-        assert self._error is None, self._error
+        assert self._error is None, f"no request may fail: {self._error}"
         assert self._served > 0
 
 
 class Operator:
-    """Operates a running server with the command line and the admin API."""
+    """Operates a running Keychoir with the command line and the admin API, and records all outputs."""
 
     def __init__(self, environment):
         self._url = environment.url
@@ -86,7 +87,7 @@ class Operator:
         self.outputs = []
 
     def run(self, *arguments, stdin=""):
-        """Runs a command. Returns its exit code and output."""
+        """Runs a command. Returns its exit code, standard output and standard error."""
         self.arguments.extend(arguments)
         completed = subprocess.run(
             [BINARY, *arguments, "--url", self._url],
@@ -102,7 +103,7 @@ class Operator:
     def run_successfully(self, *arguments, stdin=""):
         """Runs a command, which must succeed. Returns its output."""
         code, output, error = self.run(*arguments, stdin=stdin)
-        assert code == 0, f"{arguments}: {error}"
+        assert code == 0, f"{arguments} must succeed: {error}"
         return output
 
     @property
@@ -160,7 +161,7 @@ def test_keys_and_tokens_change_under_load_without_a_failed_request(environment)
     assert speech_requests_with(environment, FIRST_KEY) == first_key_requests, "a paused key must get no request"
     assert speech_requests_with(environment, SPARE_KEY) >= REQUESTS_PER_STEP
 
-    # The pause ends, the added key is drained, and the key is removed.
+    # The pause ends. The added key is paused, so that it gets no further requests, and is then removed.
     operator.run_successfully("keys", "resume", first_id)
     operator.run_successfully("keys", "pause", "spare")
     load.wait_for_requests()
@@ -205,6 +206,7 @@ def test_keys_and_tokens_change_under_load_without_a_failed_request(environment)
         assert not any(secret in text for text in texts), "a secret must not be printed"
         # Only the file of the admin token contains a secret.
         folder = pathlib.Path(operator._database).parent
-        files_with_secret = [path.name for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        files_with_secret = [path.name for path in files if secret.encode() in path.read_bytes()]
         assert files_with_secret in ([], ["admin_token"]), "no other file may contain a secret"
     assert os.stat(operator._database.parent / "admin_token").st_mode & 0o777 == 0o600

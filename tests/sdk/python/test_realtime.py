@@ -1,4 +1,6 @@
-"""Tests WebSocket sessions of the official Python SDK through Keychoir, with keys that serve and keys that refuse."""
+"""Tests WebSocket sessions of the official Python SDK through Keychoir: speech, transcription and conversations, also
+with single-use tokens and signed URLs. The first two keys serve, or are invalid, exhausted or busy. Also tests that no
+form of the client credential reaches the provider."""
 
 import asyncio
 import base64
@@ -166,7 +168,7 @@ def test_a_conversation_with_a_signed_url_works(session_environment):
     assert "conversation_signature=" in session["path_and_query"]
 
 
-# The places of a client credential: the headers, the end of the query, and members of the first message.
+# The forms of a client credential. Each has headers, the end of the query, and members of the first message.
 CREDENTIAL_FORMS = {
     "a header": ({"xi-api-key": CLIENT_TOKEN}, "", {}),
     "a bearer token": ({"Authorization": f"Bearer {CLIENT_TOKEN}"}, "", {}),

@@ -1,5 +1,6 @@
-"""Tests calls of the official Python SDK through Keychoir: while keys run out of credits, with an exhausted pool, over
-HTTPS, and for resources of one account."""
+"""Tests calls of the official Python SDK through Keychoir: with enough credits, while keys run out of credits, with an
+exhausted pool, over HTTPS, and for resources of one account. Also tests the certificate of Keychoir and the CA bundle
+of `keychoir env`."""
 
 import asyncio
 import base64
@@ -101,7 +102,7 @@ class Calls:
 
 
 @pytest.mark.parametrize("call", Calls.ALL, ids=lambda call: call.__name__)
-def test_a_call_works(start_environment, call):
+def test_a_call_succeeds(start_environment, call):
     call(Calls(start_environment(ENOUGH_CREDITS).url))
 
 
@@ -136,7 +137,7 @@ def test_the_async_client_works_while_keys_run_out(start_environment):
     assert len(exhausted_keys(environment)) == 3
 
 
-def test_an_exhausted_pool_raises_an_sdk_error_after_one_request(start_environment):
+def test_the_sdk_raises_the_error_of_an_exhausted_pool_without_a_retry(start_environment):
     environment = start_environment(TOO_FEW_CREDITS)
     client = ElevenLabs(base_url=environment.url, api_key=CLIENT_TOKEN)
     with pytest.raises(ApiError) as raised:
@@ -153,7 +154,8 @@ def test_an_exhausted_pool_raises_an_sdk_error_after_one_request(start_environme
     count_after = environment.simulator.ledger()["totals"]["requests"]
     assert count_after == count_before, "an exhausted pool must send no request to the provider"
     environment.keychoir.process.wait_for_line(lambda line: "with-timestamps" in line)
-    end_events = [event for event in environment.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
+    end_events = environment.keychoir.events("request_ended")
+    end_events = [event for event in end_events if "with-timestamps" in event["route"]]
     assert len(end_events) == 1, "the SDK must not retry"
 
 
@@ -166,7 +168,7 @@ def trusting_environment(start_environment, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
-def test_every_call_works_over_https(trusting_environment, name):
+def test_every_call_succeeds_over_https(trusting_environment, name):
     calls = Calls(trusting_environment.url.replace("http://127.0.0.1", f"https://{name}"))
     for call in Calls.ALL:
         call(calls)
