@@ -211,7 +211,7 @@ def sum_days(program, directory):
     path = os.path.join(directory, "keychoir.db")
     started_at, hour = time.monotonic(), int(time.time() * 1_000) // HOUR_MS * HOUR_MS
     count_missing = (
-        "SELECT count(DISTINCT hour_ms) FROM hours, next_hour_of_days AS next "
+        "SELECT count(DISTINCT hours.hour_ms) FROM hours, next_hour_of_days AS next "
         "WHERE hours.hour_ms >= next.hour_ms AND hours.hour_ms < ?"
     )
     connect = lambda: sqlite3.connect(f"file:{path}?mode=ro", uri=True)
