@@ -339,10 +339,10 @@ impl Store {
 
 impl WriterHandle {
     /// Waits until all records are written, which happens after the last [`UsageSink`] is dropped. Returns
-    /// false after the timeout. If it returns true, no further rows enter the outbox. Must be called only
-    /// once.
+    /// false after the timeout, and if the writer panicked. If it returns true, no further rows enter the outbox. Must be
+    /// called only once.
     pub async fn wait_until_written(&mut self, timeout: Duration) -> bool {
-        tokio::time::timeout(timeout, &mut self.all_written).await.is_ok()
+        tokio::time::timeout(timeout, &mut self.all_written).await.is_ok_and(|written| written.is_ok())
     }
 
     /// Waits until all records are written and the database is closed, which happens after the last

@@ -132,9 +132,8 @@ class Client:
         return received == (TEXT, sent) and (await asyncio.wait_for(self.receive_frame(), 20))[0] == CLOSE
 
     async def receive_close(self, timeout):
-        """Receives frames until the connection ends, for at most `timeout` seconds. Returns the code of the last close
-        frame, or None if there was none. The timeout is not distinguished from the end of the connection, because
-        `TimeoutError` is a subclass of `OSError`."""
+        """Receives frames until the connection ends. Returns the code of the last close frame, or None if there was none.
+        Raises TimeoutError if the connection does not end within `timeout` seconds."""
         code = None
 
         async def receive_frames():
@@ -144,8 +143,13 @@ class Client:
                 if opcode == CLOSE:
                     code = int.from_bytes(payload[:2], "big")
 
-        with contextlib.suppress(EOFError, OSError):
+        try:
             await asyncio.wait_for(receive_frames(), timeout)
+        except TimeoutError:
+            # It is a subclass of OSError.
+            raise
+        except (EOFError, OSError):
+            pass
         return code
 
     def reset(self):
