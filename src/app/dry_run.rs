@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use super::connection_limit::ConnectionLimit;
 use super::listen::listen_on;
-use super::start_error::check_exposure;
+use super::start_error::{check_exposure, check_operator_exposure};
 use super::{AppConfig, StartError};
 use crate::config::{Config, ListenAddress};
 use crate::mirror;
-use crate::server::Listener;
+use crate::server::{Address, Listener};
 use crate::store::{self, DatabaseIntegrity, DatabaseLocation, OpenError, UsageReader};
 use crate::upstream::TcpTlsConnector;
 
@@ -70,27 +70,24 @@ pub async fn dry_run(config: Config) -> DryRun {
         findings.warnings.push(StartWarning::Connections(limit));
     }
     // The listeners stay open until all addresses are checked, so that conflicting addresses are detected.
-    let mut open_listeners: Vec<Listener> = Vec::new();
-    let addresses = config.server.listen.iter().chain(config.admin.listen.address());
-    for address in addresses.filter(|address| **address != ListenAddress::Systemd) {
-        match listen_on(address, config.server.unix_mode) {
-            Ok(listeners) => open_listeners.extend(listeners),
-            Err(source) => {
-                findings.problems.push(StartProblem::Address { address: address.clone(), source });
-            }
-        }
-    }
-    let addresses: io::Result<Vec<_>> = open_listeners.iter().map(Listener::address).collect();
-    drop(open_listeners);
+    let client_listeners = open_listeners(&config, config.server.listen.iter(), &mut findings);
+    let operator_listeners = open_listeners(&config, config.admin.listen.address(), &mut findings);
+    let addresses = listener_addresses(&client_listeners);
+    let operator_addresses = listener_addresses(&operator_listeners);
+    drop((client_listeners, operator_listeners));
     match AppConfig::from_config(config) {
         Err(error) => findings.problems.push(StartError::from(error).into()),
         Ok(app_config) => {
             let exposure = addresses.map_err(StartError::from).and_then(|addresses| {
                 check_exposure(&addresses, &app_config.clients).map_err(StartError::from)
             });
+            let operator_exposure = operator_addresses
+                .map_err(StartError::from)
+                .and_then(|addresses| check_operator_exposure(&addresses, app_config.admin_token.is_some()));
             let mirror = app_config.mirror.as_ref().map_or(Ok(()), mirror::check_settings);
             let errors = [
                 exposure.err(),
+                operator_exposure.err(),
                 TcpTlsConnector::new(app_config.ca_file.as_deref()).err().map(StartError::from),
                 mirror.err().map(StartError::from),
             ];
@@ -103,6 +100,28 @@ pub async fn dry_run(config: Config) -> DryRun {
         }
     }
     findings
+}
+
+/// Opens the listeners of `addresses`, and adds a problem for each address at which that fails.
+fn open_listeners<'a>(
+    config: &Config,
+    addresses: impl IntoIterator<Item = &'a ListenAddress>,
+    findings: &mut DryRun,
+) -> Vec<Listener> {
+    let mut opened = Vec::new();
+    for address in addresses.into_iter().filter(|address| **address != ListenAddress::Systemd) {
+        match listen_on(address, config.server.unix_mode) {
+            Ok(listeners) => opened.extend(listeners),
+            Err(source) => {
+                findings.problems.push(StartProblem::Address { address: address.clone(), source });
+            }
+        }
+    }
+    opened
+}
+
+fn listener_addresses(listeners: &[Listener]) -> io::Result<Vec<Address>> {
+    listeners.iter().map(Listener::address).collect()
 }
 
 /// Maximum duration of the search for damage. A database that needs more time is searched in part.

@@ -423,6 +423,15 @@ fn check_rejects_each_configuration_that_serve_rejects() {
 }
 
 #[test]
+fn check_accepts_an_admin_listener_for_other_machines_if_it_requires_a_token() {
+    let home = tempfile::tempdir().unwrap();
+    let mut check = check_command(home.path());
+    check.env("KEYCHOIR_ADMIN__LISTEN", "0.0.0.0:0");
+    check.env("KEYCHOIR_ADMIN_TOKEN", "kca_0123456789abcdef0123456789abcdef0123456789");
+    assert_output(&run(&mut check), 0, &[]);
+}
+
+#[test]
 fn check_does_not_create_files() {
     let home = tempfile::tempdir().unwrap();
     assert_output(&run(&mut check_command(home.path())), 0, &[]);
