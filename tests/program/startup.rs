@@ -423,12 +423,19 @@ fn check_rejects_each_configuration_that_serve_rejects() {
 }
 
 #[test]
-fn check_accepts_an_admin_listener_for_other_machines_if_it_requires_a_token() {
+fn check_accepts_an_admin_listener_for_other_machines_if_startup_has_an_admin_token() {
     let home = tempfile::tempdir().unwrap();
-    let mut check = check_command(home.path());
-    check.env("KEYCHOIR_ADMIN__LISTEN", "0.0.0.0:0");
-    check.env("KEYCHOIR_ADMIN_TOKEN", "kca_0123456789abcdef0123456789abcdef0123456789");
-    assert_output(&run(&mut check), 0, &[]);
+    let check = || {
+        let mut check = check_command(home.path());
+        check.env("KEYCHOIR_ADMIN__LISTEN", "0.0.0.0:0");
+        check
+    };
+    // Startup generates a token in the state directory.
+    assert_output(&run(&mut check()), 0, &[]);
+    let token = "kca_0123456789abcdef0123456789abcdef0123456789";
+    assert_output(&run(check().env("KEYCHOIR_ADMIN_TOKEN", token)), 0, &[]);
+    let without_state = run(check().env("KEYCHOIR_STORAGE__EPHEMERAL", "true"));
+    assert_output(&without_state, 78, &["0.0.0.0:", "no admin token"]);
 }
 
 #[test]

@@ -8,12 +8,16 @@ use crate::app::{DryRun, StartError, StartProblem, StartWarning, dry_run};
 use crate::cli::describe_bind_error;
 use crate::cli::server::is_keychoir_at;
 use crate::config::{Config, ListenAddress};
+use crate::control::NewAdminToken;
 use crate::store::OpenError;
 
 /// Returns the problems and warnings of startup with `config`. An address or a database that a running Keychoir with
 /// this configuration uses is not a problem, because startup will replace that process.
 pub(in crate::cli) async fn examine_start(config: &Config) -> Vec<Finding> {
-    let DryRun { problems, warnings } = dry_run(config.clone()).await;
+    let mut start_config = config.clone();
+    // Startup generates a missing admin token, too.
+    let _ = NewAdminToken::generate_into(&mut start_config);
+    let DryRun { problems, warnings } = dry_run(start_config).await;
     let mut findings: Vec<Finding> = warnings.iter().map(describe_warning).collect();
     // systemd opens its sockets before the service runs, so these sockets do not show whether the service runs. If
     // there are no others, a database in use is the evidence of a running service.
