@@ -1,6 +1,6 @@
 //! Measures the cost of WebSocket sessions: the memory of an idle session of Keychoir, and the time that Keychoir adds
 //! to a message of a busy session. The benchmark starts the simulator and Keychoir in front of it. It opens idle
-//! sessions to Keychoir, with and without TLS, and busy sessions to both alternately.
+//! sessions to Keychoir, with and without TLS, and busy sessions alternately to the simulator and to Keychoir.
 //!
 //! ```text
 //! cargo bench --bench sockets
@@ -48,11 +48,11 @@ use harness::{
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input?inactivity_timeout=180";
 /// A path on which the simulator echoes messages.
 const ECHO_PATH: &str = "/v1/something/new";
-/// Maximum memory of a session besides the buffers of its two connections.
+/// Maximum memory of a session without TLS in the Keychoir process. The socket buffers of the kernel are not counted.
 const MAX_SESSION_BYTES: f64 = 20.0 * 1024.0;
 /// Maximum latency that Keychoir adds at the 99th percentile.
 const MAX_ADDED_MS: f64 = 1.0;
-/// Minimum ratio of the sent messages to the requested ones. The benchmark reports rounds with a lower ratio.
+/// Minimum ratio of the sent messages to the scheduled ones. The benchmark reports rounds with a lower ratio.
 const MIN_SENT_RATIO: f64 = 0.97;
 
 fn main() {
@@ -215,12 +215,13 @@ async fn measure_idle_sessions(setup: &BenchmarkSetup, sessions: u32, rounds: u3
     let without_tls = measured.iter().filter(|(tls_mode, ..)| matches!(tls_mode, TlsMode::Ws));
     let max_bytes = without_tls.map(|(.., rounds)| median(rounds.iter().copied())).fold(0.0, f64::max);
     print_verdict(
-        "a session without TLS uses at most 20 KiB besides its connections",
+        "a session without TLS uses at most 20 KiB of the proxy's memory",
         max_bytes <= MAX_SESSION_BYTES,
     );
 }
 
-/// Returns the memory per session of `sessions` idle sessions. Each has sent `message` and received its echo before.
+/// Returns the memory per session of `sessions` idle sessions. Each has sent `message` before, and has received its
+/// echo if `path` is [`ECHO_PATH`].
 async fn memory_per_session(
     setup: &BenchmarkSetup,
     proxy_program: &RunningProgram,
@@ -256,8 +257,8 @@ async fn memory_per_session(
 }
 
 fn wait_until_sessions_are_closed(proxy_program: &RunningProgram) {
-    for socket in ["speech", "unknown"] {
-        let line = format!("keychoir_websocket_sessions{{protocol=\"{socket}\"}} 0");
+    for protocol in ["speech", "unknown"] {
+        let line = format!("keychoir_websocket_sessions{{protocol=\"{protocol}\"}} 0");
         proxy_program.wait_for_metric(&line);
     }
 }
@@ -271,7 +272,7 @@ struct RoundResults {
     messages_per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
-    /// Processor time of the proxy per message.
+    /// Processor time of the proxy per message, in microseconds.
     proxy_micros: f64,
 }
 
@@ -283,7 +284,7 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
     println!("ms from a message to its echo: median (lowest to highest)");
     println!(
         "{:<10}{:<10}{:>24}{:>24}{:>12}{:>14}",
-        "message", "", "p50", "p99", "messages/s", "proxy µs each"
+        "message", "", "p50", "p99", "messages/s", "proxy CPU µs"
     );
     let proxy_program = setup.start_proxy(TlsMode::Ws);
     let mut is_within_limit = true;
@@ -324,7 +325,7 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
         is_within_limit &= median(p99.iter().copied()) < MAX_ADDED_MS;
         println!("{name:<10}{:<10}{:>24}{:>24}", "added", format_values(p50), format_values(p99));
     }
-    println!("Each message passes the proxy twice, as a message and as its echo.");
+    println!("Each message passes the proxy twice, as a message and as its echo. The CPU time is for both.");
     print_verdict("the added p99 is below 1 ms", is_within_limit);
 }
 
@@ -452,7 +453,7 @@ impl Session {
     }
 
     /// Sends a message repeatedly, each time at its scheduled time, or immediately if that time has passed. Returns the
-    /// round-trip times.
+    /// round-trip times, and the session, which stays open until the caller drops it.
     async fn send_repeatedly(
         mut self,
         frame: Arc<[u8]>,

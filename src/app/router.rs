@@ -1,6 +1,6 @@
-//! Serves the requests of a worker: checks the origin of a request, and routes it to the admin API, the dashboard, the
-//! other pages of Keychoir, or `proxy`, which sends it to the provider. Refuses paths that the listener does not serve,
-//! answers CORS preflight requests, and adds CORS headers.
+//! Routes each request that the access rules of `proxy` accept: to the admin API, the dashboard, the other pages of
+//! Keychoir, or `proxy`, which sends it to the provider. Refuses paths that the listener does not serve, answers CORS
+//! preflight requests, and adds CORS headers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(super) enum ListenerScope {
     Operators,
 }
 
-/// Routes requests to the admin pages, the dashboard or the provider. Clones share the same state.
+/// Routes requests to the admin API, the pages of Keychoir, the dashboard or the provider. Clones share their state.
 #[derive(Clone, Debug)]
 pub(super) struct Router(Arc<RouterParts>);
 

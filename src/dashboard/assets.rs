@@ -12,7 +12,7 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 
-use super::response::{text, with_type};
+use super::response::{text, with_content_type};
 use crate::admin::{ApiBody, contains_tag};
 use crate::secret::Fingerprint;
 
@@ -65,9 +65,9 @@ pub(super) fn respond(name: &str, headers: &HeaderMap) -> Response<ApiBody> {
     let mut response = if is_known {
         text(StatusCode::NOT_MODIFIED, "")
     } else if accepts_gzip {
-        with_type(StatusCode::OK, asset.content_type, asset.compressed.clone())
+        with_content_type(StatusCode::OK, asset.content_type, asset.compressed.clone())
     } else {
-        with_type(StatusCode::OK, asset.content_type, asset.content)
+        with_content_type(StatusCode::OK, asset.content_type, asset.content)
     };
     let headers = response.headers_mut();
     if accepts_gzip && !is_known {

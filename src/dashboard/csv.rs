@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 
 use super::PageRequest;
 use super::pages::UsageQuery;
-use super::response::{text, with_type};
+use super::response::{text, with_content_type};
 use crate::admin::ApiBody;
 use crate::store::{UsageDimension, UsageRow};
 
@@ -23,7 +23,7 @@ pub(super) async fn respond(request: &PageRequest<'_>) -> Response<ApiBody> {
         Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     };
     let mut response =
-        with_type(StatusCode::OK, "text/csv; charset=utf-8", format_csv(&rows, query.dimension));
+        with_content_type(StatusCode::OK, "text/csv; charset=utf-8", format_csv(&rows, query.dimension));
     let disposition = format!("attachment; filename=\"keychoir-usage-{}.csv\"", query.dimension.as_str());
     if let Ok(disposition) = HeaderValue::from_str(&disposition) {
         response.headers_mut().insert(CONTENT_DISPOSITION, disposition);

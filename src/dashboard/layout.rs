@@ -22,7 +22,7 @@ impl Page {
     const NAVIGATION: [Self; 7] =
         [Self::Overview, Self::Keys, Self::Live, Self::Usage, Self::Clients, Self::Connect, Self::System];
 
-    /// Returns the page at a path below the dashboard, or `None` for another path.
+    /// Returns the page at a path below the dashboard, or `None` for any other path.
     pub(super) fn from_path(path: &str) -> Option<Self> {
         [Self::Key].into_iter().chain(Self::NAVIGATION).find(|page| page.path() == path)
     }

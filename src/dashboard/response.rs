@@ -11,7 +11,7 @@ use maud::Markup;
 use crate::admin::ApiBody;
 
 /// The Content-Security-Policy. It forbids inline scripts and styles, files of other hosts, a frame around a page, and
-/// scripts that are created from text.
+/// DOM functions that run a text as a script or parse it as HTML.
 const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'";
@@ -28,18 +28,18 @@ pub(super) fn set_security_headers(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns a response with a page.
+/// Returns a response with an HTML page.
 pub(super) fn html(status: StatusCode, page: &Markup) -> Response<ApiBody> {
-    with_type(status, "text/html; charset=utf-8", page.0.clone())
+    with_content_type(status, "text/html; charset=utf-8", page.0.clone())
 }
 
 /// Returns a response with plain text.
 pub(super) fn text(status: StatusCode, message: impl Into<Bytes>) -> Response<ApiBody> {
-    with_type(status, "text/plain; charset=utf-8", message)
+    with_content_type(status, "text/plain; charset=utf-8", message)
 }
 
 /// Returns a response with content of any type.
-pub(super) fn with_type(
+pub(super) fn with_content_type(
     status: StatusCode,
     content_type: &'static str,
     content: impl Into<Bytes>,
@@ -52,13 +52,13 @@ pub(super) fn with_type(
 
 /// Returns a response with status 405 and the permitted methods.
 pub(super) fn method_not_allowed(methods: &'static str) -> Response<ApiBody> {
-    let mut response =
-        text(StatusCode::METHOD_NOT_ALLOWED, format!("This path has the methods {methods}.\n"));
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("This path accepts only {methods}.\n"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
 
-/// Returns a redirect to a location that is relative to the requested path.
+/// Returns a redirect to a location that is relative to the requested path. The `Location` header is left out if
+/// `location` is not a valid header value.
 pub(super) fn redirect(status: StatusCode, location: &str) -> Response<ApiBody> {
     let mut response = text(status, "");
     if let Ok(location) = HeaderValue::from_str(location) {

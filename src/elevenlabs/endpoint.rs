@@ -48,7 +48,7 @@ pub struct Endpoint {
     pub returns_websocket_url: bool,
     /// Whether the request creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
-    /// The protocol of a request that opens a WebSocket, or `None` for another request.
+    /// The protocol of a request that opens a WebSocket, or `None` for any other request.
     pub socket: Option<Dialect>,
 }
 

@@ -33,7 +33,7 @@ impl<'a> Segment<'a> {
         self.text
     }
 
-    /// Returns the literal of the API that the segment equals, or `None` for another segment.
+    /// Returns the literal of the API that the segment equals, or `None` for any other segment.
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }

@@ -38,6 +38,7 @@ impl Scheme {
 }
 
 /// A scheme, host and port with an optional path prefix, and the route to it: direct, or through a forward proxy.
+/// The scheme and host of the client's request target are ignored, so that a client cannot choose where a key is sent.
 /// Two authorities with different forward proxies differ, so they have separate idle connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
@@ -113,8 +114,7 @@ impl Authority {
         &self.host_header
     }
 
-    /// Returns the path prefix, which is prepended to the path of each request. The scheme and host of the client's
-    /// request target are ignored, so that a client cannot choose where a key is sent.
+    /// Returns the prefix that is added before the path of each request. It is empty, or starts with a slash.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix

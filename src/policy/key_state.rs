@@ -77,7 +77,7 @@ pub enum CooldownReason {
     Billing,
     /// The provider refuses the key itself. Selection also gives this reason to a key that may not serve the request.
     Invalid,
-    /// The key belongs to a different region than the host to which its requests are sent.
+    /// The key belongs to another region than that of the host to which its requests are sent.
     WrongHost,
 }
 

@@ -1,5 +1,7 @@
-//! Writes the access log: one event per request when the request ends, whatever its outcome. The guard holds neither
-//! the key nor the permits of the request, so these are released independently of the log.
+//! Writes the access log: one event per request when the request ends, whatever its outcome. [`AccessLog`] is the guard
+//! of a running request. Dropping it also records the end of the request in the metrics, and adds the request to the
+//! events for listeners of the admin API. The guard holds neither the key nor the permits of the request, so these are
+//! released independently of it.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -38,7 +40,7 @@ impl AccessLog {
         Self { summary, metrics: metrics.clone(), events: events.clone() }
     }
 
-    /// Records in the metrics that the relay of the provider's response starts.
+    /// Records in the metrics that the proxy starts to relay the provider's response.
     pub(super) fn record_relay_start(&self) {
         let elapsed = self.summary.elapsed();
         self.metrics.record_response_start(elapsed, self.summary.overhead(elapsed));
@@ -49,7 +51,7 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         let summary = &mut self.summary;
         write_event(summary);
-        self.events.record_request(|| ended_request(summary));
+        self.events.record_request(|| take_ended_request(summary));
         let (method, client) = (mem::take(&mut summary.method), summary.client.take());
         let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
         self.metrics.record_request_end(&labels, summary.elapsed());
@@ -57,7 +59,7 @@ impl Drop for AccessLog {
 }
 
 /// Creates the event for listeners of the admin API. Moves the reasons of its retries out of the summary.
-fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
+fn take_ended_request(summary: &mut RequestSummary) -> EndedRequest {
     EndedRequest {
         request_id: summary.request_id(),
         client: summary.client.clone(),

@@ -38,7 +38,7 @@ pub enum InvalidSupabaseKey {
     Anon,
     /// The value is a JWT for a role other than `service_role` and `anon`.
     #[error(
-        "this is a token of a different role than service_role: it has no write access to the mirrored tables"
+        "this is a token of a role other than service_role: it has no write access to the mirrored tables"
     )]
     OtherRole,
 }
@@ -98,7 +98,8 @@ fn jwt_role(token: &str) -> Option<String> {
     claims.get("role")?.as_str().map(str::to_owned)
 }
 
-/// Decodes base64url, and tolerates the digits of standard base64 and padding. Returns `None` for another character.
+/// Decodes base64url. Also accepts padding and the characters of standard base64. Returns `None` if `encoded` contains
+/// any other character.
 fn decode_base64url(encoded: &str) -> Option<Vec<u8>> {
     let (mut bits, mut bit_count) = (0_u32, 0);
     let mut decoded = Vec::with_capacity(encoded.len());

@@ -1,6 +1,6 @@
 //! Defines a beat, its cause and its outcome, and builds the calls of the Lua scripts for it. A beat is the round trip
-//! in which a replica sends its statements to Redis and receives its grants. `replica.rs` makes the statements, and
-//! `beat_replies.rs` applies the replies.
+//! in which a replica sends its statements to Redis and receives its grants of credits and slots. `replica.rs` makes
+//! the statements, and `beat_replies.rs` applies the replies.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -28,18 +28,20 @@ const GRANT_ARGUMENTS: usize = 15;
 /// suffice for a queued request. The request may also need a slot, so it cannot always start at once.
 pub(super) const MAX_TURN: Duration = Duration::from_secs(2);
 
-/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although Redis has lost
-/// none. If a replica ends, and a failover of Redis loses its last statement, its charges of this time may be lost.
+/// Minimum time between two replies of `grants.lua` that contain the charges of each replica. A reply contains them
+/// earlier if Redis has lost charges. The other replicas restore lost charges from these replies, so charges that no
+/// reply has contained are lost if their replica ends and a failover of Redis loses its last statement.
 const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Maximum number of workspaces in one demand. A queued request needs credits of only one workspace, and the next
-/// demand contains other workspaces.
+/// Maximum number of workspaces in one demand. By a demand, a replica asks the others to return credits or slots that
+/// they do not need. A queued request needs credits of only one workspace, and the next demand contains other
+/// workspaces.
 const MAX_DEMANDED_WORKSPACES: usize = 8;
 
 /// The reason for a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BeatCause {
-    /// The beat interval has passed. The beat is sent only if a statement is due.
+    /// The beat interval has passed. The beat is sent only if [`Beat::is_due`] is true.
     Interval,
     /// Queued requests, missed messages, a new connection or the end of the program need a reply.
     ReplyNeeded,
@@ -59,10 +61,10 @@ pub(super) struct Beat {
     pub(super) slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
     /// The sum of the slots that the replica uses or may use.
     pub(super) held_slots: u64,
-    /// Whether a statement differs from the last statement, or a full beat is due. Other beats of
-    /// [`BeatCause::Interval`] are not sent.
+    /// Whether a statement differs from the last statement, queued requests need credits or slots, or a full beat is
+    /// due. A beat of [`BeatCause::Interval`] is sent only in these cases.
     pub(super) is_due: bool,
-    /// Whether the beat contains the statements about all subjects, also those that have not changed.
+    /// Whether the beat contains the statements about all workspaces, including those that have not changed.
     pub(super) is_full: bool,
 }
 
@@ -72,7 +74,7 @@ pub(super) struct BeatOutcome {
     /// The maps that this replica must read or send again.
     pub(super) outdated: OutdatedMaps,
     /// Whether Redis has lost the statements of this replica.
-    pub(super) is_lost: bool,
+    pub(super) has_redis_lost_statements: bool,
     /// Whether another program sends statements with the id of this replica, because it has a copy of its database.
     pub(super) has_duplicate_id: bool,
     /// The workspaces of which other replicas hold credits or slots that this replica needs.
@@ -95,7 +97,8 @@ impl BeatOutcome {
 }
 
 impl Replica {
-    /// Returns the call of `members.lua`, which renews this replica and its leadership, or removes both at its end.
+    /// Returns the call of `members.lua`, which renews this replica's membership and leadership, or ends both when the
+    /// replica leaves.
     pub(super) fn members_call(&self) -> ScriptCall {
         let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
         keys.extend(ChangeMap::ALL.map(|map| self.keyspace.map(map)));
@@ -128,8 +131,8 @@ impl Replica {
         ScriptCall { script: scripts::GRANTS, keys, arguments }
     }
 
-    /// Returns the charges of other replicas that Redis has lost, in the format of `grants.lua`:
-    /// `replica used run before` for each replica.
+    /// Returns the charges of other replicas that Redis has lost, in the format of `grants.lua`. Each replica has four
+    /// words: its name, its charges, the number of its process, and the charges of its earlier processes.
     fn lost_use_argument(&self, workspace: SharedId) -> String {
         self.workspaces.get(&workspace).map(|state| state.credits.lost_use_argument()).unwrap_or_default()
     }

@@ -32,15 +32,16 @@ impl Replica {
         let membership = Membership::from_value(members_reply)?;
         self.clock.record(membership.now_ms, beat.sent_at, received_at);
         self.live_replicas = membership.live_count();
-        let is_lost = self.has_reported && membership.previous.is_none();
-        if is_lost {
+        let has_redis_lost_statements = self.has_reported && membership.previous.is_none();
+        if has_redis_lost_statements {
             self.maps.forget_versions();
         }
         let outdated = self.maps.compare(&membership.versions);
         let is_other = |previous: &Description| previous.process != self.description.process;
         let has_duplicate_id = self.has_reported && membership.previous.as_ref().is_some_and(is_other);
         self.has_reported = true;
-        let mut outcome = BeatOutcome { outdated, is_lost, has_duplicate_id, ..BeatOutcome::default() };
+        let mut outcome =
+            BeatOutcome { outdated, has_redis_lost_statements, has_duplicate_id, ..BeatOutcome::default() };
         self.membership = Some(membership);
         if beat.is_full {
             self.last_full_beat = Some(beat.sent_at.instant);

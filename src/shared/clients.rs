@@ -1,5 +1,5 @@
 //! Shares the limits of clients with other replicas: makes the statements about the clients' quotas and concurrent
-//! requests for each beat, applies the replies, and sets the shares of this replica, also those of rate limits, in
+//! requests for each beat, applies the replies, and sets the shares of this replica, including those of rate limits, in
 //! `proxy::ClientUsage`.
 
 use std::collections::HashMap;

@@ -301,7 +301,7 @@ fn parse_hello(hello: &HashMap<String, Value>, address: &str) -> Result<RedisSer
     Err(RedisConnectError::Refused { server: server.address, refusal })
 }
 
-/// Returns the first two numbers of a version, or `None` for another notation, which other products may have.
+/// Returns the first two numbers of a version, or `None` for any other notation, which other products may have.
 fn parse_version(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

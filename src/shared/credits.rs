@@ -251,7 +251,7 @@ impl Credits {
     }
 
     /// Records the charges of other replicas, and the replicas whose charges Redis has lost in part. Each replica
-    /// restores all charges that it knows, also those of replicas that have ended.
+    /// restores all charges that it knows, including those of replicas that have ended.
     fn record_uses(&mut self, grant: &CreditGrant) {
         self.lost_uses.clear();
         self.epoch = grant.epoch;

@@ -233,7 +233,7 @@ impl OpenLink {
             task.replace_id();
         }
         let demanded = outcome.demanded_workspaces(task.replica.statement_number);
-        let is_lost = outcome.is_lost || !outcome.outdated.to_resend.is_empty();
+        let has_redis_lost_data = outcome.has_redis_lost_statements || !outcome.outdated.to_resend.is_empty();
         for map in outcome.outdated.to_read {
             self.read_map(task, map).await?;
         }
@@ -241,7 +241,7 @@ impl OpenLink {
             let entries = task.replica.entries_to_resend(map, clock::now());
             self.store_entries(task, entries).await?;
         }
-        if is_lost {
+        if has_redis_lost_data {
             task.clients.resend_all();
             self.store_overlay(task).await?;
         }

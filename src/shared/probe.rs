@@ -91,7 +91,7 @@ pub enum RedisProbeError {
 }
 
 impl RedisProbeError {
-    /// Returns the reason why Redis refused the connection or a step, or `None` for another failure.
+    /// Returns the reason why Redis refused the connection or a step, or `None` for any other failure.
     #[must_use]
     pub fn refusal(&self) -> Option<&RedisRefusal> {
         match self {

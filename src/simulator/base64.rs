@@ -1,4 +1,4 @@
-//! Encodes bytes in base64, also if they arrive in several chunks.
+//! Encodes bytes in base64, even if they arrive in several chunks.
 
 use bytes::Bytes;
 

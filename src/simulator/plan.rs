@@ -1,6 +1,7 @@
-//! Defines the configuration of a simulator: workspaces with their credits, features and agents, the keys, and texts
-//! that a proxy must not forward. Parses the notation of keys on the command line, and refuses contradictory plans. The
-//! mutable state is in [`super::accounts`].
+//! Defines the configuration of a simulator, its [`Plan`]: workspaces with their credits, subscription tiers and
+//! agents, the keys, the voice library, the region, the speed of WebSocket timeouts, and texts that a proxy must not
+//! forward. Parses the notation of keys on the command line, and refuses contradictory plans. The mutable state is in
+//! [`super::accounts`].
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::secret::{ApiKey, InvalidApiKey};
 
 use super::fault::Fault;
 
-/// The only voice of the library in a plan that lists no other voices.
+/// The only voice of the library, unless the plan lists other voices.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
 /// The region that responses report unless the plan contains another one (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
@@ -17,16 +18,16 @@ pub(super) const REGION: &str = "us-central1";
 /// The configuration of a simulator.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Workspaces with more properties than their credits. A workspace that keys name needs no
-    /// entry here.
+    /// The workspaces that are described in full. A workspace that only needs credits and a tier can be named by its
+    /// keys instead.
     pub workspaces: Vec<WorkspacePlan>,
-    /// The keys, in the order of the ledger.
+    /// The keys. The ledger lists them in the same order.
     pub keys: Vec<KeyPlan>,
     /// Texts that no request head and no WebSocket message may contain, such as client tokens of the tested proxy. A
     /// request that contains one is a violation.
     pub forbidden_texts: Vec<String>,
     /// The real duration of one second of the timeouts on WebSockets. Tests shorten it.
-    pub socket_second: Duration,
+    pub websocket_timeout_second: Duration,
     /// The voices of the library. A workspace may use them if its tier includes the library.
     pub library: Vec<String>,
     /// Keys that are valid at the host of another region and are refused here with `wrong_host`.
@@ -44,20 +45,20 @@ pub struct WorkspacePlan {
     pub credits: u64,
     /// Used credits of the current period.
     pub used: u64,
-    /// The provider's plan of the workspace, such as `free` or `creator`. It limits the text length, voices of the
+    /// The subscription tier of the workspace, such as `free` or `creator`. It limits the text length, voices of the
     /// library, formats, clones and slots.
     pub tier: String,
-    /// The wording of refusals of features that the plan lacks.
+    /// The wording of refusals of features that the tier does not include.
     pub wording: RefusalWording,
     /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
-    /// Maximum number of custom voices without professional voices, or `None` for the limit of the plan.
+    /// Maximum number of custom voices, not counting professional voices, or `None` for the limit of the tier.
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
     pub reported_limit: ReportedLimit,
     /// The state of the workspace's bill.
     pub billing: Billing,
-    /// Time of the next reset of the credits, or `None` for the first of next month.
+    /// The time of the next reset of the credits, or `None` for the first day of the next month.
     pub reset: Option<UnixMs>,
     /// The length of later periods, or `None` for calendar months.
     pub period: Option<Duration>,
@@ -73,7 +74,7 @@ pub struct WorkspacePlan {
     pub agents: Vec<AgentPlan>,
 }
 
-/// The observed wordings of refusals of library voices, clones and long texts that a plan does not include.
+/// The observed wordings of refusals of library voices, clones and long texts that a tier does not include.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RefusalWording {
     /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
@@ -128,12 +129,13 @@ pub struct KeyPlan {
     /// The name of the key in the settings of the workspace and in refusals because of the cap. If it is `None`, the
     /// names are `key 1`, `key 2` and so on, so that no response contains a key.
     pub name: Option<String>,
-    /// Credits of the key's workspace, if no earlier key names the workspace.
+    /// Credits of the key's workspace. They are ignored if [`Plan::workspaces`] describes the workspace. Otherwise, all
+    /// keys of a workspace must have the same value.
     pub credits: u64,
     /// The workspace that the key shares with other keys, or `None` for a separate workspace.
     pub workspace: Option<String>,
-    /// The plan of the key's workspace, if no earlier key names the workspace, or `None` for the
-    /// default.
+    /// The subscription tier of the key's workspace, or `None` for the default. It is ignored if
+    /// [`Plan::workspaces`] describes the workspace or an earlier key names it.
     pub tier: Option<String>,
     /// The key's cap of credits per period, or `None` if the key has no cap.
     pub cap: Option<u64>,
@@ -162,7 +164,7 @@ impl Plan {
             workspaces: Vec::new(),
             keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
             forbidden_texts: Vec::new(),
-            socket_second: Duration::from_secs(1),
+            websocket_timeout_second: Duration::from_secs(1),
             library: vec![LIBRARY_VOICE.to_owned()],
             other_region_keys: Vec::new(),
             region: REGION.to_owned(),
@@ -174,10 +176,13 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// Returns the first syntax error, or the contradiction found by [`Plan::validate`].
+    /// Returns the first syntax error or, if there is none, the contradiction that [`Plan::validate`] finds.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
-        let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
+        let keys = entries
+            .enumerate()
+            .map(|(index, entry)| KeyPlan::parse_at(index + 1, entry))
+            .collect::<Result<_, _>>()?;
         let plan = Self { keys, ..Self::with_keys([]) };
         plan.validate()?;
         Ok(plan)
@@ -273,13 +278,13 @@ impl Default for WorkspacePlan {
 }
 
 impl WorkspacePlan {
-    /// Creates a workspace on a paid plan with `credits` unused credits.
+    /// Creates a workspace with a paid tier and `credits` unused credits.
     #[must_use]
     pub fn new(name: &str, credits: u64) -> Self {
         Self { name: name.to_owned(), credits, ..Self::default() }
     }
 
-    /// Creates a workspace on the plan `tier` with `credits` unused credits.
+    /// Creates a workspace with the subscription tier `tier` and `credits` unused credits.
     #[must_use]
     pub fn of_tier(name: &str, credits: u64, tier: &str) -> Self {
         Self { tier: tier.to_owned(), ..Self::new(name, credits) }
@@ -307,9 +312,14 @@ impl KeyPlan {
     ///
     /// Fails if a part is missing, unknown or not a number. The error does not contain the key.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
+        Self::parse_at(1, text)
+    }
+
+    /// Parses the key at this position of a plan. See [`Self::parse`].
+    fn parse_at(position: usize, text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
         let (key, properties) = text.split_once('=').ok_or(PlanError::NoCredits)?;
-        ApiKey::new(key).map_err(|source| PlanError::Key { position: 1, source })?;
+        ApiKey::new(key).map_err(|source| PlanError::Key { position, source })?;
         let mut properties = properties.split(':');
         let account = properties.next().unwrap_or_default();
         let (credits, workspace) = match account.split_once('@') {
@@ -445,8 +455,9 @@ mod tests {
     }
 
     #[test]
-    fn a_contradictory_plan_is_refused() {
+    fn an_invalid_or_contradictory_plan_is_refused() {
         for (text, expected) in [
+            ("sk=5 =5", "key 2: the key is empty"),
             ("sk=5 sk=5", "key 2 is the same as an earlier one"),
             ("a=5@w b=6@w", "workspace `w` cannot have 5 and 6 credits: its keys must agree"),
         ] {

@@ -4,17 +4,18 @@
 pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decode(name), percent_decode(value))
+        (form_decode(name), form_decode(value))
     })
 }
 
-/// Returns the first value of a query parameter.
+/// Returns the first value of a query parameter, or `None` if the query does not contain the parameter.
 pub(super) fn query_value(query: &str, parameter: &str) -> Option<String> {
     query_pairs(query).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }
 
-/// Decodes percent escapes and plus signs. An invalid escape stays unchanged.
-pub(super) fn percent_decode(text: &str) -> String {
+/// Decodes percent escapes and plus signs, as in HTML forms. An invalid escape stays unchanged. Bytes that are not
+/// valid UTF-8 become replacement characters.
+pub(super) fn form_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut remaining = text.as_bytes();
     while let Some((first, after)) = remaining.split_first() {

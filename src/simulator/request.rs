@@ -10,7 +10,7 @@ use memchr::memmem;
 use sha2::{Digest, Sha256};
 
 use super::provider::{PresentedKey, Provider};
-use super::query::{percent_decode, query_pairs};
+use super::query::{form_decode, query_pairs};
 
 /// Maximum number of bytes of a stored body. A larger JSON body is refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
@@ -67,7 +67,7 @@ pub(super) fn find_violations(parts: &Parts, forbidden_texts: &[String]) -> Vec<
 /// Describes the position of `text` in a request head. Returns `None` if the head does not contain `text`.
 fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
-    if target.contains(text) || percent_decode(&target).contains(text) {
+    if target.contains(text) || form_decode(&target).contains(text) {
         return Some("the path or the query".to_owned());
     }
     // HTTP libraries convert header names to lower case.

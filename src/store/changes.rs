@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::columns::{integer, timestamp, unsigned};
 use super::open::IntegrityCheck;
-use super::{DatabaseLocation, LockedLocation, OpenError, schema};
+use super::{DatabaseLocation, LockableLocation, OpenError, schema};
 use crate::policy::units::UnixMs;
 use crate::proxy::AttemptRecord;
 
@@ -76,7 +76,7 @@ impl StoredChange {
 /// `keychoir serve` cannot start before the change is made.
 #[derive(Debug)]
 pub struct OfflineChanges {
-    _location: LockedLocation,
+    _location: LockableLocation,
     /// The connection, or `None` if the database is of another version or cannot be opened.
     connection: Option<Connection>,
 }
@@ -90,7 +90,7 @@ impl OfflineChanges {
     /// database cannot be created or locked.
     pub fn open(path: &Path, now: UnixMs) -> Result<Self, OpenError> {
         let is_new = path.metadata().map_or(true, |metadata| metadata.len() == 0);
-        let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
+        let mut location = LockableLocation::from(DatabaseLocation::File(path.to_owned()));
         if is_new {
             let connection = location.open(now, IntegrityCheck::Skip)?.database.connection;
             return Ok(Self { _location: location, connection: Some(connection) });

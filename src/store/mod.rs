@@ -1,7 +1,7 @@
-//! Stores attempts, the state of keys, refusals, the owners of identifiers, the changes of operators and the id of the
-//! replica in an SQLite database. Requests put records into a bounded queue and do not wait for the commit: one writer
-//! thread commits the records. Records that cannot be written are kept in memory and retried. Records beyond the limit
-//! are dropped, counted and logged.
+//! Stores attempts and the sums of their usage, the state of keys, refusals, the owners of identifiers, the changes of
+//! operators and the id of the replica in an SQLite database. Requests put records into a bounded queue and do not wait
+//! for the commit: one writer thread commits the records. Records that cannot be written are kept in memory and
+//! retried, up to [`Settings::max_queued_records`]. Further records are dropped, counted and logged.
 //!
 //! Startup reads the database through [`Store`], the admin API, the dashboard and the quotas of users through
 //! [`History`], commands through [`UsageReader`], and the mirror through [`Outbox`].
@@ -101,7 +101,7 @@ pub struct Settings {
     pub retention: Retention,
     /// The rows that enter the outbox.
     pub mirror_scope: MirrorScope,
-    /// Maximum number and age of the stored identifier owners.
+    /// Maximum number and age of the stored owners of identifiers.
     pub owner_limits: RetentionLimits,
 }
 
@@ -171,28 +171,29 @@ impl Health {
     fn count_written(&self, records: usize) {
         self.set_unwritten_since(UnixMs(0));
         self.counters.written_records.fetch_add(records as u64, Ordering::Relaxed);
-        self.depth.record_written(records as u64);
+        self.depth.remove_records(records as u64);
     }
 
     fn count_lost(&self, records: usize) {
         self.counters.lost_records.fetch_add(records as u64, Ordering::AcqRel);
-        self.depth.record_written(records as u64);
+        self.depth.remove_records(records as u64);
     }
 
     fn count_error(&self) {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sets whether the last write failed, and returns whether the previous write failed.
+    /// Sets [`is_failing`](Self::is_failing), and returns its previous value.
     fn set_failing(&self, is_failing: bool) -> bool {
         self.counters.is_failing.swap(is_failing, Ordering::AcqRel)
     }
 }
 
-/// An opened database whose writer thread has not started.
+/// The database before its writer thread starts. It is open, or a temporary error prevented that and the writer will
+/// open it.
 #[derive(Debug)]
 pub struct Store {
-    location: LockedLocation,
+    location: LockableLocation,
     database: Result<Database, OpenError>,
     quarantined_path: Option<PathBuf>,
 }
@@ -204,7 +205,7 @@ pub struct WriterHandle {
     pub health: Health,
     /// The outbox, if rows are mirrored. The database stays open until the outbox is dropped.
     pub outbox: Option<Outbox>,
-    /// Reads stored records and records the changes of operators, for the admin API.
+    /// Reads stored records, and stores the changes of operators.
     pub history: History,
     all_written: oneshot::Receiver<()>,
     closed: oneshot::Receiver<()>,
@@ -212,15 +213,15 @@ pub struct WriterHandle {
 
 impl Store {
     /// Opens or creates the database, and locks it until the writer ends. A corrupt database of Keychoir is
-    /// renamed, and a new one is created. A full or read-only disk, or a lock held by another SQLite
-    /// connection, is not an error: records are kept in memory until the database can be written.
+    /// renamed, and a new one is created. A temporary error, such as a full disk or a lock held by another SQLite
+    /// connection, is not returned: records are kept in memory until the database can be written.
     ///
     /// # Errors
     ///
     /// Fails when the path cannot be used, another process has the database open, the file belongs to another program,
     /// a newer version of Keychoir has written it, or it needs an upgrade and cannot be copied first.
     pub fn open(location: &DatabaseLocation, now: UnixMs) -> Result<Self, OpenError> {
-        let mut location = LockedLocation::from(location.clone());
+        let mut location = LockableLocation::from(location.clone());
         match location.open(now, IntegrityCheck::Quick) {
             Ok(OpenDatabase { database, quarantined_path }) => {
                 Ok(Self { location, database: Ok(database), quarantined_path })
@@ -358,18 +359,18 @@ impl WriterHandle {
 
 /// The location of the database, and its lock after it was acquired.
 #[derive(Debug)]
-struct LockedLocation {
+struct LockableLocation {
     location: DatabaseLocation,
     lock: Option<Lock>,
 }
 
-impl From<DatabaseLocation> for LockedLocation {
+impl From<DatabaseLocation> for LockableLocation {
     fn from(location: DatabaseLocation) -> Self {
         Self { location, lock: None }
     }
 }
 
-impl LockedLocation {
+impl LockableLocation {
     fn is_memory(&self) -> bool {
         self.location == DatabaseLocation::Memory
     }

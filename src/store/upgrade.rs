@@ -13,7 +13,7 @@ use super::attempts::migration;
 use super::open::{self, IntegrityCheck, companion};
 use super::snapshot::{self, ExistingFile, SnapshotError};
 use super::temporary::LockedTemporary;
-use super::{DatabaseLocation, LockedLocation, OpenError, schema};
+use super::{DatabaseLocation, LockableLocation, OpenError, schema};
 use crate::clock;
 use crate::platform::files;
 
@@ -207,7 +207,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     if source.version == schema::VERSION && !source.is_unfinished {
         return Ok(MigrationOutcome::Current(source.version));
     }
-    let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
+    let mut location = LockableLocation::from(DatabaseLocation::File(path.to_owned()));
     location.lock()?;
     // Unlike at startup, a corrupt file is not quarantined.
     let connection = open::connect(path, IntegrityCheck::Full).map_err(migrate_error)?;

@@ -18,7 +18,7 @@ use super::history::HistoryCommand;
 use super::maintenance::{self, MaintenanceProgress};
 use super::open::{IntegrityCheck, OpenError};
 use super::outbox::{self, OutboxCommand};
-use super::{Health, LockedLocation, Settings, attempts, owners, transaction, users};
+use super::{Health, LockableLocation, Settings, attempts, owners, transaction, users};
 use crate::clock;
 use crate::policy::commit_schedule;
 use crate::pool::{Pool, Workspace};
@@ -55,7 +55,7 @@ pub(super) struct WriterChannels {
 pub(super) struct Writer {
     /// The open database, or `None` until the next write opens it.
     pub(super) database: Option<Database>,
-    pub(super) location: LockedLocation,
+    pub(super) location: LockableLocation,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
@@ -99,7 +99,7 @@ pub(super) fn early_commit_size(settings: &Settings) -> usize {
 impl Writer {
     pub(super) fn new(
         database: Option<Database>,
-        location: LockedLocation,
+        location: LockableLocation,
         settings: Settings,
         pool: Arc<Pool>,
         health: Health,

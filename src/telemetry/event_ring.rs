@@ -1,8 +1,8 @@
 //! Keeps the latest events for listeners of the admin API in a ring, from which each listener reads at its own pace.
 //! Events are recorded only while there are listeners, and for a short time after the last one.
 //!
-//! A listener holds only its position in the ring, so a slow listener needs no memory and delays no request. While
-//! requests are not recorded, a request only loads an atomic boolean.
+//! A listener needs only its position in the ring, so a slow listener uses no more memory than a fast one, and delays
+//! no request. While requests are not recorded, a request only loads an atomic boolean.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,10 +55,10 @@ struct Ring {
     events: VecDeque<Event>,
     /// The number of the latest event, or 0 before the first one.
     latest_number: u64,
-    /// The number of the latest event other than a request that was lost, because the ring was full or recording had
+    /// The number of the latest lost event that is not a request. An event is lost if the ring is full or recording has
     /// ended.
     latest_lost_state: u64,
-    /// The number of the latest request that was lost for the same reasons.
+    /// The number of the latest lost request.
     latest_lost_request: u64,
     /// All listeners.
     listeners: Listeners,
@@ -66,7 +66,7 @@ struct Ring {
     request_listeners: Listeners,
 }
 
-/// The number of listeners.
+/// The number of listeners, and the time since which there are none.
 #[derive(Debug, Default)]
 struct Listeners {
     count: usize,
@@ -141,7 +141,7 @@ pub struct EventBatch {
     pub is_incomplete: bool,
 }
 
-/// A listener for selected events. It counts as a listener until it is dropped.
+/// A listener for selected events. Dropping it disconnects the listener.
 #[derive(Debug)]
 pub struct EventListener {
     ring: EventRing,
@@ -151,7 +151,7 @@ pub struct EventListener {
 impl EventSelection {
     /// Returns whether a listener with this selection receives requests.
     #[must_use]
-    pub fn has_requests(self) -> bool {
+    pub fn includes_requests(self) -> bool {
         match self {
             Self::All | Self::Requests => true,
             Self::State => false,
@@ -160,7 +160,7 @@ impl EventSelection {
 
     /// Returns whether a listener with this selection receives the state of the keys and of Keychoir, and changes.
     #[must_use]
-    pub fn has_state(self) -> bool {
+    pub fn includes_state(self) -> bool {
         match self {
             Self::All | Self::State => true,
             Self::Requests => false,
@@ -169,9 +169,9 @@ impl EventSelection {
 
     fn includes(self, content: &EventContent) -> bool {
         match content {
-            EventContent::Request(_) => self.has_requests(),
+            EventContent::Request(_) => self.includes_requests(),
             EventContent::Key { .. } | EventContent::Change(_) | EventContent::Overview(_) => {
-                self.has_state()
+                self.includes_state()
             }
         }
     }
@@ -243,7 +243,7 @@ impl EventRing {
         if ring.listeners.is_expired(now) || !self.is_recording() {
             self.stop_recording(&mut ring);
         }
-        if selection.has_requests() {
+        if selection.includes_requests() {
             let is_recording = self.0.is_recording_requests.load(Ordering::Relaxed);
             if ring.request_listeners.is_expired(now) || !is_recording {
                 ring.clear_requests();
@@ -291,7 +291,7 @@ impl Drop for EventListener {
     fn drop(&mut self) {
         let mut ring = self.ring.lock();
         ring.listeners.remove();
-        if self.selection.has_requests() {
+        if self.selection.includes_requests() {
             ring.request_listeners.remove();
         }
     }
@@ -350,8 +350,8 @@ impl Ring {
             events: selected.cloned().collect(),
             position: self.latest_number,
             is_incomplete: position > self.latest_number
-                || (selection.has_state() && position < self.latest_lost_state)
-                || (selection.has_requests() && position < self.latest_lost_request),
+                || (selection.includes_state() && position < self.latest_lost_state)
+                || (selection.includes_requests() && position < self.latest_lost_request),
         }
     }
 
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_that_left_the_ring_is_incomplete() {
+    fn events_after_a_position_that_left_the_ring_are_incomplete() {
         let ring = EventRing::default();
         let listener = ring.listen(1, EventSelection::All).unwrap();
         let start = listener.position();
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_requests_are_not_lost_state() {
+    fn lost_requests_do_not_make_the_state_incomplete() {
         let ring = EventRing::default();
         let state_listener = ring.listen(3, EventSelection::State).unwrap();
         let request_listener = ring.listen(3, EventSelection::Requests).unwrap();

@@ -193,12 +193,12 @@ async fn start_proxy_with_own_key(credits: u64, change: impl FnOnce(&mut Config)
 }
 
 #[tokio::test]
-async fn a_request_with_an_own_key_does_not_use_the_pool_or_the_quota() {
+async fn a_request_with_its_own_key_does_not_use_the_pool_or_the_quota() {
     let rules = Rules { may_bring_key: true, max_concurrent: Some(1), ..quota_of_three_requests() };
     let proxy = start_proxy_with_own_key(0, configure_clients(rules)).await;
     for _ in 0..5 {
-        // The account of the own key is exhausted. The request is not retried with a key of the pool, and
-        // the keys of the pool do not enter a cooldown.
+        // The account of the client's key is exhausted. The request is not retried with a key of the pool, and the
+        // keys of the pool do not enter a cooldown.
         let response = send_with_own_key(&proxy, Method::POST, SPEECH_PATH, Some(CLIENT_TOKEN)).await;
         assert_eq!(status_and_code(&response), (401, ""));
         // The request counts as concurrent until its response is read, and the maximum is one.
@@ -238,7 +238,7 @@ async fn a_request_with_an_own_key_does_not_use_the_pool_or_the_quota() {
 }
 
 #[tokio::test]
-async fn an_own_key_without_permission_is_not_used() {
+async fn a_clients_own_key_is_not_used_without_permission() {
     let proxy = start_proxy_with_own_key(100, configure_clients(Rules::default())).await;
     assert_eq!(
         status_and_code(&send_with_own_key(&proxy, Method::GET, "/v1/voices", None).await),
@@ -356,7 +356,7 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     };
     assert_eq!((get_voices(token).await, get_voices("other").await), (200, 401));
 
-    // The configured address has no fixed port.
+    // The configured port is 0, so the command does not know the port of the running server.
     run_clients(&["add", "second"], &file).assert_refused(1, "name its address with --url");
     let run_online = |arguments: &[&str]| run_clients(&[arguments, &["--url", &url]].concat(), &file);
     let added = run_online(&["add", "second", "--bring-your-own-key", "--json"]);
@@ -367,7 +367,7 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     assert_eq!(run_online(&["revoke", "app"]).exit_code, Some(1), "a client must be revoked only once");
     run_online(&["revoke", "second"]).assert_refused(1, "the only client");
     assert_eq!((get_voices(token).await, get_voices(second_token).await), (401, 200));
-    // The provider does not know this own key.
+    // The provider does not know this key of the client.
     let own_key = "sk_own_canary_000011112222333344445555666677778888";
     let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own_key);
     assert_eq!(request.header("x-keychoir-token", second_token).send().await.unwrap().status(), 401);

@@ -1,6 +1,6 @@
 //! Tests the forwarding between client and provider: which request headers, response headers, content codings, paths
-//! and methods are forwarded, changed, dropped or refused. Also tests the sandbox of active documents, and the paths
-//! that the proxy serves itself.
+//! and methods are forwarded, changed, dropped or refused. Also tests the sandbox of documents with scripts, and the
+//! paths that the proxy serves itself.
 
 use crate::support::{
     FIRST_KEY, SECOND_KEY, TestProxy, send_raw, start_fixed_upstream, start_proxy, start_proxy_with,
@@ -21,7 +21,7 @@ async fn send_request(proxy: &TestProxy, method: &str, target: &str, headers: &s
     send_raw(proxy, &head).await
 }
 
-/// Sends a request with the given `headers`. Returns the headers that the provider received.
+/// Sends a request with the given `headers`. Returns the headers that the provider received, with names in lower case.
 async fn upstream_headers(proxy: &TestProxy, headers: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut request = proxy.client.get(format!("{}/v1/simulator/echo", proxy.url));
     for (name, value) in headers {
@@ -61,9 +61,9 @@ async fn only_encodings_that_the_proxy_can_decode_are_offered_to_the_provider() 
         (None, None),
     ] {
         let headers: Vec<_> = accepted.iter().map(|accepted| ("accept-encoding", *accepted)).collect();
-        let upstream_headers = upstream_headers(&proxy, &headers).await;
+        let received_headers = upstream_headers(&proxy, &headers).await;
         assert_eq!(
-            header_value(&upstream_headers, "accept-encoding"),
+            header_value(&received_headers, "accept-encoding"),
             offered,
             "{accepted:?}: only encodings that the proxy decodes must be offered"
         );
@@ -72,7 +72,7 @@ async fn only_encodings_that_the_proxy_can_decode_are_offered_to_the_provider() 
 }
 
 #[tokio::test]
-async fn forwarding_headers_of_proxies_are_not_sent() {
+async fn headers_of_proxies_in_front_of_keychoir_are_not_forwarded() {
     let client_headers = [
         ("cf-connecting-ip", "1.2.3.4"),
         ("CF-Ray", "x"),
@@ -150,6 +150,7 @@ async fn an_ambiguous_path_is_refused_and_not_forwarded() {
         assert_eq!(&status_line_start, b"HTTP/1.1 400", "{target}: the upgrade must be refused");
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
+    // These paths are unambiguous, so the provider decides whether they exist.
     for target in ["/v1/simulator/echo/caf%C3%A9%20x", "/v1/simulator/echo/a+b,c", "//v1/simulator/echo"] {
         let response = send_request(&proxy, "GET", target, "").await;
         assert!(
@@ -174,8 +175,8 @@ async fn response_headers_about_the_providers_origin_are_not_relayed() {
 }
 
 #[tokio::test]
-async fn active_documents_of_the_provider_are_sandboxed() {
-    for (media_type, is_active) in [
+async fn documents_with_scripts_are_sandboxed_by_the_proxy() {
+    for (media_type, has_scripts) in [
         ("text/html; charset=utf-8", true),
         ("application/xhtml+xml", true),
         ("image/svg+xml", true),
@@ -194,13 +195,13 @@ async fn active_documents_of_the_provider_are_sandboxed() {
                 response.headers().get("content-security-policy").map(|policy| policy.to_str().unwrap());
             assert_eq!(
                 policy,
-                is_active.then_some("sandbox"),
-                "{media_type}: only an active document must have a sandbox"
+                has_scripts.then_some("sandbox"),
+                "{media_type}: only a document with scripts must have a sandbox"
             );
             let has_nosniff = response.headers().contains_key("x-content-type-options");
             assert_eq!(
-                has_nosniff, is_active,
-                "{media_type}: only an active document must have the header `x-content-type-options`"
+                has_nosniff, has_scripts,
+                "{media_type}: only a document with scripts must have the header `x-content-type-options`"
             );
             proxy.close().await;
         }
@@ -208,7 +209,7 @@ async fn active_documents_of_the_provider_are_sandboxed() {
 }
 
 #[tokio::test]
-async fn default_paths_of_browsers_are_served_by_the_proxy() {
+async fn paths_that_browsers_request_by_default_are_served_by_the_proxy() {
     let proxy = start_proxy_with(plan(), |config| config.server.base_path = "/eleven".parse().unwrap()).await;
     for base in ["", "/eleven"] {
         for method in ["GET", "HEAD"] {

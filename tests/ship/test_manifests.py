@@ -37,7 +37,7 @@ def last_stage(name):
 
 
 def kustomize(folder):
-    """Returns the documents that the kustomization of a folder lists, also those of listed folders, without its
+    """Returns the documents that the kustomization of a folder lists, including those of listed folders, without its
     changes."""
     documents = []
     for name in load(folder / "kustomization.yaml")["resources"]:

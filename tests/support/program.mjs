@@ -6,16 +6,21 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
+/** The path of the binary: `KEYCHOIR_BIN`, or the debug build. */
 export const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../target/debug/keychoir", import.meta.url));
 
-/** Returns the environment without the variables of Keychoir. */
+/** Returns the environment without the variables that configure Keychoir or the certificates of Node. */
 const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
 
 /** The running programs. They are killed when the test process exits, so that a failed test leaves none of them behind. */
 const running = new Set();
 process.once("exit", () => running.forEach((child) => child.kill("SIGKILL")));
 
-/** Starts the binary. Resolves once `parse` returns a truthy value for a line of `stream`. `parsedValue` is this value. */
+/**
+ * Starts the binary with `args`. Resolves once `parse` returns a truthy value for a line of `stream`, which is `stdout`
+ * or `stderr`. `parsedValue` is this value, and `lines` contains all lines so far. `signal` sends a signal, and `stop`
+ * sends SIGTERM and resolves with the exit code.
+ */
 export async function start(stream, parse, args, environment = {}) {
   const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
   const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });

@@ -1,5 +1,5 @@
-// Tests that a keyboard suffices for the actions, forms and tables of the dashboard, and that each focused element is
-// visible.
+// Tests that the actions, forms and tables of the dashboard can be used with the keyboard alone, and that each focused
+// element is visible and has an outline.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -16,7 +16,7 @@ const describeFocused = (page) =>
     return { tag: element.localName, name: name?.split("\n")[0].trim(), isVisible: box.width > 1 && box.height > 1, outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth) };
   });
 
-/** Presses Tab until an element with this tag and name has the focus. The focus must be visible at each step. */
+/** Presses Tab until an element with this tag and name has the focus. Each focused element must have an outline. */
 async function tabTo(page, tag, name) {
   for (let step = 0; step < 100; step++) {
     await page.keyboard.press("Tab");
@@ -28,7 +28,7 @@ async function tabTo(page, tag, name) {
   assert.fail(`${tag} ${name} must be reached within 100 steps`);
 }
 
-test("all actions can be reached and pressed by keyboard", async (t) => {
+test("the actions of each page can be used with the keyboard alone", async (t) => {
   const dashboard = await startDashboard(t, { config: `[[clients]]\nname = "app"\ntoken = "token_of_the_app"\n` });
   const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
   t.after(() => context.close());

@@ -67,7 +67,7 @@ impl ApiError {
 
     pub(super) fn method_not_allowed(allowed_methods: &'static [Method]) -> Self {
         let http = StatusCode::METHOD_NOT_ALLOWED;
-        let message = format!("This path has the methods {}.", method_list(allowed_methods));
+        let message = format!("This path accepts only {}.", method_list(allowed_methods));
         Self { allowed_methods, ..Self::new(http, "method_not_allowed", "method_not_allowed", message) }
     }
 

@@ -1,5 +1,5 @@
-//! Examines for `keychoir doctor` what is on this machine: the configuration with its files, keys and certificate, the
-//! limit of open files, and the database with its disk.
+//! Examines the local files and limits for `keychoir doctor`: the configuration with its files, keys, certificate and
+//! forward proxies, the private key of the local CA, the limit of open files, and the database with its disk.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::store::{DatabaseInspection, DatabaseIntegrity, ReadError, UsageReader
 /// Maximum time of SQLite's integrity check, which reads the whole file, at about 200 MB per second.
 const INTEGRITY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Minimum free space on the disk of the database without a warning. An upgrade needs twice the size of the database,
-/// and uploads are buffered on the same disk by default.
+/// Less free space than this on the disk of the database causes a warning, because uploads are buffered on the same
+/// disk by default. Less than twice the size of the database also causes a warning, because an upgrade needs as much.
 const MIN_FREE_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Minimum remaining validity of a certificate without a warning.
+/// A shorter remaining validity of the certificate causes a warning.
 const MIN_REMAINING_VALIDITY: Duration = Duration::from_secs(14 * 24 * 3_600);
 
 /// Describes the sources of the configuration, the files with their modes, the route to the provider, the number of
@@ -62,7 +62,7 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
 
 fn describe_file(path: &Path) -> Finding {
     match path.metadata() {
-        // If other users can read the file, the warnings of the configuration contain this.
+        // If other users can read the file, the configuration has already warned about it.
         Ok(metadata) => {
             let mode = files::mode(&metadata).map(|mode| format!(" (mode {:04o})", mode & 0o7777));
             Finding::ok("files", format_args!("{}{}", path.display(), mode.unwrap_or_default()))
@@ -90,7 +90,7 @@ fn describe_certificate(config: &Config) -> Option<Finding> {
     let now = clock::now();
     let end = period.until.rfc3339_seconds();
     Some(match period.validity(now) {
-        // If the certificate is not valid, the warnings of the configuration contain this.
+        // If the certificate is not valid, the configuration has already warned about it.
         Validity::NotYet | Validity::Expired => return None,
         Validity::Valid if period.until.since(now) < MIN_REMAINING_VALIDITY => {
             Finding::warning("tls", format_args!("the certificate of server.tls expires at {end}"))
@@ -116,8 +116,10 @@ pub(in crate::cli) fn examine_storage(config: &Config) -> Vec<Finding> {
             ReadError::Newer { .. } => Finding::problem("database", &error)
                 .with_next_step("install that version, or restore a backup"),
             ReadError::Corrupt { .. } => Finding::problem("database", &error).with_next_step(RESTORE_ADVICE),
-            ReadError::Unreadable { .. } | ReadError::Unusable { .. } => Finding::problem("database", &error)
+            ReadError::Unreadable { .. } => Finding::problem("database", &error)
                 .with_next_step("run this command as the user of the service"),
+            // The message of the error contains the advice.
+            ReadError::Unusable { .. } => Finding::problem("database", &error),
         }],
     }
 }
@@ -138,7 +140,7 @@ fn describe_database(path: &Path, inspection: &DatabaseInspection) -> Vec<Findin
         DatabaseIntegrity::Unfinished => {
             let seconds = INTEGRITY_TIMEOUT.as_secs();
             let message =
-                format_args!("{path}: {size}, schema {schema}; not damaged in the first {seconds} s");
+                format_args!("{path}: {size}, schema {schema}; a check of {seconds} s found no damage");
             Finding::ok("database", message)
         }
         DatabaseIntegrity::Damaged(report) => {

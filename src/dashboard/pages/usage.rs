@@ -142,7 +142,7 @@ fn render_table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
 /// Renders the name of a group.
 fn render_group(row: &UsageRow, dimension: UsageDimension) -> Markup {
     match dimension {
-        // Days are in UTC, also for a viewer in another time zone, so the script must not change them.
+        // Days are in UTC, even for a viewer in another time zone, so the script must not change them.
         UsageDimension::Day => return html! { (row.group.get(..10).unwrap_or(&row.group)) },
         UsageDimension::Hour => return render_time(&row.group),
         UsageDimension::Key

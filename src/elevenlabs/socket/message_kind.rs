@@ -1,6 +1,6 @@
 //! Classifies the provider's WebSocket messages and close frames. A message can show that the session is served,
-//! refused or queued, and a close frame shows whether the session is refused. If the client presented a token, a
-//! refusal of the token is an error of the request.
+//! refused or queued, and a close frame shows whether the session is refused. If the client presented a token of the
+//! provider, a refusal of the token is an error of the request and not a verdict about a key.
 //!
 //! A refusal usually consists of a message and a close frame. Both are classified by the same table, because the close
 //! code alone is ambiguous: 1008 means a bad key as well as a client that was idle for too long.
@@ -33,7 +33,8 @@ pub const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 /// The progress of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionStage {
-    /// No useful message has been received. A message with only members of errors is classified as an error.
+    /// No useful message has been received. A message is also classified as a refusal if all its JSON members occur in
+    /// errors and its code or text is known.
     Opening,
     /// The session is served. Only a message in the error format of its protocol is an error.
     Served,
@@ -47,7 +48,7 @@ enum MessageFormat {
     /// The message is an error in the format of this protocol.
     Error,
     /// The message is an error in the format of another protocol or of HTTP.
-    ForeignError,
+    OtherProtocolError,
     /// The format is unknown.
     Other,
 }
@@ -80,7 +81,7 @@ pub fn classify_message(
     let kind = match (format, stage) {
         (MessageFormat::Event(kind), _) => kind,
         (MessageFormat::Error, _) => MessageKind::Refused(error_verdict(&body())),
-        (MessageFormat::ForeignError, SessionStage::Opening) => {
+        (MessageFormat::OtherProtocolError, SessionStage::Opening) => {
             known_verdict(&body()).map_or(MessageKind::UnknownError, MessageKind::Refused)
         }
         (MessageFormat::Other, SessionStage::Opening) if ErrorBody::has_only_error_members(&members) => {
@@ -89,7 +90,7 @@ pub fn classify_message(
             let body = if is_known { body() } else { body().without_messages() };
             classify_without_status(&body).map_or(MessageKind::Useful, MessageKind::Refused)
         }
-        (MessageFormat::ForeignError, SessionStage::Served)
+        (MessageFormat::OtherProtocolError, SessionStage::Served)
         | (MessageFormat::Other, SessionStage::Opening | SessionStage::Served) => MessageKind::Useful,
     };
     if has_token && let MessageKind::Refused(verdict) = kind {
@@ -105,7 +106,7 @@ pub fn classify_message(
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::from_close_reason(reason);
     let verdict = classify_without_status(&body).or(match code {
-        // Live transcription also sends these codes after its errors.
+        // Live transcription sends the codes of a normal end even after an error.
         1000 | 1001 | 1005 if follows_error => Some(Verdict::RequestError),
         // The session has ended normally.
         1000 | 1001 | 1005 => None,
@@ -123,7 +124,8 @@ pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: b
     Some(if has_token { verdict_about_token(verdict) } else { verdict })
 }
 
-/// Returns the verdict of an error whose code or message is known or denies access, and `None` for another error.
+/// Returns the verdict of an error whose code or message is in the table of refusals or contains a word for denied
+/// access. Returns `None` for any other error.
 fn known_verdict(body: &ErrorBody) -> Option<Verdict> {
     classify_without_status(body).or_else(|| access_denied_verdict(body))
 }
@@ -156,12 +158,12 @@ fn access_denied_verdict(body: &ErrorBody) -> Option<Verdict> {
 }
 
 /// Recognizes the error formats of other protocols and of HTTP.
-fn foreign_format(members: &Map<String, Value>) -> MessageFormat {
+fn other_protocol_format(members: &Map<String, Value>) -> MessageFormat {
     let has_member =
         |name: &str| members.get(name).is_some_and(|value| value.is_string() || value.is_object());
     let has_code = members.get("code").is_some_and(Value::is_number);
     let is_error = has_member("error") || has_member("detail") || has_code && has_member("message");
-    if is_error { MessageFormat::ForeignError } else { MessageFormat::Other }
+    if is_error { MessageFormat::OtherProtocolError } else { MessageFormat::Other }
 }
 
 /// Recognizes `{"message","error","code"}` of speech and dialogue.
@@ -171,7 +173,7 @@ fn speech_format(members: &Map<String, Value>) -> MessageFormat {
     }
     match members.get("error") {
         Some(Value::String(_) | Value::Object(_)) => MessageFormat::Error,
-        Some(_) | None => foreign_format(members),
+        Some(_) | None => other_protocol_format(members),
     }
 }
 
@@ -179,7 +181,7 @@ fn speech_format(members: &Map<String, Value>) -> MessageFormat {
 /// provider's AsyncAPI document of Scribe, and its Python SDK 2.78.
 fn transcription_format(members: &Map<String, Value>) -> MessageFormat {
     let Some(message_type) = members.get("message_type").and_then(Value::as_str) else {
-        return foreign_format(members);
+        return other_protocol_format(members);
     };
     let is_error_code = || classify_without_status(&ErrorBody::from_close_reason(message_type)).is_some();
     if message_type == "error" || is_error_code() {
@@ -187,18 +189,18 @@ fn transcription_format(members: &Map<String, Value>) -> MessageFormat {
     } else if message_type == "session_started" || message_type.contains("transcript") {
         MessageFormat::Event(MessageKind::Useful)
     } else {
-        foreign_format(members)
+        other_protocol_format(members)
     }
 }
 
-/// Recognizes the events of an agent. An error is a flat event or has a nested `error_event`. The content of
-/// other events is nested in a member of another name, which is not examined for errors.
+/// Recognizes the events of an agent by their `type`. The members of an error are in the event itself or in its member
+/// `error_event`. Another event has its content in a nested member, in which errors are not searched.
 fn agent_format(members: &Map<String, Value>) -> MessageFormat {
     match members.get("type").and_then(Value::as_str) {
         Some("ping") => MessageFormat::Event(MessageKind::KeepAlive),
         Some("queue_status") => MessageFormat::Event(MessageKind::Queued),
         Some("error" | "client_error" | "error_event") => MessageFormat::Error,
-        Some(_) | None => foreign_format(members),
+        Some(_) | None => other_protocol_format(members),
     }
 }
 
@@ -213,7 +215,7 @@ fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
         .unwrap_or(MessageFormat::Other)
 }
 
-/// Corrects the verdict of a session in which the client presented a token.
+/// Replaces a verdict about the key by an error of the request, for a session in which the client presented a token.
 fn verdict_about_token(verdict: Verdict) -> Verdict {
     match verdict {
         // The token is refused. It is part of the request.

@@ -75,7 +75,7 @@ mod tests {
         EvaluationInputs { roster_generation: 255, is_exhausted: false, is_near_limit: true };
 
     #[test]
-    fn an_evaluation_is_current_until_its_time() {
+    fn an_evaluation_is_current_until_the_next_known_change() {
         let cache = StateChangeCache::default();
         assert!(!cache.is_current(INPUTS, UnixMs(0)));
         cache.store(cache.start_evaluation(), INPUTS, UnixMs(100));
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_change_invalidates_a_stored_and_a_running_evaluation() {
         let cache = StateChangeCache::default();
-        // The counter of invalidations overflows in the last two iterations.
+        // The 10-bit counter of invalidations overflows in the 1,024th iteration.
         for _ in 0..1_025 {
             let start = cache.start_evaluation();
             cache.invalidate();

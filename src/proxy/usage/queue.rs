@@ -57,7 +57,7 @@ impl QueueDepth {
     }
 
     /// Counts `records` as written or lost.
-    pub fn record_written(&self, records: u64) {
+    pub fn remove_records(&self, records: u64) {
         self.0.taken.fetch_sub(records, Ordering::AcqRel);
     }
 }
@@ -449,7 +449,7 @@ mod tests {
         assert_eq!((depth.records(), queue.queued()), (1, 1), "a state change must not count as a record");
         assert_eq!(take_all(&mut queue), (1, true));
         assert_eq!((depth.records(), queue.queued()), (1, 0), "the writer must have taken the record");
-        depth.record_written(1);
+        depth.remove_records(1);
         assert_eq!((depth.records(), take_all(&mut queue)), (0, (0, false)));
     }
 
@@ -484,7 +484,7 @@ mod tests {
                 "no record before {numbers:?} may be missing"
             );
             next_number += numbers.len() as u32;
-            depth.record_written(numbers.len() as u64);
+            depth.remove_records(numbers.len() as u64);
         }
         assert_eq!((next_number, depth.records()), (THREADS * RECORDS_PER_THREAD, 0));
     }

@@ -104,7 +104,7 @@ local function write_sums(key, sums)
 end
 
 -- Merges a statement of a process into the record of its replica. All amounts only grow. A process counts only its
--- own use. The use of an earlier process is added, also if its statement arrives late.
+-- own use. The use of an earlier process is added, even if its statement arrives late.
 local function merge(replica, run, before, used)
   local own, used_before = replica.used - replica.before, replica.used
   if run > replica.run then

@@ -58,7 +58,7 @@ pub(super) struct Scenario {
 pub(super) enum Mutation {
     /// The first text, a part of a script, is replaced by the second text.
     Script(&'static str, &'static str),
-    /// A replica that is alone uses the whole pool.
+    /// A replica that is alone (without a connection to Redis) uses the whole pool instead of its part.
     WholeShareAlone,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct Process {
     pub(super) pool: Arc<Pool>,
     /// Whether the replica accepts requests: its first attempt to connect has ended, and it does not shut down.
     pub(super) is_accepting: Cell<bool>,
-    /// The start of the simulation, and the date of this replica's clock at that time.
+    /// The start of the simulation, and the time that this replica's clock showed at that instant.
     pub(super) clock: (Instant, UnixMs),
     pub(super) tasks: RefCell<Vec<AbortHandle>>,
     /// Sends the results of polls to the link of the process.
@@ -116,7 +116,7 @@ pub(super) struct World {
     subscribers: RefCell<BTreeMap<usize, mpsc::UnboundedSender<(Instant, String)>>>,
     /// The process of each replica, or `None` while the replica is not running.
     processes: RefCell<Vec<Option<Rc<Process>>>>,
-    /// The date of each replica's clock at the start of the simulation.
+    /// The time that each replica's clock showed at the start of the simulation.
     clock_starts: Vec<UnixMs>,
     /// The time from which no fault has an effect.
     pub(super) healthy_at: Cell<Instant>,
@@ -128,18 +128,19 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(scenario: Scenario) -> Rc<Self> {
         let mut rng = fastrand::Rng::with_seed(scenario.seed);
-        /// The clocks of the replicas differ from the clock of Redis by at most this time.
-        const HOUR_MS: u64 = 3_600_000;
-        let clock_starts =
-            (0..scenario.replicas).map(|_| UnixMs(EPOCH_MS - HOUR_MS + rng.u64(0..2 * HOUR_MS))).collect();
-        let plans = RefCell::new(rng.fork());
+        /// Maximum difference between the clock of a replica and the clock of Redis, in ms.
+        const MAX_SKEW_MS: u64 = 3_600_000;
+        let clock_starts = (0..scenario.replicas)
+            .map(|_| UnixMs(EPOCH_MS - MAX_SKEW_MS + rng.u64(0..2 * MAX_SKEW_MS)))
+            .collect();
+        let provider_rng = RefCell::new(rng.fork());
         let start = clock::instant();
         Rc::new(Self {
             redis: SimulatedRedis::with_mutation(match scenario.mutation {
                 Some(Mutation::Script(from, to)) => Some((from, to)),
                 Some(Mutation::WholeShareAlone) | None => None,
             }),
-            provider: Provider::new(&scenario.limits, start, || plans.borrow_mut().f64()),
+            provider: Provider::new(&scenario.limits, start, || provider_rng.borrow_mut().f64()),
             violations: Violations::default(),
             is_redis_up: Cell::new(true),
             clock_offset_ms: Cell::new(EPOCH_MS),
@@ -174,7 +175,7 @@ impl World {
         self.rng.borrow_mut().usize(0..bound)
     }
 
-    /// Returns true with this probability.
+    /// Returns true with the probability `probability`.
     pub(super) fn chance(&self, probability: f64) -> bool {
         probability > 0.0 && self.random() < probability
     }
@@ -212,7 +213,8 @@ impl World {
             for (index, subscriber) in self.subscribers.borrow().iter() {
                 let quality = self.quality(*index);
                 if !self.chance(quality.request_loss) {
-                    // The delay of a push is constant, so that pushes arrive in order.
+                    // The delay of a published message is constant, so that messages arrive in order. The receiver may
+                    // have been dropped.
                     let _ = subscriber.send((clock::instant() + quality.max_delay / 2, message.clone()));
                 }
             }
@@ -232,7 +234,8 @@ impl World {
         self.subscribers.borrow_mut().retain(|subscriber, _| index.is_some_and(|index| *subscriber != index));
     }
 
-    /// Moves the clock of Redis, because a failover to another machine changes the clock.
+    /// Moves the clock of Redis forward, or backward if `milliseconds` is negative. This simulates a failover to a
+    /// machine with another clock.
     pub(super) fn shift_clock(&self, milliseconds: i64) {
         self.clock_offset_ms.set(self.clock_offset_ms.get().saturating_add_signed(milliseconds));
     }
@@ -299,7 +302,7 @@ impl World {
         database
     }
 
-    /// Polls the quota of every workspace with this replica.
+    /// Polls the quota of every workspace on behalf of this replica, and updates its maximum use if it is alone.
     pub(super) fn poll_all(&self, process: &Process) {
         let lag = self.scenario.lag.mul_f64(self.random());
         for (index, workspace) in self.provider.workspaces.borrow_mut().iter_mut().enumerate() {
@@ -320,7 +323,7 @@ impl World {
     }
 }
 
-/// Polls the provider while this replica is the leader or alone.
+/// Polls the provider while this replica is the leader or alone, or does not know the leader.
 async fn run_poller(world: Rc<World>, process: Rc<Process>) {
     let mut has_polled = false;
     loop {

@@ -115,7 +115,7 @@ async fn acquire_slot(
         };
         // The next event is due after one second.
         let slot_freed_or_second_elapsed = async {
-            let _elapsed = tokio::time::timeout(provider.plan.socket_second, slot_freed).await;
+            let _elapsed = tokio::time::timeout(provider.plan.websocket_timeout_second, slot_freed).await;
         };
         connection.buffer_messages_until(slot_freed_or_second_elapsed).await?;
         waited_seconds += 1;

@@ -75,7 +75,8 @@ pub(super) async fn serve(
 
 /// Receives the next message, or refuses the session after the inactivity timeout.
 async fn receive_message(connection: &mut SessionConnection) -> Result<Value, SessionEnded> {
-    let timeout = connection.session.provider.plan.socket_second.saturating_mul(INACTIVITY_SECONDS);
+    let timeout =
+        connection.session.provider.plan.websocket_timeout_second.saturating_mul(INACTIVITY_SECONDS);
     if let Some(message) = connection.receive_object(Some(timeout)).await? {
         return Ok(message);
     }

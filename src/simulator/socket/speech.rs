@@ -100,7 +100,7 @@ async fn receive_message(
     connection: &mut SessionConnection,
     timeout_seconds: u32,
 ) -> Result<Value, SessionEnded> {
-    let timeout = connection.session.provider.plan.socket_second.saturating_mul(timeout_seconds);
+    let timeout = connection.session.provider.plan.websocket_timeout_second.saturating_mul(timeout_seconds);
     if let Some(message) = connection.receive_object(Some(timeout)).await? {
         return Ok(message);
     }

@@ -243,13 +243,13 @@ async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
 }
 
 /// Starts a simulator whose workspace has one slot, so that a second caller waits in the queue.
-async fn start_with_one_slot(socket_second: Duration) -> Simulator {
+async fn start_with_one_slot(websocket_timeout_second: Duration) -> Simulator {
     let workspace =
         WorkspacePlan { max_concurrent: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
     let plan = Plan::with_keys([])
         .with_workspace(workspace)
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
-    start(Plan { socket_second, ..plan }).await
+    start(Plan { websocket_timeout_second, ..plan }).await
 }
 
 #[tokio::test]

@@ -154,7 +154,8 @@ async fn refusals_have_a_param_and_a_key_may_come_with_the_first_message() {
 #[tokio::test]
 async fn an_idle_dialogue_is_ended() {
     let simulator =
-        start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
+        start(Plan { websocket_timeout_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() })
+            .await;
     let mut client = connect(&simulator, DIALOGUE, "sk").await;
     client.send_json(json!({ "voices": [RACHEL] })).await;
     assert_eq!(client.receive_json().await["error"], "input_timeout_exceeded");

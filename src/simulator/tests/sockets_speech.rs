@@ -147,7 +147,8 @@ async fn a_cap_applies_to_its_key_on_websockets() {
 #[tokio::test]
 async fn an_idle_session_ends_after_its_timeout() {
     let simulator =
-        start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
+        start(Plan { websocket_timeout_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() })
+            .await;
     for (query, seconds) in [("", 20), ("?inactivity_timeout=7", 7), ("?inactivity_timeout=9999", 180)] {
         let mut client = connect(&simulator, &format!("{SPEECH}{query}"), "sk").await;
         client.send_json(json!({ "text": " " })).await;

@@ -13,11 +13,12 @@ use crate::secret::UserFingerprint;
 #[derive(Serialize)]
 pub(crate) struct ClientDocument {
     pub(crate) name: String,
-    /// The origin of the token: `file`, `changed` or `managed`.
+    /// The source of the client's configuration: `file`, `changed` (in the file, and changed at runtime), or `managed`
+    /// (added at runtime).
     pub(crate) source: &'static str,
-    /// The time at which the client token expires.
+    /// The time at which the current token expires, or `None` if it does not expire.
     pub(crate) expires_at: Option<String>,
-    /// The time at which the token that the last rotation replaced expires, or `None` if that token is no longer valid.
+    /// The time at which the token that the last rotation replaced expires, or `None` if no replaced token is valid.
     pub(crate) previous_token_expires_at: Option<String>,
     #[serde(flatten)]
     pub(crate) limits: LimitsDocument,
@@ -25,7 +26,9 @@ pub(crate) struct ClientDocument {
     pub(crate) keys: Vec<String>,
     /// Names of the workspaces whose keys may serve the client.
     pub(crate) workspaces: Vec<String>,
+    /// Whether the client may bring its own provider key.
     pub(crate) bring_your_own_key: bool,
+    /// Whether the client may request tokens and signed URLs of the provider despite a quota.
     pub(crate) provider_tokens: bool,
     pub(crate) requests: UsageByPeriod,
     pub(crate) credits: UsageByPeriod,
@@ -39,7 +42,7 @@ pub(crate) struct OwnDocument {
     pub(crate) limits: LimitsDocument,
     pub(crate) requests: UsageByPeriod,
     pub(crate) credits: UsageByPeriod,
-    /// The usage of the end user that the request names.
+    /// The usage of the end user that the request names, or `None` if it names none.
     pub(crate) user: Option<UserDocument>,
 }
 
@@ -61,7 +64,7 @@ pub(crate) struct LimitsDocument {
     pub(crate) user_quota: Option<String>,
     pub(crate) rate_limit: Option<String>,
     pub(crate) max_concurrent: Option<u32>,
-    /// Prefixes of the paths that the client may use. If empty, the client may use all paths.
+    /// Prefixes of the paths that the client may use. If the list is empty, the client may use all paths.
     pub(crate) paths: Vec<String>,
 }
 
@@ -76,7 +79,7 @@ pub(crate) struct QuotaDocument {
     /// The used amount, including reservations of requests in progress.
     pub(crate) used: u64,
     pub(crate) remaining: u64,
-    /// The end of the period, or `None` if the period never ends.
+    /// The time at which the period ends, or `None` if it never ends.
     pub(crate) resets_at: Option<String>,
 }
 

@@ -71,10 +71,10 @@ impl Admin {
             // The ring has no events of an earlier process. Their ids count as 0, a position before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
-        let needs_snapshot = position.is_none() && selection.has_state();
+        let needs_snapshot = position.is_none() && selection.includes_state();
         // Requests that end after this position and before the snapshot is written follow the snapshot in the stream.
         let position = position.unwrap_or_else(|| listener.position());
-        if selection.has_state() {
+        if selection.includes_state() {
             self.events.refresh(self).await;
         }
         let mut writer =
@@ -101,13 +101,13 @@ impl FrameWriter {
         let mut frame =
             if std::mem::take(&mut self.is_first) { RETRY_FIELD.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();
-        let has_state = self.listener.selection().has_state();
-        if has_state {
+        let includes_state = self.listener.selection().includes_state();
+        if includes_state {
             self.admin.events.start_comparison_if_due(&self.admin);
         }
         let batch = self.listener.read(self.position);
         // A listener that has selected no state needs no snapshot, because a snapshot contains only state.
-        if has_state && (self.needs_snapshot || batch.is_incomplete) {
+        if includes_state && (self.needs_snapshot || batch.is_incomplete) {
             self.write_snapshot(&mut frame, &epoch);
         } else {
             self.position = batch.position;
