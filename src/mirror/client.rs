@@ -25,9 +25,9 @@ const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// Idle timeout of a connection. A longer timeout would be useless, because Supabase closes idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
-/// The `Prefer` header of an upsert. A row that is sent again equals the first one or contains the price
-/// that the first one lacked. A trigger of the database prevents a late repetition of the first row from
-/// removing the price.
+/// The `Prefer` header of an upsert. The state of a key replaces the earlier state of the key. An event that is sent
+/// again equals the first event or contains the price that the first event lacked. A trigger of the database prevents a
+/// late repetition of the first event from removing the price.
 const UPSERT: &str = "resolution=merge-duplicates,return=minimal";
 
 /// The `Prefer` header of a selection, whose response is a list.
@@ -64,7 +64,8 @@ pub(super) enum FailureReason {
 }
 
 impl FailureReason {
-    /// Returns the error code that the outbox stores.
+    /// Returns the code that the outbox stores: the error code in the body, or else the status of the response. It is
+    /// empty without a response.
     pub(super) fn code(&self) -> String {
         match self {
             Self::Response { status, code } => code.clone().unwrap_or_else(|| status.to_string()),
@@ -131,7 +132,7 @@ impl SupabaseClient {
         self.send(self.client.delete(self.old_rows_url::<R>(rename)), "return=minimal", String::new()).await
     }
 
-    /// Sends a query for the identifying column of a table that returns no rows. It shows whether the table exists and
+    /// Queries the identifying column of a table, but selects no rows. The response shows whether the table exists and
     /// the key may use it.
     pub(super) async fn select_nothing<R: MirrorRow>(&self) -> SendOutcome {
         let url = format!("{}/{}?select={}&limit=0", self.base_url, R::TABLE, R::CONFLICT);
@@ -148,8 +149,8 @@ impl SupabaseClient {
             .header("prefer", prefer)
             .header(CONTENT_TYPE, "application/json")
             .body(body);
-        let body = if prefer == SELECT { ExpectedBody::EmptyList } else { ExpectedBody::Nothing };
-        self.receive(request, body).await.unwrap_or_else(|error| {
+        let expected_body = if prefer == SELECT { ExpectedBody::EmptyList } else { ExpectedBody::Nothing };
+        self.receive(request, expected_body).await.unwrap_or_else(|error| {
             let mut message = with_causes(&error.without_url());
             if let Some(proxy) = &self.proxy {
                 message = format!("{message} (through the proxy {proxy})");

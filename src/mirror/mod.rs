@@ -1,6 +1,7 @@
 //! Mirrors usage to Supabase: a background task reads due rows from the outbox of the local database, sends them in
-//! rounds, and records the results. Rows that are not delivered stay in the outbox and are sent again. Requests of
-//! clients never wait for the mirror. [`check_settings`] and [`check_tables`] check the setup for commands.
+//! rounds of one batch each, and records the results. Rows that are not delivered stay in the outbox and are sent
+//! again. Requests of clients never wait for the mirror. [`check_settings`] and [`check_tables`] check the setup for
+//! commands.
 
 mod client;
 mod health;
@@ -37,9 +38,10 @@ pub struct Settings {
     pub key: SupabaseKey,
     /// The forward proxy for connections to Supabase, or `None` for direct connections.
     pub proxy: Option<Arc<ForwardProxy>>,
-    /// A file of certificate authorities that are trusted in addition to the certificate authorities of the public web.
+    /// A file of certificate authorities that are trusted in addition to the certificate authorities of the public web,
+    /// or `None` if there are no additional ones.
     pub ca_file: Option<PathBuf>,
-    /// Time between two pushes.
+    /// Time between two rounds, unless further rows are due or Supabase caused an error.
     pub interval: Duration,
     /// Maximum number of rows per request.
     pub max_batch_rows: usize,
@@ -81,7 +83,7 @@ pub struct Mirror {
     health: MirrorHealth,
     /// Number of consecutive temporary failures.
     failures: u32,
-    /// The setup problem that was logged last, or `None` after a successful round.
+    /// The setup problem that was logged last, or `None` at the start and after a successful round.
     last_problem: Option<MirrorProblem>,
 }
 

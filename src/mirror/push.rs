@@ -19,14 +19,16 @@ pub(super) struct PushResult {
     pub(super) sent: Vec<RowVersion>,
     /// Rows refused for their content, each with the database's error code.
     pub(super) refused: Vec<(RowVersion, String)>,
-    /// The error that ended the push before all rows were sent.
+    /// The error that ended the push or concerns all rows. Without an error, it is `None`, even if rows are left
+    /// because of the maximum number of requests.
     pub(super) error: Option<PushError>,
 }
 
 /// An error of a push that does not concern the content of single rows.
 #[derive(Clone, Debug)]
 pub(super) enum PushError {
-    /// A temporary failure, with the duration in the `Retry-After` header of the response.
+    /// A temporary failure, with the duration in the `Retry-After` header of the response, or `None` without this
+    /// header.
     Temporary { reason: FailureReason, retry_after: Option<Duration> },
     /// A setup error that an operator must fix.
     Setup { problem: MirrorProblem, reason: FailureReason },

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_row_has_the_columns_of_the_contract() {
+    fn a_key_row_has_the_documented_columns() {
         assert_eq!(
             key_state().to_json(),
             json!({
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_beyond_the_range_of_its_column_is_clamped() {
+    fn a_number_beyond_its_column_is_clamped_and_an_unknown_date_is_infinite() {
         let extreme_state = MirroredKeyState {
             count: i64::MAX,
             limit: 5_000_000_000,

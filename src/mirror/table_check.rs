@@ -12,7 +12,8 @@ use crate::store::{AttemptEvent, MirroredKeyState};
 pub struct TableCheck {
     /// The name of the table.
     pub table: &'static str,
-    /// The error is the reason why the mirror cannot use the table, with advice if the operator must fix it.
+    /// `Ok` if the mirror can use the table. The error is the reason why it cannot, with advice if the operator must
+    /// fix it.
     pub result: Result<(), String>,
 }
 
