@@ -95,9 +95,9 @@ pub enum EventContent {
     },
     /// A request has ended.
     Request(Arc<EndedRequest>),
-    /// An operator has made a change.
+    /// An operator has made a change, which the document describes.
     Change(Arc<str>),
-    /// The state of the whole Keychoir process. Only the latest state is kept.
+    /// The document of the state of the whole Keychoir process. Only the latest state is kept.
     Overview(Arc<str>),
 }
 
@@ -469,11 +469,11 @@ mod tests {
         let start = state_listener.position();
         ring.record_request(|| panic!("a request must not be created without a listener for requests"));
         let request_listener = ring.listen(2, EventSelection::Requests).unwrap();
-        let opened = request_listener.position();
+        let request_start = request_listener.position();
         ring.record([change(1)]);
         ring.record_request(|| request("served"));
         assert_events(&state_listener, start, &["1"], false);
-        assert_events(&request_listener, opened, &["served"], false);
+        assert_events(&request_listener, request_start, &["served"], false);
         assert!(
             request_listener.read(start).is_incomplete,
             "requests before the listener must not be recorded"

@@ -34,6 +34,7 @@ pub enum LineFormat {
 
 impl LineFormat {
     /// Returns the format for a terminal: `Terminal` if the locale's character set is UTF-8, otherwise `Ascii`.
+    /// `None` stands for an unset locale.
     #[must_use]
     pub fn for_terminal(locale: Option<&str>) -> Self {
         let charset = locale.unwrap_or_default().to_ascii_lowercase().replace('-', "");
@@ -468,6 +469,7 @@ mod tests {
             start,
             r#"{"debugged":"Some(\"c\")","is_true":true,"level":"info","message":"a message","negative":-7,"number":7,"share":0.5,"shown":"a\\b","target":"tests","text":"a\"b","#
         );
+        // The time has 24 characters. The quotation mark, the brace and the line break follow it.
         assert_eq!((&rest[24..], rest.len()), ("\"}\n", 27));
         assert_eq!(
             logged_lines(LineFormat::Terminal, log_events),

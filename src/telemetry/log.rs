@@ -157,7 +157,7 @@ fn installed_queue() -> Option<&'static LogQueue> {
     }
 }
 
-/// Waits until all earlier lines of the installed sink are written, for at most one second.
+/// Waits until all earlier lines of the installed sink are written or lost, for at most one second.
 pub fn flush() {
     flush_within(FLUSH_TIMEOUT);
 }
@@ -172,7 +172,7 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// Flushes the installed sink, and returns whether all earlier lines were written within the timeout.
+/// Flushes the installed sink, and returns whether all earlier lines were written or lost within the timeout.
 fn flush_within(timeout: Duration) -> bool {
     installed_queue().is_none_or(|queue| queue.flush(timeout))
 }

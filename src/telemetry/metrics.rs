@@ -87,11 +87,12 @@ pub struct RequestLabels {
     pub client: Option<ClientName>,
 }
 
-/// The status that represents all values that are not an HTTP status.
+/// The status that represents all values that are not an HTTP status, and the statuses of all label sets above
+/// [`MAX_REQUEST_SERIES`].
 const OTHER_CODE: u16 = 0;
 
 impl RequestLabels {
-    /// Replaces every value that is not from a fixed set by `other`.
+    /// Replaces an unusual method, an undocumented route and an invalid status by `other`. The client is kept.
     fn bounded(&self) -> Self {
         Self {
             method: recorded_method(&self.method),
@@ -121,10 +122,12 @@ impl RequestLabels {
     }
 }
 
-/// The attempts with a key, indexed by outcome.
+/// The numbers of attempts with a key, indexed by outcome.
 #[derive(Debug)]
 struct AttemptCounts {
+    /// The attempts that have ended.
     requests: [AtomicU64; Outcome::ALL.len()],
+    /// The attempts that were followed by another attempt.
     retries: [AtomicU64; Outcome::ALL.len()],
 }
 

@@ -1,6 +1,6 @@
-//! Reports the activity of Keychoir to operators: writes log lines, as short lines on a terminal and as JSON otherwise,
-//! counts requests in metrics and in a timeline, and keeps events for listeners of the admin API. The log level can be
-//! changed at runtime.
+//! Reports the activity of Keychoir to operators. Events, including the state changes of keys, are logged as short
+//! lines on a terminal and as JSON otherwise. Requests are counted in metrics and in a timeline. The latest events are
+//! kept for listeners of the admin API. The log level can be changed at runtime.
 
 mod log;
 
@@ -42,7 +42,8 @@ pub use transitions::{
 
 /// Returns the format of log lines on standard error: JSON if standard error is not a terminal, and otherwise lines
 /// that are ASCII unless the terminal supports UTF-8.
-/// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
+/// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set, or `None` if none is
+/// set.
 #[must_use]
 pub fn stderr_format(locale: Option<&str>) -> LineFormat {
     if io::stderr().is_terminal() { LineFormat::for_terminal(locale) } else { LineFormat::Json }

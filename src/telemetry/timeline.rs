@@ -16,8 +16,8 @@ const INTERVAL_MS: u64 = 5 * 60 * 1_000;
 /// Maximum number of intervals. They cover 24 hours and need 44 kB.
 const MAX_INTERVALS: u64 = 24 * 60 / 5;
 
-/// Time between two samples, which is the accuracy of the start of [`RecentRequests`]. Ten seconds are exact enough for
-/// a number of requests per minute, and an interval consists of whole periods.
+/// Time between two samples of the totals, which is the accuracy of the start of [`RecentRequests`]. Ten seconds are
+/// exact enough for a number of requests per minute, and an interval consists of whole periods.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(10);
 /// Maximum duration of [`RecentRequests`]. Its samples need 55 kB.
 const MAX_RECENT: Duration = Duration::from_secs(3_600);

@@ -115,7 +115,7 @@ pub fn transition_messages(
     }
 }
 
-/// Logs each transition of a key as one event.
+/// Logs each transition of a key as one event, or as two events if Keychoir rotated to the key.
 pub fn log_transitions(transitions: &[Transition]) {
     // Most calls have no transitions and need not read the clock.
     if transitions.is_empty() {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_reset_date_is_omitted() {
+    fn an_exhausted_key_shows_an_earlier_trial_or_no_time() {
         let until = UnixMs(RESET_TIME.0 - 1_000);
         assert_messages(
             StateChange::CooldownStarted { reason: CooldownReason::Exhausted, until: Some(until) },
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_without_a_limit_is_pay_as_you_go() {
+    fn a_pay_as_you_go_account_without_a_limit_is_not_unknown() {
         let pool = pool();
         let roster = pool.roster();
         let key = Arc::clone(&roster.keys()[0]);

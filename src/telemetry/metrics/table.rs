@@ -18,6 +18,7 @@ pub(super) struct MetricTable<K, V>(Arc<MetricMap<K, V>>);
 #[derive(Debug)]
 struct MetricMap<K, V> {
     metrics: ArcSwap<HashMap<K, V>>,
+    /// Maximum number of label sets, without `other`.
     max_entries: usize,
     /// The labels of the metric that counts for all label sets above the maximum.
     other: K,

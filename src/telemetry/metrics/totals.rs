@@ -28,9 +28,9 @@ pub struct RequestTotals {
 /// Percentiles of the time to the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percentiles {
-    /// The duration that half of the requests did not exceed.
+    /// The duration that half of the responses did not exceed.
     pub p50: Duration,
-    /// The duration that 95 % of the requests did not exceed.
+    /// The duration that 95 % of the responses did not exceed.
     pub p95: Duration,
 }
 
@@ -99,7 +99,7 @@ impl RequestTotals {
 
 /// Estimates the duration that a share of the observations did not exceed, like `histogram_quantile` of Prometheus: the
 /// observations of a bucket are assumed to be evenly distributed between its bounds. For the last bucket, which has no
-/// upper bound, it returns the lower bound.
+/// upper bound, it returns the lower bound. Without observations, it returns `None`.
 fn quantile(counts: &[u64], bounds: &[f64], share: f64) -> Option<Duration> {
     let total = counts.iter().fold(0_u64, |total, count| total.saturating_add(*count));
     if total == 0 {
