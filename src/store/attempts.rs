@@ -282,8 +282,8 @@ fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<b
     Ok(transaction.prepare_cached(SET_PRICE)?.execute(parameters)? == 1)
 }
 
-/// The amounts that a transaction adds to an hour, in the columns [`SUM_COLUMNS`]. A transaction has too few
-/// attempts for an overflow.
+/// The amounts that a transaction adds to the sums of an hour, in the columns [`SUM_COLUMNS`]. A transaction has too
+/// few attempts for an overflow.
 #[derive(Default, PartialEq, Eq)]
 pub(super) struct HourAmounts {
     attempts: i64,

@@ -46,7 +46,7 @@ pub struct StoredChange {
     pub id: String,
     /// The time of the change.
     pub at: UnixMs,
-    /// The credential or program that made the change.
+    /// The origin of the change: `admin_token`, `command_line` or `reload`.
     pub actor: String,
     /// The IP address of the client of the admin API. It is `None` for a client on a Unix socket, and for a change that
     /// was not made through the admin API.
@@ -132,7 +132,8 @@ pub(super) fn insert(connection: &Connection, change: &StoredChange) -> Result<(
     transaction.commit()
 }
 
-/// Reads at most `limit` changes with ids below `before`, the latest first.
+/// Reads at most `limit` changes with ids below `before`, the latest first. If `before` is `None`, it reads the latest
+/// changes.
 pub(super) fn read(
     connection: &Connection,
     before: Option<&str>,

@@ -1,6 +1,6 @@
-//! Holds the open database with its connection, and tracks which refusals it contains and when its log of owners was
-//! compacted. Renames the keys of earlier versions. Detects that the file was moved, removed or replaced: SQLite would
-//! continue to write to the unlinked file, and the data would be lost.
+//! Holds the open database with its connection, and tracks which refusals it contains and when its log of the owners of
+//! identifiers was compacted. Renames the keys of earlier versions. Detects that the file was moved, removed or
+//! replaced: SQLite would continue to write to the unlinked file, and the data would be lost.
 
 use std::fs;
 use std::io;
@@ -22,8 +22,10 @@ pub(super) struct Database {
     pub(super) connection: Connection,
     /// Tracks which refusals are in the file.
     pub(super) refusals: RefusalRows,
-    /// The time at which the log of owners was last compacted.
+    /// The time at which the log of owners was last compacted, or `None` if it was not compacted after the database was
+    /// opened.
     pub(super) owners_compacted_at: Option<UnixMs>,
+    /// The file, or `None` if the database is in memory.
     file: Option<DatabaseFile>,
 }
 

@@ -152,6 +152,7 @@ pub(super) fn add_late_amounts(
 }
 
 /// The bounds between the parts of a period: hours before the first whole day, days, and the remaining hours.
+/// If no day can be read, both bounds are the end of the period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PeriodParts {
     /// The end of the first hours, and the start of the first day.

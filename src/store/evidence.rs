@@ -36,13 +36,16 @@ struct EvidenceEntry {
     at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    /// Whether another account refused the same request with the same message.
     #[serde(rename = "agreed", default, skip_serializing_if = "std::ops::Not::not")]
     is_repeated_elsewhere: bool,
     /// Credits that were left, as the provider reported.
     #[serde(rename = "left", default, skip_serializing_if = "Option::is_none")]
     remaining: Option<u64>,
+    /// Credits that the request needs, as the provider reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     required: Option<u64>,
+    /// The remaining credits, scaled to the cost estimates of Keychoir, or `None` if the provider reported no credits.
     #[serde(rename = "left_by_estimate", default, skip_serializing_if = "Option::is_none")]
     scaled_remaining: Option<u64>,
     /// The index of the group of models that share a concurrency limit.

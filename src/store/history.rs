@@ -125,7 +125,8 @@ impl History {
         self.read(move |connection| queries::last_hours_of_clients(connection, since)).await
     }
 
-    /// Reads at most `limit` changes with ids below `before`, the latest first.
+    /// Reads at most `limit` changes with ids below `before`, the latest first. If `before` is `None`, it reads the
+    /// latest changes.
     ///
     /// # Errors
     ///

@@ -2,10 +2,10 @@
 //! must not stay in the file or, through the outbox, in the mirror, because it is also a secret.
 //!
 //! There are two steps, because the file does not contain the keys. The migration replaces every plain digest by a
-//! retired digest, which is a digest of it ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the
-//! configured keys by their retired digests and renames them to fingerprints. This includes keys that were not
-//! configured when the file was migrated. A row in `maintenance` records that free pages may still contain plain
-//! digests.
+//! retired digest, which is the digest of the plain digest ([`Fingerprint::from_plain_digest`]). Each start then finds
+//! the rows of the configured keys by their retired digests and renames them to fingerprints. This includes keys that
+//! were not configured when the file was migrated. A row in `maintenance` records that free pages may still contain
+//! plain digests.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
 //! Maintains the database between commits: completes the migration of attempts, deletes old records, sums the hours by
-//! day, compacts the log of owners, deletes excess owners, and shrinks the file. The writer thread runs it in small
-//! steps, so that commits are not delayed.
+//! day, compacts the log of the owners of identifiers, deletes excess owners, and shrinks the file. The writer thread
+//! runs it in small steps, so that commits are not delayed.
 
 use std::time::Duration;
 

@@ -189,12 +189,13 @@ impl Health {
     }
 }
 
-/// The database before its writer thread starts. It is open, or a temporary error prevented that and the writer will
-/// open it.
+/// The database before its writer thread starts. It is open, or a temporary error prevented opening it and the
+/// writer will open it.
 #[derive(Debug)]
 pub struct Store {
     location: LockableLocation,
     database: Result<Database, OpenError>,
+    /// The new path of a corrupt file that was renamed, or `None` if no file was renamed.
     quarantined_path: Option<PathBuf>,
 }
 
@@ -339,9 +340,9 @@ impl Store {
 }
 
 impl WriterHandle {
-    /// Waits until all records are written, which happens after the last [`UsageSink`] is dropped. Returns
-    /// false after the timeout, and if the writer panicked. If it returns true, no further rows enter the outbox. Must be
-    /// called only once.
+    /// Waits until all records are written, which happens after the last [`UsageSink`] is dropped. Returns false after
+    /// the timeout, and if the writer panicked. If it returns true, no further rows enter the outbox. Must be called
+    /// only once.
     pub async fn wait_until_written(&mut self, timeout: Duration) -> bool {
         tokio::time::timeout(timeout, &mut self.all_written).await.is_ok_and(|written| written.is_ok())
     }

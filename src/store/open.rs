@@ -64,7 +64,7 @@ pub enum OpenError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// The kind of the file.
+        /// A clause about the kind of the file.
         content: &'static str,
     },
     /// The database is of an earlier version, and it cannot be copied before its upgrade. The database is unchanged.
@@ -76,7 +76,7 @@ pub enum OpenError {
     CannotCopy {
         /// The database.
         path: PathBuf,
-        /// The reason.
+        /// The reason why it cannot be copied.
         source: SnapshotError,
     },
     /// A corrupt file could not be renamed.
@@ -134,7 +134,7 @@ pub(super) enum IntegrityCheck {
 #[derive(Debug)]
 pub(super) struct OpenDatabase {
     pub(super) database: Database,
-    /// The new path of a corrupt file that was renamed.
+    /// The new path of a corrupt file that was renamed, or `None` if no file was renamed.
     pub(super) quarantined_path: Option<PathBuf>,
 }
 
@@ -194,9 +194,9 @@ fn open_in_memory() -> Result<Database, rusqlite::Error> {
     Ok(Database::in_memory(connection))
 }
 
-/// Checks whether startup could open the database: the file can be written, no other process uses it, Keychoir created
-/// it, no newer version of Keychoir has written it, its records can be read, and the disk has space for an upgrade.
-/// Creates and changes nothing. A corrupt file is not an error, because startup replaces it.
+/// Checks whether startup could open the database. The file must be writable, and no other process may use it.
+/// Keychoir, but no newer version, must have written it. Its records must be readable, and the disk must have space for
+/// an upgrade. Creates and changes nothing. A corrupt file is not an error, because startup replaces it.
 ///
 /// # Errors
 ///

@@ -84,7 +84,7 @@ pub struct AttemptEvent {
     pub response_bytes: i64,
     /// Characters of text converted to speech, or `None` if they are unknown.
     pub characters: Option<i64>,
-    /// Credits charged.
+    /// Credits charged, or their estimate, or 0 if both are unknown.
     pub credits: i64,
     /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,

@@ -18,7 +18,7 @@ use crate::proxy::OwnershipUpdate;
 
 pub(super) use log::{compact, names, pack_rows, rename};
 
-/// Maximum number of rows that one step deletes.
+/// Maximum number of rows that one step of maintenance deletes.
 const MAX_STEP_ROWS: usize = 512;
 
 /// Returns whether the database stores the identifier. Identifiers that are valid for hours are kept in memory only:

@@ -1,6 +1,7 @@
-//! Stores and reads the refusals from which the pool computes restrictions: one row per active restriction. The
-//! restrictions are not stored, because a later version may derive different restrictions from the same refusals.
-//! `shared` sends refusals to other replicas in the same JSON.
+//! Stores and reads the refusals from which the pool computes restrictions: one row per active restriction. A
+//! restriction makes the pool try a key last for requests like the refused one. The restrictions are not stored,
+//! because a later version may derive different restrictions from the same refusals. `shared` sends refusals to other
+//! replicas in the same JSON.
 
 mod document;
 
@@ -43,7 +44,7 @@ struct WrittenRows {
     version: u64,
     /// The sequence numbers of the restrictions.
     numbers: HashSet<u64>,
-    /// The time at which the first of the restrictions ends.
+    /// The time at which the first of the restrictions ends, or `None` if there are no restrictions.
     ends_at: Option<UnixMs>,
 }
 

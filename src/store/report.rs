@@ -87,7 +87,7 @@ pub enum UsageGroup {
         hash: String,
         /// The short form of the key, if it is stored.
         short: Option<String>,
-        /// The configured name of the key.
+        /// The configured name of the key, or `None` as for `short` or if the key has no name.
         name: Option<String>,
     },
     /// The start of the day or hour, or the name of the client, user, region, model or route. `None` if the attempts
@@ -118,7 +118,7 @@ pub struct StoredKey {
     pub hash: String,
     /// The short form of the key.
     pub short: String,
-    /// The configured name of the key.
+    /// The configured name of the key, or `None` if it has none.
     pub name: Option<String>,
     /// The key's workspace, if one was configured.
     pub workspace: Option<String>,
@@ -178,7 +178,8 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read, or is of a version without users and regions and `dimension` is one of them.
+    /// Fails when the file cannot be read, and for the dimensions of users and regions when the file is of a version
+    /// without them.
     pub fn usage(
         &self,
         period: Range<UnixMs>,

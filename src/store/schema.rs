@@ -355,7 +355,7 @@ const MIGRATIONS: [&str; 16] = [
     days::TABLE,
 ];
 
-/// The version from which the log of owners has one row per commit.
+/// The version from which a row of the log of owners contains many changes.
 const PACKED_OWNERS_VERSION: usize = 6;
 
 /// The version from which `key_hash` is a fingerprint and not a plain digest.

@@ -32,7 +32,7 @@ pub enum SnapshotError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// The kind of the file.
+        /// A clause about the kind of the file.
         content: &'static str,
     },
     /// A file exists at the path of the copy.
@@ -150,7 +150,8 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
 }
 
 /// Returns whether `target` is one of the files of Keychoir next to the database at `path`: a log, the shared-memory
-/// file or the lock file of the database, the overlay, the lock of the overlay, or the admin token.
+/// file or the lock file of the database, the overlay of the configuration, the lock of the overlay, or the admin
+/// token.
 fn is_part_of(target: &Path, path: &Path) -> bool {
     // A missing target is in the resolved directory that would contain it.
     let resolve = |path: &Path| {
@@ -234,13 +235,13 @@ pub(super) fn publish(partial: &Path, target: &Path, existing: ExistingFile) -> 
     File::open(directory_of(target)).and_then(|directory| directory.sync_all()).map_err(unwritable)
 }
 
-/// The contents of a copy that passed the integrity check.
+/// The schema version and the number of attempts of a copy that passed the integrity check.
 pub(super) struct IntactCopy {
     version: usize,
     attempts: u64,
 }
 
-/// Checks the integrity of a whole copy of the database at `path`, and returns its contents.
+/// Checks the integrity of a whole copy of the database at `path`, and returns its version and number of attempts.
 pub(super) fn check_copy(copy: &Path, path: &Path) -> Result<IntactCopy, SnapshotError> {
     let check_result =
         Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(|connection| {
@@ -257,7 +258,7 @@ pub(super) fn check_copy(copy: &Path, path: &Path) -> Result<IntactCopy, Snapsho
 }
 
 /// Counts the attempts in a database of any version, including those that the migration has not moved to `attempts`
-/// yet. Returns `None` if a table is missing or corrupt.
+/// yet. Returns `None` if `attempts` is missing or cannot be read.
 pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
     let moved = count("SELECT count(*) FROM attempts")?;

@@ -8,6 +8,7 @@ use crate::policy::evidence::RefusalSource;
 /// The members of the JSON that describe the response.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct StoredSource {
+    /// The HTTP status, or `None` for a refusal on a WebSocket or of a poll.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
     /// The JSON of existing files calls the message `words`.
@@ -15,6 +16,7 @@ pub(super) struct StoredSource {
     message: String,
     #[serde(default)]
     route: String,
+    /// The id of the request, which is empty for a poll.
     #[serde(default)]
     request_id: String,
 }

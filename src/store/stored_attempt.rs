@@ -32,7 +32,7 @@ pub struct StoredAttempt {
     pub key_hash: String,
     /// The short form of the key, if it is stored.
     pub short_key: Option<String>,
-    /// The configured name of the key, or `None` if it has none.
+    /// The configured name of the key, or `None` if the key has no name or is not stored.
     pub key_name: Option<String>,
     /// The workspace of the key, if one was configured.
     pub workspace: Option<String>,
@@ -42,7 +42,7 @@ pub struct StoredAttempt {
     pub route: String,
     /// The model, if the request names one.
     pub model: Option<String>,
-    /// The status of the response, or `None` if there was none.
+    /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
     /// The identifier of the attempt's outcome.
     pub outcome: String,
@@ -52,7 +52,7 @@ pub struct StoredAttempt {
     pub response_bytes: u64,
     /// Characters of text converted to speech, or `None` if they are unknown.
     pub characters: Option<u64>,
-    /// Credits charged.
+    /// Credits charged, or their estimate, or 0 if both are unknown.
     pub credits: u64,
     /// The source of `credits`: `answer`, `estimate`, `free` or `unknown`.
     pub credits_from: String,

@@ -81,7 +81,7 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     }
 }
 
-/// Returns an attempt that started at this time, with an id of the same time.
+/// Returns an attempt that started at `started_at`, with an id of the same time.
 fn record_started_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
     AttemptRecord { id: AttemptRecord::new_id(started_at), started_at, ..record(pool, credits) }
 }
@@ -96,7 +96,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 fn settings(max_queued_records: usize) -> Settings {
     Settings {
         max_queued_records,
-        // At low rates, the interval between commits is a fifth of this.
+        // At low rates, the interval between commits is a fifth of this value.
         commit_interval: Duration::from_millis(250),
         retention: Retention::default(),
         mirror_scope: MirrorScope::Nothing,
@@ -121,7 +121,7 @@ fn write(database: &mut Database, records: &[AttemptRecord], mirror_scope: Mirro
     transaction::commit(database, &attempt_batch(records), &[], mirror_scope, NOW).unwrap();
 }
 
-/// Returns a channel whose sender was dropped.
+/// Returns the receiver of a channel whose sender was dropped, so that it receives no command.
 fn no_history_commands() -> tokio::sync::mpsc::Receiver<crate::store::history::HistoryCommand> {
     tokio::sync::mpsc::channel(1).1
 }
@@ -329,7 +329,7 @@ async fn a_database_has_one_writer_at_a_time() {
 }
 
 #[test]
-fn a_database_of_a_newer_version_is_refused_and_unchanged() {
+fn a_database_of_a_newer_version_is_refused_and_kept() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());

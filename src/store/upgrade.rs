@@ -71,7 +71,8 @@ pub struct MigrationReport {
 /// The result of [`migrate`] or [`dry_run_migration`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MigrationOutcome {
-    /// The database already had the current version.
+    /// The database already had the current version, which the variant contains. [`migrate`] then only moves
+    /// the attempts that are still in the tables of an earlier version.
     Current(usize),
     /// The database, or its temporary copy, was migrated.
     Migrated(MigrationReport),
@@ -105,7 +106,7 @@ pub enum MigrateError {
     },
 }
 
-/// Returns the effects of the migrations after this version.
+/// Returns the effects of the migrations after `version`.
 fn changes_after(version: usize) -> &'static [&'static str] {
     CHANGES.get(version..).unwrap_or_default()
 }
@@ -166,7 +167,8 @@ fn copy_path(path: &Path, version: usize) -> PathBuf {
     companion(path, &format!(".before-{version}"))
 }
 
-/// Returns the copies of versions that store plain digests of keys, which the migration removes from the database.
+/// Returns the copies of versions before [`schema::FINGERPRINT_VERSION`]. They contain plain digests of keys, which the
+/// migration removes only from the database.
 fn copies_with_digests(path: &Path) -> Vec<PathBuf> {
     let copies = (1..schema::FINGERPRINT_VERSION).map(|version| copy_path(path, version));
     copies.filter(|copy| copy.exists()).collect()

@@ -65,7 +65,7 @@ pub(super) struct Writer {
     unwritten_changes: Vec<history::UnwrittenChange>,
     /// Time from the start of one commit to the start of the next.
     commit_interval: Duration,
-    /// Owner changes written after the last maintenance.
+    /// Number of owner changes written after the last maintenance.
     owner_changes: usize,
     /// Whether the file may lack the current state of keys that have no unwritten record.
     are_keys_stale: bool,
@@ -73,7 +73,9 @@ pub(super) struct Writer {
     next_check: IntegrityCheck,
     /// Number of records that were lost before the current outage.
     lost_before_outage: u64,
+    /// The time at which a failed write is retried.
     retry_at: Instant,
+    /// The time at which maintenance runs next.
     maintenance_at: Instant,
     /// Number of attempts in an in-memory database.
     in_memory_attempts: usize,
@@ -378,8 +380,8 @@ impl Writer {
 
     /// Returns whether maintenance is due: at its interval, or early when many owners were written.
     fn is_maintenance_due(&self, now: Instant) -> bool {
-        let is_due = self.maintenance_at <= now || self.owner_changes > MAX_OWNER_CHANGES;
-        is_due && !self.health.is_failing()
+        let is_round_due = self.maintenance_at <= now || self.owner_changes > MAX_OWNER_CHANGES;
+        is_round_due && !self.health.is_failing()
     }
 
     fn run_maintenance_step(&mut self, now: Instant) {

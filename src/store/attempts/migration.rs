@@ -9,8 +9,8 @@
 
 use rusqlite::Connection;
 
-/// The statements of the migration, which replace the view `attempts` by a table, name the queued attempts of the
-/// mirror by their ids as text, and drop the stored owners of identifiers that are valid for hours.
+/// The statements of the migration. They replace the view `attempts` by a table, and convert the ids of the attempts in
+/// the outbox to text. They drop the stored owners of identifiers that are valid for hours.
 pub(in crate::store) const STATEMENTS: &str = "
     DROP VIEW attempts;
     DROP TRIGGER attempts_forgotten;

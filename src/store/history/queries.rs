@@ -23,7 +23,7 @@ pub struct AttemptFilter {
     pub before: Option<String>,
     /// The id of the request that the attempts must belong to, or `None` for all requests.
     pub request_id: Option<String>,
-    /// Whether only attempts with another outcome than `served` match.
+    /// Whether attempts with the outcome `served` are excluded.
     pub failed_only: bool,
 }
 
@@ -44,7 +44,8 @@ const REQUEST_DURATION_MS: u64 = 24 * 3_600 * 1_000;
 /// choose the id, and its clock may be ahead.
 const CLOCK_TOLERANCE_MS: u64 = 600_000;
 
-/// Reads a page of attempts. When the time limit is reached, the page ends early.
+/// Reads a page of attempts. When the time limit of the read is reached, the page ends early. If no attempt was read
+/// before, the read fails.
 pub(super) fn attempts(
     connection: &Connection,
     filter: &AttemptFilter,
@@ -224,7 +225,7 @@ pub struct HourOfKey {
     pub key_hash: String,
     /// The short form of the key, or `None` for keys of clients and keys that are not stored.
     pub short_key: Option<String>,
-    /// The configured name of the key, or `None` if it has none.
+    /// The configured name of the key, or `None` as for `short_key` or if the key has no name.
     pub key_name: Option<String>,
     /// Credits charged, including estimates.
     pub credits: u64,

@@ -144,7 +144,7 @@ fn read_renames(connection: &Connection, max_rows: i64) -> Result<Vec<KeyRename>
         .collect()
 }
 
-/// The columns that [`read_key`] reads.
+/// The columns that [`put_key`] writes and [`read_key`] reads.
 const KEY_COLUMNS: &str = "key_hash, short_key, status, character_count, character_limit, remaining, usage,
     is_over_limit, is_near_limit, resets_at_ms, observed_at_ms";
 

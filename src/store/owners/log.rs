@@ -34,13 +34,13 @@ pub(super) fn append<'a>(
             }
             OwnershipUpdate::Removed(identifier) => pack.push(identifier, None, now, now),
         }
-        insert_from_size(connection, &mut pack, MAX_ROW_CHANGES)?;
+        insert_pack(connection, &mut pack, MAX_ROW_CHANGES)?;
     }
-    insert_from_size(connection, &mut pack, 1)
+    insert_pack(connection, &mut pack, 1)
 }
 
-/// Inserts a pack and empties it, if it has at least `min_changes` changes.
-fn insert_from_size(
+/// Inserts a pack as a row and empties the pack, if it has at least `min_changes` changes.
+fn insert_pack(
     connection: &Connection,
     pack: &mut OwnerPack,
     min_changes: usize,
@@ -220,9 +220,9 @@ pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlit
         let (recorded_at, used_at) = (unsigned(row.get(3)?), unsigned(row.get(4)?));
         let (kind, owner) = (pack.name_index(&kind), owner.map(|owner| pack.name_index(&owner)));
         pack.changes.push(OwnerChange { hash, kind, owner, recorded_at, used_at });
-        insert_from_size(connection, &mut pack, MAX_ROW_CHANGES)?;
+        insert_pack(connection, &mut pack, MAX_ROW_CHANGES)?;
     }
-    insert_from_size(connection, &mut pack, 1)?;
+    insert_pack(connection, &mut pack, 1)?;
     drop(rows);
     drop(statement);
     connection.execute_batch("DROP TABLE owners_plentiful_rows; DROP TABLE owners_passing_rows")

@@ -16,14 +16,15 @@ pub(super) struct OwnerPack {
 /// A change of an identifier's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OwnerChange {
+    /// The hash of the identifier.
     pub(super) hash: [u8; 16],
     /// Index of the kind's name.
     pub(super) kind: usize,
     /// Index of the owner's name, or `None` if the identifier was removed.
     pub(super) owner: Option<usize>,
-    /// Unix milliseconds.
+    /// The time at which the owner was recorded, in Unix milliseconds.
     pub(super) recorded_at: u64,
-    /// Unix milliseconds.
+    /// The time at which the identifier was last used, in Unix milliseconds.
     pub(super) used_at: u64,
 }
 

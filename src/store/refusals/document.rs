@@ -24,12 +24,15 @@ struct RefusalDocument {
     workspace: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     plan: Option<String>,
+    /// Whether the restriction applies to all workspaces with the same plan.
     #[serde(rename = "of_plan", default, skip_serializing_if = "std::ops::Not::not")]
     applies_to_plan: bool,
     verdict: VerdictDocument,
     at_ms: u64,
+    /// Whether another account refused the same request with the same message.
     #[serde(rename = "agreed", default, skip_serializing_if = "std::ops::Not::not")]
     is_repeated_elsewhere: bool,
+    /// Whether the request is in a concurrency group.
     #[serde(rename = "in_concurrency_group", default, skip_serializing_if = "std::ops::Not::not")]
     is_in_group: bool,
     #[serde(rename = "earlier", default, skip_serializing_if = "Option::is_none")]
@@ -51,13 +54,16 @@ struct VerdictDocument {
     permission: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    /// Maximum number of concurrent requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     maximum: Option<u32>,
     /// Credits that were left.
     #[serde(rename = "left", default, skip_serializing_if = "Option::is_none")]
     remaining: Option<u64>,
+    /// Credits that the request needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     required: Option<u64>,
+    /// The size of the quota in credits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quota: Option<u64>,
 }
@@ -67,6 +73,7 @@ struct VerdictDocument {
 struct HistoryDocument {
     #[serde(rename = "since_ms")]
     first_refused_at_ms: u64,
+    /// Length of the shortest refused text in characters, or 0 if the refusals were not about a length.
     #[serde(default)]
     from_characters: u64,
 }

@@ -1,5 +1,6 @@
-//! Tests of stored refusals: restarts, renamed workspaces and migrations keep them, their number is limited, expired
-//! and unreadable ones are ignored, a failed transaction is repeated, and they contain no secrets.
+//! Tests of stored refusals: restarts and renamed workspaces keep them, their number is limited, and they contain no
+//! secrets. Expired and unreadable refusals are ignored, and refusals from the future start at the current time. A
+//! failed transaction is repeated, and a database of an earlier version without refusals is migrated.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use crate::store::stored_attempt::{StoredAttempt, first_id, read_attempt, select
 pub struct AttemptQuery {
     /// The id of the request that the attempts must belong to, or `None` for all requests.
     pub request_id: Option<String>,
-    /// Whether only attempts with another outcome than `served` match.
+    /// Whether attempts with the outcome `served` are excluded.
     pub failed_only: bool,
     /// The time at or after which the attempts must have started.
     pub started_since: UnixMs,
@@ -52,7 +52,8 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read, or is of a version without users and regions and `dimension` is one of them.
+    /// Fails when the file cannot be read, and for the dimensions of users and regions when the file is of a version
+    /// without them.
     pub fn failures(
         &self,
         period: Range<UnixMs>,

@@ -43,7 +43,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// Fails when SQLite cannot read the database for another reason than corruption.
+    /// Fails when SQLite cannot read the database for a reason other than corruption.
     pub fn inspect(&mut self, timeout: Duration) -> Result<DatabaseInspection, ReadError> {
         let schema =
             schema::version(&self.connection).map_err(|source| read_error(self.path.clone(), source))?;

@@ -119,7 +119,7 @@ fn a_late_price_is_added_once() {
     let pool = pool();
     let mut database = open_database(&DatabaseLocation::Memory);
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
-    let attempts_and_credits = |database: &Database| {
+    let counts_and_credits = |database: &Database| {
         [
             "SELECT count(*) FROM attempts",
             "SELECT sum(credits) FROM attempts",
@@ -132,24 +132,24 @@ fn a_late_price_is_added_once() {
     };
     let first = unpriced();
     write(&mut database, std::slice::from_ref(&first));
-    assert_eq!(attempts_and_credits(&database), [1, 0, 1, 1, 0, 1]);
+    assert_eq!(counts_and_credits(&database), [1, 0, 1, 1, 0, 1]);
     for _ in 0..2 {
         write(&mut database, &[late_price(&first, 296)]);
-        assert_eq!(attempts_and_credits(&database), [1, 296, 0, 1, 296, 0]);
+        assert_eq!(counts_and_credits(&database), [1, 296, 0, 1, 296, 0]);
     }
     // Writing the first record again does not remove the price.
     write(&mut database, &[first]);
-    assert_eq!(attempts_and_credits(&database), [1, 296, 0, 1, 296, 0]);
+    assert_eq!(counts_and_credits(&database), [1, 296, 0, 1, 296, 0]);
     // The record and its price may be written in one transaction.
     let second = unpriced();
     write(&mut database, &[second.clone(), late_price(&second, 4)]);
-    assert_eq!(attempts_and_credits(&database), [2, 300, 0, 2, 300, 0]);
+    assert_eq!(counts_and_credits(&database), [2, 300, 0, 2, 300, 0]);
     // If the price is written before the first record, the attempt is written with its price. The first record may
     // follow.
     let third = unpriced();
     write(&mut database, &[late_price(&third, 9)]);
     write(&mut database, &[third]);
-    assert_eq!(attempts_and_credits(&database), [3, 309, 0, 3, 309, 0]);
+    assert_eq!(counts_and_credits(&database), [3, 309, 0, 3, 309, 0]);
 }
 
 #[test]

@@ -55,7 +55,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn sums_are_the_same_with_and_without_days(
+    fn usage_is_the_same_with_and_without_daily_sums(
         records in proptest::collection::vec((any_record(pool()), 0..96_u64), 1..60),
         batch_size in 1..40_usize,
         summed_hours in 0..100_u64,

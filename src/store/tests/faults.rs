@@ -346,7 +346,7 @@ fn an_error_that_needs_an_operator_is_not_temporary() {
 }
 
 #[test]
-fn an_in_memory_database_is_bounded() {
+fn the_attempts_of_an_in_memory_database_are_bounded() {
     let pool = pool();
     let (mut writer, health) = open_writer(&DatabaseLocation::Memory, &pool, 20_000);
     (0..10_000).for_each(|_| send_record(&mut writer, &health, record(&pool, 1)));

@@ -174,7 +174,7 @@ async fn attempts_are_read_in_pages_and_filtered() {
 }
 
 #[tokio::test]
-async fn the_attempts_of_an_id_with_a_time_are_found_near_that_time() {
+async fn attempts_of_a_request_id_with_a_time_are_found_near_that_time() {
     let day = Duration::from_secs(24 * 3_600);
     let id = AttemptRecord::new_id(NOW).to_string();
     let attempt_at = |pool: &Pool, started_at: UnixMs| AttemptRecord {
@@ -195,7 +195,7 @@ async fn the_attempts_of_an_id_with_a_time_are_found_near_that_time() {
 }
 
 #[tokio::test]
-async fn usage_is_summed_by_every_dimension() {
+async fn usage_is_summed_by_time_client_model_route_and_key() {
     let hour = Duration::from_secs(3_600);
     on_disk_and_in_memory(
         |pool| {
@@ -238,7 +238,7 @@ async fn usage_is_summed_by_every_dimension() {
 }
 
 #[tokio::test]
-async fn sums_by_time_and_client_are_the_same_with_many_keys() {
+async fn usage_of_several_keys_is_summed_by_day_client_and_model() {
     let hour = Duration::from_secs(3_600);
     on_disk_and_in_memory(
         |pool| {

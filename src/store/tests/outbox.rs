@@ -169,7 +169,7 @@ fn a_deleted_attempt_leaves_the_outbox() {
 }
 
 #[tokio::test]
-async fn the_outbox_is_unavailable_while_the_disk_fails() {
+async fn the_outbox_is_unavailable_while_writes_fail() {
     let pool = pool();
     let (usage, writer_handle) = start_writer(&DatabaseLocation::Memory, &pool).await;
     let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;

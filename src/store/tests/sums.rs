@@ -322,7 +322,7 @@ fn attempts_of_an_older_database_are_read_unchanged() {
 
 /// Asserts the stored usage of the only client. Each array contains the day, the month and the total.
 #[track_caller]
-fn check_used(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
+fn check_usage(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
     let usage = crate::store::read::client_usage(&database.connection, NOW).unwrap();
     let [usage] = usage.as_slice() else { panic!("one client must have usage: {usage:?}") };
     assert_eq!((usage.requests, usage.credits), (requests, credits));
@@ -346,10 +346,10 @@ fn the_usage_of_a_client_is_the_sum_of_its_charges() {
             charged_record(NOW, 1, 70, 0),
         ],
     );
-    check_used(&database, [3; 3], [70; 3]);
+    check_usage(&database, [3; 3], [70; 3]);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
     write(&mut database, &[charged_record(long_ago, 1, 5, 0)]);
-    check_used(&database, [3, 3, 4], [70, 70, 75]);
+    check_usage(&database, [3, 3, 4], [70, 70, 75]);
     // A later price replaces the charge.
     let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..charged_record(NOW, 1, 800, 0) };
     write(&mut database, std::slice::from_ref(&unpriced));
@@ -357,6 +357,6 @@ fn the_usage_of_a_client_is_the_sum_of_its_charges() {
     let priced = AttemptRecord { quota, ..late_price(&unpriced, 296) };
     for _ in 0..2 {
         write(&mut database, std::slice::from_ref(&priced));
-        check_used(&database, [4, 4, 5], [366, 366, 371]);
+        check_usage(&database, [4, 4, 5], [366, 366, 371]);
     }
 }

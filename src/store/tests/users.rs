@@ -1,5 +1,5 @@
-//! Tests of the sums by user and region, of their migration and limits, and of the usage of a user, which is read
-//! through an index.
+//! Tests of the sums by user and region, of their migration and limits, and of the usage of a user and the index for
+//! its query.
 
 use super::sums::query_rows;
 use super::*;
@@ -13,7 +13,7 @@ fn user(id: &str) -> UserFingerprint {
     UserFingerprint::new("local", id.as_bytes())
 }
 
-/// Returns a charged attempt of a user at this time.
+/// Returns a charged attempt of a user that started at `started_at`.
 fn attempt_of(id: &str, started_at: UnixMs, requests: u64, credits: u64) -> AttemptRecord {
     AttemptRecord {
         id: AttemptRecord::new_id(started_at),
@@ -30,7 +30,7 @@ fn commit(database: &mut Database, records: &[AttemptRecord]) {
 
 /// Asserts the stored usage of a user. Each array contains the day, the month and the total.
 #[track_caller]
-fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
+fn check_usage(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
     let usage = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();
     assert_eq!((usage.requests, usage.credits), (requests, credits), "the user {id} must have this usage");
 }
@@ -46,9 +46,9 @@ fn the_usage_of_a_user_is_the_sum_of_its_charges() {
     );
     // Writing a record again changes nothing.
     commit(&mut database, &[alice_attempt]);
-    check_used(&database, "alice", [1, 1, 2], [70, 70, 75]);
-    check_used(&database, "bob", [1; 3], [7; 3]);
-    check_used(&database, "carol", [0; 3], [0; 3]);
+    check_usage(&database, "alice", [1, 1, 2], [70, 70, 75]);
+    check_usage(&database, "bob", [1; 3], [7; 3]);
+    check_usage(&database, "carol", [0; 3], [0; 3]);
     let other_client =
         read_usage(&database.connection, &ClientName::new("other"), user("alice"), NOW).unwrap();
     assert_eq!(other_client.requests, [0; 3]);
@@ -60,12 +60,12 @@ fn a_later_price_replaces_the_charge_of_the_user() {
     let unpriced =
         AttemptRecord { credits_from: CreditSource::Unknown, credits: 0, ..attempt_of("alice", NOW, 1, 800) };
     commit(&mut database, std::slice::from_ref(&unpriced));
-    check_used(&database, "alice", [1; 3], [800; 3]);
+    check_usage(&database, "alice", [1; 3], [800; 3]);
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
     let priced = AttemptRecord { quota, ..late_price(&unpriced, 296) };
     for _ in 0..2 {
         commit(&mut database, std::slice::from_ref(&priced));
-        check_used(&database, "alice", [1; 3], [296; 3]);
+        check_usage(&database, "alice", [1; 3], [296; 3]);
     }
 }
 
@@ -161,14 +161,14 @@ fn the_oldest_users_of_an_in_memory_database_are_deleted() {
     commit(&mut database, &[record(&pool(), 1)]);
     assert_eq!(delete_excess(&database.connection, 5).unwrap(), 15);
     assert_eq!(delete_excess(&database.connection, 5).unwrap(), 0);
-    check_used(&database, "14", [0; 3], [0; 3]);
+    check_usage(&database, "14", [0; 3], [0; 3]);
     let rows = query_number(&database.connection, "SELECT count(*) FROM user_hours");
     assert_eq!(rows, 6, "the sums without a user must stay");
     assert_eq!(delete_older(&database.connection, UnixMs(NOW.0 + 18 * HOUR), 512).unwrap(), 5);
 }
 
 #[test]
-fn the_usage_of_a_user_is_read_through_its_index() {
+fn a_query_for_the_usage_of_a_user_uses_the_index() {
     let database = open_database(&DatabaseLocation::Memory);
     let explain = "EXPLAIN QUERY PLAN SELECT total(quota_requests) FROM user_hours
         WHERE user = 'a' AND user <> '' AND client = 'b'";
