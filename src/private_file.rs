@@ -1,5 +1,5 @@
-//! Creates and replaces files that only their owner may read, such as keys, tokens, the database and lock files, and
-//! creates their directories.
+//! Opens, creates and replaces files that only their owner may read, such as keys, tokens, the database and lock files.
+//! Also creates their directories, and syncs the directories to the disk.
 //!
 //! An administrator may run a command as root that writes into the directory of the service. New files and directories
 //! therefore get the owner of the directory that contains them. Otherwise the service could not open them at its next

@@ -82,7 +82,8 @@ impl RunningApp {
         self.replica.is_some()
     }
 
-    /// Passes `port` to the replica task, which then shares the overlay through the channels of `port`.
+    /// Passes `port` to the replica task, which then shares the overlay through the channels of `port`. Does nothing if
+    /// this process shares its pool with no other replicas.
     pub fn share_overlay(&self, port: OverlayPort) {
         if let Some(replica) = &self.replica {
             // The send fails only if the replica task has ended, which happens at shutdown.

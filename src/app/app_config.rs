@@ -1,5 +1,5 @@
-//! Converts the parsed configuration into the settings of each module, for a start or a reload, so that most modules do
-//! not depend on `config`.
+//! Converts the parsed configuration into the settings of each module, for a start, a reload, or a check without a
+//! start, so that most modules do not depend on `config`.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -8,14 +8,14 @@ use super::{open_files_limit, raise_open_files_limit};
 use crate::config::Config;
 use crate::policy::file_limit::{self, RequestedLimits};
 
-/// The maximum number of client connections.
+/// The maximum number of client connections, as it is configured and as the limit of open files allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimit {
     /// The limit of open files of this process.
     pub open_files: u64,
     /// The value of `server.max_connections`.
     pub configured: usize,
-    /// The maximum number of connections for which the open files suffice, at most `configured`.
+    /// The number of connections that the limit of open files allows, at most `configured`.
     pub allowed: usize,
 }
 

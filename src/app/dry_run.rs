@@ -1,7 +1,7 @@
-//! Checks whether Keychoir could start, for `keychoir check` and `keychoir doctor`: opens and closes the listeners,
-//! checks the limit of open files, the settings of TLS and of the mirror, and that listeners for other machines require
-//! a token, and inspects the database without changing it. Unlike `start`, it collects all problems instead of stopping
-//! at the first.
+//! Checks whether Keychoir could start, for `keychoir check` and `keychoir doctor`: opens and closes the listeners, and
+//! inspects the database without changing it. Also checks the limit of open files, the settings of TLS and of the
+//! mirror, and whether listeners for other machines require a token. Unlike `start`, the dry run collects all problems
+//! instead of stopping at the first.
 
 use std::io;
 use std::path::PathBuf;

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_renewed_and_the_ca_stays() {
+    fn a_certificate_is_renewed_and_the_ca_is_replaced_only_shortly_before_it_expires() {
         let directory = tempfile::tempdir().unwrap();
         let location = CaLocation::Directory(directory.path().to_owned());
         let loopback = tcp_address("127.0.0.1:1");

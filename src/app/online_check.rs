@@ -100,8 +100,8 @@ impl OnlineCheck {
         Ok(Self { connector, upstream, pool, key_check_timeout, timeouts, mirror, mirrors_events, redis })
     }
 
-    /// Connects through every route that a key uses, and through the direct route in addition to each route through a
-    /// proxy, all at the same time.
+    /// Connects at the same time through every route that a key uses. For each route through a forward proxy, it also
+    /// connects to the host directly.
     pub async fn check_routes(&self) -> Vec<RouteCheck> {
         let mut routes: Vec<(Arc<Authority>, bool)> = vec![(Arc::clone(self.upstream.authority()), true)];
         routes.extend(

@@ -21,9 +21,9 @@ impl RunningApp {
     }
 
     /// Applies the keys, pauses, clients, access rules, limits and admin token of `app_config` to new requests, the
-    /// certificates to new connections, and the settings of the pool and of polling at once. Other settings apply only
-    /// at the next startup, so `app_config` must be made by [`AppConfig::from_reload`]. Requests in progress keep their
-    /// settings, and remaining keys keep their state.
+    /// certificates to new connections, and the settings of the pool and of polling immediately. Other settings apply
+    /// only at the next startup, so `app_config` must be made by [`AppConfig::from_reload`]. Requests in progress keep
+    /// their settings, and remaining keys keep their state.
     ///
     /// # Errors
     ///

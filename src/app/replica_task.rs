@@ -1,5 +1,6 @@
 //! Starts and stops the task that shares the pool with other replicas through Redis, and connects the task to the
-//! requests, the poller, the overlay and the admin pages.
+//! requests, the poller, the overlay and the admin pages. Redis gives each replica grants: amounts that the replica may
+//! use without a further request to Redis.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -45,7 +45,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_DELAY: Duration = Duration::from_secs(30);
 /// Most reads include only attempts that started within this time, so that a read takes little time.
 const RECENT_ATTEMPT_AGE: Duration = Duration::from_secs(600);
-/// Each read whose number is a multiple of this one includes attempts that started within [`MAX_ATTEMPT_AGE`].
+/// Each read whose number is a multiple of this number includes attempts that started within [`MAX_ATTEMPT_AGE`].
 const READS_PER_FULL_READ: u32 = 30;
 /// Maximum age of the start of an attempt that `--follow` prints. It is an hour more than the default maximum duration
 /// of a WebSocket session.
@@ -169,6 +169,7 @@ const COLUMN_WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
 
 /// Formats an attempt as one cell for each column.
 fn format_cells(attempt: &StoredAttempt) -> [String; 6] {
+    let [_, key_width, _, outcome_width, _, route_width] = COLUMN_WIDTHS;
     let started_at = attempt.started_at.rfc3339_seconds();
     let started_at = started_at.get(5..19).unwrap_or(&started_at).replace('T', " ");
     let key = match (&attempt.key_name, &attempt.short_key) {
@@ -180,11 +181,11 @@ fn format_cells(attempt: &StoredAttempt) -> [String; 6] {
     let route = attempt.route.strip_prefix("/v1/").unwrap_or(&attempt.route);
     [
         started_at,
-        truncate(key, COLUMN_WIDTHS[1]),
+        truncate(key, key_width),
         status,
-        truncate(&attempt.outcome.replace('_', " "), COLUMN_WIDTHS[3]),
+        truncate(&attempt.outcome.replace('_', " "), outcome_width),
         abbreviate(attempt.credits),
-        truncate(route, COLUMN_WIDTHS[5]),
+        truncate(route, route_width),
     ]
 }
 
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_at_most_80_columns_and_the_titles_fit_it() {
+    fn lines_titles_and_tables_have_at_most_80_columns() {
         let unnamed = attempt("a", 1_795_955_073_908, 1);
         let line = format_line(&unnamed);
         assert!(

@@ -61,7 +61,7 @@ struct ListedConfigKey {
     short_key: String,
     workspace: Option<String>,
     base_url: Option<String>,
-    /// The forward proxy without its credentials. The text is empty if the key uses the proxy of `upstream.proxy`.
+    /// The forward proxy without its credentials. The text is empty if the key has no `proxy` of its own.
     proxy: String,
     weight: u32,
     reserve_credits: Option<u64>,

@@ -150,6 +150,7 @@ impl ControlOptions {
     }
 
     /// Reads the admin token. A missing default file is not an error, because some requests to Keychoir need no token.
+    /// Fails with advice if the token would be read from another directory than that of the service.
     fn read_token(&self, config: Option<&Config>) -> Result<Option<String>, ExitCode> {
         let has_token_file = self.admin_token_file.is_some();
         if let Some(hint) = config

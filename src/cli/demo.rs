@@ -1,5 +1,5 @@
-//! `keychoir demo`: runs Keychoir in front of a simulated ElevenLabs with four keys, and sends requests until three of
-//! the keys are exhausted. The next key serves each refused request. The demo fails if a request was not served or the
+//! `keychoir demo`: runs Keychoir in front of a simulated ElevenLabs with four keys, and sends requests that exhaust
+//! three of the keys. The next key serves each refused request. The demo fails if a request was not served or the
 //! recorded credits differ from those that the simulator charged.
 
 mod view;
@@ -70,9 +70,9 @@ fn speech_cost(requests: std::ops::Range<usize>) -> u64 {
     sentences.map(|sentence| sentence.len() as u64).sum()
 }
 
-/// Returns a plan whose keys can serve all requests, of which three will be exhausted. The workspace of the second key
-/// has enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so that one request is
-/// refused and Keychoir sends it again with the next key.
+/// Returns a plan whose keys can serve all requests. The requests exhaust three of the keys. The workspace of the
+/// second key has enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so that one
+/// request is refused and Keychoir sends it again with the next key.
 fn provider_plan() -> Plan {
     let credits = [speech_cost(0..8), speech_cost(0..32), speech_cost(14..22), speech_cost(0..32)];
     let mut plan = Plan::with_keys(KEYS.into_iter().zip(credits));
@@ -123,8 +123,8 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     view.print_result(&format!(
         "{requests} requests, {served} served, {exhausted} keys exhausted, {failures} failures"
     ))?;
-    let requests_were = if retried == 1 { "request was" } else { "requests were" };
-    view.print_result(&format!("{retried} {requests_were} refused by one key and served by the next"))?;
+    let request_phrase = if retried == 1 { "request was" } else { "requests were" };
+    view.print_result(&format!("{retried} {request_phrase} refused by one key and served by the next"))?;
     view.print_result(&format!(
         "{recorded} credits recorded, {charged_credits} charged by the simulated ElevenLabs"
     ))?;

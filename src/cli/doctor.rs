@@ -1,5 +1,6 @@
-//! `keychoir doctor`: runs all examinations of [`diagnosis`], and prints one line for each finding, with the next step
-//! for the operator. The exit code reports the highest severity.
+//! `keychoir doctor`: runs all examinations of [`diagnosis`], with `--offline` only those without a connection to other
+//! services, and prints one line for each finding, with the next step for the operator. The exit code reports the
+//! highest severity.
 
 use std::process::ExitCode;
 

@@ -261,7 +261,8 @@ impl ListedKey {
     }
 }
 
-/// Returns whether there is no database, because it does not exist yet or is kept in memory. This is not a failure.
+/// Returns whether there is no database, because it does not exist yet or is kept in memory. A missing database is
+/// not a failure.
 fn has_no_database(error: &DatabaseError) -> bool {
     match error {
         DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => true,

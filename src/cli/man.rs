@@ -144,7 +144,10 @@ mod tests {
     fn check_pages(command: &Command, command_path: &str, pages: &[(String, Vec<u8>)]) {
         let page_name = format!("keychoir {command_path}").trim_end().replace(' ', "-");
         let file_name = format!("{page_name}.1");
-        let (_, page) = pages.iter().find(|(name, _)| *name == file_name).expect(&file_name);
+        let (_, page) = pages
+            .iter()
+            .find(|(name, _)| *name == file_name)
+            .unwrap_or_else(|| panic!("the page {file_name} must exist"));
         let page = plain_text(page);
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
             let argument_name = match (argument.get_long(), argument.get_value_names()) {

@@ -203,7 +203,7 @@ fn print_error(message: &dyn Display) {
     let _ = writeln!(io::stderr(), "{message}");
 }
 
-/// Prints data to standard output. A closed pipe is not an error.
+/// Prints data to standard output. A failed write, for example to a closed pipe, is ignored.
 fn print(data: &dyn Display) {
     let _ = writeln!(io::stdout(), "{data}");
 }

@@ -47,7 +47,7 @@ pub(super) struct ServeArguments {
 }
 
 pub(super) fn run(arguments: ServeArguments) -> CommandResult {
-    // This must precede the start of any thread, because it changes the environment.
+    // This call must precede the start of any thread, because it changes the environment.
     let sockets = InheritedSockets::take();
     let ServeArguments { sources, ephemeral } = arguments;
     let overrides = Overrides {
@@ -305,10 +305,10 @@ async fn run_until_stopped(
         "Shutting down: running requests may take up to {} s",
         drain_timeout.as_secs()
     );
-    let mut is_aborted = false;
+    let mut is_shutdown_aborted = false;
     let abort_signal = async {
         signals.wait_for_stop().await;
-        is_aborted = true;
+        is_shutdown_aborted = true;
     };
     let ShutdownReport { drain_outcome, records_lost } = app.shut_down(drain_timeout, abort_signal).await;
     match drain_outcome {
@@ -322,5 +322,5 @@ async fn run_until_stopped(
         );
         return Err(ExitCode::from(EX_IOERR));
     }
-    if is_aborted { Err(ExitCode::FAILURE) } else { Ok(()) }
+    if is_shutdown_aborted { Err(ExitCode::FAILURE) } else { Ok(()) }
 }

@@ -1,5 +1,6 @@
 //! `keychoir supabase migrate --print`: prints the SQL that creates the mirror's tables. An operator runs
-//! the SQL, because Keychoir's key must be able to write rows but should not be able to change tables.
+//! the SQL, because Keychoir's key must be able to write rows but should not be able to change tables. Without
+//! `--print`, the command prints advice and fails.
 
 use std::process::ExitCode;
 

@@ -173,8 +173,9 @@ pub(super) fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str,
     }
 }
 
-/// Maximum number of characters of a host name and of each of its labels (RFC 1035).
+/// Maximum number of characters of a host name (RFC 1035).
 const MAX_HOST_CHARS: usize = 253;
+/// Maximum number of characters of a label, which is a part of a host name between two dots (RFC 1035).
 const MAX_LABEL_CHARS: usize = 63;
 
 /// Parses a host name, an IPv4 address, or an IPv6 address in brackets. Returns it in lowercase and without brackets.

@@ -31,7 +31,8 @@ pub struct ClientConfig {
     pub token: TokenFingerprint,
     /// The time at which the token expires. If it is `None`, the token does not expire.
     pub expires_at: Option<UnixMs>,
-    /// The token that the last rotation replaced, and the time at which that token expires.
+    /// The token that the last rotation replaced, and the time at which that token expires. It is `None` if no rotation
+    /// left the previous token valid.
     pub previous_token: Option<(TokenFingerprint, UnixMs)>,
     /// The kind of source from which the client was configured.
     pub origin: ClientOrigin,
@@ -47,7 +48,8 @@ impl ClientConfig {
     }
 }
 
-/// Parses the `[[clients]]` entries of the configuration file. Pinned keys and workspaces must be in `pool`.
+/// Parses the `[[clients]]` entries of the configuration file. The keys and workspaces in the rules of a
+/// client must be in `pool`.
 pub(super) fn parse(
     sources: &ValueSources<'_>,
     entries: &[TableEntry<'_>],

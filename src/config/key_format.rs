@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_key_shows_no_more_than_a_short_key() {
+    fn a_masked_key_shows_no_more_than_its_short_form() {
         let key = format!("sk_{}", "0123456789abcdef".repeat(3));
         assert_eq!(mask_key(&key), "sk_01234567...bcdef");
         assert_eq!(mask_key("sk_first"), "sk_***, 8 characters");

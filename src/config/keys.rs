@@ -45,7 +45,7 @@ const MAX_RESERVE_CREDITS: u32 = 1_000_000_000;
 pub struct KeyConfig {
     /// The API key.
     pub key: ApiKey,
-    /// The configured name, if it has one.
+    /// The configured name, if the key has one.
     pub name: Option<String>,
     /// The workspace name of the key. Keys of one workspace share credits.
     pub workspace: Option<String>,

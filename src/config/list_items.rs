@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_for_credentials_or_for_one_connection_is_refused() {
+    fn an_invalid_header_and_a_header_for_credentials_or_for_one_connection_are_refused() {
         assert_eq!(parse_header_name(" X-Forwarded-For ").unwrap(), "x-forwarded-for");
         assert_eq!(parse_header_name("cf-ipcountry").unwrap(), "cf-ipcountry");
         for text in ["", "x y", "cf-*", "x:", "Cookie", "authorization", "connection", "Host", "xi-api-key"] {

@@ -1,5 +1,5 @@
-//! Parses the settings of the log: its format, and the minimum level of the events of each target. A misspelled level
-//! is an error, because the library would use it as the name of a target.
+//! Parses the settings of the log: its format, and the minimum level of the events of each target, which is the module
+//! that logs an event. A misspelled level is an error, because the library would use it as the name of a target.
 
 use std::fmt;
 use std::str::FromStr;

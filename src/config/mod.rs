@@ -1,5 +1,5 @@
 //! Loads the configuration from flags, environment, file and defaults, in this order of precedence, into validated
-//! types, and adds the keys and clients of the overlay.
+//! types. Then applies the overlay, the file with the keys, pauses and clients that operators changed at runtime.
 //!
 //! One load reports all mistakes, each with its source and advice. No message or `Debug` output contains a key or a
 //! token. Parsers get the environment and the content of files from `source`, so that they can be tested without them.
@@ -130,7 +130,7 @@ pub struct LoadedConfig {
     pub config: Config,
     /// Messages about corrected or unusual settings, and about files that other users can read or change.
     pub warnings: Vec<Warning>,
-    /// The path of the configuration file that was read.
+    /// The path of the configuration file that was read, or `None` if there is no configuration file.
     pub file: Option<PathBuf>,
     /// Whether the configuration file contains keys, tokens or passwords.
     pub file_contains_secrets: bool,
@@ -256,13 +256,13 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The keys that operators paused. Some may not be in the pool.
     pub paused_keys: Vec<PausedKeyConfig>,
-    /// The number of changes by operators so far.
+    /// A number that increases with each change at runtime.
     pub generation: u64,
     /// The fingerprint of the admin token. It is `None` if there is no admin token.
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
     pub setting_sources: HashMap<&'static str, String>,
-    /// The certificate in the files that `server.tls` names.
+    /// The certificate in the files that `server.tls` names, or `None` if it names no files.
     pub certificate: Option<Certificate>,
     /// The forward proxies of the environment, which are used where no setting names one.
     pub environment_proxies: EnvironmentProxies,

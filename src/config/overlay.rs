@@ -30,7 +30,7 @@ use crate::policy::units::UnixMs;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overlay {
-    /// The number of changes so far, by which clients of the admin API detect concurrent changes.
+    /// A number that increases with each change, by which clients of the admin API detect concurrent changes.
     pub generation: u64,
     /// Keys that are added to the configured keys.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -50,14 +50,14 @@ pub struct Overlay {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManagedKey {
-    /// The key name, which is also the name of the key file.
+    /// The key name.
     pub name: String,
     /// The path of the key file, relative to the state directory.
     pub key_file: String,
     /// The name of the workspace whose credits the key uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
-    /// The base URL of the key's host.
+    /// The base URL of the key's host. `None` means `upstream.base_url`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
     /// The key's weight relative to other keys. `None` means a weight of 1.
@@ -134,7 +134,7 @@ pub struct RemovedEntry {
 pub struct ManagedClient {
     /// The client name.
     pub name: String,
-    /// SHA-256 of the client token.
+    /// SHA-256 of the client token. If it is `None`, the token of the configuration file stays valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
     /// The time at which the token expires, even if the token is from the configuration file.

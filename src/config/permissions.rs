@@ -1,5 +1,5 @@
 //! Warns about files with secrets that other users can read, and about configuration files that other
-//! users can change. These are not errors, because an operator may have chosen the mode on purpose.
+//! users can change. Such a file is not an error, because an operator may have chosen its mode on purpose.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_other_users_can_only_read_are_no_risk() {
+    fn a_public_file_is_a_risk_only_if_other_users_can_change_it() {
         check_risk(0o644, Content::Public, None);
         check_risk(0o664, Content::Public, Some("change this file (mode 0664)"));
         check_risk(0o602, Content::Public, Some("chmod go-w"));

@@ -37,7 +37,7 @@ pub struct RedisConfig {
     pub pool: SharedPoolName,
     /// Maximum wait of a request for Redis.
     pub wait_timeout: Duration,
-    /// Interval at which a replica sends its usage to Redis while the usage changes.
+    /// Interval between two beats, the requests with which a replica sends its usage to Redis while the usage changes.
     pub beat_interval: Duration,
     /// Time without a response after which Redis counts as lost.
     pub response_timeout: Duration,

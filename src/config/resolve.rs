@@ -1,7 +1,7 @@
 //! Merges defaults, file, environment and flags into one configuration. A later layer overrides an earlier one. Every
-//! layer is validated, so that a mistake is reported even if a later layer overrides it. The keys and clients of the
-//! overlay are added to those of the layers. Secrets such as the admin token are read from the files that settings
-//! name.
+//! layer is validated, so that a mistake is reported even if a later layer overrides it. The overlay, the file with the
+//! changes that operators made at runtime, is then applied to the keys and clients of the layers. Secrets such as the
+//! admin token are read from the files that settings name.
 
 mod checks;
 
@@ -137,9 +137,10 @@ impl MergedLayers {
     }
 }
 
-/// The settings of proxies, each with the setting that names a file instead.
-const PROXY_SETTINGS: [[&str; 2]; 2] =
-    [["upstream.proxy", "upstream.proxy_file"], ["supabase.proxy", "supabase.proxy_file"]];
+/// The setting of the forward proxy for the provider, and the setting that names a file instead.
+const UPSTREAM_PROXY_SETTINGS: [&str; 2] = ["upstream.proxy", "upstream.proxy_file"];
+/// The setting of the forward proxy for Supabase, and the setting that names a file instead.
+const SUPABASE_PROXY_SETTINGS: [&str; 2] = ["supabase.proxy", "supabase.proxy_file"];
 
 /// The partly resolved configuration.
 #[derive(Default)]
@@ -332,8 +333,8 @@ impl ConfigDraft {
     fn read_proxy_files(&mut self, sources: &ValueSources<'_>) {
         let Config { upstream, supabase, .. } = &mut self.config;
         for (proxy, path, names) in [
-            (&mut upstream.proxy, &upstream.proxy_file, PROXY_SETTINGS[0]),
-            (&mut supabase.proxy, &supabase.proxy_file, PROXY_SETTINGS[1]),
+            (&mut upstream.proxy, &upstream.proxy_file, UPSTREAM_PROXY_SETTINGS),
+            (&mut supabase.proxy, &supabase.proxy_file, SUPABASE_PROXY_SETTINGS),
         ] {
             let Some(path) = path else { continue };
             let is_set = *proxy != ProxySetting::Inherited;
@@ -358,7 +359,7 @@ impl ConfigDraft {
     /// Returns whether the configuration file contains the password of a proxy.
     fn file_contains_proxy_credentials(&self) -> bool {
         let Config { upstream, supabase, .. } = &self.config;
-        [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])]
+        [(&upstream.proxy, UPSTREAM_PROXY_SETTINGS), (&supabase.proxy, SUPABASE_PROXY_SETTINGS)]
             .iter()
             .any(|(proxy, [path, _])| proxy.has_credentials() && self.is_set_in_file(path))
     }

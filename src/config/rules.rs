@@ -16,7 +16,7 @@ use crate::policy::similar::find_similar;
 /// Maximum value of `max_concurrent`, which is also the maximum of `server.max_requests`.
 const MAX_CONCURRENT: u32 = 1_000_000;
 
-/// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
+/// Parses the rules of an entry. The keys and workspaces that the rules name must be in `pool`.
 pub(super) fn parse(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
         quota: entry.parse("quota", problems),

@@ -1,6 +1,6 @@
 //! Defines most sections of the configuration with their defaults. Each field has the name of its setting.
-//! `config/keychoir.toml` explains each setting, and a test compares its defaults with these. The sections `[access]`,
-//! `[admin]`, `[redis]` and `[supabase]` are in their own modules.
+//! `config/keychoir.toml` explains each setting, and a test compares its defaults with those in this file. The sections
+//! `[access]`, `[admin]`, `[redis]` and `[supabase]` are in their own modules.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,8 +41,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Maximum number of concurrent requests.
     pub max_requests: usize,
-    /// Maximum number of concurrent requests of a client without its own limit. 0 means half of
-    /// `max_requests` if there are several clients.
+    /// Maximum number of concurrent requests of a client without its own limit. 0 means half of `max_requests` if there
+    /// are several clients, and `max_requests` otherwise.
     pub max_requests_per_client: usize,
     /// Number of threads that serve connections, or 0 for one per core.
     pub workers: usize,
@@ -235,7 +235,8 @@ pub struct RetryConfig {
     pub timeout: Duration,
     /// Maximum number of bytes of one request's body in memory. The remaining bytes are written to disk.
     pub buffer_size: usize,
-    /// Maximum number of bytes of all buffers in memory, including those of bodies. At least `buffer_size`.
+    /// Maximum number of bytes of all buffers in memory, including those of bodies. It is at least
+    /// `buffer_size`.
     pub max_total_buffer_size: usize,
     /// Maximum number of bytes of one request body on disk, in addition to the bytes in memory.
     pub spill_size: usize,
@@ -404,6 +405,6 @@ impl Default for WebsocketConfig {
 pub struct LogConfig {
     /// The format of log lines.
     pub format: LogFormat,
-    /// The minimum level, by target.
+    /// The minimum level of the events of each target.
     pub level: LogFilter,
 }

@@ -25,7 +25,7 @@ pub struct SettingValue {
 }
 
 impl Config {
-    /// Lists every setting in the order of the reference.
+    /// Lists every setting in the order of the table `SETTINGS`.
     #[must_use]
     pub fn setting_values(&self) -> Vec<SettingValue> {
         let mut config = self.clone();
@@ -44,8 +44,8 @@ impl Config {
         SETTINGS.iter().map(describe).collect()
     }
 
-    /// Lists every effective setting after a reload. `loaded` is the configuration that was read. Where its value
-    /// differs, the setting has it as its pending value.
+    /// Lists every effective setting after a reload. `loaded` is the configuration that was read. If it contains a
+    /// different value of a setting, that value is the pending value of the setting.
     #[must_use]
     pub fn setting_values_with_pending(&self, loaded: &Self) -> Vec<SettingValue> {
         let (mut in_force, mut loaded) = (self.clone(), loaded.clone());

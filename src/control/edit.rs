@@ -1,7 +1,8 @@
 //! Computes a change without reading or writing files: from the current overlay and the current configuration, it
-//! returns the next overlay, the files of new keys, and the parts of the record and of the receipt. It refuses a change
-//! if a value is invalid, an added entry exists already, a key or client is unknown or cannot be changed here, a key to
-//! resume is not paused, a grace period has not ended, or the last client would be revoked.
+//! returns the next overlay, the files of new keys, and the parts of the record in the database and of the receipt for
+//! the operator. It refuses a change if a value is invalid, an added entry exists already, or a key or client is
+//! unknown or cannot be changed here. It also refuses to resume a key that is not paused, to start a grace period of a
+//! client before the earlier one has ended, and to revoke the last client.
 
 mod clients;
 
@@ -88,8 +89,9 @@ pub(super) fn edit_overlay(
     Ok(Edit { overlay, new_keys, summary })
 }
 
-/// Refuses a change that names a left-out entry of the overlay. On this machine, the name may belong to another key or
-/// client. A pause and its end are not checked, because an entry of a pause is never left out.
+/// Refuses a change that names a left-out entry, which is an entry of the overlay without effect on this machine. On
+/// this machine, the name may belong to another key or client. A pause and its end are not checked, because an entry of
+/// a pause is never left out.
 fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError> {
     let (kind, name) = match change {
         Change::AddKey(NewKey { name, .. }) | Change::RemoveKey { key: name } => (EntryKind::Key, name),

@@ -50,7 +50,7 @@ enum MergeError {
          of the replicas"
     )]
     LastClient,
-    /// The files cannot be read or written, or the configuration would be invalid.
+    /// There is no state directory, its files cannot be read or written, or the configuration would be invalid.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
@@ -340,7 +340,8 @@ fn api_keys(config: &Config) -> Vec<ApiKey> {
 fn describe_merge_error(error: &MergeError) -> String {
     match error {
         MergeError::Control(ControlError::NoStateDirectory) => {
-            "it keeps its state in memory only, so set storage.path and not storage.ephemeral".to_owned()
+            "this replica keeps its state in memory only, so set storage.path and not storage.ephemeral"
+                .to_owned()
         }
         MergeError::Control(ControlError::Unwritable { directory, reason }) => {
             format!("{directory} cannot be written ({reason}), so make it writable for Keychoir")

@@ -3,10 +3,10 @@
 //!
 //! [`Controller`] is the only type that writes the overlay and applies a configuration to the running server. `serve`
 //! runs it in its main loop, and the command line runs it without a running server. It makes each change in this
-//! order: lock the overlay, compare the generation, edit the overlay, load the whole configuration as it would be,
-//! write the files, apply the configuration to the running server, publish the overlay to the other replicas, and
-//! record the change. A failure before the last file is written changes nothing. A reload edits no entry of the
-//! overlay: it reads the files again, and applies and records what has changed.
+//! order: lock the overlay, compare the generation (a number that increases with each change), edit the overlay, load
+//! the whole configuration as it would be, write the files, apply the configuration to the running server, publish the
+//! overlay to the other replicas, and record the change. A failure before the last file is written changes nothing. A
+//! reload edits no entry of the overlay. It reads the files again, and applies and records the changed settings.
 
 mod admin_token;
 mod document;
@@ -365,7 +365,7 @@ impl Controller {
         }
     }
 
-    /// Logs a change, unless it is a reload, and records it.
+    /// Records a change, and logs it if it has a target.
     async fn record(
         &self,
         origin: ChangeOrigin,
@@ -375,7 +375,7 @@ impl Controller {
         generation: u64,
     ) {
         let ChangeOrigin { actor, address } = origin;
-        // A reload has no target, and the reloader logs it.
+        // A reload and a merge have no target. They are logged where they are applied.
         if let Some(target) = &target {
             let actor_name = actor.as_str();
             info!(

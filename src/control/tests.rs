@@ -511,7 +511,7 @@ async fn an_overlay_that_is_too_large_to_be_read_is_not_written() {
 }
 
 #[tokio::test]
-async fn an_id_is_never_the_name_of_another_key() {
+async fn an_added_key_cannot_be_named_like_an_id_and_an_id_precedes_a_name() {
     let machine = Machine::new();
     let id = &ApiKey::new(FIRST_KEY).unwrap().fingerprint().to_string()[..12];
     let key = NewKey { name: id.to_owned(), ..new_key() };

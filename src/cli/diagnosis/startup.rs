@@ -12,7 +12,7 @@ use crate::control::NewAdminToken;
 use crate::store::OpenError;
 
 /// Returns the problems and warnings of startup with `config`. An address or a database that a running Keychoir with
-/// this configuration uses is not a problem, because startup will replace that process.
+/// this configuration uses is not a problem, because a restart of Keychoir ends that process first.
 pub(in crate::cli) async fn examine_start(config: &Config) -> Vec<Finding> {
     let mut start_config = config.clone();
     // Startup generates a missing admin token, too.

@@ -86,7 +86,7 @@ fn log_addresses(running: &RunningApp) {
     }
 }
 
-/// Returns the URL of a listener for messages.
+/// Formats the address of a listener for a message: as a URL, or as the path of a Unix socket.
 fn listener_url(address: &Address) -> String {
     match address {
         Address::Tcp(address) => format!("http://{address}"),

@@ -1,5 +1,6 @@
-//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal. While Keychoir
-//! does not respond, for example during its restart, the last state stays visible with the time of its response.
+//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal to stop. While
+//! Keychoir does not respond, for example during its restart, the last state stays visible with the time of its
+//! response.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;

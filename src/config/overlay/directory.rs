@@ -84,7 +84,7 @@ impl StateDirectory {
         self.path.join(SESSIONS_FILE)
     }
 
-    /// Returns the path of the key file for the key `name`.
+    /// Returns the path of the key file with the file name `name`.
     #[must_use]
     pub fn key_path(&self, name: &str) -> PathBuf {
         self.path.join(KEYS_DIRECTORY).join(name)
@@ -148,7 +148,7 @@ impl StateLock<'_> {
         replace_file(self.directory.overlay_path(), text)
     }
 
-    /// Writes a key file.
+    /// Writes the key file with the file name `name`.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Reads the entries of the overlay into the configuration: appends its keys, adds, changes and removes clients by
-//! name, collects the paused keys, and validates the removed entries. Mistakes are reported like mistakes in the
-//! operator's file.
+//! name, collects the paused keys, and validates the removed entries. Also parses the generation of the overlay.
+//! Mistakes are reported like mistakes in the operator's file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -234,7 +234,7 @@ pub(in crate::config) fn apply_clients(
     clients.retain(|client| !revoked_names.contains(client.name.as_str()));
 }
 
-/// Checks the `[[removed]]` entries, which have no effect on this machine.
+/// Checks the `[[removed]]` entries, which have no effect on the configuration of this machine.
 pub(in crate::config) fn check_removed_entries(entries: &[TableEntry<'_>], problems: &mut Vec<Problem>) {
     for entry in entries {
         entry.report_unknown_fields(&["kind", "id", "changed_at"], problems);

@@ -126,7 +126,7 @@ fn only_the_owner_can_read_the_files_and_no_temporary_file_remains() {
 }
 
 #[test]
-fn two_processes_do_not_hold_the_lock_at_once() {
+fn the_lock_is_not_acquired_while_it_is_held() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = StateDirectory::new(temporary.path().to_owned());
     let first = directory.try_lock().unwrap();
@@ -150,7 +150,7 @@ fn key_files_that_no_entry_names_are_deleted() {
 }
 
 #[test]
-fn a_file_that_cannot_be_replaced_keeps_its_content() {
+fn a_key_file_that_cannot_be_written_leaves_the_overlay_unchanged() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = StateDirectory::new(temporary.path().to_owned());
     let lock = directory.try_lock().unwrap();

@@ -1,6 +1,6 @@
 //! Checks the merged configuration: missing keys, an address that is open to other machines, conflicting addresses, a
-//! missing database path, buffer sizes, requests that Keychoir would send to itself, and keys sent in clear text. Also
-//! reads the certificate that `server.tls` names.
+//! missing database path, buffer sizes, requests that Keychoir would send to itself, and keys that are sent in clear
+//! text. Also reads the certificate that `server.tls` names.
 
 use super::ConfigDraft;
 use crate::config::keys::KeyListSource;

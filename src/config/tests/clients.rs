@@ -4,7 +4,7 @@
 use super::{FakeMachine, KEY, TOKEN};
 
 #[test]
-fn a_client_is_identified_by_its_fingerprint() {
+fn a_client_is_identified_by_the_fingerprint_of_its_token() {
     let hex = crate::secret::TokenFingerprint::new("c").to_string();
     let text = format!(
         "[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n[[clients]]\nname = \"b\"\ntoken_file = \"t\"\n[[clients]]\nname = \"c\"\ntoken_sha256 = \"{hex}\"\n"
@@ -160,7 +160,7 @@ fn a_mistake_in_the_token_file_of_the_environment_is_reported_once() {
 }
 
 #[test]
-fn the_client_of_the_environment_differs_from_those_of_the_file() {
+fn the_client_of_the_environment_must_differ_from_those_of_the_file() {
     let machine = || machine_with_token_file().file("/run/secrets/token", TOKEN);
     let client = |name: &str, token: &str| format!("[[clients]]\nname = \"{name}\"\ntoken = \"{token}\"\n");
     machine().toml(&client("default", "another-token-0123456789")).check_problems(

@@ -1,5 +1,5 @@
 //! Tests of the precedence of flags, variables, file and defaults, of the default configuration, and of the rules about
-//! several settings. Also tests that `load` reads the files of the process.
+//! several settings. Also tests that `load` looks for the configuration file on this machine.
 
 use std::path::Path;
 
@@ -138,7 +138,7 @@ fn a_configuration_of_defaults_leaves_no_files_behind() {
 }
 
 #[test]
-fn loading_reads_the_environment_and_files_of_the_process() {
+fn loading_reports_a_configuration_file_that_does_not_exist() {
     let overrides = Overrides { config_file: Some("/nowhere/at/all.toml".into()), ..Overrides::default() };
     assert!(crate::config::load(&overrides).unwrap_err().to_string().contains("it does not exist"));
 }

@@ -1,5 +1,6 @@
-//! Tests that merging overlays leads all replicas to the same state, of which entries a merge keeps, of the times of
-//! changes, of names that two keys have, and that no secret is printed.
+//! Tests of overlay states: a merge leads all replicas to the same state and keeps the latest versions, a change gets a
+//! later time, old removals are forgotten, two keys with one name get different names, an overlay keeps the entries
+//! that are written to it, and no secret is printed.
 
 use proptest::prelude::*;
 
@@ -104,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn a_merge_keeps_the_latest_version_of_each_entry(a in state(), b in state()) {
+    fn a_merge_keeps_the_latest_version_of_each_client(a in state(), b in state()) {
         let merged_state = a.clone().merge(b.clone());
         for (id, entry) in &merged_state.clients {
             let versions = [a.clients.get(id), b.clients.get(id)];
@@ -169,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn an_overlay_contains_the_entries_that_were_written_to_it(state in state()) {
+    fn an_overlay_contains_the_pauses_and_clients_that_were_written_to_it(state in state()) {
         let mut overlay = Overlay::default();
         let state = OverlayState { keys: Entries::new(), ..state };
         state.write_to(&mut overlay, &KeySecrets::new());
@@ -242,7 +243,7 @@ fn a_removal_and_an_ended_pause_are_forgotten_after_30_days() {
 }
 
 #[test]
-fn the_key_that_was_added_first_keeps_a_name() {
+fn of_two_keys_with_one_name_the_key_that_was_added_first_keeps_it() {
     let mut state = OverlayState::default();
     for (number, time) in [(1, 20), (2, 10)] {
         insert(&mut state.keys, id(number), UnixMs(time), EntryContent::Present(key(number, "spare")));

@@ -1,5 +1,6 @@
-//! Tests of two replicas that share their overlays: each change has an effect on both, none is lost, and invalid,
-//! foreign or known overlays change nothing. Each replica has a state directory and a controller. The tests deliver the
+//! Tests of two replicas that share their overlays: each change has an effect on both, and none is lost, even after a
+//! restart or a failure. An overlay that is invalid, known already or encrypted with other keys changes nothing, and an
+//! encrypted overlay reveals no secret. Each replica has a state directory and a controller. The tests deliver the
 //! overlays through the channels that otherwise lead to Redis.
 
 mod conflicts;

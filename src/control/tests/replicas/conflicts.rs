@@ -76,7 +76,7 @@ async fn an_entry_that_conflicts_with_the_configuration_file_is_left_out_until_t
     );
     let error = second.controller.make(remove_key("spare"), None, ORIGIN, None).await.unwrap_err();
     assert!(matches!(error, ControlError::NotManaged(_)), "the change must be refused: {error}");
-    // The mark survives another change, and the key applies when the file is corrected.
+    // The entry stays left out after another change, and the key applies when the file is corrected.
     second.make(Change::ResumeKey { key: "first".to_owned() }).await;
     assert!(second.overlay().keys[0].left_out);
     second.machine.configure("");
