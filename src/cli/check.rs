@@ -101,7 +101,7 @@ fn print_findings(start_findings: &[Finding], online_findings: &[Finding]) {
     if problem_count > 0 {
         let plural_suffix = if problem_count == 1 { "" } else { "s" };
         print_error(&format_args!("{problem_count} problem{plural_suffix} would prevent a start"));
-    } else {
+    } else if worst_severity(online_findings) != Severity::Problem {
         print(&"The configuration is fine.");
     }
 }

@@ -171,16 +171,18 @@ fn add_key(arguments: AddArguments) -> CommandResult {
     let AddArguments { name, workspace, base_url, weight, key_file, options } = arguments;
     let mut input = String::new();
     let read_result = match &key_file {
-        Some(path) => File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut input)),
+        Some(path) => {
+            File::open(path).and_then(|file| file.take(MAX_KEY_BYTES + 1).read_to_string(&mut input))
+        }
         None => {
             if io::stdin().is_terminal() {
                 print_error(&"Paste the key, and press Enter and Ctrl-D:");
             }
-            io::stdin().take(MAX_KEY_BYTES).read_to_string(&mut input)
+            io::stdin().take(MAX_KEY_BYTES + 1).read_to_string(&mut input)
         }
     };
     read_result.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
-    if input.len() as u64 >= MAX_KEY_BYTES {
+    if input.len() as u64 > MAX_KEY_BYTES {
         return Err(fail_with(
             EX_INVALID_ARGUMENTS,
             format_args!("the input is not a key: it has more than {MAX_KEY_BYTES} bytes"),

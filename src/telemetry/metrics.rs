@@ -259,7 +259,7 @@ impl Default for RequestMetrics {
             credits: add_metric(
                 &mut registry,
                 "credits",
-                "Credits charged, as far as the provider reported them",
+                "Credits charged, as the provider reported them or else as estimated",
             ),
             unpriced: add_metric(
                 &mut registry,
