@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disconnected_client_is_reported() {
+    fn a_dropped_response_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
         assert_eq!(reported_ends(receiver), [(RelayEnd::Dropped, 0)]);
