@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_form_shows_no_characters_of_a_key_of_fewer_than_16() {
+    fn a_short_form_shows_no_characters_of_a_key_of_fewer_than_16_characters() {
         check_short_form("0123456789abcdef", "0123...cdef");
         check_short_form("0123456789abcde", "...");
         check_short_form("x", "...");
