@@ -162,7 +162,7 @@ mod tests {
             ("-----BEGIN PRIVATE KEY-----\nAAAA\n", PrivateKeyError::Unusable),
         ] {
             let error = CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err();
-            assert_eq!(error, expected, "the key must be refused with this error: {key}");
+            assert_eq!(error, expected, "the key must be refused with {expected:?}: {key}");
         }
     }
 }
