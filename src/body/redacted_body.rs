@@ -1,7 +1,7 @@
 //! Replaces the pool's keys in a response body, its trailers and the response headers with their short forms, such as
-//! `sk_6c036526...d452b`. Removes headers whose name contains a key. Data without a key is forwarded without a copy. A
-//! key in a compressed body cannot be replaced, so `compressed_search` only searches such a body, and the body ends with
-//! an error at the key.
+//! `sk_6c036526...d452b`. Removes headers whose name contains a key. Data without a key is forwarded without a copy.
+//! A key in a compressed body cannot be replaced, so `compressed_search` only searches such a body. The body ends with
+//! an error if it contains a key.
 
 use std::pin::Pin;
 use std::sync::Arc;
