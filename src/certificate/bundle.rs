@@ -43,10 +43,9 @@ pub enum BundleError {
     Unwritable(#[from] CaError),
 }
 
-/// Finds the file of roots that programs trust: `ssl_cert_file`, the value of `SSL_CERT_FILE`, or
-/// else the file of the system. If `ssl_cert_file` is a bundle of Keychoir, returns the file of roots from which
-/// the bundle was made. Ignores a bundle in `directory` that does not name its roots. Returns `None` if the system has no
-/// known file either.
+/// Finds the file of roots that programs trust: `ssl_cert_file`, the value of `SSL_CERT_FILE`, or else the file of the
+/// system. If `ssl_cert_file` is a bundle of Keychoir, returns the file of roots from which the bundle was made.
+/// Ignores a bundle in `directory` that does not name its roots. Returns `None` if the system has no known file either.
 #[must_use]
 pub fn find_trusted_roots(ssl_cert_file: Option<&Path>, directory: &Path) -> Option<PathBuf> {
     let configured =

@@ -1,6 +1,6 @@
-//! Accepts connections from a TCP or Unix socket that is registered with the runtime. `accept` waits for a connection and
-//! for its permit, and `accept_pending` neither waits nor acquires a permit. The connections are not registered, so that
-//! they can be passed to any worker.
+//! Accepts connections from a TCP or Unix socket that is registered with the runtime. `accept` waits for a
+//! connection and for its permit. `accept_pending` neither waits nor acquires a permit. The connections are not
+//! registered, so that they can be passed to any worker.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};

@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 
-/// Maximum number of backslashes before the letter of an escape. JSON contains one, JSON within JSON contains two, and a
-/// third level contains four.
+/// Maximum number of backslashes before the letter of an escape. JSON contains one, JSON within JSON contains two, and
+/// a third level contains four.
 const MAX_BACKSLASHES: usize = 4;
 
 /// The input of a search, in which the escapes of letters, digits, `_` and `-` are decoded.
