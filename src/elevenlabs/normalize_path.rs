@@ -11,7 +11,7 @@ pub enum PathFix {
     DoubledVersion,
     /// Neither the base URL nor the client adds a version: `/text-to-speech/…`.
     MissingVersion,
-    /// The base URL ends in a slash, and the client's path starts with a slash: `//v1/…`.
+    /// The base URL ends in a slash, and the client's path starts with a slash: `//v1/…` or `/v1//voices`.
     DoubledSlash,
 }
 

@@ -29,7 +29,7 @@ const HARMS_KEYS: &str = "it could disable the key that serves every client";
 const HARMS_KEYS_OF_WORKSPACE: &str = "it could make, show or disable keys of the workspace";
 /// The reason why clients may not manage the workspace.
 const MANAGES_WORKSPACE: &str = "it manages the workspace that owns the keys";
-/// The reason why clients may not use the secrets of agents.
+/// The reason why clients may not use the secrets and settings of agents.
 const MANAGES_AGENT_SECRETS: &str =
     "it reads or changes the secrets and settings of the workspace that owns the keys";
 

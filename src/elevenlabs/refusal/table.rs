@@ -74,7 +74,7 @@ const PLAN_WORDS: BodyPattern =
 
 #[rustfmt::skip] // The parts of a row and of an example have few lines.
 static ROWS: &[RefusalRow] = &[
-    // The credits that are left to the key or to the workspace do not suffice.
+    // The credits that are left to the key or to the workspace are not enough.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
