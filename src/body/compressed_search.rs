@@ -32,7 +32,7 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Number of decompressed bytes after which a turn of the search ends and the task yields: about a millisecond of work.
+/// Number of decompressed bytes after which a turn of the search ends, which is about a millisecond of work.
 /// The last step of a turn may exceed this number.
 const BYTES_PER_TURN: usize = 256 * 1024;
 

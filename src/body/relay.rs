@@ -1,4 +1,4 @@
-//! Wraps the provider's response body, which hyper's server sends to the client: counts the relayed bytes, and reports
+//! Wraps the provider's response body, which hyper's server sends to the client. Counts the relayed bytes, and reports
 //! exactly once how the relay ended, even if hyper's server drops the body before its end.
 
 use std::pin::Pin;
