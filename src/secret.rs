@@ -25,9 +25,9 @@ pub use token::generate_token;
 /// The short form of an API key: its first and last characters.
 ///
 /// The short form of a key of at least 48 characters consists of the first 11 and the last 5 characters. The short form
-/// of a shorter key consists of the first 4 and the last 4 characters, because an old key of 32 hexadecimal digits
-/// could be found by brute force if more of it appeared next to its hash. The short form of a key of fewer than 16
-/// characters contains no character of the key.
+/// of a shorter key consists of the first 4 and the last 4 characters. If more characters of an old key of 32
+/// hexadecimal digits appeared next to its hash, the key could be found by brute force. The short form of a key of
+/// fewer than 16 characters contains no character of the key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 

@@ -1,5 +1,5 @@
-//! Finds API keys in the provider's responses. Replaces them with their short forms, or masks them in data whose length
-//! must stay the same.
+//! Finds API keys in the provider's responses. Replaces each key with its short form (its first and last characters),
+//! or masks it in data whose length must stay the same.
 //!
 //! The redactor finds keys in plain text, in UTF-16 in either byte order, and in characters written as
 //! backslash escapes (see `escapes`). It does not find keys in base64 or in the escapes of URLs and HTML.
