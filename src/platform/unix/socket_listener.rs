@@ -1,5 +1,5 @@
-//! Owns a listening Unix socket and its file: creates the file with the configured mode, replaces the stale file of a
-//! terminated process, and removes the file on drop unless another process has replaced it. The file of an inherited
+//! Owns a listening Unix socket and its file. Creates the file with the configured mode, and replaces the stale file of
+//! a terminated process. Removes the file on drop unless another process has replaced it. The file of an inherited
 //! socket is never removed.
 
 use std::fs::{self, Permissions};
@@ -116,7 +116,7 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_socket_in_use_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.sock");
-        // The listener of the standard library does not remove its file, so the file is like that of a killed process.
+        // The listener of the standard library does not remove its file, so the file is left as by a killed process.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();
