@@ -1,6 +1,7 @@
-//! Classifies a request or a WebSocket handshake by its method and path: its route for logs and usage records, its
-//! effect, operation and WebSocket protocol, whether it costs credits, which permission its key needs, which data of
-//! the account its response contains, and whether a client may send it.
+//! Classifies a request or a WebSocket handshake by its method and path. The classification contains the route for logs
+//! and usage records, the effect, the operation, the WebSocket protocol and the permission that the key needs. It also
+//! shows whether the request costs credits, which data of the account the response contains, and whether a client may
+//! send the request.
 //!
 //! One table (`table`) contains all known endpoints. Unknown paths are allowed, because the API grows by dozens of
 //! paths a month. Only the endpoints that could disable, create or show a key, manage the workspace, or read or change

@@ -28,7 +28,7 @@ impl PathFix {
 }
 
 /// Returns the corrected path and the mistake, if `path` can only result from a wrong base URL. If both a slash and a
-/// version are wrong, the mistake is that of the version.
+/// version are wrong, the returned mistake is the one about the version.
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     if let Some(fixed_path) = without_doubled_slash(path) {

@@ -9,8 +9,8 @@
 //!
 //! Messages are matched like codes, because a close frame may contain only a message.
 //!
-//! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured
-//! responses of 2023 to 2026 in public issues, which are named where a form differs from that table.
+//! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured responses of 2023
+//! to 2026 in public issues. An issue is named where its response differs from that table.
 
 use std::time::Duration;
 
