@@ -25,9 +25,9 @@ pub use token::generate_token;
 /// The short form of an API key: its first and last characters.
 ///
 /// The short form of a key of at least 48 characters consists of the first 11 and the last 5 characters. The short form
-/// of a shorter key consists of the first 4 and the last 4 characters, because an old key of 32 hexadecimal digits
-/// could be found by brute force if more of it appeared next to its hash. The short form of a key of fewer than 16
-/// characters contains no character of the key.
+/// of a shorter key consists of the first 4 and the last 4 characters. If more characters of an old key of 32
+/// hexadecimal digits appeared next to its hash, the key could be found by brute force. The short form of a key of
+/// fewer than 16 characters contains no character of the key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortKey(Arc<str>);
 
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_form_shows_no_characters_of_a_key_of_fewer_than_16() {
+    fn a_short_form_shows_no_characters_of_a_key_of_fewer_than_16_characters() {
         check_short_form("0123456789abcdef", "0123...cdef");
         check_short_form("0123456789abcde", "...");
         check_short_form("x", "...");

@@ -14,11 +14,11 @@
 //! | a response that is read completely | 16 KiB | the body is streamed, or withheld if it must be redacted |
 //! | a compressed response that is searched for keys | 64 KiB | the response ends with an error |
 //! | reads of a fast response | 16 KiB | the response is read in chunks of 8 KiB |
-//! | the buffers of a session | 64 KiB | its first messages are dropped, then the session is closed (1013) |
+//! | the buffers of a WebSocket session | 64 KiB | its first messages are dropped, then it is closed (code 1013) |
 //!
 //! The buffers of one request thus contain at most 160 KiB that the budget does not count. Hyper's buffer of
-//! `server.max_request_headers_size` in each direction is not counted either. A session uses at most 64 KiB that the
-//! budget does not count, and an idle connection uses no such memory.
+//! `server.max_request_headers_size` in each direction is not counted either. A WebSocket session uses at most 64 KiB
+//! that the budget does not count, and an idle connection uses no such memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,7 +4,8 @@
 //! compressed.
 //!
 //! This search is separate from the search of uncompressed bodies in `redacted_body`, because a key inside compressed
-//! data cannot be replaced. A response with such a key ends with an error instead.
+//! data cannot be replaced. A response with such a key ends with an error instead, and so does a response whose search
+//! does not fit the buffer budget. The search runs in turns: after about a millisecond of work, the task yields.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,15 +32,15 @@ pub enum WithholdReason {
     NoMemory,
 }
 
-/// Number of decompressed bytes after which a turn of the search ends and the task yields: about a millisecond of work.
+/// Number of decompressed bytes after which a turn of the search ends, which is about a millisecond of work.
 /// The last step of a turn may exceed this number.
 const BYTES_PER_TURN: usize = 256 * 1024;
 
 /// Maximum number of compressed bytes that one step decompresses. They expand to about one mebibyte at most.
 const STEP_SIZE: usize = 1024;
 
-/// Number of buffer bytes per search that do not count against the budget. They are enough for one read, the usual
-/// decoded text of one step, and the windows of two decoders.
+/// Number of buffer bytes per search that do not count against the budget. They are enough for one read, the
+/// decoded text of a typical step, and the windows of two decoders.
 pub(super) const UNBUDGETED_BYTES: usize = 64 * 1024;
 
 /// Maximum number of compressed bytes that are held back while the text ends with what may be the beginning of a key.

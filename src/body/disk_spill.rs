@@ -1,5 +1,6 @@
 //! Stores the part of a request body that exceeds the memory limit in an anonymous temporary file. The operating
-//! system deletes the file when its last handle is closed, even after a crash.
+//! system deletes the file when its last handle is closed, even after a crash. A write fails if the disk is nearly
+//! full.
 //!
 //! File operations block, so they run on the runtime's blocking threads. The size of the write queue is
 //! limited, so that a disk that is slower than the client delays reading from the client.
@@ -30,6 +31,7 @@ const MAX_READ_BYTES: u64 = 64 * 1024;
 pub(super) struct DiskSpill {
     directory: Arc<Path>,
     min_free_percent: u64,
+    /// The temporary file, or `None` before the first write has created it.
     file: Option<Arc<File>>,
     /// The number of bytes in the file.
     written_bytes: u64,

@@ -30,8 +30,10 @@ pub trait BodyInspector: Send + 'static {
 /// Dropping the body discards the copy, and the inspector is not called.
 pub struct InspectedBody<B, I> {
     body: B,
+    /// The inspector, or `None` if the body is not inspected or its inspection has ended.
     inspector: Option<I>,
     copy: Vec<u8>,
+    /// Maximum size of the copy.
     max_bytes: usize,
     /// The memory of the copy.
     reservation: BufferReservation,

@@ -1,7 +1,9 @@
-//! Contains the adapters around message bodies: [`replay`] sends a request body again for a retry, [`peek`] reads
-//! a response before it is relayed, [`inspect`] copies a response while it is relayed, [`redacted_body`] replaces
-//! keys in a response, and [`relay`] reports how the relay of a response ended. [`budget`] limits the memory and the
-//! disk space of their buffers, and [`decode`] decompresses complete bodies. The `proxy` module combines the adapters.
+//! Contains the adapters around message bodies. [`replay`] sends a request body again for a retry. The other adapters
+//! are for responses: [`peek`] reads a response before it is relayed, [`inspect`] copies a response while it is
+//! relayed, and [`redacted_body`] replaces keys. [`relay`] counts the relayed bytes and reports how the relay of a
+//! response ended. [`budget`] limits the memory and the disk space of their buffers, and [`decode`] decompresses
+//! complete bodies. The private modules belong to [`replay`] and [`redacted_body`]. The `proxy` module combines the
+//! adapters.
 
 pub mod budget;
 pub mod decode;

@@ -192,6 +192,7 @@ mod tests {
         PeekedBody::read(body, max_bytes, timeout, None).await
     }
 
+    /// A stream of scripted frames.
     struct FrameStream(VecDeque<Result<Frame<Bytes>, io::Error>>);
 
     impl futures_core::Stream for FrameStream {
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_was_read_can_be_read_again_and_replaced() {
+    async fn a_partly_read_body_can_be_read_to_its_end_and_replaced() {
         let (mut peeked, _) = peek(body(vec![Ok("ab"), Ok("cd")]), 3, READ_TIMEOUT).await;
         assert_eq!(peeked.read_to_end(3, READ_TIMEOUT, None).await, None);
         assert_eq!(peeked.read_to_end(4, READ_TIMEOUT, None).await.as_deref(), Some(&b"abcd"[..]));

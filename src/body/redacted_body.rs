@@ -1,6 +1,7 @@
-//! Replaces the pool's keys in a response body, its trailers and the response headers with their short forms. Data
-//! without a key is forwarded without a copy. A key in a compressed body cannot be replaced, so `compressed_search`
-//! only searches such a body.
+//! Replaces the pool's keys in a response body, its trailers and the response headers with their short forms, such as
+//! `sk_6c036526...d452b`. Removes headers whose name contains a key. Data without a key is forwarded without a copy.
+//! A key in a compressed body cannot be replaced, so `compressed_search` only searches such a body. The body ends with
+//! an error if it contains a key.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_undecodable_body_is_redacted_in_its_encoding() {
+    async fn a_body_with_unknown_codings_or_none_is_redacted() {
         for codings in [None, Some(Vec::new())] {
             let body = RedactedBody::with_codings(
                 streamed_body(&[KEY], None),

@@ -1,4 +1,4 @@
-//! Wraps the provider's response body, which hyper's server sends to the client: counts the relayed bytes, and reports
+//! Wraps the provider's response body, which hyper's server sends to the client. Counts the relayed bytes, and reports
 //! exactly once how the relay ended, even if hyper's server drops the body before its end.
 
 use std::pin::Pin;
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disconnected_client_is_reported() {
+    fn a_dropped_response_is_reported() {
         let (relay, receiver) = relay(Full::new(Bytes::from_static(b"abc")));
         drop(relay);
         assert_eq!(reported_ends(receiver), [(RelayEnd::Dropped, 0)]);

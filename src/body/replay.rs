@@ -89,7 +89,7 @@ struct ReplayState<B> {
     received_bytes: u64,
     /// The duration of all waits for the client before `client_wait_start`.
     client_wait_time: Duration,
-    /// The start of the current wait for the client.
+    /// The start of the current wait for the client, or `None` while the upload does not wait for the client.
     client_wait_start: Option<Instant>,
 }
 

@@ -1,5 +1,6 @@
 //! Buffers a request body for retries: keeps the first part in memory and the rest in an anonymous temporary
-//! file. If the rest exceeds its limit or the file cannot be used, the whole buffer is dropped.
+//! file. If the rest exceeds its limit or the file cannot be used, the whole buffer is dropped, and the body is not
+//! sent again.
 
 use std::fmt;
 use std::io;
@@ -15,7 +16,7 @@ use super::disk_spill::DiskSpill;
 pub enum ReplayLoss {
     /// The body exceeds the limits of one body, or all bodies together exceed their limits.
     TooLarge,
-    /// The disk is nearly full.
+    /// The disk is nearly full, or its quota is exceeded.
     DiskFull,
     /// Writing or reading the file failed.
     DiskFailed,
@@ -72,7 +73,7 @@ pub(super) struct ReplayBuffer {
     chunks: Vec<(Bytes, u64)>,
     /// The joined small chunks that follow `chunks`.
     small_chunks: BytesMut,
-    /// The part of the body that follows the part in memory.
+    /// The part of the body that follows the part in memory, or `None` while the whole buffer is in memory.
     spill: Option<DiskSpill>,
     loss: Option<ReplayLoss>,
 }

@@ -1,5 +1,6 @@
-//! Tests the buffer budget with all body adapters: their behavior with enough memory and when the budget is exhausted,
-//! and that they return all memory. Also tests that the padding of a redacted body is sent in frames of bounded size.
+//! Tests the buffer budget with the body adapters that buffer: their behavior with enough memory and when the budget is
+//! exhausted, and that they return all memory. Also tests that the padding of a redacted body is sent in frames of
+//! bounded size.
 
 use std::pin::Pin;
 use std::sync::Arc;

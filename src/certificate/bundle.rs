@@ -34,8 +34,8 @@ const SYSTEM_ROOTS: [&str; 6] = [
 /// The reason why a bundle cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// The file of roots cannot be read or contains no certificates. A program that used the bundle could connect only
-    /// to Keychoir.
+    /// The file of roots cannot be read or contains no certificates. A program that used such a bundle could connect
+    /// only to Keychoir.
     #[error("{} contains no readable certificates", .0.display())]
     NoRoots(PathBuf),
     /// The bundle cannot be written.
@@ -43,9 +43,9 @@ pub enum BundleError {
     Unwritable(#[from] CaError),
 }
 
-/// Finds the file of roots that programs trust: `ssl_cert_file`, the value of `SSL_CERT_FILE`, or
-/// else the file of the system. If `ssl_cert_file` is a bundle of Keychoir, returns the file of roots from which
-/// the bundle was made.
+/// Finds the file of roots that programs trust: `ssl_cert_file`, the value of `SSL_CERT_FILE`, or else the file of the
+/// system. If `ssl_cert_file` is a bundle of Keychoir, returns the file of roots from which the bundle was made.
+/// Ignores a bundle in `directory` that does not name its roots. Returns `None` if the system has no known file either.
 #[must_use]
 pub fn find_trusted_roots(ssl_cert_file: Option<&Path>, directory: &Path) -> Option<PathBuf> {
     let configured =
@@ -73,7 +73,7 @@ pub fn write_bundle(directory: &Path, ca: &LocalCa, roots: &Path) -> Result<Path
     Ok(path)
 }
 
-/// Updates the bundle in `directory` if it exists.
+/// Updates the bundle in `directory` if it exists. If the update fails, the error is logged.
 pub fn refresh_bundle(directory: &Path, ca: &LocalCa) {
     let Ok(existing) = fs::read(directory.join(BUNDLE_FILE)) else { return };
     let Some(roots) = roots_of_bundle(&existing) else { return };

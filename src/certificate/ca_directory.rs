@@ -1,7 +1,8 @@
 //! Opens the local CA: reads it from a directory that several processes may use, and generates it if it is missing, or
 //! for use in memory. Files are replaced atomically, so that a partial file is never read. A lock allows one writer at
 //! a time, so that processes that start together use the same CA. An unusable CA file is renamed (quarantined), never
-//! deleted. Also writes the certificate for clients, and updates the bundle.
+//! deleted. Also restores the private mode of the CA file, writes the certificate for clients, and updates the bundle
+//! (see `bundle`).
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_ca_is_quarantined_and_replaced() {
+    fn a_ca_that_expires_soon_is_quarantined_and_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let original = open_ca(directory.path(), NOW);
         // A CA is replaced 90 days before its lifetime of 3,650 days ends.
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_directory_that_cannot_be_created() {
+    fn a_directory_or_key_file_that_cannot_be_used_is_an_error() {
         let parent = tempfile::tempdir().unwrap();
         fs::write(parent.path().join("file"), "").unwrap();
         let directory = parent.path().join("file/tls");

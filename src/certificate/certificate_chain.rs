@@ -11,7 +11,7 @@ use rustls::{Error, InconsistentKeys};
 use super::{Certificate, crypto_provider, parse_validity};
 use crate::policy::certificate::ValidityPeriod;
 
-/// A certificate chain. The first certificate is that of the listener, and the others certify its issuers.
+/// A certificate chain. The first certificate is for the listener, and the others are for its issuers.
 #[derive(Clone, Debug)]
 pub struct CertificateChain {
     certificates: Vec<CertificateDer<'static>>,
@@ -162,7 +162,7 @@ mod tests {
             ("-----BEGIN PRIVATE KEY-----\nAAAA\n", PrivateKeyError::Unusable),
         ] {
             let error = CertificateChain::parse(&cert).unwrap().with_key(key).unwrap_err();
-            assert_eq!(error, expected, "the key must be refused with this error: {key}");
+            assert_eq!(error, expected, "the key must be refused with {expected:?}: {key}");
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::policy::units::UnixMs;
 /// A CA with its private key. The `Debug` output omits the key.
 pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
+    /// The certificate in PEM, without the private key.
     pem: String,
     validity_period: ValidityPeriod,
 }

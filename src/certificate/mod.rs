@@ -30,7 +30,8 @@ pub use peer_certificate::PeerCertificate;
 pub enum CaLocation {
     /// The CA is stored in this directory.
     Directory(PathBuf),
-    /// The CA is in the memory of the process. Each start generates a new CA, which clients cannot be set up to trust.
+    /// The CA is in the memory of the process. Each start generates a new CA, so clients cannot be set up to
+    /// trust it.
     Memory,
 }
 

@@ -10,7 +10,8 @@ pub struct ReportedCost {
     /// header in the introduction of its documentation), or `None` if the response has neither.
     pub credits: Option<u64>,
     /// Maximum number of concurrent requests of this kind in the workspace, from
-    /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
+    /// `maximum-concurrent-requests`, or `None` if the response does not contain it. Source: captured responses of
+    /// August 2026.
     pub max_concurrent: Option<u32>,
 }
 

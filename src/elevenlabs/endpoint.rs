@@ -1,6 +1,7 @@
-//! Classifies a request or a WebSocket handshake by its method and path: its route for logs and usage records, its
-//! effect, operation and WebSocket protocol, whether it costs credits, which permission its key needs, which data of
-//! the account its response contains, and whether a client may send it.
+//! Classifies a request or a WebSocket handshake by its method and path. The classification contains the route for logs
+//! and usage records, the effect, the operation, the WebSocket protocol and the permission that the key needs. It also
+//! shows whether the request costs credits, which data of the account the response contains, and whether a client may
+//! send the request.
 //!
 //! One table (`table`) contains all known endpoints. Unknown paths are allowed, because the API grows by dozens of
 //! paths a month. Only the endpoints that could disable, create or show a key, manage the workspace, or read or change
@@ -65,7 +66,7 @@ pub enum Metering {
 /// The work of a request, which determines the rule of its price and its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// The request reads or manages resources, or the table contains no work for its endpoint.
+    /// The request reads or manages resources, or the table contains no work for its endpoint or WebSocket.
     Reading,
     /// Text to speech.
     Speech,
@@ -328,7 +329,11 @@ mod tests {
     #[track_caller]
     fn check_billing(method: &str, path: &str, expected: Billing) {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(lookup(&method, path).unwrap().billing, expected, "{method} {path} must have its billing");
+        assert_eq!(
+            lookup(&method, path).unwrap().billing,
+            expected,
+            "{method} {path} must have the expected billing"
+        );
     }
 
     #[test]
@@ -406,7 +411,7 @@ mod tests {
             ("/runCase", Billing::Unlisted),
         ] {
             let billing = Endpoint::classify_websocket(&Segments::split(path)).billing;
-            assert_eq!(billing, expected, "the WebSocket {path} must have its billing");
+            assert_eq!(billing, expected, "the WebSocket {path} must have the expected billing");
         }
     }
 
@@ -542,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn all_other_endpoints_are_open() {
+    fn an_endpoint_that_cannot_harm_the_pool_is_open() {
         for path in [
             "/v1/voices",
             "/v1/user",

@@ -52,7 +52,7 @@ pub fn estimate_credits(
 
 /// Returns the credits per minute of a session that reports no cost while it runs. Source: the list prices of
 /// June 2026 (0.08 USD per minute of an agent, 0.39 USD per hour of live transcription), at 0.10 USD for
-/// 1,000 credits.
+/// 1,000 credits. Returns `None` for an operation without such sessions.
 #[must_use]
 pub fn credits_per_minute(operation: Operation) -> Option<u64> {
     match operation {

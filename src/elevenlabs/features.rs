@@ -13,7 +13,8 @@ use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 use crate::policy::verdict::{Subject, UnexplainedRefusal, Verdict};
 
-/// The properties of a request for which plans and permissions may differ.
+/// The properties of a request for which plans and permissions may differ. An optional property is `None` if the
+/// request does not have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestFeatures {
     /// The route of the request.
@@ -43,7 +44,8 @@ pub enum Feature {
     Model(Arc<str>),
     /// An output format.
     OutputFormat(Arc<str>),
-    /// The length of a text with a model. [`Limit`] contains the number of characters.
+    /// The length of a text with a model, or `None` if the request names no model. [`Limit`] contains the number of
+    /// characters.
     TextLength(Option<Arc<str>>),
     /// A permission of a key.
     Permission(Permission),
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_about_another_subject_limits_no_feature() {
+    fn a_verdict_that_concerns_no_feature_proves_no_limit() {
         for verdict in [
             Verdict::Served,
             Verdict::KeyQuota(Shortfall::default()),

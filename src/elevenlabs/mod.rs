@@ -1,5 +1,5 @@
 //! Contains all facts about ElevenLabs and their sources, in tables and pure functions: endpoints, permissions, models,
-//! prices, plans, limits, refusals, WebSocket protocols, identifiers and personal data.
+//! prices, plans, limits, regions, refusals, WebSocket protocols, identifiers and personal data.
 //!
 //! To add an endpoint, add a row to `endpoint/table.rs`. To add the wording of a refusal, add a row to
 //! `refusal/table.rs`. To add a resource whose identifiers belong to an account, add a row to

@@ -1,5 +1,5 @@
-//! Finds the price of a character, the concurrency group and the maximum text of a free account for each model of the
-//! provider.
+//! Finds the price of a character, the concurrency group and the maximum text length of a free account for each model
+//! of the provider.
 //!
 //! Source: `GET /v1/models` (`model_rates`, `concurrency_group`, `max_characters_request_free_user`). Before the poller
 //! has received that list, and for models that it omits, the name of a model determines its price and group.

@@ -11,7 +11,7 @@ pub enum PathFix {
     DoubledVersion,
     /// Neither the base URL nor the client adds a version: `/text-to-speech/…`.
     MissingVersion,
-    /// The base URL ends in a slash, and the client's path starts with a slash: `//v1/…`.
+    /// The base URL ends in a slash, and the client's path starts with a slash: `//v1/…` or `/v1//voices`.
     DoubledSlash,
 }
 
@@ -28,7 +28,7 @@ impl PathFix {
 }
 
 /// Returns the corrected path and the mistake, if `path` can only result from a wrong base URL. If both a slash and a
-/// version are wrong, the mistake is that of the version.
+/// version are wrong, the returned mistake is the one about the version.
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     if let Some(fixed_path) = without_doubled_slash(path) {

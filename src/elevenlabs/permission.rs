@@ -43,7 +43,7 @@ pub(super) const fn permission(name: &str) -> Permission {
     Permission::from_number(index as u8)
 }
 
-/// Compares two names, because `==` is not available in constant functions.
+/// Returns whether two names are equal. The operator `==` is not available in constant functions.
 const fn is_equal(left: &[u8], right: &[u8]) -> bool {
     let mut index = 0;
     while index < left.len() && index < right.len() && left[index] == right[index] {

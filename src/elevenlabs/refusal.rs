@@ -2,7 +2,7 @@
 //! the key, the workspace, the request or the provider.
 //!
 //! The status alone is ambiguous: a 401 response can mean a bad key, an empty account, a missing permission or an
-//! unpaid bill, and the statuses 400, 402 and 403 are equally ambiguous. The body determines the reason. It contains a
+//! unpaid bill. The statuses 400, 402 and 403 are equally ambiguous. The body determines the reason. It contains a
 //! `code`, `status`, `type` and message in one of several formats, and the first row of `table` that matches them
 //! determines the verdict. If no row matches, the status is evidence about this request only. WebSocket errors are
 //! classified by the same table, and otherwise with the status that their code has over HTTP (`codes`).

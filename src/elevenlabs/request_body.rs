@@ -116,7 +116,11 @@ fn deserialize_milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     let number = serde_json::Value::deserialize(deserializer)?.as_f64();
     // No generated audio is longer than an hour.
     let seconds = number.filter(|seconds| (0.0..=3_600.0).contains(seconds));
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the milliseconds of an hour fit"
+    )]
     Ok(seconds.map(|seconds| (seconds * 1_000.0).ceil() as u64))
 }
 

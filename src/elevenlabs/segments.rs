@@ -1,5 +1,6 @@
-//! Splits a decoded path into segments, and finds the literal of the provider's API that each segment equals. The
-//! endpoints, routes and identifiers of a request are found in these segments, so that each path is split only once.
+//! Splits a decoded path into segments, and finds the literal that each segment equals. A literal is a fixed segment in
+//! the paths of the provider's API. The endpoints, routes and identifiers of a request are found in these segments, so
+//! that each path is split only once.
 
 use std::ops::Deref;
 

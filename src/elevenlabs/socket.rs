@@ -1,5 +1,5 @@
-//! Describes the provider's WebSocket protocols: their messages, credentials and default models, the content that they
-//! charge, and when their sessions count towards a concurrency limit.
+//! Describes the provider's WebSocket protocols: their messages, credentials, signed URLs, audio formats and default
+//! models, the content for which the provider charges, and when a session counts towards a concurrency limit.
 //!
 //! The provider accepts an upgrade with a 101 response even for a bad key, and sends the refusal in a message or a
 //! close frame (captured, September 2026).

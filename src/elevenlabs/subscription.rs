@@ -14,13 +14,13 @@ use crate::policy::units::UnixMs;
 /// The subscription of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// The used credits, their limit, the overage and the reset date.
+    /// The used credits, their limit, the overage and the time of the next reset.
     pub quota: Quota,
     /// The name of the plan. The provider can introduce any name.
     pub tier: Option<String>,
     /// Whether the latest invoice is paid, or `None` if the status of the subscription does not show it.
     pub is_paid: Option<bool>,
-    /// The features of the plan besides credits.
+    /// The features of the plan, without its credits.
     pub capabilities: Capabilities,
 }
 

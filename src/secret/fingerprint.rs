@@ -75,7 +75,7 @@ impl Fingerprint {
         Self(Digest::new(&[KEY_DOMAIN, key.as_bytes()]))
     }
 
-    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints.
+    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints. Returns `None` for any other text.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
@@ -107,8 +107,8 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Identifies a client token: its plain SHA-256, which an operator can compute with `sha256sum`. Nothing
-/// else uses this digest, because Keychoir issues the token.
+/// Identifies a client token: its plain SHA-256, which an operator can compute with `sha256sum`. The
+/// digest needs no domain prefix, because only Keychoir accepts the token.
 #[derive(Clone, Copy, Eq)]
 pub struct TokenFingerprint(Digest);
 
@@ -126,7 +126,7 @@ impl TokenFingerprint {
         Self(Digest::new(&[token.as_bytes()]))
     }
 
-    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints.
+    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints. Returns `None` for any other text.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
@@ -203,7 +203,7 @@ impl SessionTokenFingerprint {
         Self(Digest::new(&[SESSION_DOMAIN, &admin_token.0.0, session_token.as_bytes()]))
     }
 
-    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints.
+    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints. Returns `None` for any other text.
     #[must_use]
     pub fn parse(hex: &str) -> Option<Self> {
         Digest::parse(hex).map(Self)
@@ -229,7 +229,7 @@ const USER_DOMAIN: &[u8] = b"keychoir:user:1:";
 /// name, a colon and the user's id. Printed as 16 hexadecimal digits.
 ///
 /// The name of the client makes the users of two clients different, even if their ids are equal. 64 bits
-/// suffice, because a user who finds two ids with equal fingerprints only shares one quota between both.
+/// are enough: a user who finds two ids with equal fingerprints only makes both ids share one quota.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserFingerprint(u64);
 

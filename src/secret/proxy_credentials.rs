@@ -1,5 +1,5 @@
-//! Holds the user and password for a forward proxy. Their type is separate from the keys of the provider, because they
-//! are sent to another host, before any request.
+//! Holds the user and password for a forward proxy, and encodes them for `proxy-authorization`. Their type is
+//! separate from the keys of the provider, because they are sent to another host, before any request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn basic_credentials_are_those_of_the_standard() {
+    fn basic_credentials_equal_the_examples_of_rfc_7617() {
         // The example of RFC 7617, section 2, and the example with characters beyond ASCII (section 2.1).
         let basic = |user, password| ProxyCredentials::new(user, password).expose_basic();
         assert_eq!(basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");

@@ -1,5 +1,5 @@
-//! Finds API keys in the provider's responses. Replaces them with their short forms, or masks them in data whose length
-//! must stay the same.
+//! Finds API keys in the provider's responses. Replaces each key with its short form (its first and last characters),
+//! or masks it in data whose length must stay the same.
 //!
 //! The redactor finds keys in plain text, in UTF-16 in either byte order, and in characters written as
 //! backslash escapes (see `escapes`). It does not find keys in base64 or in the escapes of URLs and HTML.
@@ -86,7 +86,8 @@ impl Needle {
         self.short_form.windows(dots.len()).position(|window| window == dots).unwrap_or(0)
     }
 
-    /// Overwrites `matched_bytes`, which contain this key, with the short form, padded with dots.
+    /// Overwrites `matched_bytes`, which contain this key, with the short form, padded with dots. A
+    /// UTF-16 key that contains escapes is overwritten with dots only.
     fn mask(&self, matched_bytes: &mut [u8]) {
         // A match that contains escapes is longer than the needle, and is plain text.
         let encoding =
@@ -251,7 +252,7 @@ impl Redactor {
         }
     }
 
-    /// Returns the first key at or after the offset `start`.
+    /// Returns the offset and the needle of the first key at or after the offset `start`.
     fn find_next(&self, text: &[u8], mut start: usize) -> Option<(usize, &Needle)> {
         while let Some(window) = text.get(start..start + self.window_length) {
             let distance = self.skip_distances[hash_pair(&window[self.window_length - 2..])];
@@ -302,13 +303,13 @@ impl Redactor {
 /// Returns `text` with the keys in the given ranges replaced by their short forms.
 fn replace_keys(text: &[u8], keys: &[(Range<usize>, &Needle)]) -> Vec<u8> {
     let mut replaced = Vec::with_capacity(text.len());
-    let mut copied = 0;
+    let mut copied_length = 0;
     for (range, needle) in keys {
-        replaced.extend_from_slice(&text[copied..range.start]);
+        replaced.extend_from_slice(&text[copied_length..range.start]);
         replaced.extend_from_slice(&needle.short_form);
-        copied = range.end;
+        copied_length = range.end;
     }
-    replaced.extend_from_slice(&text[copied..]);
+    replaced.extend_from_slice(&text[copied_length..]);
     replaced
 }
 

@@ -3,8 +3,8 @@
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it. Returns
-/// `None` if the system provides no random numbers.
+/// Generates a token: `prefix`, and 192 random bits in hexadecimal. The prefix lets operators and secret
+/// scanners recognize the token. Returns `None` if the system provides no random numbers.
 #[must_use]
 pub fn generate_token(prefix: &str) -> Option<String> {
     let mut bytes = [0_u8; 24];

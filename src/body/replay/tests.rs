@@ -1,5 +1,6 @@
-//! Tests the replay of a request body: the bytes and the declared length of each attempt, the reading ahead, the limits
-//! of the buffer in memory and on disk, bodies that fail or are released, and the timeouts for slow clients.
+//! Tests the replay of a request body: the bytes and the declared length of each attempt, the reading ahead, and the
+//! limits of the buffer in memory and on disk. Also tests bodies that fail or are released, trailers, the event for
+//! which an upload waits, and the timeouts for slow clients.
 
 use std::collections::VecDeque;
 use std::task::Waker;

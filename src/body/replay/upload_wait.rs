@@ -6,7 +6,8 @@
 pub enum UploadWait {
     /// The upload waits for the next bytes from the client.
     ForClient,
-    /// The upload waits for capacity of the upstream connection.
+    /// The upload waits until the upstream connection polls the body, because the attempt has just started or the
+    /// connection has no capacity.
     ForUpstream,
     /// The body has been sent completely, and the response is awaited.
     ForResponse,

@@ -59,7 +59,8 @@ impl IdentifierFields {
         Self { rules, name_lengths }
     }
 
-    /// Returns the kind of identifier in the field `name` of the field `parent`.
+    /// Returns the kind of identifier in the field `name` of the field `parent`, or `None` if it contains
+    /// no identifier.
     fn kind(&self, parent: &str, name: &str) -> Option<ResourceKind> {
         if self.name_lengths & length_bit(name) == 0 {
             return None;

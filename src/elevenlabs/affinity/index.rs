@@ -1,7 +1,8 @@
-//! Indexes the table of resources, and finds in it the identifiers of a path, the kind of identifier in a query
-//! parameter, the fields and headers that contain identifiers, and whether a response belongs to its account. Path
-//! patterns are indexed by their first segment, and the fields of responses by the root of their route. Most requests
-//! contain no identifier and thus need only one lookup.
+//! Indexes the table of resources. The index finds the identifiers of a path, the kind of identifier in a query
+//! parameter, and the fields and headers that contain identifiers. It also determines whether a response belongs to the
+//! account that served it. Path patterns are indexed by their first segment, and the fields of responses by the root of
+//! their route, which is its first segment after the version. Most requests contain no identifier and thus need only
+//! one lookup.
 
 use std::sync::LazyLock;
 

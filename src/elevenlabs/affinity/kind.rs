@@ -1,6 +1,6 @@
-//! Defines the kinds of identifiers, limits how many owners of each kind are recorded and for how long, and defines the
-//! hash that replaces an identifier. Only the hash is stored or printed, because an identifier may be a token that
-//! grants access.
+//! Defines the kinds of identifiers and their storage classes, limits how many identifiers of each class are recorded
+//! and for how long, and defines the hash that replaces an identifier. Only the hash is stored or printed, because an
+//! identifier may be a token that grants access.
 
 use std::fmt;
 use std::time::Duration;
@@ -119,7 +119,7 @@ impl ResourceKind {
 
     /// Returns an upper bound of the time for which the provider accepts an identifier of this kind, or `None` if the
     /// time is not limited. The provider accepts earlier requests for two hours, and tokens and signed URLs for 15
-    /// minutes.
+    /// minutes. For cursors, 24 hours are assumed.
     #[must_use]
     pub fn lifetime(self) -> Option<Duration> {
         if self == Self::Request {

@@ -1,6 +1,6 @@
-//! Finds the identifiers in requests, responses and the first message of a session, and determines whether a response
-//! belongs to its account. Each identifier belongs to one account: only the keys of that account can serve a request
-//! that names the identifier.
+//! Finds the identifiers in requests, responses and the first message of a WebSocket session, and determines whether a
+//! response belongs to its account and whether a route generates speech. Each identifier belongs to one account: only
+//! the keys of that account can serve a request that names the identifier.
 //!
 //! `table` lists the resources and the locations of their identifiers, and `required_owner` decides which account must
 //! serve a request. The pool records the owner of each identifier. This module returns identifiers only as hashes.
@@ -91,7 +91,7 @@ fn identifiers_in_document(document: &[u8]) -> Vec<Identifier> {
     find_identifiers(document, &index().body, |kind, text| Some(Identifier::new(kind, text)))
 }
 
-/// Returns the identifiers in the first message of a session with an agent, which names the conversation.
+/// Returns the identifiers in the first message of a session with an agent. The message names the conversation.
 #[must_use]
 pub fn identifiers_in_first_message(message: &[u8]) -> Vec<Identifier> {
     static FIELDS: LazyLock<IdentifierFields> = LazyLock::new(|| {

@@ -1,6 +1,6 @@
 //! Tests each row of the table of resources: its identifiers must be found in a response, and in a later request that
 //! names them. The other tests cover resources without an owner, literals, spellings, values that are not identifiers,
-//! and the ownership of responses.
+//! and the ownership of responses. A property test checks that no input panics.
 
 use serde_json::{Value, json};
 
@@ -568,7 +568,7 @@ fn a_value_that_is_not_an_identifier_is_skipped() {
 }
 
 #[test]
-fn responses_of_other_endpoints_have_no_owner() {
+fn only_responses_with_resources_or_account_data_have_an_owner() {
     for (method, path) in [
         (Method::GET, "/v1/models"),
         (Method::GET, "/v1/shared-voices"),

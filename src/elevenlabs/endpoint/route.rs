@@ -1,6 +1,6 @@
 //! Defines the route of a request: its path with every identifier replaced by `{id}`, as in logs, metrics and usage
-//! records. Also checks whether the provider documents a route. A route has a few bytes and no allocation, and its text
-//! exists only while it is formatted. Paths with more than ten segments are truncated.
+//! records. Also checks whether the provider documents a route. A route uses a few bytes and no allocation, and its
+//! text exists only while it is formatted. Paths with more than ten segments are truncated.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -72,7 +72,7 @@ impl Route {
         (!self.is_truncated()).then_some(self.codes_after_version())
     }
 
-    /// Returns the first literal after the version.
+    /// Returns the first segment after the version, or `None` if it is not a literal of the API.
     pub(in crate::elevenlabs) fn root(&self) -> Option<Literal> {
         self.codes_after_version().first().and_then(|code| Literal::from_number(*code))
     }

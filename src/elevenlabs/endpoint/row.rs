@@ -1,5 +1,6 @@
 //! Defines the rows of the table of endpoints (`table`), and finds the properties of a request in all rows that match
-//! its method and path. Also finds out whether a literal is the root of a path.
+//! its method and path. Also finds out whether a literal, which is a path segment with a fixed text, is the root of a
+//! path.
 
 use std::sync::LazyLock;
 
@@ -27,7 +28,7 @@ pub(super) const EDIT: Methods = 1 << 3;
 const OTHER: Methods = 1 << 4;
 /// The handshake of a WebSocket.
 pub(super) const SOCKET: Methods = 1 << 5;
-/// All methods except those that only read.
+/// All methods except `GET`, `HEAD` and `OPTIONS`.
 pub(super) const WRITE: Methods = POST | EDIT | OTHER;
 /// All methods of HTTP requests, without the handshake of a WebSocket.
 pub(super) const ANY: Methods = READ | OPTIONS | WRITE;

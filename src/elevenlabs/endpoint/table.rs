@@ -9,7 +9,7 @@
 //! The rows also determine whether a request is charged, its concurrency group, and whether a path without a version is
 //! corrected.
 //!
-//! A request that changes something may cost credits unless a row marks it as free: the API grows by dozens of paths a
+//! A request that changes something may cost credits unless a row marks it as free. The API grows by dozens of paths a
 //! month, and a client that has used its quota must not be served on a new path. Requests that use a model, a telephone
 //! or human work are not marked as free. These are simulations, test runs, outbound calls and messages, batch calls,
 //! analyses, translation, crawling, retrieval indexes, training of voices, speaker separation, image and video flows,
@@ -29,7 +29,7 @@ const HARMS_KEYS: &str = "it could disable the key that serves every client";
 const HARMS_KEYS_OF_WORKSPACE: &str = "it could make, show or disable keys of the workspace";
 /// The reason why clients may not manage the workspace.
 const MANAGES_WORKSPACE: &str = "it manages the workspace that owns the keys";
-/// The reason why clients may not use the secrets of agents.
+/// The reason why clients may not use the secrets and settings of agents.
 const MANAGES_AGENT_SECRETS: &str =
     "it reads or changes the secrets and settings of the workspace that owns the keys";
 

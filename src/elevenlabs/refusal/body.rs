@@ -59,7 +59,7 @@ impl ErrorBody {
         body
     }
 
-    /// Whether all members of an object are members of errors.
+    /// Whether all members of an object occur in the provider's errors.
     #[must_use]
     pub fn has_only_error_members(members: &Map<String, Value>) -> bool {
         let mut names = members.keys();
@@ -123,7 +123,7 @@ impl ErrorBody {
 
     /// Returns the most specific code and the first message for diagnosis, in lower case and without tokens
     /// and control characters. The message is truncated to `max_chars` characters. Returns an empty text if the body
-    /// contains no codes and messages.
+    /// contains neither codes nor messages.
     #[must_use]
     pub fn summary(&self, max_chars: usize) -> String {
         let main_code = self.codes.iter().max_by_key(|code| code.matches('_').count());
@@ -136,7 +136,7 @@ impl ErrorBody {
     }
 
     /// Parses the whole number between `before` and `after`, which are lower case, in the first message that contains
-    /// both. Commas in the number are ignored.
+    /// both. Commas in the number are ignored. Returns `None` if there is no such message or number.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
         let number = self.messages.iter().find_map(|message| {

@@ -9,8 +9,8 @@
 //!
 //! Messages are matched like codes, because a close frame may contain only a message.
 //!
-//! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured
-//! responses of 2023 to 2026 in public issues, which are named where a form differs from that table.
+//! Sources: the table of errors in the provider's documentation (types and codes, 2026), and captured responses of 2023
+//! to 2026 in public issues. An issue is named where its response differs from that table.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ const PLAN_WORDS: BodyPattern =
 
 #[rustfmt::skip] // The parts of a row and of an example have few lines.
 static ROWS: &[RefusalRow] = &[
-    // The credits that are left to the key or to the workspace do not suffice.
+    // The credits that are left to the key or to the workspace are not enough.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),

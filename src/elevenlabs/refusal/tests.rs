@@ -179,7 +179,7 @@ fn a_quota_of_slots_is_not_a_quota_of_credits() {
 }
 
 #[test]
-fn older_refusals_of_a_plan_have_status_400() {
+fn a_refusal_of_a_plan_may_have_status_400_or_403() {
     let plan_feature = Verdict::PlanFeature;
     for (code, message, expected) in [
         (
@@ -276,7 +276,7 @@ fn a_locked_account_is_abuse_or_billing() {
 }
 
 #[test]
-fn a_403_response_is_about_a_plan_a_quota_or_ambiguous() {
+fn a_403_response_is_about_a_plan_or_ambiguous() {
     let plan_feature = Verdict::PlanFeature(Subject::Unnamed);
     check_verdict(403, &error_body("authorization_error", "subscription_required", "", ""), plan_feature);
     check_verdict(403, &error_body("authorization_error", "feature_not_available", "", ""), plan_feature);
@@ -492,7 +492,7 @@ fn a_code_has_the_same_verdict_on_a_websocket_and_over_http() {
 
 /// The test covers responses with several statuses, and close frames, which have no status.
 #[test]
-fn a_message_has_the_same_verdict_as_its_code() {
+fn a_known_message_is_classified_without_its_code() {
     let plan_feature = Verdict::PlanFeature;
     let missing_permission = Verdict::MissingPermission(Permission::parse("text_to_speech"));
     for (message, expected) in [
@@ -539,7 +539,7 @@ fn a_message_has_the_same_verdict_as_its_code() {
         assert_eq!(
             classify_without_status(&ErrorBody::from_close_reason(message)),
             Some(expected),
-            "the message {message:?} must have the verdict of its code"
+            "the message {message:?} must have the expected verdict"
         );
         for status in [401, 403] {
             check_verdict(status, &error_body("", "", "", message), expected);

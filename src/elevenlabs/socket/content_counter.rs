@@ -39,7 +39,7 @@ pub struct ContentCounter {
     bytes: u64,
     /// The current member of the outermost object.
     member: CountedMember,
-    /// Whether the current member of a dialogue line is its text.
+    /// Whether the current member of a dialogue line (an object in the list `inputs`) is its text.
     is_line_text: bool,
     name: NamePrefix,
     string: StringProgress,
@@ -75,7 +75,7 @@ enum ParserState {
     Colon,
     /// A comma, or the end of the object or list.
     AfterValue,
-    /// The next byte of a number or a literal, or what may follow a value.
+    /// The next byte of a number or a literal, or the comma or bracket after it.
     Scalar,
     String(Escape),
     /// Only white space, because the outermost object is complete.

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn all_other_messages_are_unchanged() {
+    fn a_message_without_a_credential_in_its_outermost_object_is_unchanged() {
         for message in [
             r#"{"text":"xi_api_key","xi_api_keys":1,"a":{"xi_api_key":"deep"}}"#,
             r#"  { "a" : 1 ,  "b" : "\"," , "c":{} }  "#,

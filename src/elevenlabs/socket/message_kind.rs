@@ -3,7 +3,7 @@
 //! provider, a refusal of the token is an error of the request and not a verdict about a key.
 //!
 //! A refusal usually consists of a message and a close frame. Both are classified by the same table, because the close
-//! code alone is ambiguous: 1008 means a bad key as well as a client that was idle for too long.
+//! code alone is ambiguous: 1008 can mean a bad key or a client that was idle for too long.
 
 use serde_json::{Map, Value};
 
@@ -100,8 +100,8 @@ pub fn classify_message(
 }
 
 /// Classifies a close frame. Returns `None` if the frame is not a refusal. `follows_error` is `true` if an
-/// [unknown error](MessageKind::UnknownError) was received immediately before the frame. `has_token` has the same
-/// meaning as in [`classify_message`].
+/// [unknown error](MessageKind::UnknownError) was received before the frame and the session was not served. `has_token`
+/// has the same meaning as in [`classify_message`].
 #[must_use]
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::from_close_reason(reason);

@@ -1,5 +1,6 @@
-//! Accepts connections from a TCP or Unix socket that is registered with the runtime, each with a permit. The
-//! connections are not registered, so that they can be passed to any worker.
+//! Accepts connections from a TCP or Unix socket that is registered with the runtime. `accept` waits for a
+//! connection and for its permit. `accept_pending` neither waits nor acquires a permit. The connections are not
+//! registered, so that they can be passed to any worker.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -22,6 +23,7 @@ pub(crate) struct TcpAcceptor(AsyncFd<TcpListener>);
 #[derive(Debug)]
 pub(crate) struct UnixAcceptor {
     listener: AsyncFd<UnixListener>,
+    /// The file to remove on drop, or `None` if another process owns the file.
     _file: Option<SocketFile>,
 }
 
@@ -83,7 +85,7 @@ async fn accept_on<Listener: AsRawFd, Stream>(
 }
 
 /// Registers a listener with the current runtime.
-#[expect(deprecated, reason = "its unsafe successor matters only for types whose descriptor can change")]
+#[expect(deprecated, reason = "the unsafe successor is necessary only if a descriptor can change")]
 fn register<Listener: AsRawFd>(listener: Listener) -> io::Result<AsyncFd<Listener>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }

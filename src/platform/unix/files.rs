@@ -46,7 +46,7 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Returns the mode of a file, including the bits that contain its type.
-#[expect(clippy::unnecessary_wraps, reason = "files of Windows have no mode")]
+#[expect(clippy::unnecessary_wraps, reason = "the function returns `None` on Windows")]
 pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
     Some(metadata.permissions().mode())
 }
@@ -66,7 +66,7 @@ pub(crate) fn is_removed(metadata: &Metadata) -> bool {
     metadata.nlink() == 0
 }
 
-/// Checks whether this process may create files in a directory.
+/// Fails if this process may not create files in a directory.
 pub(crate) fn check_writable(directory: &Path) -> io::Result<()> {
     Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
 }

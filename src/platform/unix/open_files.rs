@@ -1,4 +1,5 @@
-//! Raises the process's limit of open files (`RLIMIT_NOFILE`), which bounds the number of client connections.
+//! Raises and returns the process's limit of open files (`RLIMIT_NOFILE`), which bounds the number of client
+//! connections.
 
 use std::io;
 

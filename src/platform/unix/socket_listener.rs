@@ -1,5 +1,5 @@
-//! Owns a listening Unix socket and its file: creates the file with the configured mode, replaces the stale file of a
-//! terminated process, and removes the file on drop unless another process has replaced it. The file of an inherited
+//! Owns a listening Unix socket and its file. Creates the file with the configured mode, and replaces the stale file of
+//! a terminated process. Removes the file on drop unless another process has replaced it. The file of an inherited
 //! socket is never removed.
 
 use std::fs::{self, Permissions};
@@ -27,7 +27,7 @@ impl UnixSocketListener {
                 remove_stale_file(path)?;
                 socket.bind(path)?;
             }
-            bound => bound?,
+            bind_result => bind_result?,
         }
         // `SocketFile` removes the file even if one of the following steps fails.
         let file = SocketFile::new(path)?;
@@ -56,7 +56,7 @@ impl UnixSocketListener {
     }
 }
 
-/// Removes a socket file that no process listens on.
+/// Removes a socket file on which no process listens. Fails if the file is not a socket or may be in use.
 fn remove_stale_file(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "the file exists and is not a socket"));
@@ -64,7 +64,7 @@ fn remove_stale_file(path: &Path) -> io::Result<()> {
     match net::UnixStream::connect(path) {
         // The connection is refused only when no process has the socket open.
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // A process is listening. Any other error means that its accept queue is full.
+        // A process is listening or may be listening. For example, its accept queue may be full.
         Ok(_) | Err(_) => Err(ErrorKind::AddrInUse.into()),
     }
 }
@@ -116,7 +116,7 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_socket_in_use_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.sock");
-        // The listener of the standard library does not remove its file, so the file is like that of a killed process.
+        // The listener of the standard library does not remove its file, so the file is left as by a killed process.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();

@@ -1,13 +1,13 @@
 //! Decodes backslash escapes, so that the search also finds an escaped key, which a client's parser would restore. The
-//! escapes are `\u0073` in JSON and in JSON within JSON, and `\x73` and `\U00000073` in YAML.
+//! escapes are `\u0073` in JSON, `\\u0073` in JSON within JSON, and `\x73` and `\U00000073` in YAML.
 //!
 //! Escapes of URLs and HTML are not decoded. Searching for their markers as well would triple the cost of
 //! every response, and no encoder of URLs or HTML escapes letters and digits.
 
 use std::borrow::Cow;
 
-/// Maximum number of backslashes before a `u`. JSON contains one, JSON within JSON contains two, and a third level
-/// contains four.
+/// Maximum number of backslashes before the letter of an escape. JSON contains one, JSON within JSON contains two, and
+/// a third level contains four.
 const MAX_BACKSLASHES: usize = 4;
 
 /// The input of a search, in which the escapes of letters, digits, `_` and `-` are decoded.
@@ -41,19 +41,19 @@ impl<'a> Unescaped<'a> {
     pub(super) fn decode(text: &'a [u8]) -> Option<Self> {
         let mut decoded: Vec<u8> = Vec::new();
         let mut offsets = Vec::new();
-        let (mut copied, mut partial_escape) = (0, text.len());
+        let (mut copied_length, mut partial_escape) = (0, text.len());
         for offset in memchr::memchr_iter(b'\\', text) {
-            // A backslash before `copied` is part of the previous escape.
-            if offset < copied {
+            // A backslash before `copied_length` is part of the previous escape.
+            if offset < copied_length {
                 continue;
             }
             match parse_escape(&text[offset..]) {
                 ParsedEscape::Literal => {}
                 ParsedEscape::Character(character, length) => {
-                    decoded.extend_from_slice(&text[copied..offset]);
+                    decoded.extend_from_slice(&text[copied_length..offset]);
                     decoded.push(character);
-                    copied = offset + length;
-                    offsets.push((decoded.len(), copied));
+                    copied_length = offset + length;
+                    offsets.push((decoded.len(), copied_length));
                 }
                 ParsedEscape::Partial => {
                     partial_escape = offset;
@@ -66,7 +66,7 @@ impl<'a> Unescaped<'a> {
             let text = Cow::Borrowed(&text[..partial_escape]);
             return is_partial.then_some(Self { text, offsets, partial_escape });
         }
-        decoded.extend_from_slice(&text[copied..partial_escape]);
+        decoded.extend_from_slice(&text[copied_length..partial_escape]);
         Some(Self { text: Cow::Owned(decoded), offsets, partial_escape })
     }
 
@@ -167,7 +167,7 @@ mod tests {
             let unescaped = Unescaped::decode(text.as_bytes()).unwrap();
             assert_eq!(
                 unescaped.partial_escape, partial_escape,
-                "the partial escape in {text} must start here"
+                "the partial escape in {text} must start at byte {partial_escape}"
             );
         }
         for text in [r"a\u4", r"a\xg", r"a\n", r"a\u01"] {

@@ -12,7 +12,7 @@ pub struct StreamRedaction {
     /// The end of the received input from the start of a possible key on. It is empty if the input ends within no key.
     partial_key: Vec<u8>,
     /// Number of bytes at the start of `partial_key` that were already forwarded.
-    forwarded: usize,
+    forwarded_length: usize,
 }
 
 /// The output for one chunk.
@@ -34,7 +34,7 @@ impl StreamRedaction {
                 return RedactedChunk::Prefix(chunk.len() - self.held_length());
             }
         }
-        let forwarded = self.forwarded;
+        let forwarded_length = self.forwarded_length;
         let mut text = std::mem::take(&mut self.partial_key);
         text.extend_from_slice(chunk);
         let matches = redactor.search(&text);
@@ -42,7 +42,7 @@ impl StreamRedaction {
         // A short form cannot contain the start of a key.
         let mut output = if matches.keys.is_empty() { text } else { replace_keys(&text, &matches.keys) };
         output.truncate(output.len() - self.held_length());
-        output.drain(..forwarded.min(output.len()));
+        output.drain(..forwarded_length.min(output.len()));
         RedactedChunk::Replaced(output)
     }
 
@@ -59,8 +59,8 @@ impl StreamRedaction {
 
     /// Returns the bytes that were held back. The end of the stream proves that they are not a key.
     pub fn finish(&mut self) -> Vec<u8> {
-        let forwarded = std::mem::take(&mut self.forwarded);
-        std::mem::take(&mut self.partial_key).split_off(forwarded)
+        let forwarded_length = std::mem::take(&mut self.forwarded_length);
+        std::mem::take(&mut self.partial_key).split_off(forwarded_length)
     }
 
     /// Returns whether no bytes are held back.
@@ -70,12 +70,12 @@ impl StreamRedaction {
     }
 
     fn held_length(&self) -> usize {
-        self.partial_key.len() - self.forwarded
+        self.partial_key.len() - self.forwarded_length
     }
 
     /// Keeps the possible key at the end of `text` until the next chunk.
     fn hold_back(&mut self, text: &[u8], matches: &Matches<'_>) {
         self.partial_key = text[matches.partial_start..].to_vec();
-        self.forwarded = matches.shown_length;
+        self.forwarded_length = matches.shown_length;
     }
 }

@@ -1,5 +1,6 @@
 //! Tests the search for keys, the redaction of texts and of streams, and the masking of payloads. Property tests
-//! compare the search with a naive search, and the redaction of a stream with that of the whole text.
+//! compare the search with a naive search, and the redaction of a stream with the redaction of the
+//! whole text. Also tests that `Debug` prints no key.
 
 use proptest::prelude::*;
 

@@ -1,6 +1,6 @@
 //! Lists the rows of the table of resources for agents and the objects that they use (conversations, phone numbers,
-//! knowledge bases, tools, secrets, tests and batch calls). Also lists the rows for speech engines, productions,
-//! webhooks, tokens, signed URLs and the cursors of lists.
+//! knowledge bases, tools, MCP servers, secrets, environment variables, tests and batch calls). Also lists the rows for
+//! speech engines, productions, webhooks, tokens, signed URLs and the cursors of lists.
 
 use super::super::kind::ResourceKind;
 use super::{EMPTY_ROW, ResourceRow};

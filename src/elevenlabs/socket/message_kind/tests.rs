@@ -103,7 +103,7 @@ fn a_key_of_another_host_is_recognized_on_every_websocket() {
 }
 
 #[test]
-fn audio_is_useful_with_any_other_members() {
+fn audio_and_unparsed_messages_are_useful() {
     check_kind(Dialect::Speech, r#"{"audio":"AAAA","isFinal":null}"#, MessageKind::Useful);
     check_kind(Dialect::Speech, r#"{"audio":null,"isFinal":true}"#, MessageKind::Useful);
     check_kind(Dialect::Speech, r#"{"audio":null,"error":null}"#, MessageKind::Useful);
