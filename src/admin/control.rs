@@ -224,7 +224,7 @@ impl fmt::Debug for ClientToken {
 /// is unknown whether the change was made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
-    /// Another change was made since the caller read the state.
+    /// Another change was made since the caller read the state, or the caller named a generation that never existed.
     #[error("the generation is {current}: read the state again and repeat the change")]
     Stale {
         /// The current generation.
@@ -259,7 +259,8 @@ pub enum ControlError {
     /// The key is not paused.
     #[error("{0}")]
     NotPaused(String),
-    /// The system provides no random numbers for a token. Every change except a reload generates a token.
+    /// The system provides no random numbers for a token. Every change except a reload generates a token, even if it
+    /// does not need one.
     #[error("the system provides no random numbers")]
     NoRandomNumbers,
     /// The overlay or a key file cannot be read.

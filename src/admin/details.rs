@@ -1,7 +1,7 @@
-//! Renders the document of `GET /api/keychoir-keys`: the state of each key with its evidence and advice, the operations
-//! that the key cannot serve, and the consumption and the forecast of its credits. The document is separate from the
-//! status document, because apps rely on the fixed fields of the latter. The admin API uses the same functions for the
-//! displayed state, the advice and the forecast.
+//! Renders the document of `GET /api/keychoir-keys`. For each key, it contains the state with evidence and advice, the
+//! operations that the key cannot serve, and the consumption and the forecast of its credits. The document is separate
+//! from the status document, because apps rely on the fixed fields of the status document. The admin API uses the same
+//! functions for the displayed state, the advice and the forecast.
 
 use serde::Serialize;
 
@@ -17,7 +17,8 @@ use crate::pool::{KeySnapshot, Pool, Restriction};
 pub struct KeyDetailsDocument {
     /// The number of requests that are queued for a key.
     waiting: usize,
-    /// The time at which all credits will be exhausted at the current rate, if that is before the next reset.
+    /// The time at which all credits will be exhausted at the current rate. `None` if they last until their reset, or
+    /// if the forecast is unknown.
     spent_by: Option<String>,
     keys: Vec<KeyDetail>,
 }
@@ -58,8 +59,8 @@ struct KeyDetail {
     reserved: u64,
     /// Credits that its workspace uses per day at the rate of the last hours.
     spent_per_day: u64,
-    /// The time at which the credits of the workspace will be exhausted at this rate, if that time is before their
-    /// reset.
+    /// The time at which the credits of the workspace will be exhausted at this rate. `None` if they last until their
+    /// reset, or if the forecast is unknown.
     spent_by: Option<String>,
 }
 
@@ -222,7 +223,8 @@ fn possible_operations(reason: Option<CooldownReason>, cannot: &[Restriction]) -
     }
 }
 
-/// Returns the time at which credits run out at the current rate, if that is before their reset.
+/// Returns the time at which credits run out at the current rate. Returns `None` if they last until their reset, or if
+/// the forecast is unknown.
 pub(super) fn exhaustion_time(forecast: Forecast) -> Option<String> {
     match forecast {
         Forecast::ExhaustedAt(at) => Some(at.rfc3339()),

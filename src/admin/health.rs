@@ -1,6 +1,6 @@
 //! Computes the readiness of the process from the states of the keys, the usage store, the mirror, the upstream, the
-//! replicas and the shutdown, and owns the flag for the start of the shutdown. A load balancer reads the readiness at
-//! `/readyz` to decide whether to send requests to the process.
+//! connection to Redis and the shutdown. A load balancer reads the readiness at `/readyz` to decide whether to send
+//! requests to the process. Also owns the flag for the start of the shutdown.
 
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -39,7 +39,7 @@ impl DrainFlag {
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
     status: &'static str,
-    /// `ok` or `none usable`.
+    /// `ok` if a key can serve requests, or `none usable`.
     keys: &'static str,
     /// `ok` or `failing`.
     store: &'static str,

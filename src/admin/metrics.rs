@@ -1,5 +1,5 @@
-//! Collects the metrics whose values are read when `GET /metrics` is requested: those of the process, the queue, the
-//! keys, the workspaces, the usage store, the mirror, the replicas, the buffers, the connections and the log. The
+//! Collects the metrics whose values are read when `GET /metrics` is requested. They are about the process, the queue,
+//! the keys, the workspaces, the usage store, the mirror, the replicas, the buffers, the connections and the log. The
 //! metrics that each proxied request updates are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};

@@ -1,7 +1,8 @@
-//! Serves Keychoir's own endpoints: the pages for programs and browsers (the state of the keys, the usage of a client,
-//! the health checks, the metrics, a front page and constant files for browsers), and the admin API in `api`.
-//! `app::router` gives a request to one of these before it considers the proxy. The pages read snapshots and never
-//! block a proxied request. The module also owns the sessions of the dashboard and the channel for changes.
+//! Serves Keychoir's own endpoints: pages for programs and browsers, and the admin API in `api`. The pages are the
+//! state of the keys, the usage of a client, the health checks, the metrics, a front page and constant files for
+//! browsers. `app::router` gives a request to one of these endpoints before it considers the proxy. The pages read
+//! snapshots and never block a proxied request. The module also owns the sessions of the dashboard and the channel for
+//! changes.
 
 pub mod control;
 
@@ -159,8 +160,8 @@ impl Admin {
             USAGE_PATH => return Some(self.usage_response(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| liveness_response(),
             "/readyz" => |admin, _, now| admin.readiness_response(now),
-            // Browsers request these paths from every origin. If Keychoir did not answer them, they would be
-            // sent to the provider with a key.
+            // Browsers request these paths from every origin. If Keychoir did not answer these requests, it would
+            // send them to the provider with a key.
             "/" => |_, _, _| front_page_response(),
             "/favicon.ico" => |_, _, _| no_content_response(),
             "/robots.txt" => |_, _, _| page_response(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS_TXT),
@@ -186,8 +187,8 @@ impl Admin {
         Some(render(self, headers, now))
     }
 
-    /// Returns the response that refuses a page for clients, or `None` if the request presents the admin token or a
-    /// valid client token.
+    /// Returns the response that refuses a page for clients, or `None` if the request presents the admin token or the
+    /// token of a client that may read the page.
     fn client_page_refusal(
         &self,
         uri: &Uri,

@@ -89,8 +89,8 @@ impl Sessions {
     pub fn start(&self, code: &str, now: UnixMs) -> Option<DashboardSecret> {
         let code = self.fingerprint(code)?;
         let token = generate_token(TOKEN_PREFIX)?;
-        let is_started = self.lock().start(&code, self.fingerprint(&token)?, self.0.limits, now);
-        if !is_started {
+        let has_started = self.lock().start(&code, self.fingerprint(&token)?, self.0.limits, now);
+        if !has_started {
             return None;
         }
         self.save();
@@ -125,8 +125,8 @@ impl Sessions {
     /// Ends the session with the given `token`.
     pub fn end(&self, token: &str) {
         let Some(fingerprint) = self.fingerprint(token) else { return };
-        let is_ended = self.lock().end(&fingerprint);
-        if is_ended {
+        let has_ended = self.lock().end(&fingerprint);
+        if has_ended {
             self.save();
         }
     }
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_survive_a_restart_and_no_secret_is_stored() {
+    fn sessions_survive_a_restart_and_the_file_contains_no_secret() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sessions.json");
         let sessions = open(&file, "admin");
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_counts_as_empty() {
+    fn a_malformed_file_contains_no_sessions() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sessions.json");
         for content in ["", "{}", "[{\"fingerprint\":\"zz\",\"started_at_ms\":1,\"used_at_ms\":1}]"] {

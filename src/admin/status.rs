@@ -19,7 +19,7 @@ pub struct StatusDocument {
     /// the pause.
     active_keys: usize,
     exhausted_keys: usize,
-    /// Number of keys whose credits are almost used up. A key without credits is not counted.
+    /// Number of keys whose credits are almost used up. A key whose credits are used up is not counted.
     near_limit_keys: usize,
     /// The remaining credits of all workspaces with a key that is active or rate limited, and not paused.
     total_remaining_characters: u64,

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_assets_are_smaller_than_120_kilobytes_and_the_script_than_12() {
+    fn all_assets_together_have_less_than_120_kilobytes_and_the_script_at_most_12() {
         let size: usize = ASSETS.iter().map(|asset| asset.content.len()).sum();
         assert!(size < 120_000, "all files together must have fewer than 120,000 bytes, not {size}");
         let script = ASSETS.iter().find(|asset| asset.name == "app.js").unwrap();

@@ -32,7 +32,7 @@ pub(super) fn render_dash() -> Markup {
     html! { span.muted title="unknown" { "–" } }
 }
 
-/// Renders a time, which is given in RFC 3339, as its date and minute.
+/// Renders a time, which is given in RFC 3339, as its date and minute. A malformed time is rendered as it is.
 pub(super) fn render_time(rfc3339: &str) -> Markup {
     let text = match UnixMs::parse(rfc3339) {
         Some(time) => time.date_and_minute(),
@@ -49,7 +49,7 @@ pub(super) fn render_time_or_dash(rfc3339: Option<&str>) -> Markup {
     }
 }
 
-/// Formats the time from `now` to a later time, such as `in 3 h`, or `now` for an earlier time.
+/// Formats the time from `now` to a later time, such as `in 3 h`. Returns `now` for an earlier or malformed time.
 pub(super) fn format_time_until(rfc3339: &str, now: UnixMs) -> String {
     match UnixMs::parse(rfc3339) {
         Some(time) if time > now => format!("in {}", format_duration(time.since(now))),
@@ -138,7 +138,8 @@ pub(super) fn render_credits_meter(label: &str, used: u64, limit: Option<u64>) -
     }
 }
 
-/// Renders a meter, whose color changes at 80 and 95 percent. `label` names its subject, and `of` its amount.
+/// Renders a meter, whose color changes at 80 and 95 percent. `label` names the measured quota or credits, and `of`
+/// continues the text after the percentage, such as `of credits used`.
 pub(super) fn render_usage_meter(label: &str, percent: u64, of: &str) -> Markup {
     let text = format!("{label}: {percent} % {of}");
     html! { meter min="0" max="100" low="80" high="95" optimum="0" value=(percent) aria-label=(text) {} }

@@ -44,9 +44,9 @@ impl KnownCredits {
 pub(super) enum Urgency {
     /// All keys are active, and none is near its limit.
     Good,
-    /// Requests can be served, but a key is not active or near its limit, or Keychoir is shutting down.
+    /// Keychoir is shutting down, or requests can be served although a key is not active or is near its limit.
     Warning,
-    /// No request can be served, because no key is usable or the provider cannot be reached.
+    /// No request can be served, because the pool has no keys, no key is usable, or the provider cannot be reached.
     Bad,
 }
 
@@ -75,7 +75,8 @@ pub(super) struct Headline {
     pub(super) urgency: Urgency,
     /// The sentence about whether requests can be served.
     pub(super) title: String,
-    /// The sentence about the credits, or about the time at which a key can be used again.
+    /// The sentences about the credits. If no key is usable, they are about the time at which a key can be used again,
+    /// or refer to the reason of each key.
     pub(super) detail: String,
 }
 
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_the_program_comes_first() {
+    fn an_empty_pool_an_unreachable_provider_and_a_shutdown_have_their_own_titles() {
         let detail = "See below for the reason of each key.";
         check_headline(&[], Urgency::Bad, "No: the pool has no keys.", detail);
         let unreachable = |overview: &mut OverviewDocument| overview.upstream = "unreachable";
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_one_workspace_share_its_credits() {
+    fn the_credits_of_a_workspace_with_several_keys_count_once() {
         let workspace_id = Some(SharedId::new(SharedKind::Workspace, &[b"studio"]));
         let shared = || KeyDocument { workspace_id, ..key("active") };
         let credits = KnownCredits::new(&[shared(), shared(), key("active")]);

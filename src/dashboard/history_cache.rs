@@ -12,8 +12,8 @@ use crate::store::{History, HistoryError, HourOfKey};
 const CACHE_TTL: Duration = Duration::from_secs(15);
 /// The time that the chart covers.
 pub(super) const CHART_SPAN: Duration = Duration::from_secs(24 * 3_600);
-/// Maximum number of sums, one per key and hour. It suffices for a thousand keys: the chart shows 25 hours, because its
-/// first and its last hour are incomplete.
+/// Maximum number of sums, one per key and hour. It is enough for a thousand keys: the chart shows 25 hours, because
+/// its first and its last hour are incomplete.
 const MAX_ROWS: usize = 25_000;
 
 /// The latest sums of credits by hour and key, and the time at which they were read.

@@ -3,7 +3,7 @@
 //!
 //! A browser sends cookies to all ports of a host. The name of the cookie therefore contains the port, so that two
 //! Keychoir processes on one machine do not replace each other's cookie. A form is accepted only from a page with the
-//! host and port of this Keychoir. The cookie's attribute `SameSite` does not suffice, because it treats all ports of a
+//! host and port of this Keychoir. The cookie's attribute `SameSite` is not enough, because it treats all ports of a
 //! host as the same site.
 
 use std::time::Duration;

@@ -25,12 +25,12 @@ const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 const GRANT_ARGUMENTS: usize = 15;
 
 /// The maximum time for which a replica keeps its place among the replicas that wait in `grants.lua`, after its credits
-/// suffice for a queued request. The request may also need a slot, so it cannot always start at once.
+/// are enough for a queued request. The request may also need a slot, so it cannot always start at once.
 pub(super) const MAX_TURN: Duration = Duration::from_secs(2);
 
 /// Minimum time between two replies of `grants.lua` that contain the charges of each replica. A reply contains them
-/// earlier if Redis has lost charges. The other replicas restore lost charges from these replies, so charges that no
-/// reply has contained are lost if their replica ends and a failover of Redis loses its last statement.
+/// earlier if Redis has lost charges. The other replicas restore lost charges from these replies. Charges that no reply
+/// has contained are lost if their replica ends and a failover of Redis loses its last statement.
 const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum number of workspaces in one demand. By a demand, a replica asks the others to return credits or slots that

@@ -1,6 +1,6 @@
-//! Applies the replies to a beat: records the clock and the replicas, and changes this replica's shares of credits and
-//! slots in the pool. Replaces shares whose grants have ended by fallback shares. `replica.rs` makes the statements of
-//! the beat.
+//! Applies the replies to a beat, in which this replica has sent its statements to Redis. Records the clock and the
+//! replicas, and changes this replica's shares of credits and slots in the pool. Replaces shares whose grants have
+//! ended by fallback shares. `replica.rs` makes the statements of the beat.
 
 use redis::Value;
 
@@ -117,8 +117,9 @@ impl Replica {
         }
     }
 
-    /// Replaces each ended grant by a fallback share: an equal part of the credits or slots while the replica is alone,
-    /// and one slot while it is connected. The share of a workspace with unlimited credits gets no bound.
+    /// Replaces each ended grant by a fallback share. While the replica is alone, the share is an equal part of the
+    /// credits or slots, which also replaces a current grant of fewer slots. While it is connected, the share is one
+    /// slot, and shares of credits stay. The share of a workspace with unlimited credits gets no bound.
     pub(super) fn fall_back(&mut self, moment: Moment) {
         let fallback = if self.is_alone { Fallback::AtLeastEqualPart } else { Fallback::OneSlot };
         let roster = self.pool.roster();

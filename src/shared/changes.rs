@@ -1,5 +1,6 @@
-//! Converts changes of the pool, polls and the overlay to entries of the maps of changes, and applies the entries of
-//! other replicas to the pool. `maps.rs` builds the calls that store the entries in Redis.
+//! Converts changes of the pool, the results of polls, and the overlay to entries of the maps of changes, and applies
+//! the entries of other replicas to the pool. The overlay contains the changes that operators make at runtime, and is
+//! applied by its owner. `maps.rs` builds the calls that store the entries in Redis.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -56,7 +57,7 @@ impl Replica {
         entry
     }
 
-    /// Returns the entry with the result of a poll by this replica, or `None` if a known entry is newer.
+    /// Returns the entry with the result of a poll by this replica, or `None` if the known entry is newer or the same.
     pub(super) fn entry_of_poll(&mut self, poll: OwnPoll) -> Option<MapEntry> {
         let workspace = self.pool.roster().reported_workspace(poll.key);
         let region = poll.region.map(|region| region.host().to_owned());
@@ -121,7 +122,7 @@ impl Replica {
         MapEntry { map, name, stamp, expires_ms: stamp.saturating_add(ttl), value }
     }
 
-    /// Returns the entry with the overlay of this replica, or `None` if a known entry is newer.
+    /// Returns the entry with the overlay of this replica, or `None` if the known entry is newer or the same.
     pub(super) fn overlay_entry(&mut self, overlay: &SealedOverlay, now: UnixMs) -> Option<MapEntry> {
         // The name is the same for all replicas, so that the last overlay replaces all earlier overlays. Each replica
         // merges every overlay that it receives with its own overlay, and stores the result if it differs.
@@ -130,8 +131,8 @@ impl Replica {
         self.maps.record(&entry).then_some(entry)
     }
 
-    /// Applies an entry of `replica` to the pool. Returns whether the entry is newer than the known entry and has not
-    /// expired.
+    /// Applies an entry of `replica` to the pool, except an overlay, which the caller sends to its owner. Returns
+    /// whether the entry has not expired and differs from the known entry without being older.
     pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str, moment: Moment) -> bool {
         let shared_now = self.clock.to_shared(moment.now);
         if entry.expires_ms <= shared_now || !self.maps.record(entry) {

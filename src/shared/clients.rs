@@ -1,6 +1,6 @@
-//! Shares the limits of clients with other replicas: makes the statements about the clients' quotas and concurrent
-//! requests for each beat, applies the replies, and sets the shares of this replica, including those of rate limits, in
-//! `proxy::ClientUsage`.
+//! Divides the limits of clients between replicas. Makes the statements about the clients' quotas and concurrent
+//! requests for each beat, which is a round trip to Redis, and applies the replies. Sets the shares of this replica,
+//! including those of rate limits, in `proxy::ClientUsage`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -25,6 +25,7 @@ const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct ClientShares {
     slots: HashMap<ClientName, Slots>,
+    /// The time of the last statements about quotas, or `None` before the first.
     quotas_sent_at: Option<std::time::Instant>,
     /// Whether Redis may have lost the use of quotas, so that the next beat contains the statements about all of them.
     must_resend: bool,
@@ -53,10 +54,10 @@ impl ClientShares {
         moment: Moment,
     ) -> ClientBeat {
         let mut beat = ClientBeat::default();
-        let is_due = self
+        let are_quotas_due = self
             .quotas_sent_at
             .is_none_or(|last| moment.instant.saturating_duration_since(last) >= QUOTA_INTERVAL);
-        if is_due || self.must_resend {
+        if are_quotas_due || self.must_resend {
             let scope = if self.must_resend { StatementScope::All } else { StatementScope::Active };
             beat.quotas = usage.quota_statements(scope, moment.now);
             self.quotas_sent_at = Some(moment.instant);

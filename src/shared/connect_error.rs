@@ -1,6 +1,7 @@
 //! Classifies the failures to open a connection to Redis, and the errors that Redis returns for commands. The message
-//! of each class names the correction. No message contains a text of Redis, because the text may quote a password. For
-//! example, the error for an unknown command contains the arguments of the command.
+//! of each class names the correction, except that of [`RedisRefusal::OtherNode`], after which the program connects to
+//! the other node. No message contains a text of Redis, because the text may quote a password. For example, the error
+//! for an unknown command contains the arguments of the command.
 
 use std::io;
 use std::time::Duration;

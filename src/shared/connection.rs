@@ -1,9 +1,9 @@
-//! Opens a connection to Redis: finds the master with sentinels, opens a stream over TCP, TLS or a Unix socket,
-//! performs the handshake of the protocol, and refuses a server that replicas cannot use. Also finds the node of a
+//! Opens a connection to Redis: finds the master with sentinels, and opens a stream over TCP, TLS or a Unix socket.
+//! Performs the handshake of the protocol, and refuses a server that replicas cannot use. Also finds the node of a
 //! cluster to which a MOVED error refers.
 //!
-//! This file opens the stream instead of the client library, so that TLS uses the same library and settings as the rest
-//! of the program, and so that each reason for a failure has a separate message.
+//! This file opens the stream instead of the client library. TLS then uses the same library and settings as the rest of
+//! the program, and each reason for a failure has a separate message.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -99,7 +99,8 @@ impl RedisEndpoint {
             .unwrap_or_else(|_| Err(RedisConnectError::Timeout { server: self.url.to_string(), timeout }))
     }
 
-    /// Returns the node that a cluster names in a MOVED error, or `None` for any other error.
+    /// Returns the endpoint of the node that a cluster names in a MOVED error. Returns `None` for any other error, and
+    /// for an endpoint with a Unix socket or sentinels, which is not a node of a cluster.
     #[must_use]
     pub fn redirect(&self, error: &RedisError) -> Option<Self> {
         let RedisLocation::Server(current, transport) = &self.url.location else { return None };

@@ -1,5 +1,8 @@
 //! Defines the statement of a replica about the credits of a workspace, and parses the grant in the reply of
 //! `grants.lua`. `credits.rs` makes the statements and applies the grants.
+//!
+//! The count of a workspace is its base plus the charges of all replicas. The base is the use that no replica has
+//! charged.
 
 use redis::Value;
 
@@ -25,7 +28,8 @@ pub(super) struct CreditStatement {
     pub(super) held: u64,
     /// The maximum of the count.
     pub(super) limit: u64,
-    /// A changed base, and the time at which it was received, in milliseconds by the clock of Redis.
+    /// A changed base, and the time at which it was received, in milliseconds by the clock of Redis. `None` if the base
+    /// has not changed.
     pub(super) base: Option<(i64, u64)>,
     /// Whether the replica has not used the workspace recently.
     pub(super) is_idle: bool,

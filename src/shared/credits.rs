@@ -1,4 +1,4 @@
-//! Shares the credits of a workspace with other replicas, on the side of one replica: makes the statements about the
+//! Divides the credits of a workspace between replicas, on the side of one replica. Makes the statements about the
 //! credits that the replica uses and needs, and applies the grants of `grants.lua`.
 //!
 //! The charges of a replica are a sum that only grows. The count of a workspace is its base plus the charges of all
@@ -44,8 +44,9 @@ pub(super) struct Credits {
     epoch: u64,
     /// The replicas whose `uses` Redis has lost in part.
     lost_uses: Vec<String>,
-    /// The last applied [`CreditUse::foreign`]. If the pool has another amount, this replica has changed it, for
-    /// example by a poll.
+    /// The last applied [`CreditUse::foreign`], which is the count minus the charges of this process. If the pool has
+    /// another amount, this replica has changed it, for example by a poll. `None` if the next statement must contain
+    /// a base.
     foreign: Option<i64>,
     /// The last known base.
     base: i64,
@@ -175,7 +176,9 @@ impl Credits {
         parts.collect::<Vec<_>>().join(" ")
     }
 
-    /// Whether the credits suffice for a request of this cost, or for a request of 1 credit if the cost is `None`.
+    /// Whether a request of this cost, or of 1 credit if the cost is `None`, may start. It may start if the credits are
+    /// not divided or the grant is large enough. It may also start if this replica may exceed the credits that are
+    /// left, and has reserved none.
     pub(super) fn can_start(&self, usage: CreditUse, cost: Option<u64>) -> bool {
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         let Some(bound) = self.bound else { return true };

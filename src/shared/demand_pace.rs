@@ -1,6 +1,7 @@
 //! Limits how often a replica publishes a demand for credits or slots, and how often it responds to the demands of
-//! other replicas. Each demand causes a response of every other replica. Without these limits, the number of responses
-//! in a pool without spare credits would grow with the square of the number of replicas.
+//! other replicas. A response consists of beats that return unneeded credits and slots. Each demand causes a response
+//! of every other replica. Without these limits, the number of responses in a pool without spare credits would grow
+//! with the square of the number of replicas.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +13,21 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// The times of the last demand and the last response of this replica, from which the next ones follow.
 #[derive(Debug, Default)]
 pub(super) struct DemandPace {
+    /// The time of the last demand, or `None` before the first demand.
     demanded_at: Option<Instant>,
     /// The minimum time between the last demand and the next demand. It is zero after a demand was met.
     min_interval: Duration,
+    /// The time of the last response, or `None` before the first response.
     responded_at: Option<Instant>,
+    /// Whether another replica has published a demand since the last response.
     is_response_due: bool,
 }
 
 impl DemandPace {
     /// Returns whether a demand must be published at `now`: the demand is unmet, and the minimum time has passed.
     /// Records the time of that demand.
-    pub(super) fn must_publish_demand(&mut self, is_unmet: bool, now: Instant) -> bool {
-        if !is_unmet {
+    pub(super) fn must_publish_demand(&mut self, is_demand_unmet: bool, now: Instant) -> bool {
+        if !is_demand_unmet {
             self.min_interval = Duration::ZERO;
             return false;
         }

@@ -30,7 +30,7 @@ use crate::secret::ApiKey;
 pub(super) const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Maximum number of API keys that can open a document. Two replicas of one pool have most keys in common, so the first
-/// keys suffice. The recipients then have about 5 KiB.
+/// keys are enough. The maximum of recipients takes 4 KiB.
 const MAX_RECIPIENTS: usize = 64;
 
 const SALT_BYTES: usize = 32;
@@ -83,7 +83,7 @@ pub enum SealEnvelopeError {
     NoRandomNumbers,
 }
 
-/// The reason why a document cannot be decrypted.
+/// The reason why a document cannot be decrypted. The texts continue a sentence about the changes of another replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenEnvelopeError {
     /// The bytes are not a sealed document of this version.

@@ -123,16 +123,21 @@ impl std::fmt::Display for EvidenceName {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct SharedEvidence {
+    /// The remaining credits that the refusal reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     remaining: Option<u64>,
+    /// The required credits that the refusal reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     required: Option<u64>,
+    /// The remaining credits, scaled to the cost estimates of Keychoir.
     #[serde(skip_serializing_if = "Option::is_none")]
     scaled_remaining: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    /// Whether another account refused the same request with the same message.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_repeated_elsewhere: bool,
+    /// The HTTP status of the refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
 }

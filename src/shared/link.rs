@@ -1,7 +1,6 @@
-//! Implements `proxy::ReplicaLink` with Redis: looks up owners and lists of other replicas for a client's request,
-//! extends the grant of a quota, and queues the owners of identifiers that responses of the provider prove. A lookup is
-//! a pipeline of commands on the connection of the replica. It ends within `redis.wait_timeout`, with or without a
-//! reply.
+//! Implements `proxy::ReplicaLink` with Redis: looks up owners and lists of other replicas for a client's request, and
+//! extends the grant of a quota. Queues the owners of identifiers that responses of the provider prove. A lookup is a
+//! pipeline of commands on the connection of the replica. It ends within `redis.wait_timeout`, with or without a reply.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
-//! Decides whether a lookup may be sent: a circuit breaker, so that a request waits for Redis only while Redis is
-//! expected to reply within `redis.wait_timeout`. Three lookups without a reply open the breaker. After a beat with a
-//! long round trip, one lookup without a reply opens it. A beat with a short round trip closes it.
+//! Decides whether a lookup may be sent. A lookup is a query to Redis for which a client's request waits. The decision
+//! is that of a circuit breaker: a request waits only while Redis is expected to reply within `redis.wait_timeout`.
+//! Three consecutive lookups without a reply open the breaker. A beat is a regular round trip to Redis for which no
+//! request waits. After a slow beat, one lookup without a reply opens the breaker. A fast beat and the reply to a
+//! lookup close it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

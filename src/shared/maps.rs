@@ -1,6 +1,7 @@
-//! Keeps the maps of changes equal at all replicas: records the entries that this replica has stored or applied,
-//! detects entries that this replica has missed or Redis has lost, parses the messages that publish entries and
-//! demands, and builds the calls of `newest.lua` that store entries.
+//! Keeps the maps of changes equal at all replicas: records the entries that this replica has stored or applied, and
+//! detects entries that this replica has missed or Redis has lost. Builds the calls of `newest.lua` that store entries.
+//! Also parses the messages on the channel of the pool. They publish an entry, or a demand, by which a replica asks the
+//! other replicas to return credits or slots.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn only_newer_entries_are_applied() {
+    fn the_same_entry_and_an_older_entry_are_not_applied() {
         let mut maps = KnownMaps::default();
         assert!(maps.record(&entry(5)), "the first entry must be applied");
         assert!(!maps.record(&entry(5)), "the same entry must not be applied again");

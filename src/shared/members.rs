@@ -1,5 +1,5 @@
 //! Defines the membership of the pool: the description that a replica sends to `members.lua`, its times to live, and
-//! the reply, which contains the replicas, the leader and the versions of the maps of changes.
+//! the reply. The reply contains the replicas, the leader and the versions of the maps of changes.
 
 use std::time::Duration;
 

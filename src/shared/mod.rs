@@ -1,8 +1,10 @@
 //! Lets several replicas of Keychoir share one pool of keys through Redis.
 //!
-//! [`LinkTask`] keeps one connection to Redis. At each beat it reports the use of this replica and receives its
-//! grants, and it applies the changes that other replicas publish. [`probe()`] tries a Redis for
-//! `keychoir check --online`. Without `[redis]` in the configuration, nothing of this module runs.
+//! [`LinkTask`] keeps one connection to Redis. At each beat, which is a round trip to Redis, it reports the use of this
+//! replica and receives its grants of credits and slots. It also publishes the changes of this replica, and applies the
+//! changes that other replicas publish. [`probe()`] tries a Redis for `keychoir check --online`, and
+//! [`acl_setuser_command()`] builds the command that permits a replica to use it. Without `[redis]` in the
+//! configuration, no task of this module runs.
 
 mod beat_calls;
 mod beat_replies;

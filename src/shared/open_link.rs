@@ -1,6 +1,7 @@
-//! Uses an open connection to Redis: waits for the next event, such as a message, a change of the pool or the time of
-//! the next beat, and sends the commands that it requires. `task.rs` opens the connection, and opens another connection
-//! after a failure.
+//! Uses an open connection to Redis: waits for the next event, and sends the commands that it requires. An event is,
+//! for example, a message, a change of the pool or the time of the next beat. A beat is a round trip in which the
+//! replica reports its use and receives its grants. `task.rs` opens the connection, and opens another connection after
+//! a failure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,14 +29,14 @@ use crate::policy::shared_id::SharedId;
 use crate::pool::PoolChange;
 use crate::proxy::SharedConfig;
 
-/// Minimum time between two beats, also while many requests are queued.
+/// Minimum time between a beat and the next beat for queued requests.
 const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
 /// Minimum time between two calls that store the owners of identifiers which every speech request creates.
 const MIN_OWNER_INTERVAL: Duration = Duration::from_millis(50);
-/// Maximum number of owners that one call stores. With [`MIN_OWNER_INTERVAL`], it suffices for 10,000 speech requests
-/// per second at one replica.
+/// Maximum number of owners that one call stores. With [`MIN_OWNER_INTERVAL`], one replica can store the owners of
+/// 10,000 speech requests per second, which are two per request.
 const MAX_OWNERS: usize = 1_024;
-/// Maximum number of changes that one call stores.
+/// Maximum number of changes of the pool that are stored together.
 const MAX_CHANGES: usize = 256;
 
 /// An open connection to Redis, and the times of the next commands.
@@ -44,7 +45,7 @@ pub(super) struct OpenLink {
     connection: RedisConnection,
     counts: LinkCounts,
     response_timeout: Duration,
-    /// The time of the last beat, or of the last interval in which no beat was due.
+    /// The time of the last beat, or of the last interval in which no beat was due. `None` before the first beat.
     last_beat: Option<Instant>,
     /// Whether requests were queued since the last beat, so that this replica may need a larger share.
     needs_beat: bool,

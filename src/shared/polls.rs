@@ -26,9 +26,11 @@ pub(super) struct SharedPoll {
 struct PollDocument {
     /// The kind of the observation: [`QUOTA`], [`UNREADABLE`], [`INVALID`] or [`WRONG_HOST`].
     result: String,
+    /// The credits that were spent in this period, or 0 if the observation is not a quota.
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u64>,
+    /// The credits that may be spent beyond the limit. `None` if there are none, or an unlimited number.
     #[serde(skip_serializing_if = "Option::is_none")]
     extension: Option<u64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -1,6 +1,6 @@
 //! Tries for `keychoir check --online` whether a replica can use a Redis: connects, runs a script with all commands of
-//! the replicas' scripts, and publishes and receives a message. The only trace of a probe is a key that expires after 5
-//! s.
+//! the replicas' scripts, and publishes and receives a message. The only trace of a probe is a key that expires after
+//! 5,000 ms.
 
 use std::fmt;
 use std::io;
@@ -39,9 +39,9 @@ return time[1] * 1000 + math.floor(time[2] / 1000)";
 /// The beginning of the message that a probe publishes. Replicas ignore it.
 const MESSAGE_PREFIX: &str = "check ";
 /// Maximum number of nodes of a cluster that are tried. In a stable cluster, the first node names the right one.
-const MAX_REDIRECTS: usize = 3;
+const MAX_TRIED_NODES: usize = 3;
 /// The number of measured round trips.
-const ROUND_TRIPS: usize = 5;
+const MEASURED_ROUND_TRIPS: usize = 5;
 
 /// The result of a probe.
 #[derive(Clone, Debug)]
@@ -137,7 +137,7 @@ pub async fn probe(settings: &LinkSettings) -> Result<RedisProbe, RedisProbeErro
     let tasks = Tasks::new();
     let mut endpoint = RedisEndpoint::new(settings)?;
     let mut connection = endpoint.open(&tasks).await?;
-    for _ in 0..MAX_REDIRECTS {
+    for _ in 0..MAX_TRIED_NODES {
         let failure = match try_connection(settings, &mut connection).await {
             Ok(probe) => return Ok(probe),
             Err(failure) => failure,
@@ -219,7 +219,7 @@ async fn try_commands(commands: &mut MultiplexedConnection, key: &str, value: &s
     redis::cmd("SET").arg(key).arg(value).arg("PX").arg(5_000).exec_async(commands).await?;
     redis::cmd("GET").arg(key).exec_async(commands).await?;
     let mut shortest = Duration::MAX;
-    for _ in 0..ROUND_TRIPS {
+    for _ in 0..MEASURED_ROUND_TRIPS {
         let start = clock::instant();
         redis::cmd("PING").exec_async(commands).await?;
         shortest = shortest.min(clock::elapsed_since(start));

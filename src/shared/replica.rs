@@ -1,7 +1,7 @@
-//! Holds the state of this replica, records connections, demands and the end of the program, and makes the statements
-//! for the next beat. A statement contains the credits or slots that the replica has used, holds and needs.
-//! `beat_replies.rs` applies the replies. Neither file does input or output, and both take the time as an argument, so
-//! that tests can simulate many replicas on virtual time.
+//! Holds the state of this replica, and makes the statements for the next beat, which is a round trip to Redis. A
+//! statement contains the credits or slots that the replica has used, holds and needs. Also records connections, the
+//! demands of other replicas, and the end of the program. `beat_replies.rs` applies the replies. Neither file does
+//! input or output, and both take the time as an argument, so that tests can simulate many replicas on virtual time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -24,7 +24,7 @@ use crate::policy::shared_pool_name::SharedPoolName;
 use crate::policy::units::UnixMs;
 use crate::pool::{GroupDemand, Pool, QueuedDemand, Roster, Workspace};
 
-/// Maximum interval between two full beats. A full beat contains also the statements that have not changed.
+/// Maximum interval between two full beats. A full beat also contains the statements that have not changed.
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// The assumed number of replicas before the first reply of Redis, so that a replica which starts while Redis is down
 /// does not use the whole pool.
@@ -80,7 +80,7 @@ pub(super) struct WorkspaceState {
     /// The last statement that Redis has received, by which changes are detected.
     pub(super) last_statement: Option<CreditStatement>,
     pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
-    /// The time of the poll that the last statement contains.
+    /// The time of the poll that the last statement contains, or `None` before the first poll.
     polled_at: Option<UnixMs>,
 }
 
@@ -223,7 +223,8 @@ impl Replica {
         beat
     }
 
-    /// Adds the statement about the credits of a workspace to `beat`, unless Redis has received the same statement.
+    /// Adds the statement about the credits of a workspace to `beat`. A beat that is not full omits an unchanged
+    /// statement that needs no credits, returns none and responds to no demand.
     fn add_credit_statement(
         &mut self,
         workspace: &Workspace,
@@ -270,7 +271,8 @@ impl Replica {
         }
     }
 
-    /// Adds the statements about the slots of a workspace to `beat`, except those that Redis has received already.
+    /// Adds the statements about the slots of a workspace to `beat`. A beat that is not full omits an unchanged
+    /// statement, unless queued requests need slots or another replica has demanded them.
     fn add_slot_statements(
         &mut self,
         workspace: &Workspace,

@@ -12,7 +12,7 @@ pub(super) const MEMBERS: &str =
 /// Divides the credits of workspaces.
 pub(super) const GRANTS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/grants.lua"));
-/// Divides the concurrent requests of workspaces and clients.
+/// Divides the slots for concurrent requests of workspaces and clients.
 pub(super) const SLOTS: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/slots.lua"));
 /// Stores and publishes the entries of a map of changes.
 pub(super) const NEWEST: &str =

@@ -53,8 +53,8 @@ impl Scenario {
         }
     }
 
-    /// Returns the scenario of a seed with this number of replicas and workspaces. A tenth of the workspaces has so few
-    /// credits that a replica's part of them suffices for few requests, so that the replicas compete for them.
+    /// Returns the scenario of a seed with this number of replicas and workspaces. In a tenth of the workspaces, a
+    /// replica's part of the credits is enough for only a few requests, so that the replicas compete for the credits.
     fn large(seed: u64, replicas: usize, workspaces: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let is_polled = rng.bool();
@@ -212,7 +212,7 @@ async fn use_remaining_credits(world: &Rc<World>) {
 }
 
 #[test]
-fn replicas_share_a_pool_whatever_fails() {
+fn replicas_share_a_pool_despite_random_faults() {
     // These seeds violated an invariant during development. Each takes a few seconds.
     const SEEDS: [u64; 16] = [1, 6, 9, 10, 12, 19, 21, 46, 63, 64, 72, 84, 88, 102, 128, 133];
     assert_no_violations(select_seeds("KEYCHOIR_SIMULATION_SEEDS", &SEEDS).map(Scenario::from_seed));

@@ -1,5 +1,5 @@
-//! Shares a concurrency limit with other replicas, on the side of one replica: makes the statements about the slots
-//! that the replica uses and demands, and applies the grants of `slots.lua`. A slot permits one concurrent request. The
+//! Divides a concurrency limit between replicas, on the side of one replica. Makes the statements about the slots that
+//! the replica uses and demands, and applies the grants of `slots.lua`. A slot permits one concurrent request. The
 //! limit belongs to a subject, which is a concurrency group of a workspace, or a client.
 
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// The interval at which slots that cannot be divided equally go to other replicas.
 pub(super) const ROTATION_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A statement of this replica to `slots.lua` about a subject: the slots that it holds and demands, and the maximum.
+/// A statement of this replica to `slots.lua`: the slots of a subject that the replica holds and demands, and the
+/// maximum of the subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotStatement {
     /// The slots that this replica uses, or may use until the reply arrives.

@@ -59,13 +59,14 @@ pub struct LinkInputs {
 /// The handles of a [`LinkTask`], for the rest of the program.
 #[derive(Debug)]
 pub struct LinkHandles {
-    /// Whether this replica polls the provider for all replicas.
+    /// Whether this replica polls the provider for all replicas. It is undecided until the first attempt to connect has
+    /// ended.
     pub role: watch::Receiver<PollingRole>,
     /// The state of the connection and of the replicas.
     pub view: SharedPoolView,
     /// Looks up owners, lists and quotas of other replicas for requests.
     pub link: Arc<dyn ReplicaLink>,
-    /// Receives the channels of the overlay once, from the part of the program that owns the overlay.
+    /// Sends the channels of the overlay to the task. The part of the program that owns the overlay uses it once.
     pub overlay: mpsc::Sender<OverlayPort>,
     /// The program cancels this token when it ends, so that the replica returns its grants and slots.
     pub leaving: CancellationToken,
@@ -132,9 +133,10 @@ impl LinkTask {
     ///
     /// # Errors
     ///
-    /// Fails when `redis.ca_file` cannot be used.
+    /// Fails when `redis.ca_file` cannot be used, or the TLS library supports no protocol version.
     pub fn new(settings: LinkSettings, inputs: LinkInputs) -> Result<(Self, LinkHandles), TlsError> {
-        /// Maximum number of queued changes. A change beyond it is dropped, and sent again after the next connection.
+        /// Maximum number of queued changes of the pool. A change beyond it is dropped, and sent again after the next
+        /// connection.
         const MAX_QUEUED_CHANGES: usize = 4_096;
         let LinkInputs { pool, replica_id, polls, regions, owner_limits } = inputs;
         let (changes_sender, changes) = mpsc::channel(MAX_QUEUED_CHANGES);

@@ -17,7 +17,7 @@ pub enum LinkState {
     Connecting,
     /// Redis responds, and the replicas share one pool.
     Connected,
-    /// Redis does not respond, and this replica uses only its part of the pool.
+    /// There is no connection to Redis, and this replica uses only its part of the pool.
     Alone,
 }
 
@@ -44,13 +44,14 @@ pub struct ListedReplica {
     pub started_at: UnixMs,
     /// The time of its last beat.
     pub last_seen: UnixMs,
-    /// Whether the replica has not ended, which means that its last beat is recent.
+    /// Whether the replica counts as running, because its last beat is recent.
     pub is_live: bool,
     /// Whether the replica polls the provider for all replicas.
     pub is_leader: bool,
     /// Whether the entry is about this replica.
     pub is_self: bool,
-    /// The replica's part of the slots of all live replicas, from 0 to 1.
+    /// The replica's part of the slots of all live replicas, from 0 to 1. It is an equal part if no replica has slots,
+    /// and 0 for a replica that has ended.
     pub share: f64,
 }
 

@@ -1,6 +1,6 @@
-//! Provides the admin API to the dashboard as functions: documents as types, changes, key checks, events, the refusal
-//! of addresses that sent wrong codes, and the base URL of the browser. A form of the dashboard and an API request
-//! therefore pass the same checks.
+//! Provides the admin API to the dashboard as functions: documents as types, changes, key checks and events. Also
+//! provides the refusal of addresses that sent wrong codes, and the base URL of the browser. A form of the dashboard
+//! and an API request pass the same checks.
 
 use std::net::IpAddr;
 use std::time::Duration;

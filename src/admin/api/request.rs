@@ -14,7 +14,7 @@ use super::etag;
 use super::json_members::{JsonMembers, suggestion};
 use crate::policy::headers::decode_parameters;
 
-/// Maximum size of a body. The longest body contains a key and a few names.
+/// Maximum size of a body in bytes. Usual bodies contain a key or the rules of a client, and are far smaller.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// The parameters of a query.

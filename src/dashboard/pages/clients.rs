@@ -1,5 +1,5 @@
-//! Renders the page Clients: a table of the clients with their limits and use, the forms that add a client, replace its
-//! token and revoke it, and the notice with a new token. `actions.rs` performs the actions.
+//! Renders the page Clients: a table of the clients with their limits and use, and the forms that add a client, replace
+//! its token and revoke it. Also renders the notice with a new token. `actions.rs` performs the actions.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use crate::dashboard::PageRequest;
 use crate::dashboard::format::{format_latency, render_number, render_time_of_day};
 use crate::store::{AttemptFilter, StoredAttempt};
 
-/// Maximum number of attempts that Keychoir lists.
+/// Maximum number of attempts whose requests the page lists when it is loaded.
 const LISTED_ATTEMPTS: usize = 100;
 
 /// A request with its recorded attempts, the first attempt first.
@@ -50,8 +50,8 @@ pub(in crate::dashboard) async fn render_live(request: &PageRequest<'_>) -> Mark
     }
 }
 
-/// Groups attempts by their requests. `attempts` begins with the latest attempt, and so does the result with its
-/// request.
+/// Groups attempts by their requests. `attempts` begins with the latest attempt, and the result begins with the request
+/// of that attempt.
 fn group_attempts(attempts: &[StoredAttempt]) -> Vec<ListedRequest<'_>> {
     let mut requests: Vec<ListedRequest<'_>> = Vec::new();
     for attempt in attempts {

@@ -1,5 +1,5 @@
-//! Renders the content of the pages, with one file for each page, and the parts that several pages contain. `layout.rs`
-//! renders the rest of a page.
+//! Renders the content of the pages. Each page has a file, except the login page and the page for an unknown path,
+//! which are in this file with the parts that several pages contain. `layout.rs` renders the rest of a page.
 
 mod clients;
 mod connect;

@@ -1,5 +1,5 @@
-//! Renders the overview: whether requests can be served, the credits and the requests of the last minutes, up to 12
-//! keys with those that are not active first, and charts of the last day.
+//! Renders the overview: whether requests can be served, the credits and the requests of the last minutes, a list of
+//! keys, and charts of the last day. The list has up to 12 keys, and begins with those that are not active.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -146,7 +146,8 @@ fn render_key_list(keys: &[KeyDocument], now: UnixMs) -> Markup {
     }
 }
 
-/// Renders the reason why a key is not used, and the end of that state. A reason that repeats the state is left out.
+/// Renders the reason for the state of a key and the end of the state, or a dash if it has neither. A reason that
+/// repeats the state is left out.
 pub(super) fn render_reason(key: &KeyDocument, now: UnixMs) -> Markup {
     let reason = key.reason.as_deref().filter(|reason| *reason != key.state);
     html! {
@@ -203,7 +204,7 @@ fn render_credits_chart(hours: &[HourOfKey], now: UnixMs) -> Markup {
     .render()
 }
 
-/// Returns the name of the series of a key. A key without a name and a short form belongs to a client.
+/// Returns the name of the series of a key. A key with neither a name nor a short form belongs to a client.
 fn series_name(hours: &[HourOfKey], key: &str) -> String {
     let hour = hours.iter().find(|hour| hour.key_hash == key);
     let name = hour.and_then(|hour| hour.key_name.clone().or_else(|| hour.short_key.clone()));

@@ -1,5 +1,5 @@
-//! Renders the page System: warnings, the version, the states of the provider, the usage store, the mirror and the
-//! replicas, a button that reloads the configuration, the last changes of operators, and the settings.
+//! Renders the page System: warnings, the version, and the states of the provider, the usage store, the mirror and the
+//! replicas. Below them are a button that reloads the configuration, the last changes of operators, and the settings.
 
 use maud::{Markup, html};
 use serde_json::Value;
@@ -86,7 +86,8 @@ fn render_changes(changes: &[StoredChange]) -> Markup {
     }
 }
 
-/// Renders a table of the settings that the operator has set, and a closed table of the settings with their defaults.
+/// Renders a table of the settings that the operator has set or that a restart will change, and a closed table of all
+/// other settings, which have their defaults.
 fn render_settings(settings: &Value) -> Markup {
     let settings = settings.as_array().map_or(&[][..], Vec::as_slice);
     let (defaults, set): (Vec<&Value>, Vec<&Value>) =

@@ -17,26 +17,28 @@ use crate::store::{UsageDimension, UsageFilter, UsageRow};
 /// The periods that can be chosen, each with its value in the query, its name and its number of days.
 const PERIODS: [(&str, &str, u64); 4] =
     [("1d", "24 hours", 1), ("7d", "7 days", 7), ("30d", "30 days", 30), ("365d", "1 year", 365)];
+/// The period without a known value in the query.
+const DEFAULT_PERIOD: (&str, &str, u64) = PERIODS[1];
 /// Maximum number of rows of the table. It exceeds the 744 hours of a month.
 const MAX_ROWS: usize = 1_000;
 
 /// The query for the sums that the page or the CSV file contains.
 pub(in crate::dashboard) struct UsageQuery {
     pub(in crate::dashboard) dimension: UsageDimension,
-    /// The period as in [`PERIODS`].
+    /// The value of the period in the query, from [`PERIODS`].
     pub(in crate::dashboard) period: &'static str,
     since: UnixMs,
     until: UnixMs,
 }
 
 impl UsageQuery {
-    /// Parses the parameters `by` and `since`. An unknown value is replaced by the default, `day` or `7d`.
+    /// Parses the parameters `by` and `since`. A missing or unknown value is replaced by `day` or [`DEFAULT_PERIOD`].
     pub(in crate::dashboard) fn parse(query: &Form, now: UnixMs) -> Self {
         let by = query.value("by").unwrap_or("day");
         let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
-        let since = query.value("since").unwrap_or("7d");
+        let since = query.value("since").unwrap_or(DEFAULT_PERIOD.0);
         let (period, _, days) =
-            PERIODS.into_iter().find(|(period, ..)| *period == since).unwrap_or(PERIODS[1]);
+            PERIODS.into_iter().find(|(period, ..)| *period == since).unwrap_or(DEFAULT_PERIOD);
         Self {
             dimension: dimension.unwrap_or(UsageDimension::Day),
             period,

@@ -5,13 +5,14 @@
 --
 -- Replicas whose queued requests need more than their grants form a line. The first replicas in the line collect the
 -- credits that other replicas return. All other replicas keep only the credits that they need, so that no credits
--- remain in parts that suffice for no request. The provider may still serve a request that needs more than is left. One
--- replica at a time has the right to send such a request, when no request in the line fits, and no other replica has
--- unused credits.
+-- remain in parts that are too small for any request. The provider may still serve a request that needs more than is
+-- left. One replica at a time has the right to send such a request, when no request in the line fits, and no other
+-- replica has unused credits.
 --
 -- A statement usually reads only the record of its replica and the sums of all replicas, so that its cost does not
--- depend on the number of replicas. It reads the records of all replicas if one of them is in the line or has the
--- right to exceed the credits that are left, if a lease has ended, or if the reply must contain all of them.
+-- depend on the number of replicas. It reads the records of all replicas if a lease has ended, or if the reply must
+-- contain all records. It also reads them if a replica is in the line or has the right to exceed the credits that are
+-- left.
 --
 -- KEYS: one hash per workspace, with the fields
 --   base          "amount stamp": the credits that were used outside of the replicas, and the time in ms at which

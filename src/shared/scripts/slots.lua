@@ -1,7 +1,7 @@
--- Divides the slots of a subject between the replicas by fair shares. A slot permits one concurrent request. If all
--- demands fit into the maximum, each replica gets its demand, and spare slots are divided among the active replicas.
--- Otherwise, a replica gets its demand or an equal part, whichever is less. The sum of the granted slots never exceeds
--- the maximum, unless the maximum itself falls.
+-- Divides the slots of a subject between the replicas by fair shares. A subject is a concurrency group of a workspace,
+-- or a client. A slot permits one concurrent request. If all demands fit into the maximum, each replica gets its
+-- demand, and spare slots are divided among the active replicas. Otherwise, a replica gets its demand or an equal part,
+-- whichever is less. The sum of the granted slots never exceeds the maximum, unless the maximum itself falls.
 --
 -- KEYS: one hash per subject, with the fields
 --   max      "maximum stamp": the newest maximum, and the time in ms at which it was received

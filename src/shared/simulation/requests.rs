@@ -1,4 +1,4 @@
-//! Sends the requests of clients through the pool of a replica, with the steps of the module `proxy`: selects a key,
+//! Sends the requests of clients through the pool of a replica, with the steps of the module `proxy`. It selects a key,
 //! sends the request to the model of the provider, and charges the request or records its refusal. Reports requests
 //! that wait too long.
 

@@ -62,6 +62,17 @@ pub(super) fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCal
     ScriptCall { script: NEWEST, keys: vec!["map".to_owned()], arguments }
 }
 
+// The positions in a reply of `grants.lua` about one workspace.
+const GRANTED: usize = 0;
+const USED_BY_OTHERS: usize = 1;
+const MAY_EXCEED: usize = 4;
+const FORMER_USE: usize = 5;
+const LEFT: usize = 6;
+const RUN: usize = 8;
+const USED_BEFORE: usize = 9;
+const EPOCH: usize = 10;
+const USES: usize = 12;
+
 /// Returns the numbers of the first subject in a reply.
 pub(super) fn parse_numbers(reply: &Value) -> Vec<i64> {
     parse_list(&parse_list(reply).unwrap()[0])
@@ -73,7 +84,7 @@ pub(super) fn parse_numbers(reply: &Value) -> Vec<i64> {
 
 /// Returns the used credits of each other replica in a reply of `grants.lua`.
 fn parse_uses(reply: &Value) -> String {
-    parse_text(&parse_list(&parse_list(reply).unwrap()[0]).unwrap()[12]).unwrap().to_owned()
+    parse_text(&parse_list(&parse_list(reply).unwrap()[0]).unwrap()[USES]).unwrap().to_owned()
 }
 
 /// A replica that uses random parts of its grants.
@@ -162,10 +173,10 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                 ..FRESH
             };
             let reply = parse_numbers(&redis.run(&grants_call(&index.to_string(), 4, &statement)));
-            replica.bound = u64::try_from(reply[0]).unwrap();
-            replica.may_exceed = reply[4] == 1;
+            replica.bound = u64::try_from(reply[GRANTED]).unwrap();
+            replica.may_exceed = reply[MAY_EXCEED] == 1;
             replica.lease_end = now + LEASE_MS - 1_000;
-            epochs[index] = reply[10].unsigned_abs();
+            epochs[index] = reply[EPOCH].unsigned_abs();
             assert_sums(&redis, now);
             let total: u64 = replicas
                 .iter()
@@ -208,11 +219,11 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
         }
         let reply = parse_numbers(&redis.run(&grants_call("3", 4, &statement)));
         assert!(
-            reply[0] <= i64::try_from(used + LIMIT - total).unwrap(),
+            reply[GRANTED] <= i64::try_from(used + LIMIT - total).unwrap(),
             "the grant must not exceed the credits that are left: {reply:?}"
         );
         assert_eq!(
-            (reply[1], reply[6]),
+            (reply[USED_BY_OTHERS], reply[LEFT]),
             (sum_used_by_others(&replicas, 3), i64::try_from(LIMIT - total).unwrap()),
             "the reply must contain the used and the remaining credits with the seed {seed}"
         );
@@ -236,7 +247,7 @@ impl CreditLine {
         self.now += 1;
         self.redis.set_time(self.now * 1_000);
         let reply = parse_numbers(&self.redis.run(&grants_call(replica, 3, &statement)));
-        (reply[0], reply[4] == 1)
+        (reply[GRANTED], reply[MAY_EXCEED] == 1)
     }
 }
 
@@ -347,12 +358,16 @@ fn the_use_of_a_replica_is_restored_by_another_replica() {
     for _ in 0..2 {
         let reply = restore("a 40 1 0");
         assert_eq!(
-            (parse_numbers(&reply)[1], parse_uses(&reply).as_str()),
+            (parse_numbers(&reply)[USED_BY_OTHERS], parse_uses(&reply).as_str()),
             (40, "a 40 1 0"),
             "a restored amount must not be added to the recorded amount"
         );
     }
-    assert_eq!(parse_numbers(&report_use("a", 20))[5], 40, "a late statement must not lower the amount");
+    assert_eq!(
+        parse_numbers(&report_use("a", 20))[FORMER_USE],
+        40,
+        "a late statement must not lower the amount"
+    );
 }
 
 #[test]
@@ -364,7 +379,7 @@ fn the_charges_of_each_replica_are_returned_if_some_may_be_lost() {
         redis.set_time(now * 1_000);
         let statement = CreditStatement { used: Some(used), held: used, used_by_others, epoch, ..FRESH };
         let reply = redis.run(&grants_call(replica, 3, &statement));
-        (parse_numbers(&reply)[10].unsigned_abs(), parse_uses(&reply))
+        (parse_numbers(&reply)[EPOCH].unsigned_abs(), parse_uses(&reply))
     };
     let (epoch, _) = report_use("a", 40, 0, 0);
     assert_eq!(
@@ -394,7 +409,7 @@ fn one_other_replica_receives_the_charges_of_each_replica() {
         let mut call = grants_call(replica, 3, &statement);
         "0".clone_into(&mut call.arguments[LIST_INTERVAL_POSITION]);
         let reply = redis.run(&call);
-        (parse_numbers(&reply)[10].unsigned_abs(), parse_uses(&reply))
+        (parse_numbers(&reply)[EPOCH].unsigned_abs(), parse_uses(&reply))
     };
     let (epoch, _) = report_use("a", 40, 0, 0);
     for (replica, used, used_by_others, returned_uses) in [
@@ -429,11 +444,31 @@ fn the_use_of_an_earlier_process_is_added_when_it_becomes_known() {
     let mut call = grants_call("b", 2, &statement);
     "a 40 1 0".clone_into(call.arguments.last_mut().unwrap());
     let reply = parse_numbers(&redis.run(&call));
-    assert_eq!((reply[1], reply[6]), (90, 910), "the restored use must be added to the use of process 2");
-    assert_eq!(report_use(2, 50, 0)[8..10], [2, 40], "process 2 must receive the use of process 1");
-    assert_eq!(report_use(2, 95, 40)[5..7], [90, 905], "the use of process 2 must increase by 5");
-    assert_eq!(report_use(1, 45, 0)[5..7], [95, 900], "a late statement of process 1 must be added");
-    assert_eq!(report_use(3, 100, 100)[8..10], [3, 100], "process 3 must continue the use of both");
+    assert_eq!(
+        (reply[USED_BY_OTHERS], reply[LEFT]),
+        (90, 910),
+        "the restored use must be added to the use of process 2"
+    );
+    assert_eq!(
+        report_use(2, 50, 0)[RUN..=USED_BEFORE],
+        [2, 40],
+        "process 2 must receive the use of process 1"
+    );
+    assert_eq!(
+        report_use(2, 95, 40)[FORMER_USE..=LEFT],
+        [90, 905],
+        "the use of process 2 must increase by 5"
+    );
+    assert_eq!(
+        report_use(1, 45, 0)[FORMER_USE..=LEFT],
+        [95, 900],
+        "a late statement of process 1 must be added"
+    );
+    assert_eq!(
+        report_use(3, 100, 100)[RUN..=USED_BEFORE],
+        [3, 100],
+        "process 3 must continue the use of both"
+    );
 }
 
 #[test]
@@ -443,10 +478,10 @@ fn a_statement_that_arrives_late_frees_nothing() {
     let statement = |held| CreditStatement { held, queued: 900, least: 900, base: Some((0, 5)), ..FRESH };
     let late_call = grants_call("a", 2, &CreditStatement { queued: 0, least: 0, ..statement(0) });
     let reply = parse_numbers(&redis.run(&grants_call("a", 2, &statement(0))));
-    assert_eq!(reply[0], 900, "the first replica must get the credits that it needs");
+    assert_eq!(reply[GRANTED], 900, "the first replica must get the credits that it needs");
     redis.run(&late_call);
     let reply = parse_numbers(&redis.run(&grants_call("b", 2, &statement(0))));
-    assert_eq!(reply[0], 100, "the late statement must not return the credits of the first replica");
+    assert_eq!(reply[GRANTED], 100, "the late statement must not return the credits of the first replica");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Tests `slots.lua` in the model of Redis: it divides the slots by fair shares, marks a grant as partial while other
-//! replicas hold slots to which the replica is entitled, and never exceeds the maximum in any order of statements.
+//! Tests `slots.lua` in the model of Redis: it divides the slots by fair shares, and never exceeds the maximum in any
+//! order of statements. It marks a grant as partial while other replicas hold slots to which the replica is entitled.
 
 use super::super::scripts::{SLOTS, ScriptCall};
 use super::redis_model::SimulatedRedis;

@@ -120,6 +120,7 @@ pub(super) struct World {
     clock_starts: Vec<UnixMs>,
     /// The time from which no fault has an effect.
     pub(super) healthy_at: Cell<Instant>,
+    /// Whether no replica polls, so that the counts of the replicas can be compared.
     pub(super) is_polling_paused: Cell<bool>,
     /// The injected faults, for the report of a failed simulation.
     faults: RefCell<Vec<String>>,
@@ -335,8 +336,8 @@ async fn run_poller(world: Rc<World>, process: Rc<Process>) {
             .keys()
             .iter()
             .all(|key| key.workspace().quota(clock::now()).limit.is_some());
-        let is_due = !has_polled && !has_limits || world.scenario.poll_interval.is_some();
-        if is_polling && is_due && !world.is_polling_paused.get() {
+        let is_poll_due = !has_polled && !has_limits || world.scenario.poll_interval.is_some();
+        if is_polling && is_poll_due && !world.is_polling_paused.get() {
             has_polled = true;
             world.poll_all(&process);
             sleep(world.scenario.poll_interval.unwrap_or(Duration::ZERO)).await;

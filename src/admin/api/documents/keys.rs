@@ -37,9 +37,9 @@ pub(crate) struct KeyDocument {
     pub(crate) paused: bool,
     /// The operator's reason for the pause, or the reason for the cooldown.
     pub(crate) reason: Option<String>,
-    /// The time since which the key has been in this state.
+    /// The start of the pause, or the time of the earliest evidence for the cooldown. `None` for any other state.
     pub(crate) since: Option<String>,
-    /// The time at which the cooldown or pause ends.
+    /// The time at which the cooldown or pause ends automatically, or `None` if there is no such time.
     pub(crate) until: Option<String>,
     /// The origin of the key: `environment`, `file` or `managed`.
     pub(crate) source: &'static str,
@@ -53,9 +53,10 @@ pub(crate) struct KeyDocument {
     pub(crate) in_flight: u32,
     /// Credits of the workspace that are reserved for requests in flight.
     pub(crate) reserved: u64,
-    /// The average number of credits that the workspace uses per day.
+    /// Credits that the workspace uses per day at the rate of the last hours.
     pub(crate) credits_per_day: u64,
-    /// The time at which the credits are forecast to be exhausted.
+    /// The time at which the credits will be exhausted at this rate. `None` if they last until their reset, or if the
+    /// forecast is unknown.
     pub(crate) exhausted_at: Option<String>,
     pub(crate) evidence: Vec<Value>,
     pub(crate) restrictions: Vec<Value>,

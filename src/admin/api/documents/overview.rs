@@ -63,9 +63,10 @@ pub(crate) struct PoolCredits {
     pub(crate) used: u64,
     pub(crate) limit: Option<u64>,
     pub(crate) remaining: Option<u64>,
-    /// The average number of credits that all workspaces use per day.
+    /// Credits that all workspaces use per day at the rate of the last hours.
     pub(crate) per_day: u64,
-    /// The time at which all credits are forecast to be exhausted.
+    /// The time at which all credits will be exhausted at this rate. `None` if they last until their reset, or if the
+    /// forecast is unknown.
     pub(crate) exhausted_at: Option<String>,
 }
 
@@ -80,6 +81,7 @@ pub(crate) struct RequestCounts {
 #[derive(Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct UsageStoreState {
+    /// `ok` or `failing`.
     pub(crate) state: &'static str,
     pub(crate) unwritten_records: u64,
     pub(crate) lost_records: u64,
@@ -88,6 +90,7 @@ pub(crate) struct UsageStoreState {
 #[derive(Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct MirrorDocument {
+    /// `off`, `ok`, `failing` or `paused`.
     pub(crate) state: &'static str,
     pub(crate) refused_rows: u64,
 }
@@ -101,7 +104,7 @@ pub(crate) struct ReplicaDocument {
     pub(crate) is_live: bool,
     pub(crate) is_leader: bool,
     pub(crate) is_self: bool,
-    /// The part of the concurrent requests that are granted to this replica, from 0 to 1.
+    /// The replica's part of the slots for concurrent requests of all live replicas, from 0 to 1.
     pub(crate) share: f64,
 }
 

@@ -1,6 +1,6 @@
-//! Provides the response body of an event stream: it sends frames with a minimum time between them, sends heartbeats
-//! when there are no frames, and ends at the drain or when its session has ended. A listener is a client that receives
-//! the stream.
+//! Provides the response body of an event stream. It sends frames with a minimum time between them, and heartbeats when
+//! there are no frames. It ends at the drain or when its session has ended. A listener is a client that receives the
+//! stream.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -32,9 +32,10 @@ pub(in crate::admin::api) struct PacedStream<F> {
     timer: Pin<Box<Sleep>>,
     /// The time from the next frame to the one after it, at least [`FRAME_INTERVAL`].
     interval: Duration,
+    /// The time of the last frame, or of the creation of the body before the first frame.
     sent_at: Instant,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Returns whether the listener may still receive frames.
+    /// Returns whether the listener may still receive frames, for example because its session has not ended.
     is_open: Box<dyn Fn() -> bool + Send>,
 }
 
@@ -90,8 +91,8 @@ impl<F: FnMut() -> Option<Bytes> + Unpin> Body for PacedStream<F> {
             let now = tokio::time::Instant::from_std(clock::instant());
             let interval = std::mem::replace(&mut self.interval, FRAME_INTERVAL);
             self.timer.as_mut().reset(now + interval);
-            let is_silent = clock::elapsed_since(self.sent_at) >= HEARTBEAT_INTERVAL;
-            let heartbeat = || is_silent.then_some(Bytes::from_static(HEARTBEAT));
+            let is_heartbeat_due = clock::elapsed_since(self.sent_at) >= HEARTBEAT_INTERVAL;
+            let heartbeat = || is_heartbeat_due.then_some(Bytes::from_static(HEARTBEAT));
             if let Some(data) = (self.next_frame)().or_else(heartbeat) {
                 self.sent_at = clock::instant();
                 return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn frames_have_a_minimum_distance() {
+    async fn frames_have_a_minimum_interval() {
         let sent_frames = sent_frames(&[Some("a"), Some("b"), None, Some("c")], Duration::ZERO, 3).await;
         let intervals: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 250).collect();
         assert_eq!(intervals, [0, 1, 3], "frames must be 250 ms apart: {sent_frames:?}");

@@ -12,8 +12,9 @@ use crate::admin::{Admin, KeyDocument};
 use crate::telemetry::{EventContent, EventListener, EventRing};
 use crate::{clock, tasks};
 
-/// Minimum time between two comparisons, for any number of listeners.
-const COMPARISON_INTERVAL: Duration = Duration::from_millis(200);
+/// Minimum time between two comparisons that open streams cause, for any number of listeners. A stream that opens
+/// causes another comparison.
+const MIN_COMPARISON_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum time between two comparisons, as a multiple of the duration of the last one. Comparisons of a pool with
 /// thousands of keys therefore take at most a 200th of the time of a processor.
 const INTERVAL_PER_DURATION: u32 = 200;
@@ -97,11 +98,12 @@ impl EventSource {
             Err(TryLockError::WouldBlock) => return false,
         };
         let interval = min_interval(recorded.duration);
-        let is_due = recorded.interval_start.is_none_or(|time| clock::elapsed_since(time) >= interval);
-        if is_due {
+        let is_comparison_due =
+            recorded.interval_start.is_none_or(|time| clock::elapsed_since(time) >= interval);
+        if is_comparison_due {
             recorded.interval_start = Some(clock::instant());
         }
-        is_due
+        is_comparison_due
     }
 
     /// Waits until a comparison that started after this call has ended. Callers that wait at the same time share a
@@ -154,7 +156,7 @@ impl EventSource {
 
 /// Returns the minimum time between the end of a comparison of `duration` and the next one.
 fn min_interval(duration: Duration) -> Duration {
-    duration.saturating_mul(INTERVAL_PER_DURATION).max(COMPARISON_INTERVAL)
+    duration.saturating_mul(INTERVAL_PER_DURATION).max(MIN_COMPARISON_INTERVAL)
 }
 
 impl RecordedState {
@@ -279,8 +281,8 @@ mod tests {
 
     #[test]
     fn a_long_comparison_has_a_long_interval() {
-        assert_eq!(min_interval(Duration::from_micros(50)), COMPARISON_INTERVAL);
-        assert_eq!(min_interval(Duration::from_millis(1)), COMPARISON_INTERVAL);
+        assert_eq!(min_interval(Duration::from_micros(50)), MIN_COMPARISON_INTERVAL);
+        assert_eq!(min_interval(Duration::from_millis(1)), MIN_COMPARISON_INTERVAL);
         assert_eq!(min_interval(Duration::from_millis(5)), Duration::from_secs(1));
     }
 
