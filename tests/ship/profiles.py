@@ -3,7 +3,8 @@ the duration of their start, and their memory.
 
     python profiles.py PROGRAM…
 
-Each program forwards the same requests, one after the other, to a simulated provider, which the last program runs. The
+Each program forwards the same requests, one after the other, to a simulated provider, which the last program runs. Of
+several rounds, the one with the least processor time is printed. The
 processor time of the proxy is read from `/proc`, which exists only on Linux, and does not include this script.
 """
 
