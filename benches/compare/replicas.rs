@@ -1,7 +1,7 @@
-//! Measures the cost of a shared pool (`replicas` on the command line): the commands that Redis executes for one to
-//! three replicas at different request rates, and the request latency while Redis responds, is killed, is stopped or is
-//! slow, as a ratio to the latency without `[redis]`. The simulator is the provider. All processes share two
-//! processors.
+//! Measures the cost of a shared pool. `replica-commands` on the command line counts the commands that Redis executes
+//! for one to three replicas at different request rates. `replica-latency` compares the request latency while Redis
+//! responds, is killed, is stopped or is slow with the latency without `[redis]`. The simulator is the provider. All
+//! processes share two processors.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use crate::support::replicas::TestReplicas;
 use crate::support::slow_forwarder::SlowForwarder;
 
 const KEYS: usize = 3;
+/// The credits of each workspace.
 const CREDITS: u64 = 1 << 50;
 /// The concurrency limit of each workspace.
 const MAX_CONCURRENT: u32 = 200;
@@ -195,13 +196,12 @@ fn provider_plan() -> ProviderPlan {
     })
 }
 
-/// Measures the commands and the latency, and prints a table for each.
-/// Measures the commands of Redis.
+/// Counts the commands of Redis, and prints a table.
 pub fn count_commands(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     block_on(print_commands(plan));
 }
 
-/// Measures the latency with and without Redis.
+/// Measures the latency with and without Redis, and prints a table.
 pub fn compare_latency(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     block_on(print_latency(plan));
 }
@@ -297,7 +297,7 @@ async fn print_commands(plan: &RoundPlan) {
     }
 }
 
-/// Returns the processor time of a Redis server since its start.
+/// Returns the processor time of a Redis server since its start, in seconds.
 fn processor_seconds(redis: &RedisServer) -> f64 {
     let field = |name: &str| redis.info("cpu", name).unwrap().trim().parse::<f64>().unwrap();
     field("used_cpu_user") + field("used_cpu_sys")

@@ -25,7 +25,8 @@ const BYTE_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum ratio of the 99th percentile with slow clients to the 99th percentile without them.
 const MAX_P99_RATIO: f64 = 1.2;
 
-/// The results of a turn: the median and the 99th percentile of the durations of speech requests in µs.
+/// The results of a turn, in which one proxy is measured once: the median and the 99th percentile of the durations of
+/// speech requests in µs.
 struct TurnResults {
     without_slow_clients: [f64; 2],
     with_slow_clients: [f64; 2],
