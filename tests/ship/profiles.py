@@ -51,6 +51,7 @@ def start_program(program, *arguments, stream, pattern, environment):
 def processor_seconds(process):
     """Returns the processor time of a process since its start."""
     fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    # The fields `utime` and `stime`.
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
