@@ -346,6 +346,10 @@ impl RedisState {
     }
 }
 
+/// The positions of the p50 and of the p99 in the results.
+const P50: usize = 0;
+const P99: usize = 1;
+
 /// The p50 and the p99 of the request latency in one round, in µs.
 struct RoundLatency {
     with_redis: [f64; 2],
@@ -393,9 +397,9 @@ async fn print_latency(plan: &RoundPlan) {
             sleep(Duration::from_secs(1)).await;
         }
         for (workload, rounds) in SharedWorkload::ALL.into_iter().zip(&rounds) {
-            let ratio = |index: usize| {
+            let ratio = |quantile: usize| {
                 format_median_and_range(
-                    rounds.iter().map(|round| round.with_redis[index] / round.without_redis[index]),
+                    rounds.iter().map(|round| round.with_redis[quantile] / round.without_redis[quantile]),
                     2,
                 )
             };
@@ -403,10 +407,10 @@ async fn print_latency(plan: &RoundPlan) {
                 "{:<16}{:<15}{:>10.0}{:>10.0}{:>24}{:>24}{:>22}",
                 state.name(),
                 workload.name(),
-                median(rounds.iter().map(|round| round.with_redis[0])),
-                median(rounds.iter().map(|round| round.with_redis[1])),
-                ratio(0),
-                ratio(1),
+                median(rounds.iter().map(|round| round.with_redis[P50])),
+                median(rounds.iter().map(|round| round.with_redis[P99])),
+                ratio(P50),
+                ratio(P99),
                 format_median_and_range(recoveries.iter().copied(), 2)
             );
         }
