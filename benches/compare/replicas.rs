@@ -1,7 +1,6 @@
-//! Measures the cost of a shared pool. `replica-commands` on the command line counts the commands that Redis executes
-//! for one to three replicas at different request rates. `replica-latency` compares the request latency while Redis
-//! responds, is killed, is stopped or is slow with the latency without `[redis]`. The simulator is the provider. All
-//! processes share two processors.
+//! Measures the cost of a shared pool. `replica-commands` counts the commands that Redis executes for one to three
+//! replicas at different rates. `replica-latency` compares the request latency while Redis responds, is killed, stopped
+//! or slow with the latency without `[redis]`. The simulator is the provider. All processes share two processors.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
