@@ -223,7 +223,11 @@ async fn published_messages_are_received_until_the_server_ends() {
     server.kill();
     assert_eq!(connection.pushes.next().await, None, "the end of the connection must be reported");
     let error = redis::cmd("PING").exec_async(&mut connection.commands).await.unwrap_err();
-    assert_eq!(RedisRefusal::from_error(&error), None, "a closed connection must not be classified as a refusal: {error}");
+    assert_eq!(
+        RedisRefusal::from_error(&error),
+        None,
+        "a closed connection must not be classified as a refusal: {error}"
+    );
 }
 
 #[tokio::test]
