@@ -31,7 +31,7 @@ RUN sed -i '/^\[\[test\]\]/,/^$/d; /^\[\[bench\]\]/,/^$/d' Cargo.toml \
 
 COPY config config
 COPY src src
-# The files of the context can be older than those that were built above.
+# The files of the context can be older than the empty files that were built above, and cargo compares the times.
 RUN touch src/main.rs src/lib.rs \
     && cargo build --locked --release --target "$(rustc --print host-tuple)" \
     && mkdir -p /out/state \

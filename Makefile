@@ -97,13 +97,14 @@ test-ship-quick: $(SHIP)/.installed
 	cp target/debug/keychoir target/ship/keychoir
 	KEYCHOIR_STATIC_BIN=$(CURDIR)/target/ship/keychoir $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
-# Runs the same tests with the program of `make static`, and checks its size. It is not a part of `make test`, because
-# the release build takes several minutes.
+# Runs the tests of `make test-ship-quick` with the program of `make static`, and checks its size. It is not a part of
+# `make test`, because the release build takes several minutes.
 test-image: static $(SHIP)/.installed
 	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-$(MACHINE)-linux $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
-# Runs the same tests for arm64, with a program that is built by a cross compiler and run by an emulator. It needs the
-# packages of `make static-aarch64` and qemu-user-static. It is not a part of `make test`, because the build is slow.
+# Runs the tests of `make test-image` for arm64, with a program that a cross compiler builds and an emulator runs. It
+# needs the packages of `make static-aarch64` and qemu-user-static. It is not a part of `make test`, because the build
+# is slow.
 test-image-aarch64: static-aarch64 $(SHIP)/.installed
 	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-aarch64-linux \
 		KEYCHOIR_EMULATOR=$$(command -v qemu-aarch64-static) $(SHIP)/bin/python -m pytest tests/ship -q -rs
@@ -176,6 +177,7 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 	cd $(SUPABASE) && npm ci --no-audit --no-fund
 	touch $@
 
+# Runs Keychoir in front of the simulator until keys are exhausted.
 demo:
 	cargo demo
 
@@ -260,7 +262,7 @@ simulation:
 
 # Maximum size of an upload in MB.
 FAULTS_LARGEST_MB ?= 1000
-# Number of kills.
+# Number of kills under load.
 FAULTS_KILLS ?= 100
 # Duration of each phase of the replicas in seconds.
 FAULTS_PHASE_SECONDS ?= 10
@@ -329,6 +331,7 @@ fuzz:
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 
+# Removes the build results and all packages that the targets have installed.
 clean:
 	cargo clean
 	rm -rf dist $(SHIP) $(WORKFLOWS) $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules

@@ -4,7 +4,8 @@ the documents of the admin API take with it.
 Keychoir creates the schema, and this script fills it with 3.3 GB in two minutes. `--directory` keeps the database, so
 that later runs take seconds. Before the measurement, the script removes the file from the cache of the system, so that
 the first reads are from the disk. The exit code is 1 if the first read of a path or the median of its reads takes
-longer than MAX_READ_MS, if a read fails, or if the sums in the database are wrong or late. With `--keep-running`,
+longer than MAX_READ_MS, or if a read fails. The script also ends with an error if the sums in the database are wrong
+or are not computed within MAX_SUM_SECONDS. With `--keep-running`,
 Keychoir and its simulator run until Ctrl-C. The script needs only Python and the built program:
 
     python3 benches/large_database.py target/release/keychoir [--directory DIRECTORY] [--attempts NUMBER]
@@ -55,7 +56,7 @@ PATHS = [
     *(f"{API}/usage?by={dimension}&since={{month_ago}}" for dimension in ("key", "model", "route")),
 ]
 
-# Inserts the attempts with the numbers from `first` to `end`.
+# Inserts the attempts with the numbers from `first` up to but not including `end`.
 INSERT_ATTEMPTS = """
 WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :end),
 rows AS (

@@ -33,7 +33,7 @@ use tracing::info;
 /// Number of bursts per second.
 const BURSTS_PER_SECOND: u32 = 200;
 
-/// The message of the last line.
+/// The message of the last line, at which the reader stops.
 const LAST_MESSAGE: &str = "this is the last line";
 
 fn main() {

@@ -47,6 +47,7 @@ use harness::{
 
 /// The number of connections, each with a client that sends one request at a time.
 const CONNECTIONS: u32 = 48;
+/// The number of API keys of each Keychoir.
 const KEYS: usize = 3;
 /// The minimum ratio of the measured rate to the requested rate. The benchmark reports rounds with a lower ratio.
 const MIN_RATE_RATIO: f64 = 0.97;
@@ -301,7 +302,7 @@ async fn send_requests(
     durations
 }
 
-/// Returns whether the response is complete. Panics if its status is not 200.
+/// Returns whether `response` contains a complete response. Panics if its status is not 200.
 fn is_complete(response: &[u8]) -> bool {
     let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let head = std::str::from_utf8(&response[..end]).unwrap().to_ascii_lowercase();

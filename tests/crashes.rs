@@ -121,7 +121,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     let database = directory.path().join("keychoir.db");
     let simulator = start_simulator().await;
     let mut committed_ids = HashSet::new();
-    let (mut total_count, mut lost_count, mut max_loss_age) = (0, 0, Duration::ZERO);
+    let (mut served_count, mut lost_count, mut max_loss_age) = (0, 0, Duration::ZERO);
     for round in 0..kills {
         let mut program = Program::start(&mut configure_command(
             keychoir_command(&["serve", "--listen", "127.0.0.1:0"]),
@@ -159,7 +159,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
             let first_lost = client_requests.iter().position(is_lost).unwrap_or(client_requests.len());
             let lost_requests = &client_requests[first_lost..];
             assert!(lost_requests.iter().all(is_lost), "the lost records of a client must be its last ones");
-            total_count += client_requests.len();
+            served_count += client_requests.len();
             lost_count += lost_requests.len();
             for (_, completed_at) in lost_requests {
                 max_loss_age = max_loss_age.max(killed_at.saturating_duration_since(*completed_at));
@@ -170,12 +170,12 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     // In short runs, most records may follow the last commit. The first commit after startup is immediate.
     assert!(
         committed_ids.len() > kills / 2,
-        "more than {} requests must be recorded, not {} of {total_count}",
+        "more than {} requests must be recorded, not {} of {served_count}",
         kills / 2,
         committed_ids.len()
     );
     println!(
-        "{kills} kills: {total_count} requests were served, and {lost_count} of them are not recorded. The oldest of \
+        "{kills} kills: {served_count} requests were served, and {lost_count} of them are not recorded. The oldest of \
          these was served {max_loss_age:?} before the kill."
     );
     simulator.stop().await;
@@ -188,7 +188,7 @@ async fn read_readiness(client: &reqwest::Client, url: &str) -> Value {
 /// Limits the size of files, so that each write beyond the limit fails, instead of filling the disk of the machine.
 /// `make faults` fills a separate file system.
 #[tokio::test]
-async fn a_full_disk_loses_neither_requests_nor_records() {
+async fn a_file_size_limit_loses_neither_requests_nor_records() {
     let directory = tempfile::tempdir().unwrap();
     let database = directory.path().join("keychoir.db");
     let simulator = start_simulator().await;
@@ -223,7 +223,7 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
     assert!(recorded_ids(&database).len() < sent_count, "some records must be only in memory");
     program.wait_for_event("usage_store_failing");
 
-    assert!(program.set_limit("--fsize=unlimited"), "the limit of the program must be removed");
+    assert!(program.set_limit("--fsize=unlimited"), "the file size limit of the program must be removed");
     let recovery = async {
         while read_readiness(&client, &url).await["status"] != "ready" {
             tokio::task::yield_now().await;

@@ -1,6 +1,7 @@
 //! Tests Keychoir behind forward proxies. Client requests, checks of keys, quota polls and the mirror's HTTP client use
 //! them, also with TLS and with a host name that only the forward proxy can resolve. A failing forward proxy is not
-//! tried with every key: a key with another route serves the request, or the error is reported. The forward proxies are
+//! tried with every key: a key with another route (forward proxy or base URL) serves the request, or the error is
+//! reported. The forward proxies are
 //! `tinyproxy` and `microsocks`, with and without credentials, and one in the test process, which sends a given
 //! response and counts its connections.
 
@@ -40,7 +41,7 @@ const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 const USER: &str = "aliceaccount";
 const PASSWORD: &str = "hunter2password";
-/// The timeout of a step. It is much longer than any step, so that only a step that hangs exceeds it.
+/// The timeout of each awaited step of a test. It is much longer than any step, so only a step that hangs exceeds it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
@@ -51,6 +52,7 @@ async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
 struct ForwardProxyProcess {
     child: Child,
     url: String,
+    /// The log file, which only `tinyproxy` writes.
     log: PathBuf,
     _directory: TempDir,
 }
@@ -364,7 +366,7 @@ async fn a_host_name_that_only_the_forward_proxy_can_resolve_is_reached() {
         response.bytes().await.unwrap();
     }
     assert_eq!(simulator.ledger().requests.len(), 3);
-    assert!(forward.connections.load(Ordering::SeqCst) < 3, "the tunnel must be used again");
+    assert!(forward.connections.load(Ordering::SeqCst) < 3, "several requests must use the same tunnel");
     proxy.stop().await;
 }
 

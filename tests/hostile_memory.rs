@@ -2,8 +2,8 @@
 //! of `systemd/keychoir.service`. Within ten seconds after the attacks, the memory must be at most 20 MiB above its
 //! value before the attacks. The binary must then still serve requests and stop with exit code 0.
 //!
-//! Without these settings, glibc raises its thresholds when the first large buffers are freed, and the process then
-//! keeps 20 to 60 MiB.
+//! Without these settings, glibc raises its thresholds for the return of memory to the system when the first large
+//! buffers are freed, and the process then keeps 20 to 60 MiB.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +37,8 @@ const MAX_RETAINED_BYTES: u64 = 20 * MIB;
 const CLIENTS_PER_CASE: usize = 4;
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Returns the bytes in a memory field of `/proc/PID/status` of Keychoir: `VmRSS` or `VmHWM`, its maximum.
+/// Returns the bytes in a memory field of `/proc/PID/status` of Keychoir: `VmRSS` is the resident memory, and `VmHWM`
+/// is its maximum since the start.
 fn memory_bytes(program: &Program, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
@@ -152,7 +153,7 @@ async fn memory_is_released_after_attacks() {
             assert_valid_requests_are_served(address).await;
         }
     });
-    let is_recovered = recovery.await.is_ok();
+    let is_memory_released = recovery.await.is_ok();
     let (final_bytes, peak_bytes) = (memory_bytes(&program, "VmRSS"), memory_bytes(&program, "VmHWM"));
     let [idle_mib, attacked_mib, final_mib, peak_mib] =
         [idle_bytes, attacked_bytes, final_bytes, peak_bytes].map(|bytes| bytes / MIB);
@@ -161,7 +162,7 @@ async fn memory_is_released_after_attacks() {
          {final_mib} MiB at the end"
     );
     assert!(
-        is_recovered,
+        is_memory_released,
         "the memory must be released: {final_mib} MiB at the end, {peak_mib} MiB at the peak, {idle_mib} MiB idle"
     );
     assert!(peak_bytes > idle_bytes, "the attacks must increase the memory of the process");

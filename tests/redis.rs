@@ -123,7 +123,7 @@ fn printed_rules(settings: &LinkSettings) -> String {
 }
 
 #[tokio::test]
-async fn the_printed_permissions_suffice_and_none_is_superfluous() {
+async fn the_printed_permissions_are_sufficient_and_none_is_superfluous() {
     let server = start_with(RedisAuth::AclUser("-@all".to_owned())).await;
     let settings = settings(&format!("{}/1", server.url()));
     let rules = printed_rules(&settings);
@@ -134,7 +134,7 @@ async fn the_printed_permissions_suffice_and_none_is_superfluous() {
     set_rules(&rules);
     check_usable(probe(&settings).await);
     let permissions: Vec<&str> = rules.split(' ').filter(|rule| rule.starts_with(['+', '~', '&'])).collect();
-    assert_eq!(permissions.len(), 20, "the command must permit keys, channels and commands: {rules}");
+    assert_eq!(permissions.len(), 20, "the command must contain 20 permissions: {rules}");
     for permission in permissions {
         set_rules(&rules.replacen(&format!(" {permission}"), "", 1));
         check_refused(probe(&settings).await, RedisRefusal::PermissionDenied);
@@ -162,7 +162,7 @@ async fn tls_requires_the_configured_certificate_authority() {
         let error = probe(&settings).await.expect_err("the certificate must be refused");
         assert!(
             matches!(error, RedisProbeError::Connect(RedisConnectError::Tls { .. })),
-            "the error must be that of TLS: {error}"
+            "the TLS handshake must fail: {error}"
         );
     }
     // One side uses TLS and the other side does not. The error must suggest the right scheme of the URL.
@@ -223,7 +223,11 @@ async fn published_messages_are_received_until_the_server_ends() {
     server.kill();
     assert_eq!(connection.pushes.next().await, None, "the end of the connection must be reported");
     let error = redis::cmd("PING").exec_async(&mut connection.commands).await.unwrap_err();
-    assert_eq!(RedisRefusal::from_error(&error), None, "a closed connection must be no refusal: {error}");
+    assert_eq!(
+        RedisRefusal::from_error(&error),
+        None,
+        "a closed connection must not be classified as a refusal: {error}"
+    );
 }
 
 #[tokio::test]

@@ -166,7 +166,7 @@ async fn the_usage_records_of_all_replicas_have_the_credits_of_the_ledger() {
         assert_eq!(
             replicas.request_speech(10).await.status(),
             200,
-            "only running replicas must get requests"
+            "a running replica must serve the request"
         );
     }
     replicas.restart(1);
@@ -177,7 +177,11 @@ async fn the_usage_records_of_all_replicas_have_the_credits_of_the_ledger() {
     assert_eq!(statuses, ["ready", "ready"]);
     let results = replicas.close_unchecked().await;
     assert_eq!(results.ledger.totals.charged, 60);
-    assert_eq!(results.records[0].len(), 4, "the first replica must serve half, then all of the requests");
+    assert_eq!(
+        results.records[0].len(),
+        4,
+        "the first replica must serve 2 of the first 4 requests, and both later ones"
+    );
 
     let replicas = TestReplicas::start(2, Plan::with_keys([(FIRST_KEY, 10_000)]), None).await;
     for _ in 0..4 {

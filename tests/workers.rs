@@ -193,7 +193,7 @@ async fn connections_are_distributed_evenly() {
         assert_eq!(
             client.serving_worker().await,
             worker,
-            "a connection must stay on a worker without other requests"
+            "a connection must stay on its worker while the worker has no other requests"
         );
     }
 }
@@ -293,7 +293,7 @@ async fn a_connection_without_a_request_counts_as_an_expected_request() {
     for client in &mut new_clients {
         count_on_first_worker += usize::from(client.serving_worker().await == worker);
     }
-    assert_eq!(count_on_first_worker, 2);
+    assert_eq!(count_on_first_worker, 2, "each worker must get two of the new connections");
 }
 
 #[tokio::test]

@@ -11,8 +11,10 @@ use keychoir::upstream::UpstreamRequestHead;
 pub struct RequestCase {
     pub name: &'static str,
     method: Method,
+    /// The size of the request body.
     pub body_bytes: usize,
-    /// The sizes of the chunks of one block. If it is empty, the response is small and has a `content-length`.
+    /// The sizes of the chunks of one block, which is the part of a response body that is repeated. If it is empty, the
+    /// response is small and has a `content-length`.
     chunks: &'static [usize],
     /// Number of blocks in the response when time is measured.
     pub blocks: usize,

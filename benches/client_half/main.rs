@@ -110,7 +110,7 @@ fn main() {
     );
 }
 
-/// The client that sends the requests.
+/// One of the two compared clients.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ClientKind {
     /// `keychoir::upstream`.

@@ -140,7 +140,7 @@ pub struct MemoryStream {
     /// Number of response bytes that become readable at once.
     burst_bytes: usize,
     response: Bytes,
-    /// The number of remaining bytes of the request body, or `None` before the request head.
+    /// The number of remaining bytes of the request body, or `None` while no request is being received.
     remaining_request: Option<usize>,
     remaining_response: Bytes,
     /// Number of readable bytes of `remaining_response`.

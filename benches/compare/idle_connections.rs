@@ -106,13 +106,13 @@ const fn case(
     IdleLoadCase { name, busy_connections, requests, connections, streams: (Workload::Stream, 0) }
 }
 
-/// The results of a turn. Request times are in µs.
+/// The results of a turn, in which one build is measured once. Request times are in µs.
 struct TurnResults {
     /// Requests per second, or MiB per second of the concurrent fast streams.
     throughput: f64,
     p50: f64,
     p99: f64,
-    /// Processor time of the proxy in µs per request or MiB.
+    /// Processor time of the proxy in µs per request, or per MiB of the concurrent fast streams.
     cost: f64,
     /// The share of the less busy worker in the processor time of both workers, from 0 to 0.5.
     lesser_share: f64,

@@ -87,6 +87,7 @@ fn processor_seconds() -> ProcessorSeconds {
 /// Parses the processor time in the file `stat` of a process, in seconds.
 fn parse_stat_seconds(stat: &str) -> f64 {
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // The fields `utime` and `stime`.
     fields[11..13].iter().map(|field| field.parse::<f64>().unwrap() * TICK_SECONDS).sum()
 }
 

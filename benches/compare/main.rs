@@ -15,14 +15,13 @@
 //! cargo bench --bench compare -- slow                the latency of speech requests while other clients are slow
 //! cargo bench --bench compare -- replica-commands    the number of Redis commands of several replicas
 //! cargo bench --bench compare -- replica-latency     the latency of several replicas with and without Redis
-//!                                                    with and without Redis
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/to/another/build cargo bench --bench compare
 //! ```
 //!
 //! Environment variables set the parameters: `BENCH_SECONDS` (seconds per turn), `BENCH_ROUNDS`, `BENCH_PEERS` (the
-//! names of the proxies to compare) and `BENCH_KEYCHOIR` (the paths of other builds to compare). The values of the last
-//! two are separated by commas. The proxies run on the first processor, and this program runs on the second processor.
+//! names of the proxies to compare) and `BENCH_KEYCHOIR` (the paths of other builds to compare). Commas separate these
+//! names and paths. The proxies run on the first processor, and this program runs on the second processor.
 //! Some further measurements use both processors for the proxies. The benchmark runs only on Linux.
 
 #![allow(
@@ -32,7 +31,8 @@
     clippy::print_stdout,
     clippy::disallowed_methods,
     unreachable_pub,
-    reason = "a benchmark reads the clock, prints its results, and panics if an expectation fails"
+    reason = "a benchmark reads the clock, prints its results, and panics if an expectation fails, and its modules are \
+              used only here"
 )]
 
 #[path = "../harness/mod.rs"]

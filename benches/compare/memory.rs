@@ -13,10 +13,13 @@ const CLIENTS: [u32; 2] = [1_000, 10_000];
 /// The number of open files that are not connections.
 const OTHER_FILES: u64 = 500;
 
-/// The results of a turn.
+/// The results of a turn, in which one proxy is measured once.
 struct TurnResults {
+    /// The time from the start in a new directory to the first response.
     first_start_ms: f64,
+    /// The same time for later starts in that directory, as the median of three.
     restart_ms: f64,
+    /// The memory before the clients connect.
     idle_mib: f64,
     /// KiB per client, for each number of clients that the limit of open files allows.
     kib_per_client: Vec<f64>,

@@ -1,7 +1,6 @@
-//! Measures the cost of a shared pool (`replicas` on the command line): the commands that Redis executes for one to
-//! three replicas at different request rates, and the request latency while Redis responds, is killed, is stopped or is
-//! slow, as a ratio to the latency without `[redis]`. The simulator is the provider. All processes share two
-//! processors.
+//! Measures the cost of a shared pool. `replica-commands` counts the commands that Redis executes for one to three
+//! replicas at different rates. `replica-latency` compares the request latency while Redis responds, is killed, stopped
+//! or slow with the latency without `[redis]`. The simulator is the provider. All processes share two processors.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,6 +22,7 @@ use crate::support::replicas::TestReplicas;
 use crate::support::slow_forwarder::SlowForwarder;
 
 const KEYS: usize = 3;
+/// The credits of each workspace.
 const CREDITS: u64 = 1 << 50;
 /// The concurrency limit of each workspace.
 const MAX_CONCURRENT: u32 = 200;
@@ -195,13 +195,12 @@ fn provider_plan() -> ProviderPlan {
     })
 }
 
-/// Measures the commands and the latency, and prints a table for each.
-/// Measures the commands of Redis.
+/// Counts the commands of Redis, and prints a table.
 pub fn count_commands(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     block_on(print_commands(plan));
 }
 
-/// Measures the latency with and without Redis.
+/// Measures the latency with and without Redis, and prints a table.
 pub fn compare_latency(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     block_on(print_latency(plan));
 }
@@ -297,7 +296,7 @@ async fn print_commands(plan: &RoundPlan) {
     }
 }
 
-/// Returns the processor time of a Redis server since its start.
+/// Returns the processor time of a Redis server since its start, in seconds.
 fn processor_seconds(redis: &RedisServer) -> f64 {
     let field = |name: &str| redis.info("cpu", name).unwrap().trim().parse::<f64>().unwrap();
     field("used_cpu_user") + field("used_cpu_sys")
@@ -346,6 +345,10 @@ impl RedisState {
     }
 }
 
+/// The positions of the p50 and of the p99 in the results.
+const P50: usize = 0;
+const P99: usize = 1;
+
 /// The p50 and the p99 of the request latency in one round, in µs.
 struct RoundLatency {
     with_redis: [f64; 2],
@@ -393,9 +396,9 @@ async fn print_latency(plan: &RoundPlan) {
             sleep(Duration::from_secs(1)).await;
         }
         for (workload, rounds) in SharedWorkload::ALL.into_iter().zip(&rounds) {
-            let ratio = |index: usize| {
+            let ratio = |quantile: usize| {
                 format_median_and_range(
-                    rounds.iter().map(|round| round.with_redis[index] / round.without_redis[index]),
+                    rounds.iter().map(|round| round.with_redis[quantile] / round.without_redis[quantile]),
                     2,
                 )
             };
@@ -403,10 +406,10 @@ async fn print_latency(plan: &RoundPlan) {
                 "{:<16}{:<15}{:>10.0}{:>10.0}{:>24}{:>24}{:>22}",
                 state.name(),
                 workload.name(),
-                median(rounds.iter().map(|round| round.with_redis[0])),
-                median(rounds.iter().map(|round| round.with_redis[1])),
-                ratio(0),
-                ratio(1),
+                median(rounds.iter().map(|round| round.with_redis[P50])),
+                median(rounds.iter().map(|round| round.with_redis[P99])),
+                ratio(P50),
+                ratio(P99),
                 format_median_and_range(recoveries.iter().copied(), 2)
             );
         }

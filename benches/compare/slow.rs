@@ -25,15 +25,20 @@ const BYTE_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum ratio of the 99th percentile with slow clients to the 99th percentile without them.
 const MAX_P99_RATIO: f64 = 1.2;
 
-/// The results of a turn: the median and the 99th percentile of the durations of speech requests in µs.
+/// The positions of the median and of the 99th percentile in the results.
+const P50: usize = 0;
+const P99: usize = 1;
+
+/// The results of a turn, in which one proxy is measured once: the median and the 99th percentile of the durations of
+/// speech requests in µs.
 struct TurnResults {
     without_slow_clients: [f64; 2],
     with_slow_clients: [f64; 2],
 }
 
 impl TurnResults {
-    fn ratio(&self, index: usize) -> f64 {
-        self.with_slow_clients[index] / self.without_slow_clients[index]
+    fn ratio(&self, quantile: usize) -> f64 {
+        self.with_slow_clients[quantile] / self.without_slow_clients[quantile]
     }
 }
 
@@ -63,13 +68,13 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     }
     for (peer, turns) in peers.iter().zip(&turns) {
         let median_of = |field: &dyn Fn(&TurnResults) -> f64| median(turns.iter().map(field));
-        let p99_ratios: Vec<f64> = turns.iter().map(|turn| turn.ratio(1)).collect();
+        let p99_ratios: Vec<f64> = turns.iter().map(|turn| turn.ratio(P99)).collect();
         println!(
             "{:<18}{:>12.0}{:>12.0}{:>10.2}{:>24}",
             peer.name(),
-            median_of(&|turn| turn.with_slow_clients[0]),
-            median_of(&|turn| turn.with_slow_clients[1]),
-            median_of(&|turn| turn.ratio(0)),
+            median_of(&|turn| turn.with_slow_clients[P50]),
+            median_of(&|turn| turn.with_slow_clients[P99]),
+            median_of(&|turn| turn.ratio(P50)),
             format_median_and_range(p99_ratios.iter().copied(), 2)
         );
     }

@@ -26,7 +26,7 @@ impl Certificates {
     /// Creates the files in `directory`.
     pub fn create(directory: &Path) -> Self {
         let mut params = CertificateParams::default();
-        // If both certificates had the same name, the server certificate would seem self-signed.
+        // If the certificates of the CA and of the server had the same name, the latter would seem self-signed.
         params.distinguished_name.push(DnType::CommonName, "Keychoir benchmark CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca_key = KeyPair::generate().unwrap();

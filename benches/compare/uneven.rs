@@ -35,7 +35,7 @@ impl BackgroundLoad {
     }
 }
 
-/// The results of a turn. Times of small requests are in µs.
+/// The results of a turn, in which one proxy is measured once. Times of small requests are in µs.
 struct TurnResults {
     p50: f64,
     p99: f64,

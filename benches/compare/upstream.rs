@@ -290,7 +290,7 @@ fn has_only_the_pool_key(head: &[u8]) -> bool {
     key_count == 1
 }
 
-/// A request as its head identifies it.
+/// A request by the workload that its head identifies.
 #[derive(Clone, Copy)]
 enum ReceivedRequest {
     Get,

@@ -1,6 +1,7 @@
 //! Counts the instructions of each pure step of the request path, and compares the counts with those in `bounds.txt`
 //! and the steps of a replica with those of a single Keychoir. The exit code is 1 if a step exceeds its bound, if a
-//! step and the file do not match, or if valgrind fails.
+//! step has no bound, if a bound has no step, or if valgrind fails. With `--record`, it writes the counts to the
+//! file instead.
 //!
 //! Times vary on a shared machine, but numbers of instructions do not. Valgrind counts the instructions of N calls and
 //! of 2 N calls. The difference divided by N is the cost of a call without setup and cleanup. The recorded cost is the
@@ -12,7 +13,7 @@
 //! ```
 //!
 //! Valgrind's virtual processor has no SHA-256 instructions. The steps that compute a hash, `authenticate` and
-//! `identifiers`, therefore take several thousand instructions here, and only a hundred nanoseconds on a real
+//! `identifiers`, therefore take several thousand instructions under valgrind, and only a hundred nanoseconds on a real
 //! processor.
 
 #![allow(
@@ -37,19 +38,19 @@ use request_steps::{GET_OF_REPLICA, GET_WITH_QUOTA, STEPS, TTS_OF_REPLICA, TTS_W
 
 /// The number N of calls. It is large enough to average rare events.
 const CALLS: usize = 64;
-/// Number of differences, of which the median is the cost.
+/// Number of differences between the counts of N and of 2 N calls. Their median is the cost.
 const SAMPLES: usize = 3;
 /// Makes glibc keep freed memory for the next allocation of the same size. Without this setting, it merges and splits
 /// chunks depending on their layout, and the counts differ by a tenth.
 const GLIBC_CACHE_SETTING: &str = "glibc.malloc.tcache_count=60000";
-/// The part by which a cost may exceed the recorded cost, in percent, because compilers and libraries differ slightly.
+/// The percentage by which a cost may exceed the recorded cost, because compilers and libraries differ slightly.
 const TOLERANCE_PERCENT: u64 = 10;
 /// The number of instructions by which a cost may exceed the recorded cost in addition.
 const TOLERANCE_INSTRUCTIONS: u64 = 30;
 
 /// Each step of a replica, with the same step without other replicas.
 const REPLICA_STEPS: [(&str, &str); 2] = [(GET_OF_REPLICA, GET_WITH_QUOTA), (TTS_OF_REPLICA, TTS_WITH_QUOTA)];
-/// The part by which a step of a replica may cost more than the same step without other replicas, in percent.
+/// The percentage by which a step of a replica may cost more than the same step without other replicas.
 const MAX_REPLICA_PERCENT: u64 = 3;
 
 fn main() -> ExitCode {
@@ -140,7 +141,7 @@ fn bounds_path() -> PathBuf {
 
 const HEADER: &str = "\
 # Instructions of each pure step of the request path, as recorded by `make record-cost`.
-# `make test-cost` fails if a step takes more than a tenth and 30 instructions more.
+# `make test-cost` fails if a step takes more than its number here plus a tenth of it and 30 instructions.
 ";
 
 fn format_table(measured: &[(&str, u64)]) -> String {

@@ -120,6 +120,7 @@ impl RunningProgram {
         let stat = self.read_proc_file("stat");
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
+        // The fields `utime` and `stime`.
         (ticks(11) + ticks(12)) / TICKS_PER_SECOND
     }
 

@@ -171,10 +171,11 @@ pub const STEPS: &[Step] = &[
     Step { name: TTS_OF_REPLICA, set_up: || prepare_request_path(RequestKind::Speech, ClientLimits::Shared) },
 ];
 
-/// Requests of a client with a quota, without other replicas.
+/// The names of the steps for requests of a client with a quota, without other replicas.
 pub const GET_WITH_QUOTA: &str = "request path, GET, quota";
 pub const TTS_WITH_QUOTA: &str = "request path, TTS, quota";
-/// The same requests at a replica that holds a part of the pool's credits and slots, and of the client's quota.
+/// The names of the steps for the same requests at a replica that holds a part of the pool's credits and slots, and of
+/// the client's quota.
 pub const GET_OF_REPLICA: &str = "request path, GET, quota, replica";
 pub const TTS_OF_REPLICA: &str = "request path, TTS, quota, replica";
 

@@ -53,6 +53,7 @@ enum Name {
     Other(String),
 }
 
+/// White space between the tokens of a JSON object. `kind` selects a text, which is repeated.
 #[derive(Arbitrary, Debug)]
 struct Whitespace {
     count: u8,

@@ -20,6 +20,7 @@ struct FrameCase {
     offset: u64,
     /// The index at which the masked bytes are split.
     split: u16,
+    /// The code and the reason of a close frame.
     code: u16,
     reason: String,
     /// The lengths of the validated chunks.
@@ -35,7 +36,7 @@ fn validate_in_chunks(sender: Sender, stream: &[u8], chunk_lengths: &[u8]) -> Va
     while !rest.is_empty() {
         let (chunk, following) = rest.split_at(lengths.next().unwrap_or(1).clamp(1, rest.len()));
         let validation = validator.validate(chunk);
-        assert!(validation.valid_length <= chunk.len(), "at most the chunk may be valid");
+        assert!(validation.valid_length <= chunk.len(), "the valid part must not be longer than the chunk");
         total = ValidationResult {
             valid_length: total.valid_length + validation.valid_length,
             end: validation.end,

@@ -1,6 +1,6 @@
 //! Fuzzes the replay of request bodies. A body of arbitrary frames is sent in several attempts, with arbitrary limits
-//! of its buffers. If the body is replayable after the incomplete attempts, the last attempt must send all bytes of the
-//! client, and all buffers must be released at the end.
+//! of its buffers. If the body is still replayable after the incomplete attempts, the last attempt must send all bytes
+//! of the client, and all buffers must then be released.
 
 #![no_main]
 
@@ -25,6 +25,7 @@ struct ReplayCase {
     frames: Vec<Option<Vec<u8>>>,
     /// The number of frames that each incomplete attempt reads.
     frames_per_attempt: Vec<u8>,
+    /// The maximum numbers of buffered bytes.
     max_memory: u16,
     max_disk: u16,
 }

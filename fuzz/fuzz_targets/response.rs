@@ -44,6 +44,7 @@ fn decode(bytes: &[u8], read_length: usize) -> Option<DecodedResponse> {
     Some(DecodedResponse { status: head.status.as_u16(), framing: head.framing, body, is_complete })
 }
 
+// The input consists of the bytes of a response and the length of its reads.
 fuzz_target!(|input: (&[u8], u8)| {
     let (bytes, read_length) = input;
     let expected = decode(bytes, bytes.len().max(1));

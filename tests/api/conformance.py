@@ -33,8 +33,8 @@ RUN_TIMEOUT_SECONDS = 300
 
 @contextlib.contextmanager
 def start_program(binary, arguments, stream, environment):
-    """Runs Keychoir. Yields the first URL in its output, or None if there is none. A thread reads the output, so that
-    Keychoir never blocks on a full pipe."""
+    """Runs a command of Keychoir. Yields the first URL in its output, or None if there is none. A thread reads the
+    output, so that the command never blocks on a full pipe."""
     child = subprocess.Popen([binary, *arguments], env=environment, text=True, **{stream: subprocess.PIPE})
     lines, has_url_or_ended = getattr(child, stream), threading.Event()
     output = []
@@ -113,9 +113,9 @@ def main():
         if url is None:
             sys.exit("Keychoir did not start")
         urllib.request.urlopen(f"{url}/livez", timeout=START_TIMEOUT_SECONDS).close()
-        operators = ["--exclude-path", EVENTS_PATH, "--exclude-path", OWN_PATH]
+        operator_filters = ["--exclude-path", EVENTS_PATH, "--exclude-path", OWN_PATH]
         exit_codes = [
-            run_schemathesis(directory, url, ADMIN_TOKEN, examples, *operators),
+            run_schemathesis(directory, url, ADMIN_TOKEN, examples, *operator_filters),
             run_schemathesis(directory, url, CLIENT_TOKEN, examples, "--include-path", OWN_PATH),
         ]
         urllib.request.urlopen(f"{url}/livez", timeout=START_TIMEOUT_SECONDS).close()

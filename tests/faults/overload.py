@@ -1,9 +1,9 @@
-"""Tests Keychoir under overload. It must serve other clients while 1,000 clients send their heads slowly, must serve
-requests again after 10,000 connections or the limit of open files have kept it from accepting, and must limit its
-retries while the provider fails every request.
+"""Tests Keychoir under overload. It must serve other clients while 1,000 clients send their heads slowly. It must serve
+requests again after 10,000 connections or the limit of open files have kept it from accepting connections. It must
+limit its retries while the provider fails every request.
 
-The script prints the measurements of each case. The exit code is 1 if a case fails. It needs Linux, Python and the
-built `keychoir` binary:
+The script prints the measurements of each case. The exit code is 1 if a case fails. The script needs Linux, Python and
+the built `keychoir` binary:
 
     python3 tests/faults/overload.py target/release/keychoir
 """

@@ -74,6 +74,7 @@ def processor_seconds(process):
     """Returns the processor time of a process since its start."""
     with open(f"/proc/{process.pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
+    # The fields `utime` and `stime`.
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -27,6 +27,7 @@ from pool import Provider, Replica, start_haproxy
 from slow_forwarder import SlowForwarder
 
 CLIENT_COUNT = 12
+# The keys with their credits and their plan, which permits enough concurrent requests.
 KEYS = {f"sk_faults_key_number_{number}": "1000000000:tier=scale" for number in range(3)}
 REPLICA_NAMES = ("one", "two", "three")
 RESPONSE_DELAY = "30ms"

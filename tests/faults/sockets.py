@@ -4,9 +4,11 @@ Some clients are silent, some never read, some disconnect within a frame or a ha
 are killed, and 300 behave regularly. Keychoir must serve the regular clients, limit its memory per session, and release
 the resources of all sessions. The script prints its measurements and limits. The exit code is 1 if a case fails. The
 script needs Linux, Python and the built `keychoir` binary, and takes less than a minute. The environment variable
-`FAULTS_SEED` changes its random choices. With `--clients`, the script is the process of the clients that are killed:
+`FAULTS_SEED` changes its random choices:
 
     python3 tests/faults/sockets.py target/release/keychoir
+
+The script starts itself with `--clients` as the process of the clients that are killed.
 """
 
 import asyncio
@@ -146,7 +148,7 @@ class Client:
         try:
             await asyncio.wait_for(receive_frames(), timeout)
         except TimeoutError:
-            # It is a subclass of OSError.
+            # TimeoutError is a subclass of OSError, which is ignored below.
             raise
         except (EOFError, OSError):
             pass

@@ -31,6 +31,7 @@ async fn replicas_restore_the_used_credits_of_an_account_in_a_flushed_redis() {
         true
     };
     wait_until_async(all_replicas_count_600).await;
+    // The field `base` contains the credits that were used outside of the replicas.
     let has_base = async || {
         let keys: Vec<String> = redis.command(&["KEYS", "*:credits:*"]);
         keys.len() == 1 && redis.command::<Option<String>>(&["HGET", &keys[0], "base"]).is_some()

@@ -1,4 +1,5 @@
-//! Tests that a refusal by the provider at one replica restricts the key at all replicas. The cooldown has the same
+//! Tests that a refusal by the provider at one replica is published as evidence and restricts the key at all replicas.
+//! The cooldown has the same
 //! duration at all replicas, even if their clocks differ by an hour.
 
 use std::path::Path;

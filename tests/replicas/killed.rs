@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{ADMIN, ADMIN_TOKEN, FIRST_KEY, plan, request_speech, start, start_with, wait_until_async};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_credits_and_the_concurrent_requests_of_a_killed_replica_return() {
+async fn another_replica_can_use_the_credits_and_concurrent_requests_of_a_killed_replica() {
     let (_redis, mut replicas) = start(2, plan(&[(FIRST_KEY, 1_000)], Some(4))).await;
     replicas.simulator.set_fault(FIRST_KEY, Some("slow_body=20".parse().unwrap()));
     assert_eq!(request_speech(&replicas, 40, 4, 10).await, (40, 0));

@@ -199,7 +199,7 @@ fn stdout(output: &Output, exit_code: i32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
+async fn a_lost_redis_is_reported_to_operators_and_fails_no_request() {
     let (mut redis, replicas) = start_replicas(2).await;
     let connected_table = stdout(&run_status(&replicas, 0, &[]), 0);
     assert!(

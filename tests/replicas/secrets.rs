@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{ADMIN, ADMIN_TOKEN, FIRST_KEY, SECOND_KEY, plan, start_with};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_command_contains_a_key_a_token_or_an_identifier() {
+async fn no_redis_command_contains_a_key_a_token_or_an_identifier() {
     const RUNTIME_KEY: &str = "sk_runtime_key_of_an_operator_0000";
     let keys = [(FIRST_KEY, 10_000), (SECOND_KEY, 10_000), (RUNTIME_KEY, 10_000)];
     let (redis, replicas) = start_with(2, plan(&keys[..2], Some(5)), &ADMIN).await;

@@ -39,6 +39,8 @@ CLIENT_TOKEN = "kc_token_of_the_containers_app"
 PROVIDER = "provider.test"
 # The type of a DNS query for an IPv4 address.
 TYPE_A = 1
+# The length of the header of a DNS query, which the name follows.
+DNS_HEADER_BYTES = 12
 SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
 STEP_TIMEOUT_SECONDS = 30
 
@@ -206,8 +208,8 @@ def nameserver():
                     query, client = server.recvfrom(512)
                 except OSError:
                     return
-                end = query.index(b"\0", 12) + 1
-                name, (record_type,) = query[12:end], struct.unpack(">H", query[end : end + 2])
+                end = query.index(b"\0", DNS_HEADER_BYTES) + 1
+                name, (record_type,) = query[DNS_HEADER_BYTES:end], struct.unpack(">H", query[end : end + 2])
                 is_known = name.lower() == provider_name
                 # The name of the query, type A, class IN, 30 seconds, 4 bytes.
                 answer = b"\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04" + socket.inet_aton("127.0.0.1")
@@ -215,7 +217,8 @@ def nameserver():
                 # The codes are NOERROR and NXDOMAIN.
                 flags = b"\x81\x80" if is_known else b"\x81\x83"
                 counts = struct.pack(">HHHH", 1, 1 if answers else 0, 0, 0)
-                server.sendto(query[:2] + flags + counts + query[12 : end + 4] + answers, client)
+                question = query[DNS_HEADER_BYTES : end + 4]
+                server.sendto(query[:2] + flags + counts + question + answers, client)
 
         threading.Thread(target=answer_queries, daemon=True).start()
         yield address

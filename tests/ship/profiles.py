@@ -3,7 +3,8 @@ the duration of their start, and their memory.
 
     python profiles.py PROGRAM…
 
-Each program forwards the same requests, one after the other, to a simulated provider, which the last program runs. The
+Each program forwards the same requests, one after the other, to a simulated provider, which the last program runs. Of
+several rounds, the one with the least processor time is printed. The
 processor time of the proxy is read from `/proc`, which exists only on Linux, and does not include this script.
 """
 
@@ -50,6 +51,7 @@ def start_program(program, *arguments, stream, pattern, environment):
 def processor_seconds(process):
     """Returns the processor time of a process since its start."""
     fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    # The fields `utime` and `stime`.
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

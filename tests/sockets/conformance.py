@@ -10,9 +10,8 @@ unchanged, so a case that fails directly may also fail through Keychoir.
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
 Prints a row for each case that differs. The exit code is 1 if a case differs, a handshake has a wrong credential, or
-Keychoir does not start or ends with an error.
-Without --all, the cases that send megabytes in small fragments and most cases of compression are skipped, so that the
-run takes half a minute instead of twenty minutes.
+Keychoir does not start or ends with an error. Without --all, the cases that send megabytes in small fragments and most
+cases of compression are skipped, so that the run takes half a minute instead of twenty minutes.
 """
 
 import asyncio

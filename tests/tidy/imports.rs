@@ -397,7 +397,7 @@ fn only_platform_uses_apis_of_one_operating_system() {
     }
     assert!(
         platform_uses > 10,
-        "more than 10 such paths must be found in `platform`, and {platform_uses} are found"
+        "`platform` must use more than 10 paths of `SYSTEM_PATHS`, and it uses {platform_uses}"
     );
     assert!(violations.is_empty(), "the source must contain none of these:\n{}", violations.join("\n"));
 }

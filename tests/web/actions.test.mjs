@@ -173,7 +173,7 @@ test("a client is added, and its token is shown once", async () => {
   await expectShownOnce(token);
 });
 
-test("a client of that name or with a wrong quota is refused", async () => {
+test("a client with a used name or an invalid quota is refused", async () => {
   for (const [name, quota, status, expected] of [["reader", "", 409, /reader|name/], ["writer", "a lot", 422, /quota/]]) {
     await page.goto("clients");
     await page.getByLabel("Name", { exact: true }).fill(name);

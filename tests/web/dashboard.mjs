@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { BINARY, run, start } from "../support/program.mjs";
 
 export const ADMIN_TOKEN = "kca_canary_admin_token_4417";
-/** A key without faults, whose short form is `sk_firs...0001`. */
+/** The first key of the pool, whose short form is `sk_firs...0001`. */
 export const FIRST_KEY = "sk_first_canary_00000000000000001";
 export const SECOND_KEY = "sk_second_canary_0000000000000002";
 /** A key that the provider knows and the pool does not. */

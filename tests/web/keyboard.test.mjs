@@ -28,7 +28,7 @@ async function tabTo(page, tag, name) {
   assert.fail(`${tag} ${name} must be reached within 100 steps`);
 }
 
-test("the actions of each page can be used with the keyboard alone", async (t) => {
+test("the actions of the dashboard can be used with the keyboard alone", async (t) => {
   const dashboard = await startDashboard(t, { config: `[[clients]]\nname = "app"\ntoken = "token_of_the_app"\n` });
   const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
   t.after(() => context.close());

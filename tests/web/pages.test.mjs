@@ -11,7 +11,7 @@ const INVALID_KEY = "sk_invalid_canary_000000000000005";
 const LIMITED_KEY = "sk_limited_canary_000000000000006";
 const CLIENT_TOKEN = "token_of_a_client_of_the_pages";
 
-/** A pool with a key in each state, clients with limits, changes, and requests that were retried. */
+/** A pool with keys in five states, clients with limits, changes, and requests that were retried. */
 const dashboard = await startDashboard({ after }, {
   keys: [
     { key: LIMITED_KEY, name: "limited", credits: 9_000 },

@@ -210,7 +210,7 @@ impl Peer {
 impl StartedPeer {
     /// Panics unless the log has one line for each of the `requests`, in addition to those of the readiness checks.
     pub fn assert_requests_are_logged(&self, name: &str, requests: u64) {
-        // Some proxies also log failed readiness checks.
+        // One readiness check succeeds. Some proxies also log the failed checks before it.
         const MAX_READINESS_CHECKS: u64 = 100;
         let started_at = Instant::now();
         loop {

@@ -28,6 +28,7 @@ CUT_OFF = "cut off"
 class Attempt:
     """One sending of a request."""
 
+    # The times in seconds by the monotonic clock.
     started_at: float
     ended_at: float
     # The replica that HAProxy named in the response, or `None` without a response of a replica.
@@ -42,6 +43,7 @@ class Request:
 
     number: int
     body: bytes
+    # The number of the client that sends the request.
     client: int
     attempts: list = field(default_factory=list)
     # The phase of the load in which the request ended.

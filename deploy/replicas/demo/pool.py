@@ -50,7 +50,7 @@ class Provider:
 
 @dataclass
 class Kill:
-    """The times before and after a replica was killed."""
+    """The times before and after a replica was killed, in seconds by the monotonic clock."""
 
     started_at: float
     ended_at: float

@@ -14,7 +14,7 @@ import time
 START_TIMEOUT_SECONDS = 30
 END_TIMEOUT_SECONDS = 60
 POLL_SECONDS = 0.01
-# The system assigns ports from 32768 on to clients and to listeners on port 0, so that these ports remain free.
+# Linux assigns ports from 32768 on to clients and to listeners on port 0, so it assigns none of these ports.
 PORTS = range(20_000, 32_000)
 MAX_START_ATTEMPTS = 50
 

@@ -1,5 +1,6 @@
 """Tests that the voice frameworks LiveKit and Pipecat synthesize speech, also with dialogue models, and transcribe
-audio through Keychoir over WebSockets. The first two keys serve, or are invalid, exhausted or busy."""
+audio through Keychoir over WebSockets. The first two keys serve, or the provider refuses them as invalid, exhausted or
+busy (at their concurrency limit)."""
 
 import asyncio
 import ssl

@@ -1,5 +1,6 @@
 // Tests WebSocket sessions of the official JavaScript clients through Keychoir, over ws and wss. The first two keys
-// serve, or are invalid, exhausted or busy. In these three cases, the third key must serve the session.
+// serve, or the provider refuses them as invalid, exhausted or busy (at their concurrency limit). If they are refused,
+// the third key must serve the session.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -12,7 +13,7 @@ import { CLIENT_TOKEN, SESSIONS } from "./sessions.mjs";
 const FIRST_KEYS = ["sk_session_number_0001", "sk_session_number_0002"];
 const LAST_KEY = "sk_session_number_0003";
 
-/** The states of the first two keys: the refused keys, the fault in the simulator, and the credits of each key. */
+/** The states of the first two keys: the refused keys, the fault in the simulator, and the credits of each. */
 const KEY_STATES = {
   "every key serves": { refused: [], credits: 1_000_000 },
   "the first keys are invalid": { refused: FIRST_KEYS, fault: "invalid", credits: 1_000_000 },

@@ -1,6 +1,6 @@
 """Tests WebSocket sessions of the official Python SDK through Keychoir: speech, transcription and conversations, also
-with single-use tokens and signed URLs. The first two keys serve, or are invalid, exhausted or busy. Also tests that no
-form of the client credential reaches the provider."""
+with single-use tokens and signed URLs. The first two keys serve, or the provider refuses them as invalid, exhausted or
+busy (at their concurrency limit). Also tests that no form of the client credential reaches the provider."""
 
 import asyncio
 import base64

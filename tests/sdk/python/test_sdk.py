@@ -1,6 +1,6 @@
-"""Tests calls of the official Python SDK through Keychoir: with enough credits, while keys run out of credits, with an
-exhausted pool, over HTTPS, and for resources of one account. Also tests the certificate of Keychoir and the CA bundle
-of `keychoir env`."""
+"""Tests calls of the official Python SDK and of its asynchronous client through Keychoir: with enough credits, while
+keys run out of credits, with an exhausted pool, over HTTPS, and for resources of one account. Also tests the
+certificate of Keychoir and the CA bundle of `keychoir env`."""
 
 import asyncio
 import base64
@@ -212,7 +212,7 @@ ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 2_000, "sk_account_three": 
 
 
 class VoiceApp:
-    """An app with a cloned voice."""
+    """An app that clones a voice and requests speech."""
 
     def __init__(self, url):
         self.client = ElevenLabs(base_url=url, api_key=CLIENT_TOKEN)

@@ -18,6 +18,7 @@ use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
 /// The settings and the log of the proxy.
 struct Gateway {
+    /// The address of the provider.
     upstream: String,
     key: String,
     log: File,
