@@ -95,8 +95,8 @@ pub enum ReportedLimit {
     /// The credits of the period.
     #[default]
     Credits,
-    /// `character_limit` is always 0 (pay as you go). The credits are never reset, and the document
-    /// has no reset date.
+    /// `character_limit` is always 0 (pay as you go). The credits are never reset unless the plan contains a reset
+    /// time, and the document has no reset date.
     Zero,
     /// `character_limit` is missing. The other fields are the same as with `Zero`.
     Absent,
