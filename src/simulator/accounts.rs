@@ -30,6 +30,7 @@ pub(super) struct Workspace {
     pub(super) plan: WorkspacePlan,
     /// Used credits of the current period.
     pub(super) used: u64,
+    /// The end of the current period, or the maximum time if the credits are never reset.
     pub(super) resets_at: UnixMs,
     /// Number of running operations.
     pub(super) running: u32,
@@ -345,7 +346,7 @@ impl Workspace {
     }
 }
 
-/// Returns the end of the first period after `now`, if a period ended at `previous_reset`.
+/// Returns the end of the period that contains `now`. An earlier period ended at `previous_reset`.
 fn next_reset(previous_reset: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
         None | Some(0) => first_of_next_month(now),

@@ -1,5 +1,6 @@
-//! Executes speech, dialogue, sound effects and transcription over HTTP. Their checks have the provider's order: the
-//! body's schema, the key, its permission, the bill, the requested object, credits and concurrency.
+//! Executes speech, dialogue, sound effects and transcription over HTTP, and estimates the cost in scripted refusals.
+//! The checks have the provider's order: the schema of the body, the key, its permission, the bill, the requested
+//! format and objects, credits and concurrency.
 
 use serde_json::{Map, Value, json};
 
@@ -29,7 +30,7 @@ const EFFECT_AUTO_MS: u64 = 5_000;
 /// A parsed request for speech.
 #[derive(Debug)]
 struct SpeechRequest {
-    /// The text, which is the text of all inputs in order for a dialogue.
+    /// The text. For a dialogue, it consists of the texts of all inputs in order.
     text: String,
     voices: Vec<String>,
     model: String,
@@ -66,7 +67,8 @@ impl SpeechRequest {
 }
 
 impl OperationContext<'_> {
-    /// Estimates the cost of the request for refusals that contain it. Returns 1 if the body is invalid.
+    /// Estimates the cost of the request from the text in its body, for scripted refusals that contain the cost. The
+    /// estimate is at least 1, even if the body is invalid.
     pub(super) fn estimate_cost(&self) -> u64 {
         let request = self.json_object().and_then(|body| {
             SpeechRequest::parse(&body, "").or_else(|_| SpeechRequest::parse_dialogue(&body))
@@ -189,14 +191,18 @@ impl OperationContext<'_> {
     }
 }
 
-/// Converts seconds, which the caller has limited to half a minute.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to half a minute")]
+/// Converts seconds to milliseconds. The caller has limited the seconds to half a minute.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the caller clamps the seconds, so that the result fits"
+)]
 fn to_milliseconds(seconds: f64) -> u64 {
     (seconds * 1_000.0).round() as u64
 }
 
 /// Creates the `SpeechToTextChunkResponseModel` of the OpenAPI document. It always contains the same words,
-/// spread evenly over the time.
+/// spread evenly over the duration.
 fn transcript_document(duration_secs: u64) -> Value {
     const WORDS: [&str; 9] = ["The", " ", "simulator", " ", "hears", " ", "you", " ", "well."];
     let total_ms = duration_secs.saturating_mul(1_000);

@@ -69,7 +69,8 @@ impl OperationContext<'_> {
         Ok(format)
     }
 
-    /// Parses the body as a JSON object. An empty body is an empty object.
+    /// Parses the body as a JSON object. An empty body is an empty object. A body that is too large or contains
+    /// anything else is refused.
     pub(super) fn json_object(&self) -> Result<Map<String, Value>, Refusal> {
         let Some(content) = &self.received.content else {
             let max_count = u64::try_from(MAX_JSON_BYTES).unwrap_or(u64::MAX);
@@ -120,7 +121,7 @@ impl OperationContext<'_> {
     }
 }
 
-/// Returns the index of the presented key, or a refusal if the key is invalid.
+/// Returns the index of the presented key. Refuses a missing key, an unknown key and a key of another region.
 pub(super) fn require_key(presented_key: PresentedKey) -> Result<usize, RefusalKind> {
     match presented_key {
         PresentedKey::Known(key_index) => Ok(key_index),

@@ -1,5 +1,5 @@
-//! Responds to requests for the provider's credentials other than keys: single-use tokens, and signed URLs and
-//! conversation tokens for agents. A credential belongs to the key that requested it. `tokens` stores them.
+//! Responds to requests for the credentials that the provider issues in addition to keys: single-use tokens, and signed
+//! URLs and conversation tokens for agents. A credential belongs to the key that requested it, and `tokens` stores it.
 
 use serde_json::json;
 

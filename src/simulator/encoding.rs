@@ -119,7 +119,7 @@ mod tests {
 
     /// The expected bytes were verified with the Brotli decoder of Node.js 20 and with `zstd` 1.5.
     #[test]
-    fn stored_blocks_are_readable_by_decoders() {
+    fn uncompressed_bodies_have_the_bytes_that_decoders_accept() {
         let brotli = [&[0x40, 0x00, 0x10][..], b"hello", &[0x03]].concat();
         assert_eq!(Encoding::Brotli.encode(b"hello"), brotli);
         assert_eq!(Encoding::Brotli.encode(b""), [0x06]);

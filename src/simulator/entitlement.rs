@@ -1,5 +1,6 @@
-//! Decides which features the plan of a workspace includes: voices of the library, formats, models, clones and their
-//! slots. Each check returns the provider's refusal. Adds and removes the voices of a workspace within these limits.
+//! Decides which features the plan of a workspace includes: voices of the library, formats, models, text lengths,
+//! clones and their slots. Each check returns the provider's refusal. Adds and removes the voices of a workspace within
+//! these limits.
 //!
 //! Sources: the OpenAPI document (formats, the fields of the subscription), captured refusals (see the table of
 //! refusals), the price page of 2026 (slots).
@@ -24,7 +25,7 @@ pub(super) enum Tier {
 
 impl Tier {
     /// Parses the name of a plan. An unknown name counts as a large plan, because the provider has more plans than
-    /// these.
+    /// this list.
     fn parse(name: &str) -> Self {
         match name {
             "free" => Tier::Free,
@@ -68,8 +69,8 @@ impl WorkspacePlan {
         self.tier() > Tier::Free
     }
 
-    /// Creates the refusal of a feature. The three names are those of the wordings, and the workspace's wording selects
-    /// one.
+    /// Creates the refusal of a feature. The array contains the name of a refusal for each wording, and the wording of
+    /// the workspace selects the name.
     fn refuse_feature(&self, [current, old_400, old_402]: [&'static str; 3]) -> Refusal {
         let name = match self.wording {
             RefusalWording::Current => current,

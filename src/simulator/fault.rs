@@ -91,7 +91,7 @@ pub enum Fault {
     GarbledError,
     /// Applies `fault` to a session after `messages` messages were sent.
     After {
-        /// Number of messages to send before the fault, or 0 for the time at which `Refuse` is sent.
+        /// Number of messages to send before the fault. With 0, the fault occurs when `Refuse` would occur.
         messages: u64,
         /// The fault of the session.
         fault: SessionFault,
@@ -299,7 +299,7 @@ impl fmt::Display for Fault {
 /// The errors of parsing a fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// The text is neither the name of a fault nor the name of a refusal.
+    /// The text, or its part that must name a refusal, is not a known name.
     #[error(
         "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, \
          huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and \

@@ -19,9 +19,11 @@ use super::route::Route;
 const HUGE_BODY_BYTES: usize = 100_000;
 /// The chunk that the endless error body repeats.
 const ENDLESS_CHUNK: &[u8] = &[b' '; 8_192];
-/// The maximum number of voices, characters or bytes, the model and the format in the text of a scripted refusal.
+/// The maximum number of voices, characters or bytes in the text of a scripted refusal.
 const DEFAULT_MAX_COUNT: u64 = 10;
+/// The model in the text of a scripted refusal.
 const DEFAULT_MODEL: &str = "eleven_v3";
+/// The format in the text of a scripted refusal, unless the request has one.
 const DEFAULT_FORMAT: &str = "pcm_44100";
 
 /// Returns the values of a scripted refusal. The values are consistent: the remaining credits are 0, and the

@@ -1,5 +1,5 @@
 //! Executes operations that cost no credits: they read the account, models, voices and the history, add and delete
-//! voices, and delete items of the history.
+//! voices, and delete items of the history. The table in `operations` contains other free operations.
 
 use serde_json::{Value, json};
 

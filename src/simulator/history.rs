@@ -24,8 +24,10 @@ pub(super) struct HistoryItem {
     pub(super) voice_id: String,
     pub(super) voice_name: String,
     pub(super) model_id: String,
+    /// The text, which is empty for changed speech.
     pub(super) text: String,
     pub(super) format: Format,
+    /// The time of the creation, in seconds since 1970.
     pub(super) date_unix: u64,
     /// Used credits of the workspace before the speech.
     pub(super) used_before: u64,

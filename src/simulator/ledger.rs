@@ -12,8 +12,8 @@ pub struct Ledger {
     pub workspaces: Vec<WorkspaceEntry>,
     /// The sums over all requests, including requests without a known key.
     pub totals: Totals,
-    /// Descriptions of content that a proxy must not forward, without the content itself. When the list is full, later
-    /// violations are only counted.
+    /// Descriptions of content that a proxy must not forward, without the content itself, and of faults that a test set
+    /// for a key outside the plan. When the list is full, later violations are only counted.
     pub violations: Vec<String>,
     /// The most recent requests that were answered or whose connection closed, oldest first. A WebSocket
     /// session is listed from its handshake, and its entry changes until the session ends.
@@ -94,7 +94,7 @@ pub struct RequestSummary {
     pub body_bytes: u64,
     /// The SHA-256 of the body in hexadecimal, or of an empty body if the body was not read to its end.
     pub body_sha256: String,
-    /// Whether the body was read to its end. It is `true` for a handshake, which has no body.
+    /// Whether the body was read to its end. It is also `true` for an answered handshake, which has no body.
     pub is_body_complete: bool,
     /// The credits charged for this request.
     pub charged: u64,
@@ -109,7 +109,7 @@ pub struct SocketSummary {
     /// Whether the session is open.
     pub is_open: bool,
     /// The key whose workspace pays, as it was configured. The key is taken from the request head, the first
-    /// message or a token, and is `None` until the session is authorized.
+    /// message or a token. It is `None` until the session is authorized, and always `None` for an echo.
     pub payer: Option<String>,
     /// The value of the `Origin` header, or `None` if the handshake does not have this header.
     pub origin: Option<String>,
@@ -128,7 +128,7 @@ pub struct SocketSummary {
     /// The first text messages as they were received, up to a limit. A message with a credential is replaced
     /// by `withheld`.
     pub messages: Vec<String>,
-    /// The number of messages sent, excluding close and pong frames.
+    /// The number of messages sent, excluding the messages of refusals and faults, and excluding close and pong frames.
     pub messages_sent: u64,
     /// The text that was converted to speech, in order, up to a limit.
     pub spoken: String,

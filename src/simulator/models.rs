@@ -50,8 +50,8 @@ impl Model {
     }
 
     /// Returns the maximum number of characters of a request on a free or a paid plan.
-    pub(super) fn max_characters(self, is_free: bool) -> u64 {
-        if is_free { self.max_free_characters } else { self.max_characters }
+    pub(super) fn max_characters(self, is_free_plan: bool) -> u64 {
+        if is_free_plan { self.max_free_characters } else { self.max_characters }
     }
 
     /// Creates the `ModelResponseModel` of the OpenAPI document.

@@ -1,5 +1,6 @@
 //! Executes the operations that a table defines: changed voices, cleaned audio, dubbing, music, alignment and the
-//! studio. The table lists the path, the permission, the form parts, the price and the output of each operation.
+//! studio. The table lists the method, the path, the permission, the form parts, the price and the output of each
+//! operation.
 //!
 //! Sources: the OpenAPI document (paths, parts, responses), the documentation and price lists of
 //! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `context`.
@@ -126,7 +127,7 @@ const MAX_GENERATED_MS: u64 = 60_000;
 const VOICE_CHANGER_MODEL: &str = "eleven_multilingual_sts_v2";
 
 impl OperationRow {
-    /// Finds the operation of a path. Returns it with the identifiers in the path.
+    /// Finds the operation of a method and a path. Returns the operation and the identifiers in the path.
     ///
     /// # Errors
     ///
@@ -345,7 +346,7 @@ fn read_dubbed_audio(
     Ok(ProviderResponse::empty("audio/mpeg").with_body(body))
 }
 
-/// Creates the `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
+/// Creates the `ForcedAlignmentResponseModel` of the OpenAPI document, in which all characters have the same duration.
 fn alignment_document(text: &str, duration_ms: u64) -> Value {
     let characters: Vec<char> = text.chars().collect();
     let character_count = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);

@@ -58,7 +58,8 @@ pub struct WorkspacePlan {
     pub reported_limit: ReportedLimit,
     /// The state of the workspace's bill.
     pub billing: Billing,
-    /// The time of the next reset of the credits, or `None` for the first day of the next month.
+    /// The time of the next reset of the credits, or `None` for the first day of the next month. If the subscription
+    /// does not report the credits, `None` means that they are never reset.
     pub reset: Option<UnixMs>,
     /// The length of later periods, or `None` for calendar months.
     pub period: Option<Duration>,
@@ -77,12 +78,14 @@ pub struct WorkspacePlan {
 /// The observed wordings of refusals of library voices, clones and long texts that a tier does not include.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RefusalWording {
-    /// 402 `paid_plan_required`, and 400 `can_not_use_instant_voice_cloning`.
+    /// 402 `paid_plan_required` for library voices, 400 `can_not_use_instant_voice_cloning` for clones, and 400
+    /// `text_too_long` for long texts.
     #[default]
     Current,
     /// 400 `free_users_not_allowed`, and older messages for clones and long texts.
     Old400,
-    /// 402 with the status `payment_required` or, for clones, the code `paid_plan_required`.
+    /// 402 with the status `payment_required` or, for clones, the code `paid_plan_required`. Long texts have the
+    /// message of `Old400`.
     Old402,
 }
 
@@ -92,8 +95,8 @@ pub enum ReportedLimit {
     /// The credits of the period.
     #[default]
     Credits,
-    /// `character_limit` is always 0 (pay as you go). The credits are never reset, and the document
-    /// has no reset date.
+    /// `character_limit` is always 0 (pay as you go). The credits are never reset unless the plan contains a reset
+    /// time, and the document has no reset date.
     Zero,
     /// `character_limit` is missing. The other fields are the same as with `Zero`.
     Absent,
@@ -134,7 +137,7 @@ pub struct KeyPlan {
     pub credits: u64,
     /// The workspace that the key shares with other keys, or `None` for a separate workspace.
     pub workspace: Option<String>,
-    /// The subscription tier of the key's workspace, or `None` for the default. It is ignored if
+    /// The subscription tier of the key's workspace, or `None` for `creator`. It is ignored if
     /// [`Plan::workspaces`] describes the workspace or an earlier key names it.
     pub tier: Option<String>,
     /// The key's cap of credits per period, or `None` if the key has no cap.
@@ -315,7 +318,7 @@ impl KeyPlan {
         Self::parse_at(1, text)
     }
 
-    /// Parses the key at this position of a plan. See [`Self::parse`].
+    /// Parses the key at the given position of a plan. See [`Self::parse`].
     fn parse_at(position: usize, text: &str) -> Result<Self, PlanError> {
         let text = text.trim();
         let (key, properties) = text.split_once('=').ok_or(PlanError::NoCredits)?;
@@ -473,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn the_credits_of_a_described_workspace_take_precedence() {
+    fn keys_of_a_described_workspace_may_name_different_credits() {
         let plan = Plan {
             keys: vec![KeyPlan::parse("a=5@w").unwrap(), KeyPlan::parse("b=6@w").unwrap()],
             ..Plan::default().with_workspace(WorkspacePlan::new("w", 100))

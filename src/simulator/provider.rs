@@ -1,5 +1,6 @@
 //! Holds the state of the simulated provider: accounts, tokens, scripted faults and the ledger, protected by one lock
-//! that is never held across an await. Each change notifies tests that wait for the ledger.
+//! that is never held across an await. Each change of the ledger notifies tests that wait for it, and callers of agents
+//! that wait for a slot.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,8 +97,8 @@ impl Provider {
         }
     }
 
-    /// Locks the state and resets the credits of all ended periods. Other tasks see all changes under one
-    /// guard together.
+    /// Locks the state and resets the credits of all ended periods. Other tasks see no change of the caller until it
+    /// drops the returned guard.
     pub(super) fn state(&self) -> MutexGuard<'_, ProviderState> {
         // A panic while the lock is held may leave wrong numbers, but the state stays usable.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +137,7 @@ impl Provider {
     }
 
     /// Takes the fault of a request from the scripts. A fault of the key on the route takes precedence over a fault of
-    /// all requests on the route, and both over a fault of the key on all routes.
+    /// all requests on the route. Both take precedence over a fault of the key on all routes.
     pub(super) fn take_fault(&self, presented_key: PresentedKey, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
         let ProviderState { scripts, script_of_all_requests, .. } = &mut *state;

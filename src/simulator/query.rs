@@ -32,7 +32,7 @@ pub(super) fn form_decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Returns the byte that the first two hexadecimal digits encode.
+/// Returns the byte that the first two characters encode, or `None` if they are not hexadecimal digits.
 fn parse_hex_pair(bytes: &[u8]) -> Option<u8> {
     let high = char::from(*bytes.first()?).to_digit(16)?;
     let low = char::from(*bytes.get(1)?).to_digit(16)?;

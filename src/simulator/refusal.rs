@@ -106,7 +106,7 @@ pub enum RefusalKind {
 /// The values that the texts of refusals contain. A text contains only some of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RefusalValues {
-    /// Credits that the request costs, or its number of characters, if this exceeds a limit.
+    /// Credits that the request costs, or its number of characters if its text is too long.
     pub(super) requested_amount: u64,
     /// Credits of the workspace per period.
     pub(super) credit_limit: u64,
@@ -131,7 +131,7 @@ pub(super) struct RefusalValues {
 }
 
 impl RefusalValues {
-    /// Returns the limit in a refusal, which is below the requested amount.
+    /// Returns the limit that a refusal contains: the maximum, but always less than the requested amount.
     fn exceeded_limit(&self) -> u64 {
         self.max_count.min(self.requested_amount.saturating_sub(1))
     }
@@ -146,7 +146,8 @@ pub(super) struct HttpRefusal {
     pub(super) body: String,
 }
 
-/// The names of refusals in faults, in the order of `RefusalKind`. If a refusal has a value, this is the default value.
+/// The names of refusals in faults, in the order of `RefusalKind`. A value in the table is the default value of its
+/// refusal.
 pub(super) const NAMED_REFUSALS: [(&str, RefusalKind); 25] = [
     ("quota", RefusalKind::Quota),
     ("key_cap", RefusalKind::KeyCap),

@@ -88,6 +88,7 @@ pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e46
 /// A received request body, with its size and hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
+    /// Number of bytes of the body.
     pub(super) length: u64,
     /// The SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,

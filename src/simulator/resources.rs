@@ -24,7 +24,7 @@ pub(super) struct Resource {
     pub(super) kind: ResourceKind,
     pub(super) id: String,
     pub(super) name: String,
-    /// The target language of a dubbing.
+    /// The target language of a dubbing. A project does not use it.
     pub(super) language: String,
     /// The length of the uploaded audio.
     pub(super) upload_seconds: u64,

@@ -140,7 +140,7 @@ impl ProviderResponse {
         Self { body: ResponseBody::whole(body), ..self }.with_header("content-encoding", &names.join(", "))
     }
 
-    /// Sets the region of the response, unless a fault has set a different region.
+    /// Sets the region of the response, unless a fault has changed or removed the header.
     pub(super) fn set_region(&mut self, region: &str) {
         if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
             set_header(&mut self.headers, REGION_HEADER, region);

@@ -29,12 +29,13 @@ pub(super) struct ResponseBody {
 /// A delay before each chunk except the first.
 struct ChunkDelay {
     duration: Duration,
-    is_first: bool,
+    is_first_chunk: bool,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 /// A break of the connection after a number of bytes.
 struct Cut {
+    /// Number of bytes to send before the break.
     remaining: u64,
     flushes: Flushes,
     flushed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -73,7 +74,7 @@ impl ResponseBody {
 
     /// Delays each chunk except the first.
     pub(super) fn delay_chunks(&mut self, duration: Duration) {
-        self.delay = Some(ChunkDelay { duration, is_first: true, sleep: None });
+        self.delay = Some(ChunkDelay { duration, is_first_chunk: true, sleep: None });
     }
 
     /// Breaks the body after `bytes` bytes. The body is then always chunked.
@@ -102,8 +103,8 @@ impl ResponseBody {
 impl ChunkDelay {
     /// Returns `Ready` when the delay before the next chunk has elapsed.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_first {
-            self.is_first = false;
+        if self.is_first_chunk {
+            self.is_first_chunk = false;
             return Poll::Ready(());
         }
         let duration = self.duration;

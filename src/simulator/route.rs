@@ -1,4 +1,5 @@
-//! Maps a method and a path to an operation of the provider, or to its refusal of an unknown path or a wrong method.
+//! Maps a method and a path to an operation of the provider or to the simulator's echo, or to the provider's refusal of
+//! an unknown path or a wrong method.
 
 use http::Method;
 
@@ -6,7 +7,7 @@ use super::free_operations::FreeOperation;
 use super::operations::OperationRow;
 use super::refusal::RefusalKind;
 
-/// A simulated operation of the provider.
+/// A simulated operation of the provider, or the echo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Speech {
@@ -28,7 +29,7 @@ pub(super) enum Route {
     Echo,
 }
 
-/// The transfer of the audio in a response.
+/// The form of the audio in a speech or dialogue response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpeechOutput {
     /// The audio with a content length.

@@ -25,7 +25,8 @@ struct Faults {
     permanent: Option<Fault>,
 }
 
-/// The requests to which the faults of a route apply: those with a method, if it is set, and a prefix of the path.
+/// The requests to which the faults of a route apply. Their path begins with the prefix, and they have the method if
+/// the pattern has one.
 #[derive(Debug, PartialEq, Eq)]
 struct RoutePattern {
     method: Option<String>,

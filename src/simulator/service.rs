@@ -1,6 +1,6 @@
-//! Serves one request to the simulated provider: checks the head, takes the scripted fault, reads the body unless the
-//! fault precedes it, executes the operation or the fault, and records the request. Tests rely on this order. Requests
-//! to the control endpoints and WebSocket handshakes are passed to `control` and `socket`.
+//! Serves one request to the simulated provider. The module checks the head, takes the scripted fault, and reads the
+//! body unless the fault precedes it. It then executes the operation or the fault, and records the request. Tests rely
+//! on this order. Requests to the control endpoints and WebSocket handshakes are passed to `control` and `socket`.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub(super) struct Service {
     pub(super) provider: Provider,
     pub(super) tasks: Tasks,
     pub(super) flushes: Flushes,
-    /// Notifies tasks of the end of the simulator, also tasks that outlive their connection.
+    /// Notifies tasks of the end of the simulator, including tasks that outlive their connection.
     pub(super) shutdown: watch::Receiver<()>,
 }
 

@@ -84,7 +84,8 @@ fn timed_stream_body(text: String, melody: Melody, mut sound: Sound) -> Response
     ResponseBody::generated(None, objects)
 }
 
-/// Creates the `CharacterAlignmentResponseModel` of the OpenAPI document, in seconds from the beginning.
+/// Creates the `CharacterAlignmentResponseModel` of the OpenAPI document for the characters in `range`. Their times are
+/// in seconds from the beginning of the audio.
 fn alignment_document(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value {
     let skipped = usize::try_from(range.start).unwrap_or(usize::MAX);
     let time = |index: u64| to_seconds(melody.start_ms(index));

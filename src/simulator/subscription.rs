@@ -99,7 +99,7 @@ fn subscription_document(workspace: &Workspace) -> Value {
             }
         }
     }
-    // Credits without a reported limit are never reset.
+    // Without a reported limit, the document has no reset date.
     document["next_character_count_reset_unix"] = Value::Null;
     document
 }

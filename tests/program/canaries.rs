@@ -27,7 +27,7 @@ struct ObservedProgram {
 }
 
 impl ObservedProgram {
-    /// Sends a request to the admin API. Returns the document, and keeps the token that it issues, if any, apart.
+    /// Sends a request to the admin API. Returns the document. A token in the document is moved to `issued_tokens`.
     async fn send(&mut self, method: Method, path: &str, token: &str, body: Option<Value>) -> Value {
         let url = format!("http://{}/api/keychoir/v1/{path}", self.address);
         let request = self.client.request(method.clone(), url).bearer_auth(token);

@@ -1,5 +1,5 @@
 //! Tests the changes that `keychoir keys` and `keychoir clients` make: in a running Keychoir, through its address for
-//! operators, and without a running Keychoir. Each change is recorded, and one that cannot be saved changes nothing.
+//! operators, and without a running Keychoir. Each change is recorded, and a change that cannot be saved has no effect.
 
 use std::fs;
 use std::path::Path;
@@ -236,7 +236,7 @@ async fn commands_use_the_address_for_operators() {
 }
 
 #[test]
-fn check_reports_an_address_for_operators_that_is_one_for_clients() {
+fn check_reports_an_address_for_operators_that_is_also_an_address_for_clients() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = keychoir_command(&["check", "--listen", "127.0.0.1:18080"]);
     command

@@ -1,7 +1,7 @@
 //! Starts Keychoir with a configuration file in a temporary directory, in front of a simulator, and sends requests to
 //! it: single requests, continuous traffic, and requests on a connection that stays open.
 
-#![allow(unreachable_pub, reason = "the module belongs to this test target")]
+#![allow(unreachable_pub, reason = "other modules of this test target use the items")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

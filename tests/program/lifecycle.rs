@@ -276,7 +276,7 @@ async fn idle_connections_do_not_use_up_the_file_descriptors() {
         active.iter_mut().for_each(|client| client.send("/v1/voices"));
         for client in &mut active {
             let (head, body) = client.receive();
-            assert!(head[0].contains("200"), "round {round}: {head:#?} {body}");
+            assert!(head[0].contains("200"), "round {round} must be served: {head:#?} {body}");
         }
     }
     // A client in the accept queue is accepted after the other clients have disconnected.

@@ -14,7 +14,7 @@ use tracing::info;
 
 const KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 /// The timeout of a request and of the exit.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of requests. Their log lines exceed the buffer of a pipe.
 const REQUEST_COUNT: usize = 600;
 
@@ -48,7 +48,7 @@ impl ProgramWithUnreadLog {
                 break event["address"].as_str().unwrap().to_owned();
             }
         };
-        let client = keychoir::upstream::http_client().unwrap().timeout(EXIT_TIMEOUT).build().unwrap();
+        let client = keychoir::upstream::http_client().unwrap().timeout(STEP_TIMEOUT).build().unwrap();
         for index in 0..REQUEST_COUNT {
             let request = client.get(format!("http://{address}/v1/simulator/echo"));
             let response = request.header("x-request-id", format!("name-{index}")).send().await.unwrap();
@@ -62,7 +62,7 @@ impl ProgramWithUnreadLog {
     async fn terminate(mut child: Child) -> Option<i32> {
         assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
         let exit = tokio::task::spawn_blocking(move || child.wait().unwrap().code());
-        tokio::time::timeout(EXIT_TIMEOUT, exit).await.unwrap().unwrap()
+        tokio::time::timeout(STEP_TIMEOUT, exit).await.unwrap().unwrap()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Tests `keychoir attempts` and `keychoir usage`, which read the usage database while a running Keychoir writes it.
+//! Tests `keychoir attempts` and `keychoir usage`, which read the usage database while a running Keychoir writes it,
+//! and explain a missing database.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -98,7 +98,7 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
 fn a_certificate_of_an_unknown_ca_is_refused() {
     let running = RunningProgram::start();
     let https = format!("https://localhost:{}", running.address.rsplit_once(':').unwrap().1);
-    // The configuration of this command names another directory, which has no local CA.
+    // This command has no state directory, so it does not trust the local CA of the running Keychoir.
     let output =
         run(running.command(&["status", "--url", &https]).env("KEYCHOIR_STORAGE__EPHEMERAL", "true"));
     assert_eq!(output.status.code(), Some(1));

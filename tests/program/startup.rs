@@ -16,10 +16,10 @@ fn assert_output(output: &Output, code: i32, messages: &[&str]) {
     let stderr = stderr(output);
     assert_eq!(output.status.code(), Some(code), "the program must exit with the code {code}: {stderr}");
     for message in messages {
-        assert!(stderr.contains(message), "{message:?} must be in: {stderr}");
+        assert!(stderr.contains(message), "the output must contain {message:?}: {stderr}");
     }
-    assert!(!stderr.contains("panicked"), "the log must not contain `panicked`: {stderr}");
-    assert!(!stderr.contains("key_of_the_test"), "the error message must contain no key: {stderr}");
+    assert!(!stderr.contains("panicked"), "the output must not contain `panicked`: {stderr}");
+    assert!(!stderr.contains("key_of_the_test"), "the output must contain no key: {stderr}");
 }
 
 /// Runs `keychoir serve` with a configuration file that contains `toml`.
@@ -131,7 +131,7 @@ fn assert_refused(path: &Path, messages: &[&str]) {
     let (code, stderr) = Program::start(&mut command_with_database(path)).wait_for_exit();
     assert_eq!(code, Some(78), "the program must refuse the database: {stderr}");
     for message in [&[path.to_str().unwrap()], messages].concat() {
-        assert!(stderr.contains(message), "{message:?} must be in: {stderr}");
+        assert!(stderr.contains(message), "the output must contain {message:?}: {stderr}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads a stream of server-sent events.
+//! Reads the stream of server-sent events that the admin API sends.
 
 use std::time::Duration;
 

@@ -179,8 +179,8 @@ impl TestProxy {
             .await
     }
 
-    /// Sends requests until one is served. Another thread releases the permits of a disconnected client, after the
-    /// provider has noticed the disconnect.
+    /// Sends requests until one has the status 200. After a client has disconnected, another thread releases the
+    /// permits of its request with a delay.
     pub async fn wait_until_served(&self, path: &str) {
         let requests = async { while self.get(path).await.status() != 200 {} };
         let result = tokio::time::timeout(WAIT_TIMEOUT, requests).await;
@@ -216,8 +216,8 @@ impl TestProxy {
         self.simulator.set_fault(key, Some(fault.parse::<Fault>().unwrap()));
     }
 
-    /// Returns the number of requests that the provider received with each key, except the requests of the quota
-    /// poller.
+    /// Returns the number of requests that the provider received with each key, except requests on the paths that the
+    /// quota poller requests.
     pub fn request_counts(&self, keys: &[&str]) -> Vec<usize> {
         let ledger = self.simulator.ledger();
         let request_count = |key: &str| {

@@ -1,5 +1,5 @@
-//! Runs the `keychoir` binary in an empty environment, waits for lines of its output or log, sends it signals, and
-//! reads the files of a directory.
+//! Runs the `keychoir` binary in an empty environment, waits for lines of its output or log, sends it signals,
+//! sets its resource limits, and reads the files of a directory.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};

@@ -30,8 +30,8 @@ const ADMIN_PASSWORD: &str = "redis-admin-password-canary-5e0c";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum time of a command that a test sends.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// The ports of the servers. The system assigns ports from 32,768 on to clients and to listeners with port 0, so these
-/// never take a port of this range.
+/// The ports of the servers. The system assigns ports from 32,768 on to clients and to listeners with port 0, so that
+/// clients and such listeners never take a port of this range.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// The maximum number of ports that are tried for a server. Only other servers of the tests use ports of the range.
 const MAX_START_ATTEMPTS: usize = 50;
@@ -158,13 +158,13 @@ impl RedisServer {
         self.info("stats", "total_commands_processed").unwrap().parse().unwrap()
     }
 
-    /// Returns how often a command such as `eval` was executed, including within scripts.
+    /// Returns the number of executions of a command such as `eval`, including executions within scripts.
     pub fn calls(&self, command: &str) -> u64 {
         let Some(statistics) = self.info("commandstats", &format!("cmdstat_{command}")) else { return 0 };
         statistics.strip_prefix("calls=").unwrap().split(',').next().unwrap().parse().unwrap()
     }
 
-    /// Returns a field of a section of INFO.
+    /// Returns a field of a section of INFO, or `None` if the section does not contain the field.
     pub fn info(&self, section: &str, field: &str) -> Option<String> {
         info_field(&self.command::<String>(&["INFO", section]), field)
     }
@@ -192,7 +192,7 @@ pub struct Monitor<'a> {
 
 impl Monitor<'_> {
     /// Returns the text of all commands since the last call, one per line, up to those that were executed before
-    /// this call. Commands within scripts are included. The server covers the arguments of AUTH.
+    /// this call. Commands within scripts are included. The server hides the arguments of AUTH.
     pub fn read_commands(&mut self) -> String {
         self.marker_count += 1;
         let marker = format!("end-of-commands-{}", self.marker_count);

@@ -25,8 +25,8 @@ pub struct SlowForwarder {
 }
 
 impl SlowForwarder {
-    /// Starts a forwarder to the port `target` of this machine. It delays the bytes of each direction by `delay`.
-    pub async fn start(target: u16, delay: Duration) -> Self {
+    /// Starts a forwarder to the port `target_port` of this machine. It delays the bytes of each direction by `delay`.
+    pub async fn start(target_port: u16, delay: Duration) -> Self {
         let listener = bind_loopback().await;
         let address = listener.local_addr().unwrap();
         let delay_ms = Arc::new(AtomicU64::new(delay_in_ms(delay)));
@@ -34,7 +34,7 @@ impl SlowForwarder {
         let _listening = Tasks::new().spawn_guarded(async move {
             let mut connections = Vec::new();
             while let Ok((client, _)) = listener.accept().await {
-                let forwarding = forward(client, target, Arc::clone(&delay_of_connections));
+                let forwarding = forward(client, target_port, Arc::clone(&delay_of_connections));
                 connections.push(Tasks::new().spawn_guarded(forwarding));
             }
         });
@@ -55,9 +55,9 @@ fn delay_in_ms(delay: Duration) -> u64 {
     u64::try_from(delay.as_millis()).unwrap()
 }
 
-async fn forward(client: TcpStream, target: u16, delay_ms: Arc<AtomicU64>) {
+async fn forward(client: TcpStream, target_port: u16, delay_ms: Arc<AtomicU64>) {
     // If nothing listens on the port, the client's connection is closed.
-    let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+    let Ok(server) = TcpStream::connect(("127.0.0.1", target_port)).await else { return };
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     let (client_reader, client_writer) = client.into_split();

@@ -25,7 +25,8 @@ const JWT_SECRET: &str = "a-secret-of-the-tests-that-is-long-enough-for-it";
 /// The maximum time until the next line of a server's output.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Creates the roles of a Supabase project, and grants all of them every new table in `public`, as Supabase does.
+/// Creates the roles of a Supabase project, and grants them all privileges on each new table in `public`, as
+/// Supabase does.
 const CREATE_ROLES: &str = "
     CREATE ROLE anon NOLOGIN;
     CREATE ROLE authenticated NOLOGIN;
@@ -191,7 +192,8 @@ fn postgrest_binary() -> PathBuf {
     )
 }
 
-/// Returns a command that runs as another user and receives `stop_signal` when the current thread ends.
+/// Returns a command that runs as `user`, or as the current user if `user` is `None`. The process receives
+/// `stop_signal` when the current thread ends.
 fn command_as_user(user: Option<&str>, stop_signal: &str, binary: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", stop_signal]);

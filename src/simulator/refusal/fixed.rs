@@ -11,14 +11,14 @@ use super::render::{legacy_refusal, plain_refusal, refusal_without_detail, typed
 use super::{HttpRefusal, RefusalKind, RefusalValues};
 use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, meaning_of_example};
 
-/// The subject of a refusal, which decides its form on the agent and transcription WebSockets.
+/// The kind of reason of a refusal, which decides its form on the agent and transcription WebSockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::simulator) enum RefusalFamily {
     /// The workspace or the key has too few credits.
     Quota,
     /// The provider does not accept the key. Only fixed refusals have this family.
     Key,
-    /// Any other subject. Refusals of keys that are not fixed have this family as well.
+    /// Any other reason. Refusals of keys that are not fixed have this family as well.
     Other,
 }
 

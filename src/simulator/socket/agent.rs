@@ -1,8 +1,8 @@
-//! Serves `/v1/convai/conversation`: a conversation with an agent. The agent speaks first, and replies to each
-//! message and to each half second of audio with the same sentence. Only the document of the conversation contains
-//! its cost. A session holds a slot of the workspace's concurrency limit from its first message to its last. If the
-//! workspace queues callers, a caller without a slot waits, receives `queue_status` events, and is not charged for
-//! the wait.
+//! Serves `/v1/convai/conversation`: a conversation with an agent. The agent sends the first message, and replies to
+//! each text of the user and to each half second of audio with the same sentence. Only the document of the conversation
+//! contains its cost. A session holds a slot of the workspace's concurrency limit from its first message to its last.
+//! If the workspace queues callers, a caller without a slot waits, receives `queue_status` events, and is not charged
+//! for the wait.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
 //! captured close frames of 2026 (the quota), the changelog of September 2026 (the queue).
@@ -23,18 +23,20 @@ use super::super::sound::melody::Melody;
 use super::connection::{SessionConnection, SessionEnded};
 use super::session_auth::SessionAuth;
 
-/// Credits for a reply, for the call and for its language model. They are a rule of the simulator, because the provider
-/// charges per minute and a test would have to wait.
+/// Credits of a reply for the call. They are a rule of the simulator, because the provider charges per minute and a
+/// test would have to wait.
 const CALL_CREDITS: u64 = 10;
+/// Credits of a reply for the language model.
 const LLM_CREDITS: u64 = 1;
+/// All credits of a reply.
 const REPLY_CREDITS: u64 = CALL_CREDITS + LLM_CREDITS;
 /// Number of base64 characters of audio that count as one utterance: half a second of `pcm_16000`.
 const UTTERANCE_CHARACTERS: usize = 16_000 / 3 * 4;
 /// Maximum wait of a caller for a slot in seconds (OpenAPI document, `wait_timeout_seconds`).
 const MAX_QUEUE_SECONDS: u32 = 180;
-/// Maximum number of messages of a transcript, and their maximum length. They bound the memory of a long
-/// test.
+/// Maximum number of messages of a transcript, which bounds the memory of a long test.
 const MAX_TRANSCRIPT_MESSAGES: usize = 100;
+/// Maximum number of characters that a transcript stores of a user's message.
 const MAX_MESSAGE_CHARACTERS: usize = 1_000;
 /// The format of the audio in both directions.
 const AUDIO_FORMAT: &str = "pcm_16000";
@@ -49,7 +51,7 @@ struct AgentConversation {
     last_event_id: u64,
     /// Number of base64 characters of audio that were received after the last reply.
     audio_characters: usize,
-    /// Whether the agent has replied since the last utterance of the user.
+    /// Whether the agent has replied and no audio of the user has interrupted the reply.
     is_speaking: bool,
 }
 

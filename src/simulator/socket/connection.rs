@@ -37,8 +37,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CUT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum number of bytes of received messages that are buffered until they are processed.
 const MAX_BUFFERED_BYTES: usize = 32 * 1_024 * 1_024;
-/// Maximum number of text messages that the ledger stores per session, and their maximum total size.
+/// Maximum number of text messages that the ledger stores per session.
 const MAX_RECORDED_MESSAGES: usize = 100;
+/// Maximum number of bytes of all text messages that the ledger stores per session.
 const MAX_RECORDED_BYTES: usize = 64 * 1_024;
 /// The close code of a session with a violation. The provider never sends it.
 const VIOLATION_CLOSE_CODE: u16 = 4_599;
@@ -118,7 +119,8 @@ impl SessionConnection {
         self.execute_due_fault().await
     }
 
-    /// Receives the next message. Returns `None` if no message arrives within `timeout`.
+    /// Receives the next message. Returns `None` if no message arrives within `timeout`. Without a `timeout`, the
+    /// session ends after [`IDLE_TIMEOUT`].
     pub(super) async fn receive(
         &mut self,
         timeout: Option<Duration>,

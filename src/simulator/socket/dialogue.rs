@@ -1,5 +1,6 @@
 //! Serves `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: collects the lines of several voices, and
-//! sends the audio of each turn. The module is separate from `speech`, because all messages except credentials differ.
+//! sends the audio of each turn. A line is a text with its voice, and a flush or a line with `new_turn` ends a turn.
+//! The module is separate from `speech`, because all messages except credentials differ.
 //!
 //! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (repeated names
 //! of voices).

@@ -48,7 +48,7 @@ use self::refusal::RefusalFormat;
 use self::session_auth::SessionAuth;
 use self::session_faults::SessionFaults;
 
-/// Maximum number of open contexts per connection.
+/// Maximum number of open contexts per connection. Each context collects its text separately.
 const MAX_CONTEXTS: usize = 5;
 
 /// A WebSocket of the provider.
@@ -62,7 +62,7 @@ enum Endpoint {
     Scribe,
     /// `/v1/convai/conversation`.
     Agent,
-    /// The echo, at any path without another WebSocket that is not a path of speech, dialogue or transcription.
+    /// The echo, at any other path that does not begin like a path of speech, dialogue or transcription.
     Echo,
 }
 

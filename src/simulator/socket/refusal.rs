@@ -1,4 +1,5 @@
-//! Renders the refusals of HTTP in the format of each WebSocket byte for byte, with the close frame that follows.
+//! Renders refusals in the format of each WebSocket byte for byte, with the close frame that follows. Most of them are
+//! the refusals of HTTP, and the others exist only on WebSockets.
 //!
 //! Sources: captured responses of 2026 (the key, the timeout and contexts of speech, `auth_error` of the
 //! transcription, the quota of the agent), the Python SDK 2.78 (the fields of each format, the names of the
@@ -12,7 +13,8 @@ use super::super::refusal::{RefusalFamily, RefusalKind, RefusalValues};
 /// The format of a WebSocket's refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefusalFormat {
-    /// `{"message", "error", "code"}`, and a close frame whose reason is the message.
+    /// `{"message", "error", "code"}`, and a close frame whose reason is the message. A concurrency refusal has only
+    /// the close frame.
     Speech,
     /// The format of speech with an additional `param`.
     Dialogue,
@@ -27,7 +29,7 @@ pub(super) enum RefusalFormat {
 pub(super) struct SocketRefusal {
     /// The name of the refusal in the ledger.
     pub(super) name: String,
-    /// The message before the close frame.
+    /// The message before the close frame, or `None` if only the close frame is sent.
     pub(super) message: Option<String>,
     /// The code of the close frame.
     pub(super) code: u16,
@@ -255,7 +257,7 @@ mod tests {
     use crate::elevenlabs::socket::{Dialect, MessageKind, SessionStage, classify_close, classify_message};
     use crate::policy::verdict::Verdict;
 
-    /// Returns the verdict on a refusal, by its message or else by its close frame.
+    /// Returns the proxy's classification of a refusal (its verdict), by its message or else by its close frame.
     fn verdict_of(dialect: Dialect, refusal: &SocketRefusal) -> Option<Verdict> {
         let Some(message) = &refusal.message else {
             return classify_close(refusal.code, &refusal.reason, false, false);
@@ -299,14 +301,14 @@ mod tests {
                 let on_socket = verdict_of(dialect, &refusal).map(|verdict| std::mem::discriminant(&verdict));
                 // Transcription has one text for all keys without permission, and agents have one text
                 // for all quotas (captured).
-                let is_generic =
+                let is_text_generic =
                     format == RefusalFormat::Scribe || format == RefusalFormat::Agent || needs_status;
                 let is_same = on_socket == Some(std::mem::discriminant(&over_http));
                 assert!(
                     on_socket.is_some(),
                     "{kind} on {dialect:?}: {refusal:?} must be classified as a refusal"
                 );
-                if !is_generic {
+                if !is_text_generic {
                     compared += 1;
                     if !is_same {
                         differences.push(format!("{kind} on {dialect:?}: {refusal:?} is not {over_http:?}"));

@@ -1,6 +1,7 @@
-//! Serves `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The simulator sends the first message.
-//! The transcript depends on the length of the audio, and each started second costs one credit. A session holds a slot
-//! of the workspace's concurrency limit from its first message to its last.
+//! Serves `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The simulator sends the first message. A
+//! commit ends a segment of the audio and sends its final transcript. The transcript depends on the length of the
+//! audio, and each started second costs one credit. A session holds a slot of the workspace's concurrency limit from
+//! its first message to its last.
 //!
 //! Sources: the Python SDK 2.78 (all messages), captured responses of 2026 (the refusal of a key).
 
@@ -17,7 +18,7 @@ use super::session_auth::SessionAuth;
 
 /// The words of a transcript. The transcript of short audio contains only the first words.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
-/// Length of the audio after which a session commits automatically, if the client has requested this.
+/// Length of the audio after which a session commits it, if the client has requested automatic commits.
 const PAUSE_MS: u64 = 2_000;
 
 /// The received audio of a session, and its requested transcripts.
@@ -29,6 +30,7 @@ struct Transcription {
     /// Bytes of the audio that is not committed yet.
     segment_bytes: u64,
     commits_automatically: bool,
+    /// Whether each commit is followed by a transcript with the times of the words.
     has_times: bool,
     /// Whether each commit is followed by a transcript with the language.
     has_language: bool,

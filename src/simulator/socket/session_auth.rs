@@ -27,10 +27,11 @@ pub(super) struct SessionAuth {
     presented_key: PresentedKey,
     /// The token in the query string.
     token: Option<String>,
-    /// The endpoint for which a token must be valid.
+    /// The endpoint for which a token must be valid, or `None` if the WebSocket accepts no token.
     scope: Option<TokenScope>,
+    /// The permission that the key must have, or `None` if the WebSocket requires none.
     permission: Option<&'static str>,
-    /// The requested agent, if the WebSocket is a conversation.
+    /// The requested agent, if the WebSocket is a conversation. It is empty if the query names none.
     pub(super) agent_id: Option<String>,
 }
 

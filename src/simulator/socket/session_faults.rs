@@ -17,9 +17,9 @@ pub(super) struct SessionFaults {
     pub(super) message_delay: Option<Duration>,
     /// Number of bytes to send before the connection is broken.
     pub(super) cut_after: Option<u64>,
-    /// Number of bytes to receive from the client before the refusal.
+    /// Number of bytes to receive from the client before the refusal, and the refusal.
     pub(super) refuse_after_bytes: Option<(u64, RefusalKind)>,
-    /// Number of messages to send before the fault.
+    /// Number of messages to send before the fault, and the fault.
     pub(super) after_messages: Option<(u64, SessionFault)>,
     /// The values that the text of a scripted refusal contains.
     pub(super) values: RefusalValues,

@@ -57,6 +57,7 @@ struct SpeechContext {
     text: String,
     /// Numbers of characters to collect before each audio. The last number repeats.
     schedule: Vec<u64>,
+    /// Number of times that collected text has been spoken.
     audio_count: usize,
 }
 
@@ -151,10 +152,10 @@ impl Speech {
         let context = self.contexts.entry(id.clone()).or_insert_with(|| SpeechContext::new(message));
         context.add_text(text.unwrap_or_default());
         let collected_characters = character_count(&context.text);
-        let is_triggered =
+        let is_speech_triggered =
             is_set(message, "try_trigger_generation") && collected_characters >= SEGMENT_CHARACTERS as u64;
-        let is_due = is_set(message, "flush") || self.is_auto_mode || is_triggered;
-        if is_due || collected_characters >= context.required_characters() {
+        let is_speech_due = is_set(message, "flush") || self.is_auto_mode || is_speech_triggered;
+        if is_speech_due || collected_characters >= context.required_characters() {
             self.speak(connection, &id).await?;
         }
         Ok(false)
@@ -225,11 +226,12 @@ impl SpeechContext {
     }
 }
 
-/// Rounds a length that is not a whole number. A greater length than the maximum of the schedule is the maximum.
+/// Rounds a length that is not a whole number. A length above the maximum of the schedule becomes the
+/// maximum.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "clamped to the schedule's bounds"
+    reason = "the length is clamped before the conversion, so that it fits"
 )]
 fn round_length(length: f64) -> Option<u64> {
     length.is_finite().then(|| length.clamp(0.0, 500.0).round() as u64)

@@ -1,6 +1,7 @@
-//! Converts text to audio in a speech or dialogue session. Each segment is charged before it is sent, so that credits
-//! can run out in the middle of a sentence. A session holds a slot of the workspace's concurrency limit during speech,
-//! and not during the wait for more text (the documentation of the models).
+//! Converts text to audio in a speech or dialogue session. A segment is the text of one audio message. Each segment is
+//! charged before it is sent, so that credits can run out in the middle of a sentence. A session holds a slot of the
+//! workspace's concurrency limit during speech, and not during the wait for more text (the documentation of the
+//! models).
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -17,8 +18,8 @@ use super::super::sound::melody::Melody;
 use super::super::speech::character_count;
 use super::connection::{SessionConnection, SessionEnded};
 
-/// Number of characters in one audio message, which is the minimum for audio without a flush (the Python SDK 2.78,
-/// `chunk_length_schedule`).
+/// Maximum number of characters in one audio message. It is also the minimum for audio without a flush (the Python SDK
+/// 2.78, `chunk_length_schedule`).
 pub(super) const SEGMENT_CHARACTERS: usize = 50;
 /// Maximum number of bytes of spoken text that the ledger stores per session.
 const MAX_SPOKEN_BYTES: usize = 64 * 1_024;

@@ -1,5 +1,6 @@
-//! Generates the simulator's audio: valid sound whose length depends on the text. The module is independent of HTTP. An
-//! operation combines a [`Format`] and a [`Melody`] to a [`Sound`], and streams its chunks.
+//! Generates the simulator's audio: valid sound whose length depends on the text or on a requested duration. The module
+//! is independent of HTTP. An operation combines a [`Format`] and a [`Melody`] into a [`Sound`], and streams its
+//! chunks.
 
 pub(super) mod format;
 pub(super) mod melody;

@@ -11,7 +11,7 @@ use super::samples::to_f64;
 
 /// The bit rates of Layer III in kbit/s, by their index in the header of a frame of MPEG-1.
 const KBPS_MPEG1: [u32; 15] = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320];
-/// The same bit rates for MPEG-2.
+/// The bit rates of Layer III in kbit/s for MPEG-2, by the same index.
 const KBPS_MPEG2: [u32; 15] = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
 
 /// Samples, and thus spectral lines, of one granule.

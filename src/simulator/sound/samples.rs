@@ -161,13 +161,16 @@ fn low_byte(value: u32) -> u8 {
 }
 
 /// Converts a count of samples or milliseconds. The conversion is exact below 2^53.
-#[expect(clippy::cast_precision_loss, reason = "counts of samples are far below 2^53")]
+#[expect(clippy::cast_precision_loss, reason = "the conversion is exact, because counts are far below 2^53")]
 pub(super) fn to_f64(count: u64) -> f64 {
     count as f64
 }
 
 /// Converts a value of the sine wave.
-#[expect(clippy::cast_possible_truncation, reason = "the amplitude is half of full scale")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the value fits, because the amplitude is half of full scale"
+)]
 fn to_sample(value: f64) -> i16 {
     value as i16
 }

@@ -1,5 +1,5 @@
-//! Tests the length, the pitch, the pauses and the headers of the generated audio. An independent decoder decodes MP3,
-//! and G.711 samples are compared with the tables of the standard.
+//! Tests the length, the pitch, the pauses and the headers of the generated audio, and the equality of melodies. An
+//! independent decoder decodes MP3, and G.711 samples are compared with the tables of the standard.
 
 use symphonia::core::codecs::audio::AudioDecoderOptions;
 use symphonia::core::errors::Error;
@@ -129,7 +129,7 @@ fn the_header_of_a_wave_file_matches_its_samples() {
 }
 
 #[test]
-fn the_shortest_sound_lasts_300_ms_and_then_60_ms_a_character() {
+fn a_sound_lasts_60_ms_per_character_and_at_least_300_ms() {
     for (text, ms) in [("", 300), ("a", 300), ("aaaaa", 300), ("aaaaaa", 360), ("日本語 日本語", 420)] {
         assert_eq!(Melody::new(text).duration_ms, ms, "the melody of {text:?} must have this length");
     }

@@ -170,8 +170,9 @@ async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
             let call = speech_call("hello").key("sk");
             let attempt = call.try_send(&simulator);
             let arrival = wait_until(&simulator, |ledger| {
-                let is_read = ledger.totals.requests == request_count && ledger.totals.in_flight == 1;
-                is_read && ledger.totals.charged == charged
+                let is_request_pending =
+                    ledger.totals.requests == request_count && ledger.totals.in_flight == 1;
+                is_request_pending && ledger.totals.charged == charged
             });
             tokio::select! {
                 reply = attempt => panic!("the response must be delayed: {reply:?}"),
@@ -312,7 +313,7 @@ async fn a_scripted_response_is_sent_exactly_as_specified() {
         assert_eq!(
             (&reply.body[..], !reply.header("x-trace-id").is_empty()),
             (body, has_trace_id),
-            "{fault} must decide the body"
+            "{fault} must decide the body and the presence of a trace ID"
         );
     }
     simulator.queue_faults(

@@ -56,7 +56,7 @@ async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
 }
 
 #[tokio::test]
-async fn each_operation_needs_its_part_its_permission_and_its_credits() {
+async fn an_operation_that_costs_credits_needs_its_parts_its_permission_and_its_credits() {
     let limited =
         KeyPlan { permissions: Some(vec!["text_to_speech".into()]), ..KeyPlan::new("limited", 100) };
     let simulator = start(Plan::with_keys([("poor", 0), ("rich", 100_000)]).with_key(limited)).await;
@@ -74,7 +74,7 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
     for (permission, call) in calls {
         let empty_reply =
             SimulatorCall { body: Bytes::from_static(b"{}"), ..call() }.key("rich").send_to(&simulator).await;
-        assert_eq!(empty_reply.status, 422, "{permission} must require its parts");
+        assert_eq!(empty_reply.status, 422, "the operation with {permission} must require its parts");
         let refused_response = call().key("limited").send_to(&simulator).await.json();
         assert!(
             refused_response["detail"]["message"].as_str().unwrap().contains(permission),
@@ -86,8 +86,15 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
             (401, &json!("quota_exceeded"))
         );
         let charged_before = charged_credits(&simulator);
-        assert_eq!(call().key("rich").send_to(&simulator).await.status, 200, "{permission} must suffice");
-        assert!(charged_credits(&simulator) > charged_before, "{permission} must be charged");
+        assert_eq!(
+            call().key("rich").send_to(&simulator).await.status,
+            200,
+            "the operation with {permission} must be served"
+        );
+        assert!(
+            charged_credits(&simulator) > charged_before,
+            "the operation with {permission} must be charged"
+        );
         // A scripted refusal also contains the cost.
         let needed_credits = format!("{} credits are required", charged_credits(&simulator) - charged_before);
         simulator.queue_faults("rich", vec!["quota".parse().unwrap()]);

@@ -6,6 +6,7 @@ use super::*;
 use crate::simulator::{KeyPlan, RefusalWording, ReportedLimit, WorkspacePlan};
 use serde_json::json;
 
+/// The path for speech with the voice of the library.
 const LIBRARY: &str = "/v1/text-to-speech/HuLbOdhRlvQQN8oPP0AJ";
 
 /// Creates a plan with a workspace for each tier, and a key with the name of the tier.

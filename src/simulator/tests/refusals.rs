@@ -48,7 +48,7 @@ async fn a_quota_refusal_reports_the_remaining_and_the_needed_credits() {
 }
 
 #[tokio::test]
-async fn a_cap_names_the_key_and_not_its_value() {
+async fn the_refusal_of_a_cap_contains_the_name_of_the_key_and_not_the_key() {
     let simulator = start_with_keys("sk=1000:cap=5").await;
     check_refusal(
         &speech_call("123456").key("sk").send_to(&simulator).await,
@@ -121,7 +121,7 @@ async fn an_unpaid_bill_refuses_operations_and_allows_reading() {
 }
 
 #[tokio::test]
-async fn a_closed_free_account_is_refused_in_the_old_format() {
+async fn a_disabled_free_account_is_refused_in_the_old_format() {
     let plan = WorkspacePlan { billing: Billing::FreeDisabled, ..WorkspacePlan::new("w", 10) };
     check_refusal(
         &speech_call("a").key("sk").send_to(&start(plan_with_workspace(plan)).await).await,
@@ -206,7 +206,7 @@ async fn a_requested_object_must_exist() {
 }
 
 #[tokio::test]
-async fn a_json_body_is_bounded() {
+async fn a_json_body_above_the_maximum_is_refused() {
     let simulator = start_with_keys("sk=10").await;
     let body = format!(r#"{{"text":"{}"}}"#, "a".repeat(1_048_576));
     check_refusal(

@@ -134,7 +134,7 @@ async fn effects_and_transcripts_have_their_own_prices() {
 }
 
 #[tokio::test]
-async fn an_upload_of_any_size_is_counted_and_not_stored() {
+async fn an_upload_above_the_maximum_of_a_stored_body_is_served() {
     let simulator = start_with_keys("sk=1000").await;
     let mut form = b"--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\n".to_vec();
     form.resize(3_000_000, b'a');
@@ -181,7 +181,7 @@ async fn an_own_voice_speaks_in_its_workspace_only() {
 }
 
 #[tokio::test]
-async fn the_subscription_reports_the_remaining_credits() {
+async fn the_subscription_reports_the_used_credits_and_the_limit() {
     let simulator = start_with_keys("a=100@choir b=100@choir").await;
     speech_call("12345").key("a").send_to(&simulator).await;
     let subscription = get("/v1/user/subscription").key("b").send_to(&simulator).await.json();

@@ -1,5 +1,5 @@
-//! Tests the handshake, the echo, the maximum size of a message, and the records and violations of a session in the
-//! ledger. Contains the WebSocket client of the other modules `sockets…`.
+//! Tests the handshake, the echo, the maximum size of a message, the records and violations of a session in the ledger,
+//! and the end of sessions with the simulator. Contains the WebSocket client of the other modules `sockets…`.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;

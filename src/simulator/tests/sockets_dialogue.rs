@@ -1,4 +1,5 @@
-//! Tests dialogue sessions: turns, buffered lines, contexts, refusals, a key in the first message, and the timeout.
+//! Tests dialogue sessions: turns, buffered lines (texts with their voices), contexts, refusals, a key in the first
+//! message, and the timeout.
 
 use super::sockets::*;
 use super::*;

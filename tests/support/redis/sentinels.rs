@@ -64,7 +64,7 @@ impl Sentinels {
         &self.servers[self.master]
     }
 
-    /// Kills the master, and waits until all sentinels name the other server and it accepts writes.
+    /// Kills the master, and waits until all sentinels name the other server and this server accepts writes.
     pub async fn fail_over(&mut self) {
         self.servers[self.master].kill();
         self.master = 1 - self.master;
