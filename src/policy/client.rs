@@ -191,7 +191,7 @@ impl Clients {
         self.with_token.iter().map(|configured| &configured.client.name)
     }
 
-    /// Returns the names of all clients.
+    /// Returns the names of all clients, including the anonymous client.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
         self.names_with_token().chain([&self.anonymous_client.name])
     }
@@ -309,8 +309,9 @@ pub fn authenticate(
     })
 }
 
-/// Returns the provider key that a client brings, if it brings one. This is the first key credential that is not a
-/// token, because the SDK was configured with it.
+/// Returns the provider key that a client brings, if it brings one. The key is the first key credential that is not a
+/// token, because the SDK was configured with it. Fails if the only key credentials are malformed keys or unknown
+/// tokens.
 fn find_own_key(
     clients: &Clients,
     headers: &HeaderMap,

@@ -47,7 +47,7 @@ pub struct QuotaExceeded {
     pub quota: ClientQuota,
     /// The time at which the count is reset, or `None` if it is never reset.
     pub resets_at: Option<UnixMs>,
-    /// The missing amount, if some of the quota remains, but less than the request may cost.
+    /// The remaining amount and the amount that the request needs, or `None` if the whole quota is used.
     pub shortfall: Option<QuotaShortfall>,
 }
 
@@ -244,8 +244,8 @@ impl RateLimit {
         Self { requests, interval }
     }
 
-    /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which
-    /// earlier requests have used the limit. Both are in nanoseconds since the same point in time. Returns
+    /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which earlier
+    /// requests have used the limit. `used_until` and `now` are in nanoseconds since the same point in time. Returns
     /// the new `used_until`.
     ///
     /// # Errors

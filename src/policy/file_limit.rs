@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(
             max_connections(limit, requested),
             expected,
-            "{limit} files must suffice for {requested:?}"
+            "{limit} files must allow this number of connections for {requested:?}"
         );
     }
 

@@ -1,5 +1,6 @@
 //! Defines the verdict: the classification of a response of the provider. Also defines what a verdict concerns, the
-//! outcome that it is recorded as, and the credits that a quota refusal reports.
+//! outcome that it is recorded as, the credits that a quota refusal reports, and the part of a request that a plan does
+//! not allow.
 //!
 //! [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a verdict from a response. Decisions about retries,
 //! evidence and restrictions depend only on the verdict.
@@ -55,7 +56,8 @@ pub enum Verdict {
     Unreadable,
 }
 
-/// The credits that the message of a quota refusal contains.
+/// The credits that the message of a quota refusal contains. A field is `None` if the message does not contain its
+/// number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shortfall {
     /// Remaining credits.
@@ -168,7 +170,7 @@ pub enum UnexplainedRefusal {
     Forbidden,
     /// A 429 response without a known message. Contains the `Retry-After`, if any.
     TooMany(Option<Duration>),
-    /// A response with one of these statuses and without a body, for example to a `HEAD` request. It permits no
+    /// A response with the status of another variant and without a body, for example to a `HEAD` request. It permits no
     /// conclusion.
     Bodiless,
 }
