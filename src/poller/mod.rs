@@ -101,7 +101,7 @@ impl<C: Connect> QuotaPoller<C> {
     }
 
     /// With `sharing`, the poller polls only while this replica is the leader, and sends the results to the other
-    /// replicas. Without it, the poller always polls.
+    /// replicas. Without `sharing`, the poller always polls.
     #[must_use]
     pub fn with_sharing(self, sharing: Option<PollSharing>) -> Self {
         Self { sharing, ..self }
@@ -385,8 +385,8 @@ impl PollerState {
         let now = clock::now();
         let quota = key.workspace().quota(now);
         for other in roster.keys() {
-            let is_same_workspace = std::ptr::eq(key.workspace(), other.workspace());
-            if is_same_workspace || !quota.is_same_workspace(&other.workspace().quota(now)) {
+            let is_known_to_share = std::ptr::eq(key.workspace(), other.workspace());
+            if is_known_to_share || !quota.is_same_workspace(&other.workspace().quota(now)) {
                 continue;
             }
             let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];
