@@ -106,7 +106,7 @@ struct BlockedKey<'a> {
 
 impl BlockedKey<'_> {
     /// Whether the key or its workspace is in cooldown, or the key is paused.
-    fn is_cooling_down(&self) -> bool {
+    fn is_unusable(&self) -> bool {
         self.state != KeyState::Usable
     }
 
@@ -117,17 +117,17 @@ impl BlockedKey<'_> {
     /// Returns the probes of all current cooldowns. The key may be probed only if each of them is due.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
-        let is_cooling_down = self.is_cooling_down();
-        let key_probe = (is_cooling_down && self.key.cooldown().is_some()).then_some(&self.key.probe);
-        let workspace_probe = (is_cooling_down && workspace.cooldown().is_some()).then_some(&workspace.probe);
+        let is_unusable = self.is_unusable();
+        let key_probe = (is_unusable && self.key.cooldown().is_some()).then_some(&self.key.probe);
+        let workspace_probe = (is_unusable && workspace.cooldown().is_some()).then_some(&workspace.probe);
         let group = self.request.group.filter(|_| self.is_group_cooling_down());
         let group_probe = group.map(|group| &workspace.limiter(group).probe);
         [key_probe, workspace_probe, group_probe].into_iter().flatten()
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
-        let is_cooling_down = self.is_cooling_down() || self.is_group_cooling_down();
-        if !is_cooling_down || self.is_excluded || self.state.is_paused() {
+        let is_blocked = self.is_unusable() || self.is_group_cooling_down();
+        if !is_blocked || self.is_excluded || self.state.is_paused() {
             return false;
         }
         let mut probes = self.probes().peekable();

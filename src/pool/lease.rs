@@ -110,7 +110,7 @@ impl Lease {
         self.group.is_some()
     }
 
-    /// Releases the key before the lease is dropped. Another call has no effect.
+    /// Releases the key before the lease is dropped. A second call has no effect.
     pub fn release(&mut self) {
         if std::mem::replace(&mut self.is_released, true) {
             return;
@@ -158,7 +158,7 @@ impl Drop for Lease {
     }
 }
 
-/// Returns the reports of remaining credits that limit a request with `key`: the report about the key's own cap, and
+/// Returns the reports of remaining credits that limit a request with `key`: the report about the key's own quota, and
 /// the report about its workspace.
 fn remaining_reports(key: &Key) -> [&ReportedRemaining; 2] {
     [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining]

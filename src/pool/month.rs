@@ -61,7 +61,7 @@ struct MonthResult {
     refused_requests: u32,
     /// Attempts that the provider refused for too few credits.
     refused_attempts: u32,
-    /// Times at which a request waited for the end of another request.
+    /// Number of times that a request waited for the end of another request.
     waits: u32,
     /// Credits that were unspent at a reset.
     expired_credits: u64,

@@ -30,8 +30,8 @@ use crate::policy::verdict::Verdict;
 pub struct RefusedAttempt<'a> {
     /// The classification of the response.
     pub verdict: Verdict,
-    /// The requirements of the request for a key.
-    pub request: Option<&'a KeyRequest>,
+    /// The requirements of the request for a key, or `None` if they are unknown.
+        pub request: Option<&'a KeyRequest>,
     /// Whether another account has refused the same request with the same message.
     pub is_repeated_elsewhere: bool,
     /// Route, status and message of the response.
@@ -41,7 +41,7 @@ pub struct RefusedAttempt<'a> {
 /// An attempt that the provider has served.
 #[derive(Clone, Copy, Debug)]
 pub struct ServedAttempt<'a> {
-    /// The requirements of the request for a key.
+    /// The requirements of the request for a key, or `None` if they are unknown.
     pub request: Option<&'a KeyRequest>,
     /// The time at which the key was reserved.
     pub began_at: UnixMs,
@@ -54,7 +54,7 @@ pub struct ServedAttempt<'a> {
 pub enum Observation {
     /// The quota and the plan of the key's workspace.
     Quota {
-        /// Spent credits, limit, overage and reset date.
+        /// Spent credits, limit, extension and reset date.
         quota: Quota,
         /// The provider's name of the plan.
         tier: Option<String>,
@@ -139,8 +139,8 @@ impl Pool {
         self.remove_evidence(roster, key, has_source, now)
     }
 
-    /// Records that a request was served with `key`, and removes the evidence that this refutes. Returns the state
-    /// changes.
+    /// Records that a request was served with `key`, and removes the evidence that the served request refutes. Returns
+    /// the state changes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,

@@ -149,8 +149,8 @@ impl Roster {
         }
     }
 
-    /// Returns the workspace with the same membership. Without one, returns the previous workspace of the key under
-    /// its new identification, if no other key claims it. Otherwise returns a new workspace.
+    /// Returns the workspace with the same membership. If there is none, returns the previous workspace of the key
+    /// under its new identification, if no other key claims it. Otherwise returns a new workspace.
     fn workspace_for(
         &self,
         entry: &KeyEntry,

@@ -87,7 +87,8 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Sets or clears the rate limit of the group, and the delay after which one request may probe it.
+    /// Sets or clears the rate limit of the group, and the delay after which one request may probe it. Without the
+    /// delay, no request may probe it.
     pub(in crate::pool) fn set_rate_limit(
         &self,
         until: Option<UnixMs>,
@@ -140,8 +141,8 @@ impl ConcurrencyLimiter {
         self.update_max() > previous_max
     }
 
-    /// Records a refusal because of too many concurrent requests, which reports the maximum `max` and starts a cooldown
-    /// until `until`.
+    /// Records a refusal because of too many concurrent requests, which may report the maximum `max`, and starts a
+    /// cooldown until `until`.
     pub(in crate::pool) fn record_refusal(&self, max: Option<u32>, until: UnixMs) {
         if let Some(max) = max.filter(|&max| max > 0) {
             self.set_reported_max(max);

@@ -82,8 +82,8 @@ impl EvidenceCell {
     /// evidence, even if the evidence was recorded in the same millisecond.
     pub(in crate::pool) fn record_poll(&self, poll: Poll) {
         let mut collected = self.lock();
-        let earliest = collected.evidence.iter().map(|evidence| evidence.at.0.saturating_add(1)).max();
-        let polled_at = UnixMs(poll.at.0.max(earliest.unwrap_or(0)));
+        let min_polled_at = collected.evidence.iter().map(|evidence| evidence.at.0.saturating_add(1)).max();
+        let polled_at = UnixMs(poll.at.0.max(min_polled_at.unwrap_or(0)));
         collected.last_poll = Some(Poll { at: polled_at, ..poll });
     }
 
