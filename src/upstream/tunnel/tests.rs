@@ -194,7 +194,7 @@ async fn a_request_without_a_tunnel_is_unsent() {
 }
 
 #[tokio::test]
-async fn bytes_of_the_proxy_are_not_taken_for_the_providers() {
+async fn bytes_of_the_proxy_are_not_taken_for_bytes_of_the_provider() {
     let response: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
     let proxy = proxy(ALICE);
     let (_, tunnel_result) = open_http_tunnel(&proxy, &authority(), &[response]).await;
