@@ -269,8 +269,8 @@ fn is_generated_token(credential: &str) -> bool {
 /// # Errors
 ///
 /// Fails if tokens are configured and the request contains no valid token. Also fails if a client that may bring its
-/// own key sends a malformed key or a token instead of a key, because serving the request with a key of the pool would
-/// spend the credits of other clients.
+/// own key sends a malformed key or a token instead of a key. A key of the pool must not serve such a request, because
+/// it would spend the credits of other clients.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,

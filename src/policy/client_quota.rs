@@ -1,5 +1,5 @@
-//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total), the tally of the amount
-//! that a client has used in a period, and client rate limits (maximum requests per interval).
+//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
+//! (maximum requests per interval). Also defines the tally, which counts the amount that a client has used in a period.
 
 use std::fmt;
 use std::time::Duration;

@@ -96,7 +96,7 @@ impl ClaimedFault {
         }
     }
 
-    /// Whether a later claim `other` replaces this one.
+    /// Whether `other` is a claim of the same kind, which replaces this claim if it is later.
     #[must_use]
     pub fn is_same_kind(self, other: Self) -> bool {
         match (self, other) {
@@ -363,8 +363,7 @@ pub fn longest_cooldown(
 }
 
 /// Whether a poll refutes a claim about credits. Any later poll with credits refutes a refusal without numbers. Only a
-/// poll at least `quota_lag` after the refusal refutes numbers, because an earlier polled quota may be older than the
-/// numbers.
+/// poll at least `quota_lag` after the refusal refutes numbers, because an earlier poll may lag behind.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { reported, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Quota { spendable, .. } }) = later_poll else { return false };

@@ -1,6 +1,6 @@
-//! Defines the state of a key (usable, in cooldown with a reason and an end, or paused by an operator), the changes of
-//! the state that are logged, and the kind of source of a key. Also maps states to the four statuses of the status
-//! document.
+//! Defines the state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also defines the
+//! changes of the state that are logged and the kind of source of a key, and maps states to the four statuses of the
+//! status document.
 
 use std::sync::Arc;
 

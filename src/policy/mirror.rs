@@ -1,6 +1,7 @@
-//! Decides how the mirror continues after a response of Supabase: the rows count as stored, are sent again after a
-//! delay, are split because one of them is rejected, or are kept until the operator has fixed a problem. Supabase
-//! serves its database with PostgREST, an HTTP server for PostgreSQL.
+//! Decides how the mirror, which copies usage records to Supabase, continues after a response of Supabase. The rows
+//! count as stored, are sent again after a delay, or are split because one of them is rejected. If the operator must
+//! fix a problem, the rows are kept until then. Supabase serves its database with PostgREST, an HTTP server for
+//! PostgreSQL.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -79,11 +79,11 @@ pub fn check_origin(
         };
     };
     let origin_text = lowercase_value(header::ORIGIN).unwrap_or_default();
-    let is_own = origin_text
+    let is_own_page = origin_text
         .strip_prefix("http://")
         .or_else(|| origin_text.strip_prefix("https://"))
         .is_some_and(|host| Some(host) == lowercase_value(header::HOST).as_deref());
-    if is_own {
+    if is_own_page {
         return Ok(RequestOrigin::Direct);
     }
     if !rules.origins.iter().any(|origin| *origin == origin_text) {

@@ -127,9 +127,11 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
         Progress::Unsent => retry_if(may_retry_non_key_failure, Duration::ZERO, Decision::Fail),
         Progress::ProxyAuthenticationFailed => Decision::Fail,
         // A second attempt could charge two keys for one response.
-        Progress::NoResponse => {
-            retry_if(may_retry_non_key_failure && attempt.effect == Effect::None, Duration::ZERO, Decision::Fail)
-        }
+        Progress::NoResponse => retry_if(
+            may_retry_non_key_failure && attempt.effect == Effect::None,
+            Duration::ZERO,
+            Decision::Fail,
+        ),
         // A 404 response has no side effect and costs no credits, so each account is tried once.
         Progress::Responded(Verdict::NotFound) => next_key_if(may_retry && attempt.may_be_elsewhere),
         Progress::Responded(verdict) => match verdict.concern() {
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_an_account_cannot_serve_is_retried_with_the_next() {
+    fn a_request_that_an_account_cannot_serve_is_retried_with_the_next_key() {
         for verdict in CAPABILITIES {
             check_decision(responded_attempt(verdict), Decision::NextKey);
             check_decision(

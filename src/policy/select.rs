@@ -89,7 +89,7 @@ pub enum Unavailable {
     /// Every key is exhausted, locked, paused or invalid, or has fewer credits than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
-        /// The earliest known reset.
+        /// The time of the earliest known reset of credits, or `None` if no reset is known.
         resets_at: Option<UnixMs>,
         /// The most credits that any key has left, unless that is 0. A cheaper request may be served.
         left: Option<u64>,
@@ -113,7 +113,7 @@ pub enum Unavailable {
     /// An operator has paused every key that may serve the request and that the provider does not refuse as invalid.
     #[error("every key is paused")]
     Paused {
-        /// The end of the first pause that ends by itself.
+        /// The end of the first pause that ends by itself, or `None` if only operators end the pauses.
         until: Option<UnixMs>,
     },
     /// This request has tried every usable key that it may use.
@@ -130,7 +130,7 @@ pub struct SelectionFailure {
     /// The reason, which is reported to the client.
     pub reason: Unavailable,
     /// The earliest time at which a cooldown, a saturation, a pause of an operator or the interval between two probes
-    /// ends.
+    /// ends. `None` if no such time is known.
     pub retry_at: Option<UnixMs>,
     /// Whether every more expensive request fails as well. This is false if a key may be probed or overcommitted,
     /// because a more expensive request does not wait for a busy key whose credits do not suffice.

@@ -259,7 +259,8 @@ mod tests {
     #[test]
     fn another_admin_token_ends_all_sessions() {
         let mut table = table();
-        let with_other_admin_token = SessionTokenFingerprint::new("s", &AdminTokenFingerprint::new("another"));
+        let with_other_admin_token =
+            SessionTokenFingerprint::new("s", &AdminTokenFingerprint::new("another"));
         assert!(table.record_use(&with_other_admin_token, LIMITS, START).is_none());
     }
 

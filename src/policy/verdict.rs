@@ -85,9 +85,10 @@ impl Shortfall {
         }
     }
 
-    /// Discards the credits if they contradict the account, which is known to have `left` credits of `limit`:
-    /// `left` suffices for the request, and more credits are missing than other programs are assumed to
-    /// spend between two polls. Otherwise, one wrong refusal would disable the account for every client.
+    /// Discards the credits if they contradict the account, which is known to have `left` credits of `limit`. They
+    /// contradict it if `left` is enough for the request, and if more credits are missing than other programs are
+    /// assumed to spend between two polls. If such credits were kept, one wrong refusal would disable the account for
+    /// every client.
     #[must_use]
     pub fn unless_contradicted(self, left: u64, limit: u64) -> Self {
         match self.credits() {

@@ -10,7 +10,7 @@ use super::table::Rule;
 /// The headers that `access.forward_headers` lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardedHeaders {
-        /// The table rows of the listed headers, if each row covers only one header.
+    /// The table rows of the listed headers, if each row covers only one header.
     rows: PresentHeaders,
     /// Listed headers whose table row also covers other names.
     names: Vec<HeaderName>,
