@@ -1,6 +1,7 @@
 //! Evaluates a key for one request, as input for the selection: whether the request may use the key, whether the
-//! credits suffice, whether the concurrency group has capacity, and when a key that cannot serve now may be tried
-//! again. Also computes the inputs of the ranking, claims probes, and offers a cheaper check of availability.
+//! credits suffice, and whether the concurrency group has capacity. For a key that cannot serve now, computes when it
+//! may be tried again. Also computes the inputs of the ranking, claims probes, and offers a cheaper check of
+//! availability. A probe is one request that tries a key during a cooldown whose reason is unproven.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,8 @@ pub(super) struct SelectionRound {
     pub(super) max_level: Option<RestrictionLevel>,
 }
 
-/// Evaluates `key`, at the given `position` of the roster, for `request` at `now`. `last_turn` is the turn of the
-/// last selected key.
+/// Evaluates `key`, at the given `position` of the roster, for `request` at `now`. `last_turn` is the turn of the last
+/// selected key, as [`RankingInputs`] defines it.
 pub(super) fn evaluate_key(
     key: &Arc<Key>,
     position: usize,

@@ -1,6 +1,6 @@
-//! Connects the pool to the division between several replicas: reports the credits and the concurrent requests that
-//! this replica uses and needs, sends the changes that other replicas must receive, and applies the shares of this
-//! replica and the changes of other replicas.
+//! Connects the pool to the division of its limits between several replicas. Reports the credits and the concurrent
+//! requests that this replica uses and needs, and applies its shares: the parts of the limits that it may use. Also
+//! sends the changes that other replicas must receive, and applies the changes of other replicas.
 //!
 //! The module `shared` computes the division and connects the replicas. A pool without other replicas sends no changes
 //! and is never divided.

@@ -30,7 +30,8 @@ pub struct Key {
     origin: KeyOrigin,
     pub(super) workspace: Arc<Workspace>,
     authority: Option<Arc<Authority>>,
-    /// The default host with the key's own route: through its forward proxy, or directly.
+    /// The default host with the key's own route: through its forward proxy, or directly. `None` if the key has no
+    /// route of its own.
     default_route: Option<Arc<Authority>>,
     pub(super) weight: u32,
     pub(super) kept_credits: u64,

@@ -1,5 +1,6 @@
-//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt. It also reserves a slot if the
-//! request belongs to a concurrency group, and credits for the estimated cost, which no other request can then spend.
+//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt. If the request belongs to a
+//! concurrency group, the lease also reserves a slot: one of the concurrent requests of the group. It also reserves
+//! credits for the estimated cost, which no other request can then spend.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Simulates a month of requests with each strategy, against a provider whose prices differ from the pool's estimates.
-//! Tests that no strategy refuses a request while an account can pay for it, that the provider refuses few attempts,
-//! that the leases are counted correctly, and that `soonest-reset` lets the fewest credits expire.
+//! Tests that no strategy refuses a request while an account can pay for it, and that the provider refuses few
+//! attempts. Also tests that the leases are counted correctly, and that `soonest-reset` lets the fewest credits expire.
 
 #![allow(clippy::print_stdout, reason = "the test prints a table of its results")]
 

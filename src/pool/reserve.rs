@@ -232,7 +232,8 @@ impl Pool {
         })
     }
 
-    /// Advances the turn of the selected `key`. The higher the weight of the key, the smaller the step.
+    /// Advances the turn of the selected `key` in the weighted round robin. The higher the weight of the key, the
+    /// smaller the step.
     fn advance_turn(&self, key: &Key, last_turn: u64) {
         let turn = key.turn.load(Ordering::Acquire).max(last_turn);
         key.turn.store(turn + TURN / u64::from(key.weight), Ordering::Release);

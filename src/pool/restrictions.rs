@@ -184,7 +184,8 @@ impl Restrictions {
     }
 
     /// Whether an account other than the account of `key` has refused a request with the given `features` with
-    /// `verdict`, after a further account had refused the same request, and has not served such a request since then.
+    /// `verdict`, after a further account had refused the same request. Returns `false` if that account has served such
+    /// a request since then.
     #[must_use]
     pub fn is_refused_by_others(
         &self,

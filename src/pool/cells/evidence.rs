@@ -29,6 +29,7 @@ pub(in crate::pool) struct EvidenceSummary {
     /// For each concurrency group, the end of its rate limit and whether it may be probed.
     pub(in crate::pool) rate_limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT],
     /// The reported remaining credits, on the scale of the pool's estimates, and the time at which the report expires.
+    /// `None` if no evidence reports remaining credits above 0.
     pub(in crate::pool) remaining: Option<(u64, UnixMs)>,
 }
 

@@ -211,11 +211,11 @@ impl QuotaCell {
         self.record_discrepancy(previous_quota.discrepancy(polled, idle, lag));
         self.replace_count(|count| Quota { count, ..previous_quota }.reconcile(polled, idle, lag).count);
         self.set_limits(polled);
-        let is_new = Quota { count: 0, ..previous_quota } != Quota { count: 0, ..polled };
-        if is_new {
+        let has_new_limits = Quota { count: 0, ..previous_quota } != Quota { count: 0, ..polled };
+        if has_new_limits {
             self.reported_remaining.clear();
         }
-        is_new
+        has_new_limits
     }
 
     /// Returns the sum of the differences by which the provider's counts of this period exceeded the count of the pool.
