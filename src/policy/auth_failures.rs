@@ -28,8 +28,8 @@ impl AuthFailures {
     pub fn retry_after(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         let failures = self.by_address.get(&client_network(address))?;
         // If the clock was set back, the times of failures may be in the future. Such failures do not count.
-        let is_past = failures.back().is_some_and(|last| *last <= now);
-        let oldest = failures.front().filter(|_| is_past && failures.len() >= MAX_FAILURES)?;
+        let are_failures_past = failures.back().is_some_and(|last| *last <= now);
+        let oldest = failures.front().filter(|_| are_failures_past && failures.len() >= MAX_FAILURES)?;
         let remaining = oldest.plus(WINDOW).since(now);
         (!remaining.is_zero()).then_some(remaining)
     }

@@ -37,11 +37,11 @@ pub struct Charge {
     pub credits: u64,
 }
 
-/// Computes the charge of a request. `reported` is the cost that the response reports. If the response
-/// reports no cost, `reserved` is charged.
+/// Computes the charge of a request. `reported` is the cost that the response reports. If the response reports no cost,
+/// a request that counts is charged `reserved` credits, and any other request none.
 ///
-/// A reported cost above 0 is charged for every endpoint and status. A request counts if it was served or may
-/// have been served, even if it costs 0 credits.
+/// A reported cost above 0 is charged for every endpoint and status. A request to an endpoint that is not free counts
+/// if it was served or may have been served, even if it costs 0 credits.
 #[must_use]
 pub fn charge(billing: Billing, outcome: ChargeOutcome, reported: Option<u64>, reserved: u64) -> Charge {
     let is_counted = match (billing, outcome) {

@@ -191,7 +191,7 @@ impl Clients {
         self.with_token.iter().map(|configured| &configured.client.name)
     }
 
-    /// Returns the names of all clients.
+    /// Returns the names of all clients, including the anonymous client.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
         self.names_with_token().chain([&self.anonymous_client.name])
     }
@@ -269,8 +269,8 @@ fn is_generated_token(credential: &str) -> bool {
 /// # Errors
 ///
 /// Fails if tokens are configured and the request contains no valid token. Also fails if a client that may bring its
-/// own key sends a malformed key or a token instead of a key, because serving the request with a key of the pool would
-/// spend the credits of other clients.
+/// own key sends a malformed key or a token instead of a key. A key of the pool must not serve such a request, because
+/// it would spend the credits of other clients.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
@@ -309,8 +309,9 @@ pub fn authenticate(
     })
 }
 
-/// Returns the provider key that a client brings, if it brings one. This is the first key credential that is not a
-/// token, because the SDK was configured with it.
+/// Returns the provider key that a client brings, if it brings one. The key is the first key credential that is not a
+/// token, because the SDK was configured with it. Fails if the only key credentials are malformed keys or unknown
+/// tokens.
 fn find_own_key(
     clients: &Clients,
     headers: &HeaderMap,

@@ -1,5 +1,5 @@
-//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total), the tally of the amount
-//! that a client has used in a period, and client rate limits (maximum requests per interval).
+//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
+//! (maximum requests per interval). Also defines the tally, which counts the amount that a client has used in a period.
 
 use std::fmt;
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct QuotaExceeded {
     pub quota: ClientQuota,
     /// The time at which the count is reset, or `None` if it is never reset.
     pub resets_at: Option<UnixMs>,
-    /// The missing amount, if some of the quota remains, but less than the request may cost.
+    /// The remaining amount and the amount that the request needs, or `None` if the whole quota is used.
     pub shortfall: Option<QuotaShortfall>,
 }
 
@@ -244,8 +244,8 @@ impl RateLimit {
         Self { requests, interval }
     }
 
-    /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which
-    /// earlier requests have used the limit. Both are in nanoseconds since the same point in time. Returns
+    /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which earlier
+    /// requests have used the limit. `used_until` and `now` are in nanoseconds since the same point in time. Returns
     /// the new `used_until`.
     ///
     /// # Errors

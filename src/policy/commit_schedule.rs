@@ -1,6 +1,6 @@
-//! Computes the delay of the next commit of usage records: none if the last commit started at least one interval ago or
-//! a batch is full, and otherwise the rest of the interval. Records that arrive within an interval share a commit,
-//! because a commit of any size costs one fsync.
+//! Computes the delay of the next commit of usage records. There is no delay if the last commit started at least one
+//! interval ago or a batch is full. Otherwise, the delay is the rest of the interval. Records that arrive within an
+//! interval share a commit, because a commit of any size costs one fsync.
 
 use std::time::Duration;
 

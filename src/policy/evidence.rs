@@ -96,7 +96,7 @@ impl ClaimedFault {
         }
     }
 
-    /// Whether a later claim `other` replaces this one.
+    /// Whether `other` is a claim of the same kind, which replaces this claim if it is later.
     #[must_use]
     pub fn is_same_kind(self, other: Self) -> bool {
         match (self, other) {
@@ -342,8 +342,8 @@ pub fn evaluate(
     if until > now { effect } else { EvidenceEffect::Nothing }
 }
 
-/// Returns the longest cooldown that the evidence causes, without regard to polls. A rate limit of a group
-/// counts as a cooldown.
+/// Returns the longest cooldown that the evidence causes, without regard to polls. A rate limit of a group counts as a
+/// cooldown. Returns `None` if no cooldown is active at `now`.
 #[must_use]
 pub fn longest_cooldown(
     evidence: &[Evidence],
@@ -363,7 +363,7 @@ pub fn longest_cooldown(
 }
 
 /// Whether a poll refutes a claim about credits. Any later poll with credits refutes a refusal without numbers. Only a
-/// poll after the lag refutes numbers, because they are newer than the polled quota until then.
+/// poll at least `quota_lag` after the refusal refutes numbers, because an earlier poll may lag behind.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
     let ClaimedFault::Credits { reported, .. } = evidence.claim else { return false };
     let Some(Poll { at, result: PollResult::Quota { spendable, .. } }) = later_poll else { return false };

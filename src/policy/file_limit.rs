@@ -17,8 +17,8 @@ pub struct RequestedLimits {
     pub idle_connections: usize,
 }
 
-/// Returns the maximum number of client connections if `file_limit` files may be open: the configured number if each
-/// connection can then have a request in flight, and otherwise fewer, but at least one.
+/// Returns the maximum number of client connections if `file_limit` files may be open. This maximum is the configured
+/// number if each connection can then have a request in flight. Otherwise it is lower, but at least one.
 #[must_use]
 pub fn max_connections(file_limit: u64, requested: RequestedLimits) -> usize {
     let usable_files = file_limit - RESERVED_FILES.min(file_limit / 2);
@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(
             max_connections(limit, requested),
             expected,
-            "{limit} files must suffice for {requested:?}"
+            "{limit} files must allow this number of connections for {requested:?}"
         );
     }
 

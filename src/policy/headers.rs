@@ -1,6 +1,7 @@
 //! Sanitizes headers and queries: removes client credentials, hop-by-hop headers, headers in which proxies in front of
 //! Keychoir describe the client, and headers about the provider's origin. Also finds the credentials and the end user
-//! that a client sends, checks that a request names one host, prepares WebSocket upgrades, and decodes parameters.
+//! that a client sends, checks that a request names one host, recognizes and prepares WebSocket upgrades, decodes
+//! parameters, and lists their names for logs.
 //!
 //! The table in `table` lists every header that is not forwarded unchanged.
 
@@ -225,8 +226,8 @@ pub fn presented_credentials<'a>(
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
     let in_query =
         pairs.filter_map(|(name, value)| credential_in_parameter(credential_parameter(name)?, value));
-    let presented_keys = in_headers.chain(in_subprotocols).chain(in_query);
-    presented_keys.filter(|credential| !credential.as_str().is_empty())
+    let all_credentials = in_headers.chain(in_subprotocols).chain(in_query);
+    all_credentials.filter(|credential| !credential.as_str().is_empty())
 }
 
 /// Whether a key header has a value that is not visible ASCII, which [`presented_credentials`] skips.

@@ -1,6 +1,6 @@
-//! Defines the state of a key (usable, in cooldown with a reason and an end, or paused by an operator), the changes of
-//! the state that are logged, and the kind of source of a key. Also maps states to the four statuses of the status
-//! document.
+//! Defines the state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also defines the
+//! changes of the state that are logged and the kind of source of a key, and maps states to the four statuses of the
+//! status document.
 
 use std::sync::Arc;
 
@@ -138,7 +138,7 @@ pub struct Pause {
     pub since: UnixMs,
     /// The end of the pause, or `None` if only an operator ends it.
     pub until: Option<UnixMs>,
-    /// The operator's reason.
+    /// The operator's reason, or `None` if the operator gave none.
     pub reason: Option<Arc<str>>,
 }
 
@@ -244,7 +244,7 @@ pub enum StateChange {
     InUse {
         /// The quota of the workspace.
         quota: Quota,
-        /// The zero-based position of the key in the pool, if another key was used before.
+        /// The zero-based position of the key in the pool, or `None` if no other key was used before.
         rotated_to: Option<usize>,
     },
     /// The used credits are near the limit.

@@ -1,6 +1,7 @@
-//! Decides how the mirror continues after a response of Supabase: the rows count as stored, are sent again after a
-//! delay, are split because one of them is rejected, or are kept until the operator has fixed a problem. Supabase
-//! serves its database with PostgREST, an HTTP server for PostgreSQL.
+//! Decides how the mirror, which copies usage records to Supabase, continues after a response of Supabase. The rows
+//! count as stored, are sent again after a delay, or are split because one of them is rejected. If the operator must
+//! fix a problem, the rows are kept until then. Supabase serves its database with PostgREST, an HTTP server for
+//! PostgreSQL.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use std::time::Duration;
 pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// The `code` in the body of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
+    /// The `code` in the body of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database. `None` if the
+    /// body contains no code.
     pub code: Option<&'a str>,
     /// Whether the body is empty. The requests of the mirror ask PostgREST for an empty body.
     pub is_empty: bool,
@@ -114,9 +116,9 @@ pub fn classify(response: MirrorResponse<'_>) -> DeliveryResult {
     }
 }
 
-/// Returns the delay after this number of consecutive failures: exponential backoff from `first` to `max`,
-/// but at least the `retry_after` of the response. Half of the backoff is multiplied by `jitter` (0.0 to
-/// 1.0), so that mirrors that fail at the same time do not retry at the same time.
+/// Returns the delay after `failures` consecutive failures: exponential backoff from `first` to `max`, but at least the
+/// `retry_after` of the response. Half of the backoff is multiplied by `jitter` (0.0 to 1.0), so that mirrors that fail
+/// at the same time do not retry at the same time.
 #[must_use]
 pub fn retry_delay(
     failures: u32,

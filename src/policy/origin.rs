@@ -1,8 +1,8 @@
 //! Decides which web pages may use Keychoir, and writes the CORS headers and the preflight responses for them.
 //!
 //! Listening on loopback does not protect Keychoir from web pages. Any page in a browser on this machine can send
-//! requests to Keychoir, and a host name that resolves to this machine makes a page same-origin (DNS rebinding).
-//! Requests without the headers of a browser, which SDKs and scripts send, are only checked for their host name.
+//! requests to Keychoir, and a host name that resolves to this machine makes a page same-origin (DNS rebinding). SDKs
+//! and scripts send no headers of a browser, so their requests are only checked for their host name.
 
 use core::net::IpAddr;
 use std::borrow::Cow;
@@ -22,7 +22,8 @@ pub struct AccessRules {
 /// The sender of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestOrigin {
-    /// The request was sent by a program, by a page of Keychoir, or without `Origin` by a page of a listed origin.
+    /// The request was sent by a program, by a user who opened an address in a browser, by a page of Keychoir, or
+    /// without `Origin` by a page of a listed origin.
     Direct,
     /// The request was sent by a page of the contained listed origin.
     Page(HeaderValue),
@@ -36,7 +37,7 @@ pub enum OriginRejected {
     /// The `Host` is not accepted.
     #[error("the request's Host is a name that is not listed")]
     Host,
-    /// A page whose origin is not listed sent the request.
+    /// A page whose origin is not listed sent the request, or the request contains more than one `Origin`.
     #[error("a web page of an origin that is not listed sent the request")]
     Origin,
 }
@@ -78,11 +79,11 @@ pub fn check_origin(
         };
     };
     let origin_text = lowercase_value(header::ORIGIN).unwrap_or_default();
-    let is_own = origin_text
+    let is_own_page = origin_text
         .strip_prefix("http://")
         .or_else(|| origin_text.strip_prefix("https://"))
         .is_some_and(|host| Some(host) == lowercase_value(header::HOST).as_deref());
-    if is_own {
+    if is_own_page {
         return Ok(RequestOrigin::Direct);
     }
     if !rules.origins.iter().any(|origin| *origin == origin_text) {
@@ -100,7 +101,7 @@ pub fn check_origin(
 /// The header in which a browser reports whether a request is sent by a page of another origin.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Converts `text` to lower case, and copies it only if that changes it.
+/// Converts `text` to lower case, and copies it only if it contains an upper-case letter.
 fn lowercase(text: &str) -> Cow<'_, str> {
     let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }

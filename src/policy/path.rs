@@ -134,7 +134,7 @@ const BYTE_CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+        #[expect(clippy::cast_possible_truncation, reason = "the byte is below 256")]
         let character = byte as u8;
         classes[byte] = match character {
             b'%' => ESCAPE,
@@ -167,7 +167,7 @@ fn decode_escapes(path: &str) -> Result<String, AmbiguousPathError> {
         }
         offset += 3;
     }
-    // This also rejects overlong forms and unpaired surrogates.
+    // This conversion also rejects overlong forms and unpaired surrogates.
     let text = String::from_utf8(decoded).map_err(|_| AmbiguousPathError::Encoding)?;
     if !text.is_ascii() {
         if text.chars().any(char::is_control) {

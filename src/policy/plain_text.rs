@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_words_that_may_be_keys_are_hidden() {
+    fn only_words_that_may_be_keys_and_control_characters_are_replaced() {
         for (text, expected) in [
             ("elevenlabs-python/2.78.0 (Linux; x86_64)", "elevenlabs-python/2.78.0 (Linux; x86_64)"),
             ("key sk_6c03652600112233445566778899aabb", "key sk_…"),

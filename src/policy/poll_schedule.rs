@@ -47,7 +47,7 @@ pub fn next_poll_delay(poll: &PollState, interval: Duration, jitter: f64, now: U
         (PollOutcome::Unreadable, _) => interval * INFREQUENT_FACTOR,
         (PollOutcome::NoResponse, _) => interval / FREQUENT_DIVISOR,
         (PollOutcome::Conclusive, KeyState::Usable) if poll.is_near_limit => interval / FREQUENT_DIVISOR,
-        // The key was refused as invalid: the next poll confirms or refutes it.
+        // The provider refused the key as invalid. The next poll confirms or refutes the refusal.
         (PollOutcome::Conclusive, KeyState::CoolingDown { reason: CooldownReason::Invalid, .. }) => {
             interval / FREQUENT_DIVISOR
         }

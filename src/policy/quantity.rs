@@ -1,6 +1,6 @@
 //! Parses quantities with a unit in settings: durations (`1h30m`) and sizes (`16MiB`). No library is used, because
-//! libraries also accept values that are probably mistakes in a setting: signs and `ago`, nanoseconds that round to
-//! zero, months of 30.44 days, bits, and fractions of a byte.
+//! libraries also accept values that are probably mistakes in a setting. Examples are signs and `ago`, nanoseconds that
+//! round to zero, months of 30.44 days, bits, and fractions of a byte.
 
 pub mod duration;
 pub mod size;
@@ -12,7 +12,8 @@ pub enum QuantityError {
     NoUnit(u64),
     /// The text starts with a minus sign.
     Negative,
-    /// The text is a fraction. Contains the quantity in the smallest unit, if that is a whole number.
+    /// The text is a fraction. Contains the quantity in the smallest unit, or `None` if the quantity is not a whole
+    /// number of it.
     Fraction(Option<u64>),
     /// The contained unit is unknown.
     UnknownUnit(String),

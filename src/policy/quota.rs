@@ -27,7 +27,7 @@ pub struct Quota {
     pub limit: Option<u64>,
     /// The credits that may be spent beyond the limit.
     pub extension: Extension,
-    /// The end of the period, at which the count is reset.
+    /// The end of the period, at which the count is reset, or `None` if it is unknown.
     pub resets_at: Option<UnixMs>,
 }
 
@@ -75,8 +75,8 @@ impl Quota {
         }
     }
 
-    /// Returns the used percentage of the limit, rounded down, so that 100 means that no included credits
-    /// remain.
+    /// Returns the used percentage of the limit, rounded down, so that 100 means that no included credits remain.
+    /// Returns 0 if the limit is unknown, and 100 if it is 0.
     #[must_use]
     pub fn usage_percent(&self) -> u64 {
         match self.limit {

@@ -75,8 +75,8 @@ pub struct AttemptFacts {
     pub max_attempts: u32,
     /// Number of retries whose cause was not the key: transport errors, overload, failures of the provider.
     pub non_key_retries: u32,
-    /// Number of workspaces that returned the same ambiguous verdict for this request, including the workspace of the
-    /// latest attempt.
+    /// Number of workspaces that returned the same ambiguous verdict (a refusal without a known reason) for this
+    /// request, including the workspace of the latest attempt.
     pub ambiguous_workspaces: u32,
     /// Number of workspaces of the same plan that were suspected of abuse for this request, including the workspace of
     /// the latest attempt. The provider also rates the client address, so more attempts would increase the suspicion.
@@ -102,7 +102,8 @@ pub enum Decision {
 /// Maximum number of retries per request whose cause is not the key. More retries would multiply the load on an
 /// overloaded provider.
 const MAX_NON_KEY_RETRIES: u32 = 1;
-/// If this many workspaces return the same ambiguous verdict, its cause is the request.
+/// Number of workspaces after which a request is not retried, if all of them returned the same ambiguous verdict or
+/// suspected abuse. The cause is then probably the request.
 const MAX_AMBIGUOUS_WORKSPACES: u32 = 2;
 /// Pause before a retry if the provider is overloaded.
 const OVERLOAD_PAUSE: Duration = Duration::from_millis(250);
@@ -113,7 +114,7 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
     let may_retry = attempt.body == ReplayableBody::Buffered
         && !attempt.is_past_deadline
         && attempt.attempts < attempt.max_attempts;
-    let may_retry_same_key = may_retry && attempt.non_key_retries < MAX_NON_KEY_RETRIES;
+    let may_retry_non_key_failure = may_retry && attempt.non_key_retries < MAX_NON_KEY_RETRIES;
     let next_key_if = |condition: bool| if condition { Decision::NextKey } else { Decision::Relay };
     let retry_if = |condition: bool, pause: Duration, otherwise: Decision| {
         if condition { Decision::RetryAfter { pause } } else { otherwise }
@@ -123,12 +124,14 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
         Progress::Unsent | Progress::ProxyAuthenticationFailed if may_retry && attempt.has_other_route => {
             Decision::NextKey
         }
-        Progress::Unsent => retry_if(may_retry_same_key, Duration::ZERO, Decision::Fail),
+        Progress::Unsent => retry_if(may_retry_non_key_failure, Duration::ZERO, Decision::Fail),
         Progress::ProxyAuthenticationFailed => Decision::Fail,
         // A second attempt could charge two keys for one response.
-        Progress::NoResponse => {
-            retry_if(may_retry_same_key && attempt.effect == Effect::None, Duration::ZERO, Decision::Fail)
-        }
+        Progress::NoResponse => retry_if(
+            may_retry_non_key_failure && attempt.effect == Effect::None,
+            Duration::ZERO,
+            Decision::Fail,
+        ),
         // A 404 response has no side effect and costs no credits, so each account is tried once.
         Progress::Responded(Verdict::NotFound) => next_key_if(may_retry && attempt.may_be_elsewhere),
         Progress::Responded(verdict) => match verdict.concern() {
@@ -140,9 +143,9 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
             Concern::Unclear => {
                 next_key_if(may_retry && attempt.ambiguous_workspaces < MAX_AMBIGUOUS_WORKSPACES)
             }
-            Concern::Overload => retry_if(may_retry_same_key, OVERLOAD_PAUSE, Decision::Relay),
+            Concern::Overload => retry_if(may_retry_non_key_failure, OVERLOAD_PAUSE, Decision::Relay),
             Concern::Failure => retry_if(
-                may_retry_same_key && attempt.effect == Effect::None,
+                may_retry_non_key_failure && attempt.effect == Effect::None,
                 OVERLOAD_PAUSE,
                 Decision::Relay,
             ),
@@ -306,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_an_account_cannot_serve_is_retried_with_the_next() {
+    fn a_request_that_an_account_cannot_serve_is_retried_with_the_next_key() {
         for verdict in CAPABILITIES {
             check_decision(responded_attempt(verdict), Decision::NextKey);
             check_decision(

@@ -1,5 +1,6 @@
 //! Decides which usage records are deleted: all records before a cutoff at the start of an hour, because usage is
-//! summed by the hour. Also computes the prefix of the identifiers of records, by which records of a time are found.
+//! summed by the hour. Also computes the prefix of the identifiers of records, by which the records of a period are
+//! found.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Writes and reads a [`UnixMs`] as an RFC 3339 string, for `#[serde(with = "rfc3339")]`. Without it, a time is written
-//! as its number of milliseconds.
+//! Writes and reads a [`UnixMs`] as an RFC 3339 string, for `#[serde(with = "rfc3339")]`. Without this module, a time
+//! is written as its number of milliseconds.
 
 use serde::{Deserialize, Deserializer, Serializer, de};
 

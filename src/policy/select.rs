@@ -10,7 +10,7 @@ use super::units::UnixMs;
 /// A key, evaluated for one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Whether the key is usable, or why it is in cooldown.
+    /// Whether the key is usable, in cooldown or paused.
     pub state: KeyState,
     /// Whether this request may use the key: the request has not tried the key, and no restriction excludes the key in
     /// this round of the selection.
@@ -89,7 +89,7 @@ pub enum Unavailable {
     /// Every key is exhausted, locked, paused or invalid, or has fewer credits than this request needs.
     #[error("every key is exhausted, or has too few credits left for this request")]
     Exhausted {
-        /// The earliest known reset.
+        /// The time of the earliest known reset of credits, or `None` if no reset is known.
         resets_at: Option<UnixMs>,
         /// The most credits that any key has left, unless that is 0. A cheaper request may be served.
         left: Option<u64>,
@@ -113,7 +113,7 @@ pub enum Unavailable {
     /// An operator has paused every key that may serve the request and that the provider does not refuse as invalid.
     #[error("every key is paused")]
     Paused {
-        /// The end of the first pause that ends by itself.
+        /// The end of the first pause that ends by itself, or `None` if only operators end the pauses.
         until: Option<UnixMs>,
     },
     /// This request has tried every usable key that it may use.
@@ -129,7 +129,8 @@ pub enum Unavailable {
 pub struct SelectionFailure {
     /// The reason, which is reported to the client.
     pub reason: Unavailable,
-    /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
+    /// The earliest time at which a cooldown, a saturation, a pause of an operator or the interval between two probes
+    /// ends. `None` if no such time is known.
     pub retry_at: Option<UnixMs>,
     /// Whether every more expensive request fails as well. This is false if a key may be probed or overcommitted,
     /// because a more expensive request does not wait for a busy key whose credits do not suffice.
@@ -151,7 +152,7 @@ impl SelectionFailure {
     /// cooldown ends within [`SHORT_WAIT`].
     #[must_use]
     pub fn is_worth_waiting(&self, now: UnixMs) -> bool {
-        let is_soon = || self.retry_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
+        let can_retry_soon = || self.retry_at.is_some_and(|at| at.since(now) <= SHORT_WAIT);
         match self.reason {
             Unavailable::Full { .. } => true,
             // `retry_at` does not include the keys that this request has tried.
@@ -159,7 +160,7 @@ impl SelectionFailure {
             | Unavailable::Exhausted { .. }
             | Unavailable::Invalid
             | Unavailable::Paused { .. }
-            | Unavailable::Tried => is_soon(),
+            | Unavailable::Tried => can_retry_soon(),
             Unavailable::Outdated => false,
         }
     }

@@ -114,7 +114,7 @@ impl SessionTable {
         Some(session_before)
     }
 
-    /// Returns whether a session exists and has not ended. It does not count as a use.
+    /// Returns whether a session exists and has not ended. The check does not count as a use.
     #[must_use]
     pub fn contains(
         &self,
@@ -259,8 +259,9 @@ mod tests {
     #[test]
     fn another_admin_token_ends_all_sessions() {
         let mut table = table();
-        let renamed = SessionTokenFingerprint::new("s", &AdminTokenFingerprint::new("another"));
-        assert!(table.record_use(&renamed, LIMITS, START).is_none());
+        let with_other_admin_token =
+            SessionTokenFingerprint::new("s", &AdminTokenFingerprint::new("another"));
+        assert!(table.record_use(&with_other_admin_token, LIMITS, START).is_none());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Finds the known name that is most similar to an unknown name, for suggestions in error messages.
 
-/// Finds the candidate that is most similar to `name`, if at most a third of the characters differ. With a higher
-/// limit, suggestions would be guesses. With a lower limit, a short name with two typos would get no suggestion.
+/// Finds the candidate that is most similar to `name`, if at most a third of the characters, or a single character,
+/// differ. With a higher limit, suggestions would be guesses. With a lower limit, a short name with two typos would get
+/// no suggestion.
 #[must_use]
 pub fn find_similar<T: AsRef<str>>(name: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
     let max_distance = (name.chars().count() / 3).max(1);

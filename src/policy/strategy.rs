@@ -8,7 +8,7 @@ use super::units::UnixMs;
 pub struct RankingInputs {
     /// Credits of the workspace that are neither spent nor reserved, or `None` if the limit is unknown.
     pub remaining: Option<u64>,
-    /// The time at which the credits are reset.
+    /// The time at which the credits are reset, or `None` if it is unknown.
     pub resets_at: Option<UnixMs>,
     /// Requests in flight in the workspace.
     pub in_flight: u32,

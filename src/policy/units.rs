@@ -1,5 +1,5 @@
-//! Defines the time type [`UnixMs`] and the number format [`Grouped`]. The unit is part of the type, so that the
-//! compiler rejects mixed units.
+//! Defines the time type [`UnixMs`], the calendar date `CivilDate` and the number format [`Grouped`]. The unit is part
+//! of the type, so that the compiler rejects mixed units.
 
 use std::fmt;
 use std::time::Duration;

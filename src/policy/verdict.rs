@@ -1,5 +1,6 @@
 //! Defines the verdict: the classification of a response of the provider. Also defines what a verdict concerns, the
-//! outcome that it is recorded as, and the credits that a quota refusal reports.
+//! outcome that it is recorded as, the credits that a quota refusal reports, and the part of a request that a plan does
+//! not allow.
 //!
 //! [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a verdict from a response. Decisions about retries,
 //! evidence and restrictions depend only on the verdict.
@@ -55,7 +56,8 @@ pub enum Verdict {
     Unreadable,
 }
 
-/// The credits that the message of a quota refusal contains.
+/// The credits that the message of a quota refusal contains. A field is `None` if the message does not contain its
+/// number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shortfall {
     /// Remaining credits.
@@ -83,9 +85,10 @@ impl Shortfall {
         }
     }
 
-    /// Discards the credits if they contradict the account, which is known to have `left` credits of `limit`:
-    /// `left` suffices for the request, and more credits are missing than other programs are assumed to
-    /// spend between two polls. Otherwise, one wrong refusal would disable the account for every client.
+    /// Discards the credits if they contradict the account, which is known to have `left` credits of `limit`. They
+    /// contradict it if `left` is enough for the request, and if more credits are missing than other programs are
+    /// assumed to spend between two polls. If such credits were kept, one wrong refusal would disable the account for
+    /// every client.
     #[must_use]
     pub fn unless_contradicted(self, left: u64, limit: u64) -> Self {
         match self.credits() {
@@ -168,7 +171,7 @@ pub enum UnexplainedRefusal {
     Forbidden,
     /// A 429 response without a known message. Contains the `Retry-After`, if any.
     TooMany(Option<Duration>),
-    /// A response with one of these statuses and without a body, for example to a `HEAD` request. It permits no
+    /// A response with the status of another variant and without a body, for example to a `HEAD` request. It permits no
     /// conclusion.
     Bodiless,
 }

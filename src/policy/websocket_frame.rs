@@ -66,7 +66,7 @@ pub struct FrameHeader {
     pub reserved: u8,
     /// The type of the frame.
     pub opcode: Opcode,
-    /// The masking key of the payload. Only frames of a client have one.
+    /// The masking key of the payload, or `None` for an unmasked frame. Only frames of a client are masked.
     pub mask: Option<[u8; 4]>,
     /// Length of the payload in bytes.
     pub length: u64,

@@ -114,7 +114,7 @@ impl<C: Connect> ConversationPoller<C> {
         log_transitions(&self.pool.charge_late(&self.pool.roster(), &key, credits, clock::now()));
         self.metrics.record_late_price(credits);
         let record = conversation.into_priced_record(credits);
-        // Without a permit the usage store is closed. The store logs that it closes.
+        // If there is no permit, the usage store is closed. The store logs that it closes.
         if let Ok(permit) = self.usage.acquire_permit().await {
             permit.write(record);
         }

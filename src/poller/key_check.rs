@@ -1,6 +1,7 @@
 //! Checks a key for an operator: requests its subscription and the models, which costs no credits. Returns the
-//! classified response, its latency, the permissions that the responses show, and the maximum of concurrent requests.
-//! The response also updates the state of the key, like every poll. The admin API and `keychoir check --online` use it.
+//! classified response, its latency, the permissions that the responses show, and the maximum number of concurrent
+//! speech requests. The response also updates the state of the key, like every poll. The admin API and `keychoir check
+//! --online` use it.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,7 +48,7 @@ pub struct KeyCheck {
 pub enum CheckOutcome {
     /// The key is valid, and this is the subscription of its workspace.
     Valid {
-        /// The provider's name of the plan.
+        /// The provider's name of the plan, or `None` if the response contains none.
         plan: Option<String>,
         /// The credits of the workspace.
         quota: Quota,

@@ -1,6 +1,6 @@
-//! Polls the provider for the quota of each key, in the background: at startup, at a long interval, after a change of
-//! the settings, and after a refusal that a poll can confirm or refute. The quota also corrects the credits that the
-//! pool has counted, if other applications spend the same credits.
+//! Polls the provider for the quota of each key, in the background. It polls at startup, at a long interval, after a
+//! change of the settings, and after a refusal that a poll can confirm or refute. The quota also corrects the credits
+//! that the pool has counted, if other applications spend the same credits.
 //!
 //! [`QuotaPoller`] also requests the workspace and the regional host of a key, and once a day the models.
 //! [`ConversationPoller`] requests the costs of ended conversations, and [`KeyChecker`] checks a key for an operator.
@@ -68,7 +68,7 @@ pub struct QuotaPoller<C> {
 struct PollerState {
     keys: HashMap<Fingerprint, PolledKey>,
     models_polled_at: Option<Instant>,
-    /// The last forecast of the pool's credits.
+    /// The last forecast of the pool's credits, or `None` before the first round that polled a key.
     forecast: Option<Forecast>,
     /// Pairs of keys that may share a workspace and were logged.
     logged_pairs: HashSet<[Fingerprint; 2]>,
@@ -101,7 +101,7 @@ impl<C: Connect> QuotaPoller<C> {
     }
 
     /// With `sharing`, the poller polls only while this replica is the leader, and sends the results to the other
-    /// replicas. Without it, the poller always polls.
+    /// replicas. Without `sharing`, the poller always polls.
     #[must_use]
     pub fn with_sharing(self, sharing: Option<PollSharing>) -> Self {
         Self { sharing, ..self }
@@ -385,8 +385,8 @@ impl PollerState {
         let now = clock::now();
         let quota = key.workspace().quota(now);
         for other in roster.keys() {
-            let is_same_workspace = std::ptr::eq(key.workspace(), other.workspace());
-            if is_same_workspace || !quota.is_same_workspace(&other.workspace().quota(now)) {
+            let is_known_to_share = std::ptr::eq(key.workspace(), other.workspace());
+            if is_known_to_share || !quota.is_same_workspace(&other.workspace().quota(now)) {
                 continue;
             }
             let mut pair = [key.api_key().fingerprint(), other.api_key().fingerprint()];

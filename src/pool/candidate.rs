@@ -1,6 +1,7 @@
 //! Evaluates a key for one request, as input for the selection: whether the request may use the key, whether the
-//! credits suffice, whether the concurrency group has capacity, and when a key that cannot serve now may be tried
-//! again. Also computes the inputs of the ranking, claims probes, and offers a cheaper check of availability.
+//! credits suffice, and whether the concurrency group has capacity. For a key that cannot serve now, computes when it
+//! may be tried again. Also computes the inputs of the ranking, claims probes, and offers a cheaper check of
+//! availability. A probe is one request that tries a key during a cooldown whose reason is unproven.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,8 @@ pub(super) struct SelectionRound {
     pub(super) max_level: Option<RestrictionLevel>,
 }
 
-/// Evaluates `key`, at the given `position` of the roster, for `request` at `now`. `last_turn` is the turn of the
-/// last selected key.
+/// Evaluates `key`, at the given `position` of the roster, for `request` at `now`. `last_turn` is the turn of the last
+/// selected key, as [`RankingInputs`] defines it.
 pub(super) fn evaluate_key(
     key: &Arc<Key>,
     position: usize,
@@ -106,7 +107,7 @@ struct BlockedKey<'a> {
 
 impl BlockedKey<'_> {
     /// Whether the key or its workspace is in cooldown, or the key is paused.
-    fn is_cooling_down(&self) -> bool {
+    fn is_unusable(&self) -> bool {
         self.state != KeyState::Usable
     }
 
@@ -117,17 +118,17 @@ impl BlockedKey<'_> {
     /// Returns the probes of all current cooldowns. The key may be probed only if each of them is due.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
-        let is_cooling_down = self.is_cooling_down();
-        let key_probe = (is_cooling_down && self.key.cooldown().is_some()).then_some(&self.key.probe);
-        let workspace_probe = (is_cooling_down && workspace.cooldown().is_some()).then_some(&workspace.probe);
+        let is_unusable = self.is_unusable();
+        let key_probe = (is_unusable && self.key.cooldown().is_some()).then_some(&self.key.probe);
+        let workspace_probe = (is_unusable && workspace.cooldown().is_some()).then_some(&workspace.probe);
         let group = self.request.group.filter(|_| self.is_group_cooling_down());
         let group_probe = group.map(|group| &workspace.limiter(group).probe);
         [key_probe, workspace_probe, group_probe].into_iter().flatten()
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
-        let is_cooling_down = self.is_cooling_down() || self.is_group_cooling_down();
-        if !is_cooling_down || self.is_excluded || self.state.is_paused() {
+        let is_blocked = self.is_unusable() || self.is_group_cooling_down();
+        if !is_blocked || self.is_excluded || self.state.is_paused() {
             return false;
         }
         let mut probes = self.probes().peekable();

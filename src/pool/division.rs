@@ -1,6 +1,6 @@
-//! Connects the pool to the division between several replicas: reports the credits and the concurrent requests that
-//! this replica uses and needs, sends the changes that other replicas must receive, and applies the shares of this
-//! replica and the changes of other replicas.
+//! Connects the pool to the division of its limits between several replicas. Reports the credits and the concurrent
+//! requests that this replica uses and needs, and applies its shares: the parts of the limits that it may use. Also
+//! sends the changes that other replicas must receive, and applies the changes of other replicas.
 //!
 //! The module `shared` computes the division and connects the replicas. A pool without other replicas sends no changes
 //! and is never divided.
@@ -60,7 +60,7 @@ pub struct SlotUse {
     pub max: Option<u32>,
 }
 
-/// The demand of the queued requests of a concurrency group.
+/// The demand of a concurrency group: the slots (concurrent requests) and the credits that its queued requests need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupDemand {
     /// The number of queued requests.
@@ -69,7 +69,7 @@ pub struct GroupDemand {
     pub min_credits: u64,
 }
 
-/// The demand of all queued requests.
+/// The demand of all queued requests, by concurrency group and in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuedDemand {
     /// The queued requests of each concurrency group.
@@ -93,7 +93,7 @@ impl Pool {
     pub(super) fn publish(&self, change: impl FnOnce() -> PoolChange) {
         if let Some(changes) = self.changes.get() {
             // If the channel is full, the change is dropped. Other replicas then find the fact by their own requests,
-            // or after this replica has connected again, which sends all evidence.
+            // or after this replica has connected again and has sent all its evidence.
             let _ = changes.try_send(change());
         }
     }

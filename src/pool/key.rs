@@ -30,12 +30,13 @@ pub struct Key {
     origin: KeyOrigin,
     pub(super) workspace: Arc<Workspace>,
     authority: Option<Arc<Authority>>,
-    /// The default host with the key's own route: through its forward proxy, or directly.
+    /// The default host with the key's own route: through its forward proxy, or directly. `None` if the key has no
+    /// route of its own.
     default_route: Option<Arc<Authority>>,
     pub(super) weight: u32,
     pub(super) kept_credits: u64,
-    /// Evidence about the key itself. The fields `cooldown`, `probe` and `reported_remaining` are computed from it. The
-    /// last one contains the remaining credits of the key's own cap.
+    /// Evidence about the key itself. The fields `cooldown`, `probe` and `reported_remaining` are computed from it.
+    /// `reported_remaining` contains the remaining credits of the key's own quota.
     pub(super) evidence_cell: EvidenceCell,
     cooldown: CooldownCell,
     pause: PauseCell,
@@ -221,7 +222,7 @@ impl Key {
 
     /// Computes the cooldown, the probe and the remaining credits from the evidence at `now`.
     pub(super) fn apply_evidence(&self, settings: &Settings, now: UnixMs) {
-        // The reset date of the workspace does not apply to a key's own cap.
+        // The reset date of the workspace does not apply to a key's own quota.
         let summary = self.evidence_cell.evaluate(None, &settings.cooldowns(), now);
         if let Some((credits, expires_at)) = summary.remaining {
             self.reported_remaining.report(credits, expires_at, now);

@@ -1,5 +1,6 @@
-//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt. It also reserves a slot if the
-//! request belongs to a concurrency group, and credits for the estimated cost, which no other request can then spend.
+//! Acquires, charges and releases leases. A [`Lease`] reserves a key for one attempt. If the request belongs to a
+//! concurrency group, the lease also reserves a slot: one of the concurrent requests of the group. It also reserves
+//! credits for the estimated cost, which no other request can then spend.
 
 use std::sync::Arc;
 
@@ -110,7 +111,7 @@ impl Lease {
         self.group.is_some()
     }
 
-    /// Releases the key before the lease is dropped. Another call has no effect.
+    /// Releases the key before the lease is dropped. A second call has no effect.
     pub fn release(&mut self) {
         if std::mem::replace(&mut self.is_released, true) {
             return;
@@ -158,7 +159,7 @@ impl Drop for Lease {
     }
 }
 
-/// Returns the reports of remaining credits that limit a request with `key`: the report about the key's own cap, and
+/// Returns the reports of remaining credits that limit a request with `key`: the report about the key's own quota, and
 /// the report about its workspace.
 fn remaining_reports(key: &Key) -> [&ReportedRemaining; 2] {
     [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining]

@@ -20,7 +20,7 @@ pub struct WorkspaceMembership {
     basis: MembershipBasis,
     /// The digest by which replicas name the workspace.
     shared_id: SharedId,
-    /// The name that the configuration gives to the workspace.
+    /// The name that the configuration gives to the workspace, or `None` if it gives none.
     name: Option<String>,
 }
 

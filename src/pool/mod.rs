@@ -1,6 +1,7 @@
-//! Owns the pool of API keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, their state in atomics,
-//! the queue of the requests that wait for a key, and leases that release their key on drop. Also restores the state of
-//! the previous run, and returns snapshots of the keys.
+//! Owns the pool of API keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, and their state in
+//! atomics. The pool also has the queue of the requests that wait for a key, and leases that release their key on drop.
+//! Also reloads the keys, restores the state of the previous run, forecasts when all credits are spent, and returns
+//! snapshots of the keys.
 //!
 //! A request that does not wait takes no lock: it loads the roster once, selection reads atomics, and a reservation is
 //! a compare-and-swap. A cancelled request keeps no credits reserved, because dropping its [`Lease`] releases them.

@@ -291,7 +291,7 @@ fn a_key_that_is_polled_immediately_does_not_stay_in_cooldown() {
 }
 
 #[test]
-fn a_release_serves_every_waiter() {
+fn a_slot_that_is_released_during_queuing_serves_the_waiter() {
     check_interleavings_with(2, || {
         let pool = pool_with_slots(1);
         let roster = pool.roster();

@@ -1,6 +1,6 @@
 //! Simulates a month of requests with each strategy, against a provider whose prices differ from the pool's estimates.
-//! Tests that no strategy refuses a request while an account can pay for it, that the provider refuses few attempts,
-//! that the leases are counted correctly, and that `soonest-reset` lets the fewest credits expire.
+//! Tests that no strategy refuses a request while an account can pay for it, and that the provider refuses few
+//! attempts. Also tests that the leases are counted correctly, and that `soonest-reset` lets the fewest credits expire.
 
 #![allow(clippy::print_stdout, reason = "the test prints a table of its results")]
 
@@ -61,7 +61,7 @@ struct MonthResult {
     refused_requests: u32,
     /// Attempts that the provider refused for too few credits.
     refused_attempts: u32,
-    /// Times at which a request waited for the end of another request.
+    /// Number of times that a request waited for the end of another request.
     waits: u32,
     /// Credits that were unspent at a reset.
     expired_credits: u64,

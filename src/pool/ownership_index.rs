@@ -1,6 +1,7 @@
-//! Maps identifiers of resources to the workspaces that own them, with bounds on the number and the age of the entries.
-//! An entry is recorded from a response or from a reply of another replica, and looked up for each request that
-//! contains its identifier. The database stores the entries, and a restart restores them.
+//! Maps identifiers of resources to the workspaces that own them, with bounds on the number and the age of the entries,
+//! which depend on the storage class of the identifier. An entry is recorded from a response or from a reply of another
+//! replica, and looked up for each request that contains its identifier. The database stores the entries, and a restart
+//! restores them.
 //!
 //! The index is separate from the roster because its entries outlive the keys. The entries of a workspace
 //! apply again when its keys are removed and later configured again.

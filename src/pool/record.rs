@@ -30,7 +30,7 @@ use crate::policy::verdict::Verdict;
 pub struct RefusedAttempt<'a> {
     /// The classification of the response.
     pub verdict: Verdict,
-    /// The requirements of the request for a key.
+    /// The requirements of the request for a key, or `None` if they are unknown.
     pub request: Option<&'a KeyRequest>,
     /// Whether another account has refused the same request with the same message.
     pub is_repeated_elsewhere: bool,
@@ -41,7 +41,7 @@ pub struct RefusedAttempt<'a> {
 /// An attempt that the provider has served.
 #[derive(Clone, Copy, Debug)]
 pub struct ServedAttempt<'a> {
-    /// The requirements of the request for a key.
+    /// The requirements of the request for a key, or `None` if they are unknown.
     pub request: Option<&'a KeyRequest>,
     /// The time at which the key was reserved.
     pub began_at: UnixMs,
@@ -54,9 +54,9 @@ pub struct ServedAttempt<'a> {
 pub enum Observation {
     /// The quota and the plan of the key's workspace.
     Quota {
-        /// Spent credits, limit, overage and reset date.
+        /// Spent credits, limit, extension and reset date.
         quota: Quota,
-        /// The provider's name of the plan.
+        /// The provider's name of the plan, or `None` if the provider does not report it.
         tier: Option<String>,
         /// Whether the latest invoice is paid, or `None` if the provider does not report it.
         is_paid: Option<bool>,
@@ -139,8 +139,8 @@ impl Pool {
         self.remove_evidence(roster, key, has_source, now)
     }
 
-    /// Records that a request was served with `key`, and removes the evidence that this refutes. Returns the state
-    /// changes.
+    /// Records that a request was served with `key`, and removes the evidence that the served request refutes. Returns
+    /// the state changes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
@@ -177,14 +177,14 @@ impl Pool {
                 && is_refuted(evidence)
         };
         let Some(refuted) = evidence.iter().find(is_shared) else { return Vec::new() };
-        let is_same = |evidence: &Evidence| {
+        let is_same_refusal = |evidence: &Evidence| {
             evidence.claim.is_same_kind(refuted.claim)
                 && evidence.is_repeated_elsewhere
                 && evidence.source.request_id == refuted.source.request_id
         };
         let other_keys =
             roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
-        other_keys.flat_map(|other| self.remove_evidence(roster, other, is_same, now)).collect()
+        other_keys.flat_map(|other| self.remove_evidence(roster, other, is_same_refusal, now)).collect()
     }
 
     /// Removes the evidence about `key` and its workspace that `is_removed` selects, at all replicas.

@@ -1,4 +1,5 @@
-//! Computes the restriction that follows from a refusal, and defines the refusal as the database stores it.
+//! Computes the restriction that follows from a refusal (which keys are tried last, or later, for a kind of request),
+//! and defines the refusal as the database stores it.
 //!
 //! The restriction is computed when the provider or another replica sends the refusal, and again when Keychoir starts.
 //! Changed rules therefore also apply to refusals that an earlier version of Keychoir has stored.

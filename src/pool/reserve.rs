@@ -232,15 +232,17 @@ impl Pool {
         })
     }
 
-    /// Advances the turn of the selected `key`. The higher the weight of the key, the smaller the step.
+    /// Advances the turn of the selected `key` in the weighted round robin. The higher the weight of the key, the
+    /// smaller the step.
     fn advance_turn(&self, key: &Key, last_turn: u64) {
         let turn = key.turn.load(Ordering::Acquire).max(last_turn);
         key.turn.store(turn + TURN / u64::from(key.weight), Ordering::Release);
         self.last_turn.fetch_max(turn, Ordering::AcqRel);
     }
 
-    /// Records `key` as the key in use. Returns a state change if another key was in use before. A key is not
-    /// recorded if it only substitutes for another usable key, which is busy or cannot pay for this request.
+    /// Records `key` as the key in use. Returns the state change, or `None` if the key was already in use or is not
+    /// recorded. A key is not recorded if it is not usable, or only substitutes for another usable key, which is busy
+    /// or cannot pay for this request.
     fn record_key_in_use(
         &self,
         roster: &Roster,
@@ -304,7 +306,7 @@ fn find_best_usable(
     best.map(|(_, position)| position)
 }
 
-/// Whether a key would serve if its credits sufficed.
+/// Whether a key is usable and eligible for a request, but its credits do not suffice.
 fn is_short_of_credits(candidate: &Candidate) -> bool {
     candidate.is_eligible
         && candidate.state == KeyState::Usable

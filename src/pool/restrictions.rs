@@ -1,5 +1,6 @@
 //! Records restrictions: kinds of requests that the provider has refused to a plan, a workspace or a key, although it
-//! may serve them with other keys. The reason is a feature, a permission, an endpoint, or a limit of the rate.
+//! may serve them with other keys. The reason is a feature or a resource that the plan limits, a permission, an
+//! endpoint, or a limit of the rate or of the concurrent requests.
 //!
 //! A restriction applies only to requests of its kind. It decides which keys are tried last, only as the first attempt,
 //! or not before a given time. Requests read an immutable table, which is usually empty. A refusal replaces the table.
@@ -183,7 +184,8 @@ impl Restrictions {
     }
 
     /// Whether an account other than the account of `key` has refused a request with the given `features` with
-    /// `verdict`, after a further account had refused the same request, and has not served such a request since then.
+    /// `verdict`, after a further account had refused the same request. Returns `false` if that account has served such
+    /// a request since then.
     #[must_use]
     pub fn is_refused_by_others(
         &self,

@@ -26,7 +26,7 @@ use crate::secret::{ApiKey, Fingerprint, Redactor};
 pub struct KeyEntry {
     /// The secret API key.
     pub key: ApiKey,
-    /// The configured name, for operators.
+    /// The configured name, for operators, or `None` if the key has no name.
     pub name: Option<String>,
     /// The name of the key's workspace. Keys of one workspace share its credits. A key without a name is the only key
     /// of its workspace until the provider reports an identifier.
@@ -37,8 +37,8 @@ pub struct KeyEntry {
     /// The default host through the key's own forward proxy, or directly, if the connections of this key differ from
     /// the connections of the other keys. Ignored for a key with an `authority`, which includes its forward proxy.
     pub default_route: Option<Arc<Authority>>,
-    /// The host that accepted the key in a poll, after the default host refused it as a key of another
-    /// region.
+    /// The host that accepted the key in a poll, after the default host refused it as a key of another region. `None`
+    /// before such a poll.
     pub detected_region: Option<Arc<Authority>>,
     /// The key's share of the requests relative to other keys. 0 counts as 1. Only some strategies use weights.
     pub weight: u32,
@@ -149,8 +149,8 @@ impl Roster {
         }
     }
 
-    /// Returns the workspace with the same membership. Without one, returns the previous workspace of the key under
-    /// its new identification, if no other key claims it. Otherwise returns a new workspace.
+    /// Returns the workspace with the same membership. If there is none, returns the previous workspace of the key
+    /// under its new identification, if no other key claims it. Otherwise returns a new workspace.
     fn workspace_for(
         &self,
         entry: &KeyEntry,

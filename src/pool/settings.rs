@@ -33,8 +33,8 @@ pub struct Settings {
     pub invalid_cooldown: Duration,
     /// Time for which a key is tried last for a request whose permission it lacked.
     pub permission_cooldown: Duration,
-    /// Time for which a workspace, and other workspaces of its plan, are tried last for a feature that the plan lacks,
-    /// or a workspace for a resource of which it may have no more.
+    /// Time for which a workspace, and other workspaces of its plan, are tried last for a feature that the plan lacks.
+    /// Also the time for which a workspace is tried last for a resource of which it may have no more.
     pub feature_cooldown: Duration,
     /// Time for which a workspace is tried last for an endpoint that refused it without a known
     /// reason.

@@ -1,5 +1,5 @@
-//! Exports the atomics and the lock of the pool's state. Model checks use the atomics and the lock of loom instead,
-//! which explores every interleaving of threads.
+//! Exports the atomics, the memory fence and the lock of the pool's state. Model checks use those of loom instead,
+//! which explores the interleavings of threads.
 
 #[cfg(not(keychoir_model))]
 pub(super) use std::sync::{

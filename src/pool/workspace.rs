@@ -30,8 +30,8 @@ pub struct Workspace {
     membership: ArcSwap<WorkspaceMembership>,
     identity: OwnerId,
     pub(super) quota_cell: QuotaCell,
-    /// Evidence about the workspace. The next three fields are computed from it: the cooldown, the probe
-    /// before its end, and the end of a rate limit of speech, or 0.
+    /// Evidence about the workspace. The next three fields, the rate limits in `limiters` and the reported remaining
+    /// credits in `quota_cell` are computed from it. `speech_limited_until` is 0 without a rate limit of speech.
     pub(super) evidence_cell: EvidenceCell,
     cooldown: CooldownCell,
     pub(super) probe: ProbeCell,

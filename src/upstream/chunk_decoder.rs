@@ -241,8 +241,8 @@ const MALFORMED: DecoderState = DecoderState::Failed(ChunkError::Malformed);
 /// Maximum number of digits of a size that is decoded in one step.
 const MAX_PLAIN_DIGITS: usize = 8;
 
-/// Decodes a complete size line. Returns the size and the length of the line, or `None` if the line is
-/// incomplete, has an extension, or has the size 0.
+/// Decodes a complete size line. Returns the size and the length of the line, or `None` if the line is incomplete, has
+/// the size 0, or is not only a size of at most [`MAX_PLAIN_DIGITS`] digits.
 fn decode_plain_size(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut size = 0;
     for (index, byte) in bytes.iter().enumerate().take(MAX_PLAIN_DIGITS + 1) {

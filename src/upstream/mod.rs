@@ -1,6 +1,6 @@
-//! Implements the HTTP/1.1 client for the provider: sends a request over a pooled connection, and reports how
-//! far a failed attempt got. A key of a region is sent only to the authority of that region. No other module
-//! writes a key to a request head. Redirects are returned, not followed.
+//! Implements the HTTP/1.1 client for the provider: sends a request over a pooled connection, and reports the progress
+//! of a failed attempt. A key of a region is sent only to the authority of that region. No other module writes a key to
+//! a request head. Redirects are returned, not followed.
 //!
 //! This HTTP client implements only the part of HTTP/1.1 that Keychoir needs. `docs/adr/0007-http1-client-half.md` has
 //! the reasons and measurements, and `src/upstream/tests/strictness.rs` compares it with hyper's client. Other
@@ -79,7 +79,7 @@ pub struct Settings {
     pub max_connection_duration: Duration,
 }
 
-/// The HTTP client for the provider, and its connection pools. Clones share them.
+/// The HTTP client for the provider, and its connection pools. Clones share the pools.
 #[derive(Debug)]
 pub struct Upstream<C = TcpTlsConnector> {
     inner: Arc<Inner<C>>,

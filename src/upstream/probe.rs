@@ -1,6 +1,6 @@
-//! Examines the route to the provider for the online check of the configuration: resolves the host name, opens one
-//! connection in the same way as for requests, and sends a request without a key, which the provider refuses without a
-//! charge.
+//! Examines the route to the provider for the online check of the configuration. Resolves the host name, opens one
+//! connection in the same way as for requests, and sends a request without a key. The provider refuses this request
+//! without a charge.
 
 use std::io;
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! Defines the head of an upstream request before a key is added. The head is kept until the last attempt, and for the
-//! failovers of a WebSocket session. A copy of it frees the read buffer with the client's head. The head of a WebSocket
-//! handshake also decides whether a 101 response accepts the handshake.
+//! failovers of a WebSocket session. [`compact`](UpstreamRequestHead::compact) copies it, so that the read buffer with
+//! the client's head can be freed. The head of a WebSocket handshake also decides whether a 101 response accepts the
+//! handshake.
 
 use http::header::{HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, Method, Uri};
@@ -18,8 +19,8 @@ pub struct UpstreamRequestHead {
 }
 
 impl UpstreamRequestHead {
-    /// Copies the target and the header values. Before that, they reference the read buffer with the client's head,
-    /// which can thus be freed.
+    /// Copies the target and the header values. Until they are copied, they reference the read buffer with the client's
+    /// head and prevent its release.
     pub fn compact(&mut self) {
         if let Ok(copied_target) = Uri::try_from(self.target.to_string()) {
             self.target = copied_target;

@@ -76,7 +76,8 @@ pub struct UpstreamBody<S> {
     /// Whether bytes were received after `last_received_at`. Each read sets this flag, because reading the clock takes
     /// longer.
     has_received: bool,
-    /// The error that ended the body. The body returns it after hyper's server has written the preceding bytes.
+    /// The error that ended the body. The body returns it after hyper's server has written the preceding bytes. `None`
+    /// if no error is delayed.
     delayed_error: Option<ConnectionError>,
     /// Whether the task has yielded after the last chunk, so that hyper's server could write the chunk.
     has_yielded: bool,

@@ -1,5 +1,6 @@
-//! Tests the HTTP client for the provider over in-memory pipes and with virtual time: the encoded request, the reuse of
-//! connections, timeouts and other errors of an attempt, and the framing and the flow of responses.
+//! Tests the HTTP client for the provider over in-memory pipes and with virtual time. The tests cover the encoded
+//! request, the reuse of connections, timeouts and other errors of an attempt, and the framing and the flow of
+//! responses.
 
 mod strictness;
 
@@ -422,7 +423,7 @@ async fn idle_connections_are_kept_per_proxy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_redirect_is_a_response_like_any_other() {
+async fn a_redirect_is_returned_and_not_followed() {
     let (upstream, mut provider) = connect_provider();
     let (send_result, ()) =
         join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {

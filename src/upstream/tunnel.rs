@@ -37,8 +37,8 @@ impl ForwardProxyError {
         Self { proxy: proxy.to_string(), kind }
     }
 
-    /// Returns whether the proxy refused the credentials, or requires credentials. Such a proxy refuses every
-    /// connection.
+    /// Returns whether the proxy refused the credentials, requires credentials, or does not accept the scheme `Basic`.
+    /// Such a proxy refuses every connection.
     #[must_use]
     pub fn is_authentication_failure(&self) -> bool {
         match &self.kind {

@@ -4,7 +4,8 @@
 use crate::policy::client_quota::{ClientQuota, RateLimit};
 use crate::policy::path::Path;
 
-/// The rules of a client. The default sets no limits, and grants neither of the two permissions.
+/// The rules of a client. A limit of `None` is not applied. The default sets no limits, and grants neither of the two
+/// permissions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Maximum number of requests or credits per period.

@@ -20,7 +20,8 @@ const COMMON_VALUES: [(&str, &str); 4] = [
     ("gzip", "gzip"),
 ];
 
-/// Returns the declared content encodings. Several header lines form one list (RFC 9110, section 5.3).
+/// Returns the declared content encodings, or `None` if the header is missing. Several header lines form one list (RFC
+/// 9110, section 5.3).
 #[must_use]
 pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let mut lines =

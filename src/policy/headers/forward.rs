@@ -1,5 +1,6 @@
 //! Removes the headers of proxies in front of Keychoir from requests, except the headers that the operator lists in
-//! `access.forward_headers`. Also decides which headers the operator must not list.
+//! `access.forward_headers`. Also decides which headers the operator must not list. A row of the table in `table`
+//! covers one header, or all headers with a prefix.
 
 use http::header::{HeaderMap, HeaderName};
 
@@ -9,6 +10,7 @@ use super::table::Rule;
 /// The headers that `access.forward_headers` lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardedHeaders {
+    /// The table rows of the listed headers, if each row covers only one header.
     rows: PresentHeaders,
     /// Listed headers whose table row also covers other names.
     names: Vec<HeaderName>,

@@ -70,7 +70,7 @@ impl KnownHeader {
 
     const fn from_index(index: usize) -> Self {
         assert!(index < 128, "the rows must fit into the bits of a u128");
-        #[expect(clippy::cast_possible_truncation, reason = "below 128")]
+        #[expect(clippy::cast_possible_truncation, reason = "the index is below 128")]
         Self(index as u8)
     }
 

@@ -103,9 +103,9 @@ pub struct FrameValidator {
     /// The first bytes of an incomplete header.
     header: [u8; MAX_HEADER_BYTES],
     header_length: usize,
-    /// The frame whose payload is incomplete.
+    /// The frame whose payload is incomplete, or `None` while a header is expected.
     frame: Option<OpenFrame>,
-    /// The type of the incomplete message.
+    /// The type of the incomplete message, or `None` between two messages.
     message: Option<MessageType>,
     /// The first bytes of an incomplete UTF-8 character.
     character: [u8; 4],

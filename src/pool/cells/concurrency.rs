@@ -1,6 +1,6 @@
-//! Limits the concurrent requests of one concurrency group of a workspace: counts the running requests and their peak,
-//! computes their maximum from the provider's maximum and the share of this replica, and stores the end of the rate
-//! limit and of the cooldown after a refusal for too many concurrent requests.
+//! Limits the concurrent requests of one concurrency group of a workspace. Counts the running requests and their peak,
+//! and computes their maximum from the provider's maximum and the share of this replica. Also stores the end of the
+//! rate limit, and of the cooldown after a refusal for too many concurrent requests.
 
 use std::time::Duration;
 
@@ -23,10 +23,12 @@ pub(in crate::pool) struct ConcurrencyLimiter {
     reported_max: AtomicU32,
     /// The maximum of the plan, or 0 if it is unknown.
     plan_max: AtomicU32,
-    /// The share of this replica, or [`UNLIMITED`] if the group is not divided between replicas.
+    /// The share of this replica: its maximum number of running requests, or [`UNLIMITED`] if the group is not divided
+    /// between replicas.
     share: AtomicU32,
-    /// End of the cooldown after a refusal because of too many concurrent requests, in Unix milliseconds. It does not
-    /// depend on the number of running requests, because other programs may also use the workspace.
+    /// End of the cooldown after a refusal because of too many concurrent requests, in Unix milliseconds, or 0 before
+    /// such a refusal. It does not depend on the number of running requests, because other programs may also use the
+    /// workspace.
     full_until: AtomicU64,
     /// End of the rate limit in Unix milliseconds, or 0 without a rate limit.
     limited_until: AtomicU64,
@@ -87,7 +89,8 @@ impl ConcurrencyLimiter {
         }
     }
 
-    /// Sets or clears the rate limit of the group, and the delay after which one request may probe it.
+    /// Sets or clears the rate limit of the group, and the delay after which one request may probe it. Without the
+    /// delay, no request may probe it.
     pub(in crate::pool) fn set_rate_limit(
         &self,
         until: Option<UnixMs>,
@@ -140,8 +143,8 @@ impl ConcurrencyLimiter {
         self.update_max() > previous_max
     }
 
-    /// Records a refusal because of too many concurrent requests, which reports the maximum `max` and starts a cooldown
-    /// until `until`.
+    /// Records a refusal because of too many concurrent requests, which may report the maximum `max`, and starts a
+    /// cooldown until `until`.
     pub(in crate::pool) fn record_refusal(&self, max: Option<u32>, until: UnixMs) {
         if let Some(max) = max.filter(|&max| max > 0) {
             self.set_reported_max(max);

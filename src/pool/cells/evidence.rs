@@ -29,6 +29,7 @@ pub(in crate::pool) struct EvidenceSummary {
     /// For each concurrency group, the end of its rate limit and whether it may be probed.
     pub(in crate::pool) rate_limits: [Option<(UnixMs, bool)>; ConcurrencyGroup::COUNT],
     /// The reported remaining credits, on the scale of the pool's estimates, and the time at which the report expires.
+    /// `None` if no evidence reports remaining credits above 0.
     pub(in crate::pool) remaining: Option<(u64, UnixMs)>,
 }
 
@@ -82,8 +83,8 @@ impl EvidenceCell {
     /// evidence, even if the evidence was recorded in the same millisecond.
     pub(in crate::pool) fn record_poll(&self, poll: Poll) {
         let mut collected = self.lock();
-        let earliest = collected.evidence.iter().map(|evidence| evidence.at.0.saturating_add(1)).max();
-        let polled_at = UnixMs(poll.at.0.max(earliest.unwrap_or(0)));
+        let min_polled_at = collected.evidence.iter().map(|evidence| evidence.at.0.saturating_add(1)).max();
+        let polled_at = UnixMs(poll.at.0.max(min_polled_at.unwrap_or(0)));
         collected.last_poll = Some(Poll { at: polled_at, ..poll });
     }
 

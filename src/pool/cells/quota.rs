@@ -1,5 +1,6 @@
 //! Counts the credits of a workspace: the spent credits, the credits that requests in flight have reserved, and the
-//! ceiling of their sum. Also ends the period at its reset date, and applies polls and the share of this replica.
+//! ceiling of their sum. Also ends the period at its reset date, and applies polls and the share of this replica: the
+//! part of the credits that it may use.
 //!
 //! One atomic word holds the sum, and a reservation is one compare-and-swap against the ceiling. Two
 //! requests therefore cannot reserve the same credits. The spent and the reserved credits are also held
@@ -210,11 +211,11 @@ impl QuotaCell {
         self.record_discrepancy(previous_quota.discrepancy(polled, idle, lag));
         self.replace_count(|count| Quota { count, ..previous_quota }.reconcile(polled, idle, lag).count);
         self.set_limits(polled);
-        let is_new = Quota { count: 0, ..previous_quota } != Quota { count: 0, ..polled };
-        if is_new {
+        let has_new_limits = Quota { count: 0, ..previous_quota } != Quota { count: 0, ..polled };
+        if has_new_limits {
             self.reported_remaining.clear();
         }
-        is_new
+        has_new_limits
     }
 
     /// Returns the sum of the differences by which the provider's counts of this period exceeded the count of the pool.
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_limit_and_unlimited_overage_fit_any_request() {
+    fn an_unknown_limit_and_an_unlimited_extension_fit_any_request() {
         assert!(QuotaCell::default().reserve(1 << 40, Some(5)));
         let cell = QuotaCell::default();
         let limit = Some(10);

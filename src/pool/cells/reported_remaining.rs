@@ -1,6 +1,6 @@
 //! Stores the remaining credits that the provider reports when it refuses a request because of its cost.
 //!
-//! The report is about a workspace or about a key with its own cap. It is stored separately from the count of spent
+//! The report is about a workspace or about a key with its own quota. It is stored separately from the count of spent
 //! credits in [`QuotaCell`](super::QuotaCell). While the report is current, it overrides that count.
 
 use super::super::sync::{AtomicU64, Ordering};

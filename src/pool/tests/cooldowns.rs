@@ -62,7 +62,7 @@ fn a_workspace_cooldown_applies_to_its_keys_only() {
 }
 
 #[test]
-fn a_key_at_its_own_cap_leaves_its_workspace_usable() {
+fn a_key_whose_own_quota_is_used_up_leaves_its_workspace_usable() {
     let pool = pool(&[Some("a"), Some("a")]);
     pool.record_verdict(
         0,

@@ -136,7 +136,7 @@ async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutc
 /// The reason why this client rejects a response that hyper's client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StrictnessReason {
-    /// Hyper does not decode other codings than chunked. Keychoir's client would receive such a body without the header
+    /// Hyper does not decode codings other than chunked. Keychoir's client would receive such a body without the header
     /// that declares its coding.
     UnsupportedCoding,
     /// A 101 response to a request that is not an upgrade would give Keychoir's client control of the connection.

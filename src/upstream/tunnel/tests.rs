@@ -194,7 +194,7 @@ async fn a_request_without_a_tunnel_is_unsent() {
 }
 
 #[tokio::test]
-async fn bytes_of_the_proxy_are_not_taken_for_the_providers() {
+async fn bytes_of_the_proxy_are_not_taken_for_bytes_of_the_provider() {
     let response: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
     let proxy = proxy(ALICE);
     let (_, tunnel_result) = open_http_tunnel(&proxy, &authority(), &[response]).await;
@@ -250,17 +250,25 @@ fn contains(bytes: &[u8], pattern: &[u8]) -> bool {
     bytes.windows(pattern.len()).any(|window| window == pattern)
 }
 
+// The messages of a SOCKS5 proxy (RFC 1928 and RFC 1929).
+const NO_AUTHENTICATION: &[u8] = &[5, 0];
+const PASSWORD_METHOD: &[u8] = &[5, 2];
+const NO_ACCEPTABLE_METHOD: &[u8] = &[5, 0xff];
+const PASSWORD_ACCEPTED: &[u8] = &[1, 0];
+const PASSWORD_REFUSED: &[u8] = &[1, 1];
+const OPEN: &[u8] = &[5, 0, 0, 1, 127, 0, 0, 1, 0x1f, 0x90];
+const HOST_UNREACHABLE: &[u8] = &[5, 4, 0, 1, 0, 0, 0, 0, 0, 0];
+
 #[tokio::test]
 async fn a_socks_proxy_receives_the_host_name_and_the_credentials() {
-    /// The response of a proxy that has opened a connection.
-    const OPEN: &[u8] = &[5, 0, 0, 1, 127, 0, 0, 1, 0x1f, 0x90];
-    let (received_bytes, tunnel_result) = open_socks_tunnel(&proxy(None), &[&[5, 0], OPEN]).await;
+    let (received_bytes, tunnel_result) = open_socks_tunnel(&proxy(None), &[NO_AUTHENTICATION, OPEN]).await;
     assert!(tunnel_result.is_ok(), "the tunnel must be open, but the result is {tunnel_result:?}");
     assert!(
         contains(&received_bytes, b"\x03\x0bapi.example\x01"),
         "the proxy must receive the host name, but it receives {received_bytes:?}"
     );
-    let (received_bytes, tunnel_result) = open_socks_tunnel(&proxy(ALICE), &[&[5, 2], &[1, 0], OPEN]).await;
+    let (received_bytes, tunnel_result) =
+        open_socks_tunnel(&proxy(ALICE), &[PASSWORD_METHOD, PASSWORD_ACCEPTED, OPEN]).await;
     assert!(tunnel_result.is_ok(), "the tunnel must be open, but the result is {tunnel_result:?}");
     assert!(
         contains(&received_bytes, b"\x01\x05alice\x07hunter2"),
@@ -274,19 +282,19 @@ async fn the_error_of_a_socks_proxy_names_its_cause() {
     for (credentials, responses, progress, expected) in [
         (
             None,
-            &[&[5_u8, 0xff][..]] as &[&[u8]],
+            &[NO_ACCEPTABLE_METHOD] as &[&[u8]],
             Progress::ProxyAuthenticationFailed,
             "requires a user and a password (SOCKS5): add them to `proxy`, as in http://USER:PASSWORD@HOST:PORT",
         ),
         (
             ALICE,
-            &[&[5, 2], &[1, 1]],
+            &[PASSWORD_METHOD, PASSWORD_REFUSED],
             Progress::ProxyAuthenticationFailed,
             "refuses the configured user and password (SOCKS5): correct them in `proxy` or `proxy_file`",
         ),
         (
             None,
-            &[&[5, 0], &[5, 4, 0, 1, 0, 0, 0, 0, 0, 0]],
+            &[NO_AUTHENTICATION, HOST_UNREACHABLE],
             Progress::Unsent,
             "opened no connection by SOCKS5: Host unreachable",
         ),

@@ -60,6 +60,8 @@ const FINAL_CONTINUATION: u8 = 0x80;
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
+/// The bit of the last frame of a message.
+const FINAL: u8 = 0x80;
 /// The first of the three reserved bits.
 const RESERVED_BIT: u8 = 0x40;
 
@@ -78,11 +80,11 @@ fn each_forbidden_frame_is_reported_as_its_violation() {
         (vec![frame(TEXT | RESERVED_BIT, b"x")], Violation::ReservedBits),
         (vec![frame(TEXT | RESERVED_BIT >> 1, b"x")], Violation::ReservedBits),
         (vec![frame(TEXT | RESERVED_BIT >> 2, b"x")], Violation::ReservedBits),
-        (vec![frame(0xc9, b"x")], Violation::ReservedBits),
-        (vec![frame(0x83, b"x")], Violation::ReservedOpcode),
-        (vec![frame(0x8b, b"x")], Violation::ReservedOpcode),
-        (vec![frame(0x09, b"x")], Violation::FragmentedControl),
-        (vec![frame(0x08, b"")], Violation::FragmentedControl),
+        (vec![frame(PING | RESERVED_BIT, b"x")], Violation::ReservedBits),
+        (vec![frame(FINAL | 3, b"x")], Violation::ReservedOpcode),
+        (vec![frame(FINAL | 11, b"x")], Violation::ReservedOpcode),
+        (vec![frame(PING & !FINAL, b"x")], Violation::FragmentedControl),
+        (vec![frame(CLOSE & !FINAL, b"")], Violation::FragmentedControl),
         (vec![frame(PING, &[0; 126])], Violation::LongControl),
         (vec![frame(CLOSE, &[3; 126])], Violation::LongControl),
         (vec![frame(CONTINUATION, b"x")], Violation::StrayContinuation),
