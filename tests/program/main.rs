@@ -16,6 +16,7 @@ mod support;
 mod environment;
 
 mod canaries;
+mod check;
 mod config_show;
 mod control;
 mod database;
