@@ -56,6 +56,7 @@ pub(super) struct AccountAffinity {
     /// Whether another account may be tried after a 404 response, because such a response has no effect and
     /// no cost.
     may_try_other_accounts: bool,
+    /// Whether the request costs no credits.
     is_free: bool,
     has_json_body: bool,
     scope: AccountScope,
@@ -88,9 +89,9 @@ impl AccountAffinity {
         }
     }
 
-    /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to a
-    /// maximum size and time, because it may name an owned resource. If this replica knows no owner, looks it up once
-    /// in the other replicas.
+    /// Determines the account that must or should serve the request of `client`, unless the pool has only one account.
+    /// Waits for a JSON body, up to a maximum size and time, because the body may name an owned resource. If this
+    /// replica knows no owner, looks up the owner once in the other replicas.
     ///
     /// # Errors
     ///
@@ -125,7 +126,8 @@ impl AccountAffinity {
         Ok(())
     }
 
-    /// Adds the identifiers in a client's message of a WebSocket session.
+    /// Adds the identifiers in a client's message of a WebSocket session, and determines the account again. Does
+    /// nothing if the pool has only one account.
     ///
     /// # Errors
     ///
@@ -212,7 +214,7 @@ impl AccountAffinity {
             || (self.response_ownership == ResponseOwnership::Created && self.is_free)
     }
 
-    /// Returns the account that is tried first, or `None` if all accounts are equal.
+    /// Returns the account that is tried first, or `None` if the request prefers no account.
     pub(super) fn preferred_account(&self) -> Option<&OwnerId> {
         match &self.scope {
             AccountScope::Preferred(owner) => Some(owner),
@@ -264,7 +266,7 @@ impl AccountAffinity {
     pub(super) fn record_not_found(&mut self, key: &Key, roster: &Roster) -> bool {
         let identity = key.workspace().identity();
         if self.pinning_kind().is_some() {
-            self.remove_deleted_owner();
+            self.add_owner_removal();
             return false;
         }
         if !self.accounts_without_resource.contains(identity) {
@@ -285,7 +287,7 @@ impl AccountAffinity {
 
     /// Adds the removal of the recorded owner to the updates, so that the next request may try other accounts. Only
     /// a response that must be about the single named resource proves that its owner does not have it.
-    fn remove_deleted_owner(&mut self) {
+    fn add_owner_removal(&mut self) {
         let concerns_named_resource =
             affinity::is_speech(&self.route) || self.route.ends_in_only_identifier();
         if let ([identifier], [], true) =
@@ -303,9 +305,9 @@ impl AccountAffinity {
             || !self.updates.is_empty()
     }
 
-    /// Records the ownership that the response head proves, publishes removed owners, and caches a 404 response.
-    /// Returns a recorder for the response body, if the body may contain new identifiers. Otherwise, queues the updates
-    /// for the usage store.
+    /// Records the ownership that the response head proves and the account that served a list. Publishes removed
+    /// owners, and caches a 404 response. Returns a recorder for the response body, if the body may contain new
+    /// identifiers. Otherwise, queues the updates for the usage store.
     pub(super) fn record_response<C>(
         mut self,
         proxy: &Proxy<C>,

@@ -1,6 +1,6 @@
 //! Accounts for one attempt to send a request with one key. Whatever its outcome, an attempt writes one usage record.
-//! An attempt with a key of the pool also charges the client and the workspace, updates the states of keys by the
-//! response, and releases its key. `exchange` and `socket` create the attempts.
+//! An attempt with a key of the pool also charges the client and the workspace, updates the states of keys according to
+//! the response, and releases its key. `exchange` and `socket` create the attempts.
 
 mod charging;
 mod key_state;
@@ -100,7 +100,7 @@ pub(super) struct Attempt {
     speech_group: Option<ConcurrencyGroup>,
     permits: Arc<RequestPermits>,
     pending_charge: PendingCharge,
-    /// The price of a session that is billed by its duration.
+    /// The price of a session that is billed by its duration, or `None` for any other request.
     credits_per_minute: Option<u64>,
     /// Estimated credits for the text that was sent to the provider in a session.
     text_credits: u64,

@@ -110,8 +110,8 @@ impl ClientUsage {
         usage_totals(client, &counters.usage, now)
     }
 
-    /// Returns the usage of a user at `now`. If the client has a quota per user, it includes the reservations of
-    /// requests in progress and the usage at other replicas, and the user stays in memory as after a request.
+    /// Returns the usage of a user at `now`. If the client has a quota per user, the usage includes the reservations of
+    /// requests in progress and the usage at other replicas. The user then stays in memory as after a request.
     ///
     /// # Errors
     ///

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_pool_has_a_retry_after_for_a_slot_and_not_for_credits() {
+    fn the_retry_after_of_a_busy_pool_is_at_most_ten_seconds() {
         for (until, seconds) in
             [(None, "1"), (Some(2_000), "2"), (Some(10_001), "10"), (Some(86_400_000), "10")]
         {
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limited_client_receives_a_retry_after() {
+    fn a_client_at_its_rate_or_concurrency_limit_receives_a_retry_after() {
         let wait = Duration::from_millis(1_001);
         let response = ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait }).response("r", NOW);
         assert_eq!(

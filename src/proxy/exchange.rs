@@ -1,7 +1,7 @@
 //! Processes a request, from its head to its response, in ten numbered steps. Before these steps, the caller applies
 //! the access rules with [`Proxy::check_access`].
 //!
-//! The steps are plain function calls and not a stack of middleware, because security depends on their order: the
+//! The steps are plain function calls and not a stack of middleware, because security depends on their order. The
 //! credentials of the client are removed before the request is sent, and a key is reserved before it is used.
 
 use std::net::IpAddr;
@@ -47,8 +47,8 @@ pub(super) struct PoolResponse {
 }
 
 impl<C: Connect> Proxy<C> {
-    /// Serves a request from the client at `peer`: relays the provider's response, or returns an error
-    /// response of the proxy.
+    /// Serves a request from the client at `peer`: relays the provider's response, accepts a WebSocket handshake, or
+    /// returns an error response of the proxy.
     ///
     /// # Cancel safety
     ///

@@ -1,5 +1,5 @@
-//! Processes a request head in two steps: routing looks up its endpoint, and sanitizing prepares the head that is
-//! sent upstream.
+//! Processes a request head in two steps: routing validates the head and looks up its endpoint, and sanitizing prepares
+//! the head that is sent upstream.
 
 use std::borrow::Cow;
 

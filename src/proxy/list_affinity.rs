@@ -1,6 +1,6 @@
 //! Keeps the account that last served a list to each client, in memory. The client's next list is requested from that
-//! account first, so that the client sees the same voices again. With `[redis]`, `account_affinity` also publishes it
-//! to the other replicas.
+//! account first, so that the client sees the same voices again. With `[redis]`, `account_affinity` also publishes the
+//! account to the other replicas.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

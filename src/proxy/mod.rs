@@ -9,7 +9,7 @@ mod exchange;
 mod config;
 mod state;
 
-// The modules that `exchange` uses, in alphabetical order.
+// The steps of `exchange` and the modules that they use, in alphabetical order.
 mod account_affinity;
 mod attempt;
 mod base_url_hints;

@@ -20,15 +20,19 @@ use crate::pool::{OwnerId, OwnershipIndex};
 #[derive(Debug)]
 pub struct OwnershipRecorder {
     pub(super) owners: Arc<OwnershipIndex>,
+    /// The owners that other replicas have recorded, or `None` without other replicas.
     pub(super) replica_owners: Option<Arc<ReplicaOwners>>,
+    /// The account that served the response.
     pub(super) owner: OwnerId,
     pub(super) method: Method,
     pub(super) route: Route,
     pub(super) path: Arc<str>,
+    /// The content coding of the body, or `None` if the body is not encoded.
     pub(super) encoding: Option<String>,
     /// Maximum number of bytes of the body that are copied.
     pub(super) max_bytes: usize,
     pub(super) updates: Vec<OwnershipUpdate>,
+    /// The permit for queuing the updates. Only the drop takes it.
     pub(super) permit: Option<UsagePermit>,
 }
 

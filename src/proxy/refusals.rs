@@ -4,8 +4,8 @@
 //! the account's credits, or has a message that can only concern the account, is evidence about the account
 //! immediately. Any other refusal is evidence about the account until a second account refuses the same request in
 //! the same way. The second refusal shows that the request is the reason. If another account serves the request, the
-//! refusal was about the account. A refusal that the table of refusals does not explain is never evidence. It makes
-//! its account the last choice for similar requests.
+//! refusal was about the account. A refusal that matches none of the provider's known refusals is unexplained, and is
+//! never evidence. It only restricts its account, which is then tried last for similar requests.
 
 use std::collections::HashSet;
 use std::mem::{self, discriminant};

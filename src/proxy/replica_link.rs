@@ -2,7 +2,7 @@
 //! waits for, and the changes that it publishes. Without `[redis]`, there is no link, and requests send nothing.
 //!
 //! A lookup finds a value, finds none, or has no valid reply in time. Without a reply, the request decides by the data
-//! of this replica, and uses at most the share of this replica.
+//! of this replica, and uses at most this replica's share of a quota.
 
 use std::fmt;
 use std::future::Future;
@@ -62,7 +62,8 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     /// Publishes the account that served a list to `client`, if it differs from the previous account.
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId);
 
-    /// Reports this replica's usage of a quota, and requests a grant of [`QuotaStatement::needed`] more.
+    /// Reports this replica's usage of a quota, and requests a grant for [`QuotaStatement::needed`] in addition to that
+    /// usage.
     fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply>;
 }
 
@@ -107,7 +108,7 @@ pub struct QuotaStatement {
     /// `held` and its last grant, because the reply that extended the grant may still be in transit.
     pub generation: u64,
     /// The amount in addition to `used` that a request needs. It is granted as a whole or not at all. It is 0 in a
-    /// regular statement, which is never denied.
+    /// statement that no request waits for, and such a statement is never denied.
     pub needed: u64,
     /// The amount in addition to `used` that this replica wants to hold, at least `needed`. As much of it is granted
     /// as is left. For a request, a larger amount may be granted far from the limit.

@@ -11,7 +11,8 @@ use super::upstream_response::UpstreamResponse;
 
 /// The response to a client, and the WebSocket session that follows a 101 response.
 pub struct ProxyResponse<C> {
-    /// The provider's response, or an error response of the proxy.
+    /// The provider's response, or a response of the proxy: an error, or the 101 response to a handshake without a
+    /// token.
     pub response: Response<ResponseBody>,
     /// The session that takes over the connection after a 101 response, or `None` for any other response.
     pub session: Option<AcceptedSession<C>>,

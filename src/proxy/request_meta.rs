@@ -47,7 +47,7 @@ pub(super) struct RequestMeta {
     pub(super) permits: Arc<RequestPermits>,
     /// The protocol of the messages, if the request opens a WebSocket.
     pub(super) socket: Option<Dialect>,
-    /// Credits per minute of a session that the provider charges by its duration.
+    /// Credits per minute of a session that the provider charges by its duration, or `None` for any other request.
     pub(super) credits_per_minute: Option<u64>,
     /// The concurrency group of a text-to-speech session, which counts only while speech is generated.
     pub(super) speech_group: Option<ConcurrencyGroup>,
@@ -146,8 +146,8 @@ impl RequestMeta {
         }
     }
 
-    /// Prefers keys with an available slot in the session's concurrency group, although the session acquires the
-    /// slot only when speech starts.
+    /// For a text-to-speech session, prefers keys with an available slot in the session's concurrency group, although
+    /// the session acquires the slot only when speech starts.
     pub(super) fn prefer_available_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_group {
             key_request.preferred = roster.keys_with_capacity(group, clock::now());
@@ -213,8 +213,7 @@ pub(super) struct AdmissionFacts<'a> {
 /// # Errors
 ///
 /// Fails when the client may not use the path, or has reached one of its limits. If the client has a quota per
-/// user, also fails when the request names no user, the quota of its user is exhausted, or the usage of its user
-/// cannot be read.
+/// user, also fails when the request names no user, or when the quota of its user is exhausted or cannot be checked.
 pub(super) async fn admit(
     config: &RuntimeConfig,
     facts: AdmissionFacts<'_>,

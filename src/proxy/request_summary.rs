@@ -30,8 +30,11 @@ use crate::upstream::{SendError, SendErrorKind};
 /// The key of the last attempt.
 #[derive(Debug)]
 enum LastKey {
+    /// There was no attempt.
     None,
+    /// The client's own key.
     Client,
+    /// A key of the pool.
     Pool(ShortKey),
 }
 
@@ -43,7 +46,8 @@ pub(super) struct RequestSummary {
     pub(super) method: Method,
     /// The names of the query parameters, without their values.
     pub(super) parameters: String,
-    /// The peer address of the connection, or `None` for a Unix socket.
+    /// The peer address of the connection. It is `None` for a Unix socket, and for a client that disconnected before
+    /// its address was read.
     pub(super) client_address: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     pub(super) client: Option<ClientName>,
@@ -64,9 +68,11 @@ pub(super) struct RequestSummary {
     pub(super) bytes: u64,
     /// Credits charged for the request.
     pub(super) credits: u64,
-    /// Time from the start of the last attempt to the head of its response.
+    /// Time from the start of the last attempt to the head of its response, or to the first useful message of a
+    /// WebSocket session.
     pub(super) first_byte: Option<Duration>,
-    /// The reason why the replay buffer was lost, so that the body could not have been sent again.
+    /// The reason why the replay buffer was lost, so that the body could not have been sent again, or `None` if the
+    /// buffer was not lost.
     pub(super) replay_loss: Option<ReplayLoss>,
     /// Time spent on attempts at the provider.
     upstream_time: Duration,

@@ -28,8 +28,9 @@ use crate::upstream::UpstreamRequestHead;
 pub(super) struct ResponseRedaction {
     /// Redacts keys, or is `None` if keys are not redacted.
     pub(super) redactor: Option<Arc<Redactor>>,
+    /// Whether the data of the account holder is removed from the body.
     hides_account_holder: bool,
-    /// The base URL that replaces the provider's base URL in a WebSocket URL.
+    /// The base URL that replaces the provider's base URL in a WebSocket URL, or `None` if such a URL is not replaced.
     socket_base: Option<Arc<str>>,
 }
 
@@ -103,7 +104,7 @@ impl UpstreamResponse {
                 Some(Some(redacted)) => self.set_body(redacted),
                 // The decoded document contains no key. A client might still read a key in bytes after the compressed
                 // data.
-                Some(None) if !self.search_raw_body(redactor, max_bytes, limits).await => {
+                Some(None) if !self.may_raw_body_contain_key(redactor, max_bytes, limits).await => {
                     return Ok(self);
                 }
                 Some(None) | None => {}
@@ -159,7 +160,12 @@ impl UpstreamResponse {
     }
 
     /// Reads the body without decoding it. Returns whether it contains a key, or is too large to be searched.
-    async fn search_raw_body(&mut self, redactor: &Redactor, max_bytes: usize, limits: &Limits) -> bool {
+    async fn may_raw_body_contain_key(
+        &mut self,
+        redactor: &Redactor,
+        max_bytes: usize,
+        limits: &Limits,
+    ) -> bool {
         let body = self.read_body(max_bytes, limits).await;
         body.is_none_or(|body| redactor.contains_key(&body))
     }

@@ -1,7 +1,7 @@
 //! Keeps the state of a request across its attempts with keys of the pool.
 //!
-//! The state combines the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals into
-//! two inputs: the key request for the next reservation, and the facts for the retry policy.
+//! From the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals, the state determines
+//! the key request for the next reservation and the facts for the retry policy.
 
 mod last_response;
 
@@ -56,7 +56,7 @@ pub(super) struct RetryState {
     overloaded_accounts: Vec<OwnerId>,
 }
 
-/// Whether the text of a session may use another key than the session.
+/// Whether the text of a session may use a key other than the session's key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SessionKeyUse {
     /// The provider serves the session with its key, so the text needs the same key.
@@ -257,7 +257,7 @@ impl RetryState {
     }
 
     /// Returns a key request for the text of a text-to-speech session: `credits`, and a concurrency slot of `group`.
-    /// `key_use` determines whether another key than `session_key` may serve it.
+    /// `key_use` determines whether a key other than `session_key` may serve the text.
     pub(super) fn speech_request(
         &self,
         credits: u64,
@@ -341,10 +341,10 @@ impl RetryState {
         key.destination().unwrap_or(&self.default_route)
     }
 
-    /// Records that this request could not be sent by the route of `key`. Excludes the keys that would fail in the
-    /// same way: keys with the same proxy if it refused Keychoir's credentials, and keys with the same route
-    /// after its second failure, because the first failure may concern only a single connection. Returns whether
-    /// the request may use another route, which has not failed.
+    /// Records that this request could not be sent by the route of `key`, and excludes the keys that would fail in the
+    /// same way. If the proxy refused Keychoir's credentials, these are all keys with that proxy. Otherwise, these are
+    /// the keys with the same route after its second failure, because the first failure may concern only a single
+    /// connection. Returns whether the request may use another route, which has not failed.
     fn record_failed_route(&mut self, key: &Key, progress: Progress) -> bool {
         let failed_route = Arc::clone(self.route(key));
         let is_repeated = self.failed_routes.contains(&failed_route);
@@ -382,10 +382,10 @@ impl RetryState {
         }
     }
 
-    /// Excludes `key` from further attempts, unless it is likely to recover while the request waits: it was
-    /// at its concurrency limit, or only this key is rate limited and the provider has reported the end of
-    /// the limit. After a second refusal, a key is always excluded, because the refusal is about the request.
-    /// After a failure to connect, the keys to exclude are determined by their routes.
+    /// Excludes `key` from further attempts, unless it is likely to recover while the request waits. A key may recover
+    /// from its concurrency limit, and from a rate limit of only this key whose end is known. After a second refusal, a
+    /// key is always excluded, because the refusal is about the request. After an attempt without a response, excludes
+    /// nothing, because `record_failed_route` excludes keys by their routes.
     pub(super) fn exclude(&mut self, key: &Key) {
         if self.last_verdict.is_none() {
             return;

@@ -27,7 +27,8 @@ pub(super) struct UpstreamResponse {
     pub(super) head: Parts,
     pub(super) body: PeekedBody<UpstreamBody<Incoming>>,
     pub(super) verdict: Verdict,
-    /// The shortened message of a refusal, which explains a key's state.
+    /// The shortened message of a refusal, which explains a key's state. It is `None` if the body was not read
+    /// completely, or if the refusal is about the request.
     pub(super) message: Option<String>,
     /// Redacts keys in the body while it is relayed, or `None` if keys are not redacted.
     pub(super) redactor: Option<Arc<Redactor>>,

@@ -1,7 +1,7 @@
-//! Serves one connection: runs hyper on its stream, releases the buffers while the connection is idle, offers an idle
-//! connection to another worker when data arrives, and passes an upgraded connection to its session. It also ends the
-//! connection after a timeout, a parse error or a truncated response, and when the drain requires it. The stream is a
-//! type parameter, so that tests can use in-memory pipes.
+//! Serves one connection: runs hyper on its stream, and passes an upgraded connection to its session. While the
+//! connection is idle, releases its buffers. When data arrives, offers the idle connection to another worker. Also ends
+//! the connection after a timeout, a parse error or a truncated response, and when the drain requires it. The stream is
+//! a type parameter, so that tests can use in-memory pipes.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
@@ -38,8 +38,8 @@ use crate::tasks::TaskToken;
 /// number. Most clients send one request, so their connections are idle soon.
 const FIRST_IDLE_CHECK_DIVISOR: u32 = 64;
 
-/// Serves the stream that `open` returns until the connection is closed. The connection counts among
-/// `Drain::kept_connections` from the call of this function, not from the first poll of its future.
+/// Serves the stream that `open` returns until the connection is closed. Unless the drain has started, the connection
+/// counts among `Drain::kept_connections` from the call of this function, not from the first poll of its future.
 ///
 /// When data arrives on an idle connection, `relocate` may move the connection and its state to another
 /// worker. `relocate` returns the connection if this worker continues to serve it.
@@ -60,7 +60,8 @@ where
     run_connection(open, service, limits, drain, (state, kept_connection), relocate)
 }
 
-/// A connection whose next request is about to arrive.
+/// A connection that hyper does not serve at the moment: a new connection, or an idle connection on which data has
+/// arrived.
 pub(super) struct IdleConnection<I> {
     pub(super) stream: I,
     /// Bytes that were already read from the stream.
@@ -350,7 +351,7 @@ impl UpgradeSlot {
 /// The session that takes over the connection once the 101 response is sent.
 struct Upgrade {
     session: Session,
-    /// Bytes read from the client when the 101 response was ready.
+    /// The number of bytes that had been read from the client when the 101 response was ready.
     received_bytes: u64,
     _active_request: ActiveRequest,
 }

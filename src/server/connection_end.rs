@@ -11,8 +11,8 @@ use tracing::debug;
 use super::connection_state::ConnectionState;
 use super::{ConnectionLimits, Drain};
 
-/// Maximum time that a drain waits for the first request of a new connection. If Keychoir closed the connection
-/// earlier, the request of a client that is already connected would fail.
+/// Maximum time that a drain waits for the first request of a new connection, and for the rest of a request head that
+/// has begun to arrive. If Keychoir closed the connection earlier, the request of a connected client would fail.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The time at which a connection must end.
@@ -44,8 +44,8 @@ pub(super) async fn wait_for_connection_end(
     }
 }
 
-/// Waits for [`FIRST_REQUEST_TIMEOUT`], so that the client can complete a head, and then until no request is
-/// in progress.
+/// Waits for [`FIRST_REQUEST_TIMEOUT`], so that the client can complete a request head, and then until the worker has
+/// no request in progress.
 pub(super) async fn finish_last_request(drain: &Drain) {
     tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
     drain.requests.wait_until_ended().await;

@@ -1,7 +1,7 @@
-//! Stores the state of one connection that hyper does not report: whether a request is in progress, since when a
-//! request head is awaited, whether the client may still send a body, whether a response was truncated, and whether
-//! the next response ends the connection. From this state it determines when a head is overdue and when the connection
-//! is idle. The state moves with the connection to another worker.
+//! Stores the state of one connection that hyper does not report: the request in progress, the start of the wait for a
+//! request head, and whether the client may still send a body. The state also contains whether a response was
+//! truncated, and whether the next response ends the connection. The state determines when a head is overdue and when
+//! the connection is idle, and moves with the connection to another worker.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,12 +27,15 @@ pub(super) struct ConnectionState {
     /// The time at which the wait for a head started, in milliseconds after `created_at`, or
     /// `NO_HEAD_AWAITED`.
     head_awaited_since: AtomicU64,
-    /// The number of bytes read when the wait for a head started. A higher number means that part of the head
-    /// has arrived.
+    /// The number of bytes that had been read from the stream when the wait for a head started. If more bytes have
+    /// been read since, part of the head has arrived.
     bytes_before_head: AtomicU64,
-    /// Whether part of the awaited head has arrived.
+    /// Whether part of the awaited head has arrived without changing the byte count: before the wait for the head
+    /// started, or while the connection was idle.
     has_head_begun: AtomicBool,
+    /// Whether a request head has arrived on the connection.
     has_had_request: AtomicBool,
+    /// Whether the connection ends with its next response.
     is_ending: AtomicBool,
     /// Whether the last request had a body, so that a part of it may arrive after the response.
     may_send_body: AtomicBool,

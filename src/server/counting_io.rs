@@ -1,5 +1,5 @@
-//! Wraps the stream that hyper reads from and writes to: first returns the bytes that were read before hyper started,
-//! counts received bytes, records whether a write is blocked, and checks for a disconnect while a request is in
+//! Wraps the stream that hyper reads from and writes to. First returns the bytes that were read before hyper started.
+//! Counts received bytes, records whether a write is blocked, and checks for a disconnect while a request is in
 //! progress. The count shows whether part of a request head has arrived, and whether the client sent bytes before a
 //! 101 response.
 
@@ -43,7 +43,7 @@ impl IoCounters {
         &self.0.phase
     }
 
-    /// Records whether a write or flush is pending, and returns its poll.
+    /// Records whether a write or flush is pending, and returns its result `write_poll`.
     fn record_write<T>(&self, write_poll: Poll<T>) -> Poll<T> {
         self.0.is_write_blocked.store(write_poll.is_pending(), Ordering::Relaxed);
         write_poll

@@ -1,5 +1,5 @@
 //! Takes the listening sockets that the service manager passes to this process (systemd socket activation).
-//! The sockets stay open during a restart, so that connections are queued instead of refused.
+//! The service manager keeps the sockets open during a restart, so that connections are queued instead of refused.
 
 use std::io;
 
@@ -17,8 +17,9 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Takes the sockets of `LISTEN_FDS` and removes these variables, so that child processes do not use the sockets.
-    /// Takes no sockets if `LISTEN_PID` is another process. Must be called only once, before other threads are started.
+    /// Takes the sockets that the variable `LISTEN_FDS` counts, and removes `LISTEN_FDS` and `LISTEN_PID`, so that
+    /// child processes do not use the sockets. Takes no sockets unless `LISTEN_PID` is the ID of this process. Must be
+    /// called only once, before other threads are started.
     #[must_use]
     pub fn take() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();

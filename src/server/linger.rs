@@ -22,8 +22,8 @@ const DRAIN_LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const READ_BUFFER_SIZE: usize = 8 * 1024;
 
 /// Closes the sending half, and discards the bytes that still arrive. Returns when the client closes its half
-/// or pauses for longer than [`LINGER_READ_TIMEOUT`], when a limit of `limits` is reached, or when the drain requires
-/// it: immediately after `Drain::abort`, and [`DRAIN_LINGER_TIMEOUT`] after `Drain::close_idle`.
+/// or pauses for longer than [`LINGER_READ_TIMEOUT`], or when a limit of `limits` is reached. Also returns immediately
+/// after `Drain::abort`, and [`DRAIN_LINGER_TIMEOUT`] after `Drain::close_idle`.
 pub(super) async fn linger<I>(mut stream: I, limits: ConnectionLimits, drain: &Drain)
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -41,7 +41,7 @@ where
                 Err(_) => break,
             }
         }
-        debug!("a client was still sending when its connection was closed");
+        debug!("a connection was closed before its client closed it");
     };
     let drain_timeout = async {
         drain.close_idle.cancelled().await;

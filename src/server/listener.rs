@@ -33,7 +33,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Returns the address of a TCP listener.
+    /// Returns the address of a TCP listener, or `None` for a Unix socket.
     #[must_use]
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {

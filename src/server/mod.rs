@@ -1,6 +1,6 @@
-//! Serves HTTP/1.1 with and without TLS: accepts connections up to a limit, assigns each to the least loaded worker,
-//! moves an idle connection to a less loaded worker when its next request arrives, and closes the connections in the
-//! phases of a [`Drain`]. The [`Service`] that responds to the requests is a type parameter.
+//! Serves HTTP/1.1 with and without TLS: accepts connections up to a limit, and assigns each to the least loaded
+//! worker. Moves an idle connection to a less loaded worker when its next request arrives. Closes the connections in
+//! the phases of a [`Drain`]. The [`Service`] that responds to the requests is a type parameter.
 
 mod acceptor;
 mod connection;
@@ -101,7 +101,8 @@ pub struct Drain {
     pub kept_connections: Tasks,
     /// Once cancelled, no more connections are accepted. Requests in progress continue.
     pub stop_accepting: CancellationToken,
-    /// The requests in progress, each counted until the end of its response.
+    /// The requests in progress, each counted until the end of its response or of the session that the response
+    /// starts. The imminent request of a connection also counts.
     pub requests: Tasks,
     /// Once cancelled, connections without a request are closed.
     pub close_idle: CancellationToken,

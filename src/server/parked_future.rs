@@ -12,8 +12,8 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A future that is polled only after its own waker was called, not whenever its task is polled. Other
-    /// polls of the task cost one atomic load.
+    /// A future that, after its first poll, is polled only when its own waker was called. Any other poll of its task
+    /// costs one atomic load.
     pub(super) struct ParkedFuture<F> {
         #[pin]
         future: F,

@@ -37,8 +37,8 @@ pub struct Tls(Arc<TlsState>);
 struct TlsState {
     acceptor: TlsAcceptor,
     certificate: Arc<CurrentCertificate>,
-    /// Whether the warning that a client used TLS without a certificate was logged.
-    has_warned_https_off: AtomicBool,
+    /// Whether the warning was logged that a client used TLS while no certificate was set.
+    has_warned_of_missing_certificate: AtomicBool,
     /// Whether the message about a client that does not trust the certificate was logged.
     has_logged_distrust: AtomicBool,
 }
@@ -65,7 +65,7 @@ impl Tls {
         Ok(Self(Arc::new(TlsState {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             certificate,
-            has_warned_https_off: AtomicBool::new(false),
+            has_warned_of_missing_certificate: AtomicBool::new(false),
             has_logged_distrust: AtomicBool::new(false),
         })))
     }
@@ -103,7 +103,7 @@ impl Tls {
             return Some(Either::Left(Either::Left(tcp)));
         }
         if !self.has_certificate() {
-            if !self.0.has_warned_https_off.swap(true, Ordering::Relaxed) {
+            if !self.0.has_warned_of_missing_certificate.swap(true, Ordering::Relaxed) {
                 warn!(
                     "a client connected over HTTPS, but there is no certificate: use http:// in the client, or set \
                      `server.tls`"

@@ -1,6 +1,6 @@
-//! Wraps a response body to track it on its connection: keeps the request counted as in progress until hyper
-//! drops the body, delays a body error until hyper has written the preceding bytes, and marks a truncated
-//! close-delimited response so that the connection is reset.
+//! Wraps a response body to track it on its connection. Until hyper drops the body, its request counts as in progress.
+//! A body error is delayed until hyper has written the preceding bytes. A truncated close-delimited response is marked,
+//! so that the connection is reset.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,7 +43,8 @@ impl<B: Body> TrackedBody<B> {
     }
 }
 
-/// Marks the response as truncated when it is dropped before the end of the body.
+/// The guard of a close-delimited response. Marks the response as truncated if the guard is dropped before the end of
+/// the body.
 pub(super) struct CompletionGuard {
     state: Arc<ConnectionState>,
     is_complete: bool,

@@ -1,6 +1,6 @@
-//! Runs the worker threads, by default one per core, each with its own single-threaded runtime. Chooses the worker with
-//! the fewest requests and connections for each connection. A request stays on one worker, so that it never waits for
-//! another thread, and cores share little memory.
+//! Runs the worker threads, by default one per core, each with its own single-threaded runtime. Chooses a worker for
+//! each connection: the worker with the fewest requests, and among equals the one with the fewest connections. A
+//! request stays on one worker, so that it never waits for another thread, and cores share little memory.
 
 use std::io;
 use std::sync::Arc;
@@ -41,8 +41,8 @@ impl WorkerThreads {
         let receivers =
             (0..count).map(|index| workers.start_thread(index)).collect::<io::Result<Vec<_>>>()?;
         for receiver in receivers {
-            let panicked = |_| io::Error::other("a worker thread ended before its runtime was created");
-            workers.handles.push(receiver.recv().map_err(panicked)??);
+            let ended_early = |_| io::Error::other("a worker thread ended before its runtime was created");
+            workers.handles.push(receiver.recv().map_err(ended_early)??);
         }
         Ok(workers)
     }
@@ -113,7 +113,8 @@ impl Drop for WorkerThreads {
 #[derive(Debug)]
 pub struct WorkerPool<S> {
     workers: Arc<[Worker<S>]>,
-    /// The next turn, which determines the worker that is chosen among several with equal load.
+    /// The next turn, which determines the next worker in rotation, and the worker that is chosen among several with
+    /// equal load.
     next_turn: Arc<AtomicUsize>,
 }
 
@@ -203,7 +204,8 @@ impl Drop for WorkerConnection {
     }
 }
 
-/// Returns the index of the least load. Among equal loads, the first one at or after `turn` is chosen.
+/// Returns the index of the least load. Among equal loads, the first one in a rotation that starts at `turn`, modulo
+/// the number of loads, is chosen.
 fn least_load(loads: &[Load], turn: usize) -> Option<usize> {
     let first = turn.checked_rem(loads.len())?;
     (first..loads.len()).chain(0..first).min_by_key(|&index| loads.get(index))

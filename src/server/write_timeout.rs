@@ -1,4 +1,5 @@
-//! Fails writes to a client that stops reading or reads too slowly, so that its request does not hold a key forever.
+//! Fails writes to a client that stops reading or reads too slowly, so that its request does not occupy an API key
+//! forever.
 //! The timeout is in the stream, below HTTP, so that it also applies to WebSocket sessions. Small slices of a vectored
 //! write are joined into one buffer.
 

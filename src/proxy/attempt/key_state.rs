@@ -45,13 +45,13 @@ impl Attempt {
             let source = self.refusal_source(roster, message, verdict);
             retry.record_refusal(pool, key, verdict, &key_request, source)
         };
-        self.log_conclusions(key, &conclusions);
+        self.log_and_store_conclusions(key, &conclusions);
     }
 
     /// Logs the conclusions from a response. When the usage record of the attempt is written, the state of `key`'s
     /// workspace is written as well. If the state of another workspace has changed, this function requests that it is
     /// written.
-    fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
+    fn log_and_store_conclusions(&self, key: &Key, conclusions: &Conclusions) {
         let is_other = |changed: &Arc<Key>| !std::ptr::eq(changed.workspace(), key.workspace());
         let transitions = conclusions.transitions.iter().map(|transition| &transition.key);
         if let Some(permit) = &self.usage_permit

@@ -35,8 +35,9 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    /// Calls `take` with the permit of the client's quota, from which it takes an amount. If other replicas share the
-    /// quota and the grant of this replica is insufficient, requests a larger grant from them, and calls `take` again.
+    /// Calls `take`, which takes an amount from the client's quota by the permit that it receives. If other replicas
+    /// share the quota and the grant of this replica is insufficient, requests a larger grant from them, and calls
+    /// `take` again.
     pub(super) async fn take_from_client(
         &self,
         now: UnixMs,

@@ -26,8 +26,8 @@ pub struct ClientActivity {
     pub client: ClientName,
     /// The number of requests in progress.
     pub running: u32,
-    /// The number of concurrent requests that the client wants: their largest number since the last report, or if it is
-    /// larger, the sum of the running requests and the requests that were refused since then.
+    /// The number of concurrent requests that the client wants. It is the larger of two numbers since the last report:
+    /// the peak of concurrent requests, and the sum of the running and the refused requests.
     pub demand: u32,
     /// The configured concurrency limit of all replicas together, or `None` if there is no limit.
     pub max_concurrent: Option<u32>,
@@ -48,7 +48,7 @@ pub(super) struct ClientShareCell {
     peak: AtomicU32,
     /// The number of requests that were refused since the last report.
     refused: AtomicU32,
-    /// The time of the last request in nanoseconds, or 0 before the first request.
+    /// The time of the last request, in nanoseconds since `ClientUsage::clock_origin`, or 0 before the first request.
     used_at: AtomicU64,
 }
 
@@ -72,8 +72,8 @@ impl ClientShareCell {
         share.unwrap_or_else(|| (max / replicas.max(1)).max(1)).min(max)
     }
 
-    /// Records a request at the time `elapsed_ns`. `in_progress` is the number of requests in progress, including
-    /// this request.
+    /// Records a request at `elapsed_ns`, in nanoseconds since `ClientUsage::clock_origin`. `in_progress` is the number
+    /// of requests in progress, including this request.
     pub(super) fn record(
         &self,
         in_progress: u32,

@@ -1,5 +1,5 @@
-//! Defines the data for the admission of a request under its client's limits: the counters of the client and its
-//! users, the properties of the request, and the limit that the request exceeds.
+//! Defines the data for the admission of a request: the counters of its client and of the client's users, the
+//! properties of the request, and the limit that the request exceeds.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -29,6 +29,7 @@ pub(in crate::proxy) struct ClientCounters {
     pub(super) usage: Arc<UsageCounters>,
     /// The time up to which the rate limit is used. See [`RateLimit`](crate::policy::client_quota::RateLimit).
     pub(super) rate_used_until: AtomicU64,
+    /// The number of requests in progress.
     pub(super) in_progress: AtomicU32,
     /// The share in the rate limit and the concurrent requests, and the activity that determines it.
     pub(super) share: ClientShareCell,

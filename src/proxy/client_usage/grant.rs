@@ -1,6 +1,8 @@
-//! Decides how much of one shared quota this replica may use, from its grant and the usage of the other replicas. Also
-//! creates the statements of this usage and applies the replies to them. The caller passes the current time, and
-//! provides the lock and the link to the other replicas.
+//! Decides how much of one shared quota this replica may use, from its grant and the usage of the other replicas. A
+//! grant is a part of the quota that only this replica may use for some time. Also creates the statements in which this
+//! replica reports its usage, and applies the replies to them. Regular statements are sent at an interval, and other
+//! statements when a request needs a larger grant. The caller passes the current time, and provides the lock and the
+//! link to the other replicas.
 
 use std::time::{Duration, Instant};
 
@@ -45,17 +47,21 @@ pub(super) struct SharedQuota {
     pub(super) period_start: UnixMs,
     /// The end of the period, or `None` if it does not end.
     period_end: Option<UnixMs>,
+    /// The amount that the grant allows this replica to use in the period, including the used amount.
     granted: u64,
+    /// The end of the grant, or `None` if there is no grant.
     valid_until: Option<Instant>,
     used_by_others: u64,
     /// The usage of this replica in the last statement that received a reply.
     reported_use: u64,
+    /// The time of the last reply, or `None` before the first reply.
     replied_at: Option<Instant>,
     refusal: Option<GrantRefusal>,
+    /// See [`QuotaStatement::generation`].
     generation: u64,
     /// The usage of this replica at the last regular statement.
     regular_use: u64,
-    /// The usage between the last three regular statements.
+    /// The usage in the last two intervals between regular statements, the latest interval first.
     recent_use: [u64; 2],
 }
 
@@ -117,8 +123,8 @@ impl SharedQuota {
         self.reported_use.saturating_add(remaining.div_ceil(u64::from(replicas.max(1))))
     }
 
-    /// Returns whether an extension of the grant may help a request that needs `demand`, while the replica has
-    /// `remaining`.
+    /// Returns whether an extension of the grant may help a request that needs `demand`, while `remaining` is left of
+    /// the grant.
     pub(super) fn may_extend(&self, used: u64, remaining: u64, demand: AmountRange, now: Instant) -> bool {
         let is_refused = self
             .refusal

@@ -25,12 +25,12 @@ pub(super) struct AmountRange {
 }
 
 impl AmountRange {
-    /// Returns a demand that is refused unless all of `amount` is available.
+    /// Returns the range of a request that is refused unless all of `amount` is available.
     pub(super) fn exactly(amount: u64) -> Self {
         Self { min: amount, max: amount }
     }
 
-    /// Returns a demand for at least 1 and at most `amount`.
+    /// Returns the range of a request that takes at least 1 and at most `amount`.
     pub(super) fn up_to(amount: u64) -> Self {
         Self { min: amount.min(1), max: amount }
     }
@@ -52,7 +52,7 @@ pub(super) fn period_index(period: Period) -> usize {
 }
 
 impl PeriodCounters {
-    /// Returns the used and reserved amount.
+    /// Returns the used and reserved amount in the period that contains `now`.
     pub(super) fn used(&self, period: Period, now: UnixMs) -> u64 {
         Tally::from_bits(self.0[period_index(period)].load(Ordering::Acquire)).used(period, now)
     }

@@ -346,8 +346,10 @@ impl Drop for QuotaPermit {
 /// The charge of an ended request to one quota, which can be corrected when the provider reports the price.
 #[derive(Debug)]
 pub(super) struct CorrectableCharge {
+    /// The counters, or `None` if the quota is not charged.
     counters: Option<Arc<UsageCounters>>,
     charged_credits: u64,
+    /// The periods in which the credits are counted, or `None` if no credits were charged.
     periods: Option<PeriodNumbers>,
 }
 

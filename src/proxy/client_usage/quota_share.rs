@@ -20,14 +20,15 @@ use crate::policy::units::UnixMs;
 use crate::proxy::replica_link::{QuotaKey, QuotaReply, QuotaStatement, ReplicaLink};
 use crate::secret::UserFingerprint;
 
-/// Time without a request after which a replica returns its grant.
+/// Time without a request after which a quota without a grant is idle. The statement of an idle quota is sent only once
+/// in this time.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum wait for the lookups of other requests for the same quota. A lookup contains the demand of all waiting
-/// requests, so that a request waits for more than two lookups only if they are slow and refuse most requests.
+/// Maximum wait for the lookups of other requests for the same quota. A lookup requests the amounts of all waiting
+/// requests together, so that a request waits for more than two lookups only if they are slow and refuse most requests.
 const TURN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Time after a lookup without a reply in which requests decide alone and send no lookup.
+/// Time after a lookup without a reply in which requests send no lookup and use only this replica's share.
 const NO_REPLY_TTL: Duration = Duration::from_millis(100);
 
 /// The quotas whose statements are sent regularly, because the quotas were used or hold a grant.
@@ -39,7 +40,7 @@ impl ActiveQuotas {
         self.lock().push(Arc::downgrade(counters));
     }
 
-    /// Takes up to `max` quotas off the start of the list, where the longest waiting quotas are.
+    /// Takes up to `max` quotas off the start of the list, where the quotas are that have waited longest.
     pub(super) fn take(&self, max: usize) -> Vec<Weak<UsageCounters>> {
         let mut list = self.lock();
         let count = list.len().min(max);
@@ -70,20 +71,22 @@ pub(super) struct QuotaShare {
 
 #[derive(Debug, Default)]
 struct ShareState {
-    /// The quota, since its first use or since the start.
+    /// The quota and its grant, or `None` before the quota is configured or used.
     quota: Option<SharedQuota>,
+    /// The time at which a request last used the quota.
     used_at: Option<Instant>,
+    /// The time of the last regular statement.
     reported_at: Option<Instant>,
     /// Whether the quota is among the [`ActiveQuotas`].
     is_listed: bool,
-    /// The sum of the demands of the requests that extend the grant or wait for it.
+    /// The sum of the maximum amounts that the requests that extend the grant, or wait for its extension, may take.
     wanted: u64,
     /// The time until which no lookup is sent, because the last lookup had no reply.
     alone_until: Option<Instant>,
 }
 
 impl ShareState {
-    /// Returns whether requests decide alone at `now`.
+    /// Returns whether requests use only this replica's share at `now`, without a lookup.
     fn is_alone(&self, now: Instant) -> bool {
         self.alone_until.is_some_and(|alone_until| now < alone_until)
     }
@@ -111,7 +114,7 @@ impl ShareState {
     }
 }
 
-/// Adds the demand of a request to [`ShareState::wanted`] until it is dropped.
+/// The amount of one request in [`ShareState::wanted`]. Dropping the value subtracts the amount.
 struct WaitingDemand<'a> {
     share: &'a QuotaShare,
     amount: u64,
@@ -255,7 +258,9 @@ impl QuotaShare {
             state.wanted = state.wanted.saturating_add(demand.max);
         }
         let _waiting = WaitingDemand { share: self, amount: demand.max };
-        let Ok(_turn) = timeout(TURN_TIMEOUT, self.extension.lock()).await else { return GrantUse::Current };
+        let Ok(_extension_guard) = timeout(TURN_TIMEOUT, self.extension.lock()).await else {
+            return GrantUse::Current;
+        };
         let statement = {
             let (mut state, time) = (self.state(), clock::instant());
             if state.is_alone(time) {
@@ -333,9 +338,9 @@ impl QuotaShare {
     ) -> Option<QuotaStatement> {
         let time = clock::instant();
         let mut state = self.state();
-        let is_due =
+        let is_statement_due =
             state.reported_at.is_none_or(|reported_at| time.duration_since(reported_at) >= IDLE_TIMEOUT);
-        let is_included = !state.is_listed && (is_due || scope == StatementScope::All);
+        let is_included = !state.is_listed && (is_statement_due || scope == StatementScope::All);
         if is_included { self.regular_statement(&mut state, counters, now, time) } else { None }
     }
 

@@ -1,6 +1,7 @@
-//! Shares the limits of clients with the other replicas. `shared` calls this module at regular intervals. This module
-//! returns the quota statements and the client activity of this replica, and applies the grants and shares that this
-//! replica receives. Before a report about a user, it also looks up the user's usage at the other replicas.
+//! Shares the limits of clients with the other replicas. `shared` calls this module at regular intervals. In each such
+//! exchange, this module returns the quota statements and the client activity of this replica, and applies the grants
+//! and shares that this replica receives. Before a report about a user, it also looks up the user's usage at the other
+//! replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

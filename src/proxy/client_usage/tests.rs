@@ -197,7 +197,7 @@ fn unpriced_requests_are_limited_and_charged() {
 }
 
 #[test]
-fn direct_access_needs_permission_and_quota_left() {
+fn a_client_with_a_quota_needs_permission_and_credits_for_direct_access() {
     let usage = app_usage();
     let admission = AdmissionRequest { grants_direct_access: true, ..UNLISTED };
     let with_tokens = |rules: &Rules| Rules { may_request_tokens: true, ..rules.clone() };
@@ -214,7 +214,7 @@ fn direct_access_needs_permission_and_quota_left() {
 }
 
 #[test]
-fn a_session_reserves_and_is_charged_while_it_runs() {
+fn a_session_reserves_credits_and_is_charged_while_it_runs() {
     let usage = app_usage();
     let session = admit(&usage, &credit_rules(100)).unwrap();
     ready(session.reserve(0, NOW)).unwrap();
@@ -391,10 +391,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// In any order of steps, the charges stay within the quota, and at the end, the counters contain exactly the sum
-    /// of the charges.
+    /// In any order of steps, the charges exceed the quota at most by the reservations of requests of unknown price. At
+    /// the end, the counters contain exactly the sum of the charges.
     #[test]
-    fn the_quota_is_exact_in_every_order(steps in prop::collection::vec(step(), 0..120)) {
+    fn charges_are_bounded_and_counted_exactly_in_every_order(steps in prop::collection::vec(step(), 0..120)) {
         const QUOTA: u64 = 2_000;
         let usage = app_usage();
         let rules = credit_rules(QUOTA);
@@ -435,7 +435,7 @@ proptest! {
                 Step::Disconnect(at) => drop(in_progress.remove(at)),
             }
             let used_credits = usage.totals(&app_name(), NOW).credits[2];
-            // Two requests of unknown price may each exceed the quota by their reservations.
+            // At most two requests of unknown price are in progress, and each may exceed the quota by its 100 credits.
             prop_assert!(
                 charged <= used_credits && used_credits <= QUOTA + 200,
                 "the {} used credits must include the {} charged credits and exceed the quota by at most 200",

@@ -108,7 +108,7 @@ pub(super) async fn load(
     now: UnixMs,
 ) -> Result<RequestUser, UserUsageUnavailable> {
     let cached = counters.users().get_or_insert(user, max_cached_users);
-    let restore = cached.is_restored.get_or_try_init(|| async {
+    let restore = cached.restored.get_or_try_init(|| async {
         let UsageTotals { requests, credits, .. } = reader.read_user_usage(client, user, now).await?;
         cached.counters.requests.add(&requests, now);
         cached.counters.credits.add(&credits, now);
@@ -124,7 +124,7 @@ pub(super) async fn load(
 pub(super) struct CachedUser {
     counters: Arc<UsageCounters>,
     /// This cell is set when the stored usage has been added to the counters.
-    is_restored: OnceCell<()>,
+    restored: OnceCell<()>,
 }
 
 /// Returns whether a request, a usage record or a pending read uses the user. A new use begins only while the table
@@ -161,7 +161,8 @@ impl UserTable {
         cached
     }
 
-    /// Makes the recent generation the older one, and removes the idle users of the older one.
+    /// Makes the recent generation the older one. Of the former older generation, the users in use begin the new recent
+    /// generation, and the idle users are removed.
     fn begin_generation(&mut self) {
         let mut kept_users = mem::replace(&mut self.older, mem::take(&mut self.recent));
         kept_users.retain(|_, user| is_in_use(user));

@@ -1,5 +1,5 @@
-//! Builds the error responses whose status or message depends on the details of an error: unavailable keys, exceeded
-//! limits of a client or user, resources of two accounts, and requests that failed while they were sent.
+//! Builds the error responses whose status or message depends on the details of an error. These errors are unavailable
+//! keys, exceeded limits of a client or user, resources of two accounts, and requests that failed while they were sent.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) struct ErrorResponse {
     /// The proxy's own stable error code.
     pub(super) code: &'static str,
     pub(super) message: String,
-    /// The value of `Retry-After` in seconds.
+    /// The value of `Retry-After` in seconds, or `None` if the response has no such header.
     pub(super) retry_after_s: Option<u64>,
 }
 

@@ -1,6 +1,6 @@
-//! Tests that owners and list accounts that one replica records are found by others, that a removal applies to all
-//! replicas, and that a lookup without a result is not repeated for its TTL. [`FakeReplicas`] share one table. The
-//! tests of `account_affinity` use them as well.
+//! Tests that other replicas find the owners and list accounts that one replica records, but not a removed owner. Also
+//! tests that a lookup without a result is not repeated for its TTL. [`FakeReplicas`] share one table. The tests of
+//! `account_affinity` use them as well.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -132,7 +132,7 @@ async fn an_owner_that_one_replica_records_is_found_by_another_replica_in_one_lo
     );
     assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
     assert_eq!(fake_replicas.lookup_count(), 1);
-    assert_eq!(second.find(&named, NOW).await, None, "no identifier may remain unknown");
+    assert_eq!(second.find(&named, NOW).await, None, "no identifier may need another lookup");
     assert_eq!(fake_replicas.lookup_count(), 1);
 }
 
@@ -159,7 +159,7 @@ async fn an_identifier_without_an_owner_is_looked_up_once_in_ten_seconds() {
 }
 
 #[tokio::test]
-async fn a_removed_owner_is_removed_for_all_replicas() {
+async fn a_removed_owner_is_not_found_by_a_lookup() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let replica = replica(&fake_replicas);
     let voice = first_identifier(&speech_identifiers("cloned"));
@@ -169,7 +169,7 @@ async fn a_removed_owner_is_removed_for_all_replicas() {
 }
 
 #[tokio::test]
-async fn the_list_account_of_a_client_is_looked_up_once_a_minute() {
+async fn an_unknown_list_account_is_looked_up_once_a_minute() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let (first, second) = (replica(&fake_replicas), replica(&fake_replicas));
     let (app, other) = (ClientName::new("app"), ClientName::new("other"));

@@ -153,6 +153,7 @@ impl ReadBuffer {
 #[derive(Debug, Default)]
 pub(super) struct SendBuffer {
     pub(super) bytes: BytesMut,
+    /// Whether written bytes are not flushed yet.
     is_unflushed: bool,
 }
 

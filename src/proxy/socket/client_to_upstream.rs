@@ -13,7 +13,8 @@ use crate::policy::websocket_frame::{self, FrameHeader, Opcode, Violation};
 #[derive(Debug)]
 pub(super) struct ClientToUpstream {
     dialect: Dialect,
-    /// Smaller frames are buffered until they are complete. Larger frames are forwarded in parts of this size.
+    /// Frames below this number of bytes are buffered until they are complete. Larger frames are forwarded in parts of
+    /// at least this size.
     max_frame_part: usize,
     /// Maximum size of a held message.
     max_message_size: usize,

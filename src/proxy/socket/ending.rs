@@ -1,5 +1,5 @@
-//! Ends a session: writes its usage record and its access log, queues a conversation whose cost is unknown, and sends
-//! close frames to both sides if the reason for the end requires them.
+//! Ends a session: writes its usage record and its access log, and queues a conversation whose cost is unknown. Then
+//! sends close frames to both sides, if the reason for the end requires them.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};

@@ -47,8 +47,8 @@ pub(in crate::proxy) struct UnauthenticatedSession<C> {
 }
 
 impl<C> FirstMessageAuth<C> {
-    /// Returns `Some` if the client of a WebSocket handshake may authenticate by its first message: a token
-    /// is required, the request has none, and the messages of its protocol have a field for a token.
+    /// Returns `Some` if the client of a WebSocket handshake may authenticate by its first message. The conditions are
+    /// that a token is required, the request has none, and the messages of its protocol have a field for a token.
     pub(in crate::proxy) fn detect(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
         let is_handshake =
             headers::is_websocket_upgrade(request.method(), request.version(), request.headers());

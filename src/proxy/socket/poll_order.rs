@@ -10,7 +10,7 @@ const MAX_EVENTS_PER_TURN: u32 = 64;
 pub(super) struct PollOrder {
     /// Whether the last poll started with the direction to the client.
     was_to_client_first: bool,
-    /// Events since the session last waited.
+    /// Events since the session last waited or let other tasks run.
     events: u32,
 }
 

@@ -1,5 +1,6 @@
-//! Polls the event sources of a session: both directions, the reservation for text, and the timers. Each
-//! source is polled within the limits of `poll_order`, so that none of them starves the others.
+//! Polls the event sources of a session: both directions, the reservation for text, and the timers. Each source is
+//! polled within the limits of `poll_order`, so that none of them starves the others. A direction is polled in turns of
+//! up to [`MAX_READS_PER_TURN`] reads.
 
 use std::future::Future;
 use std::task::{Context, Poll, ready};
@@ -232,8 +233,8 @@ impl<C: Connect> Session<C> {
             let Some(next_deadline) = next_deadline else { return Poll::Pending };
             let timer =
                 self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next_deadline.into())));
-            // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is reset
-            // immediately.
+            // If the next deadline has become later, the timer is reset when it expires. If the deadline has become
+            // earlier, the timer is reset immediately.
             if timer.is_elapsed() || timer.deadline() > next_deadline.into() {
                 timer.as_mut().reset(next_deadline.into());
             }

@@ -137,8 +137,8 @@ impl<C: Connect> Session<C> {
         self.upstream_to_client.open(&mut self.to_client.bytes);
     }
 
-    /// Appends the bytes to forward, starting at `start`, to the opening messages, while a failover is
-    /// possible.
+    /// Appends the bytes to forward, starting at `start`, to the opening messages, while a failover is possible. Frees
+    /// the opening messages if they would exceed the replay buffer.
     pub(super) fn extend_opening_messages(&mut self, start: usize) {
         let new_bytes = self.to_upstream.bytes.get(start..).unwrap_or_default();
         let max_size = self.limits().replay_buffer;

@@ -40,6 +40,7 @@ pub(super) struct SessionStart<C> {
     pub(super) has_token: bool,
     pub(super) audio_format: Option<String>,
     pub(super) redactor: Option<Arc<Redactor>>,
+    /// The data for a failover, or `None` if the client's own key is used.
     pub(super) pooled: Option<PooledSession>,
     pub(super) attempt: Box<Attempt>,
     pub(super) upstream: UpgradedConnection,
@@ -68,11 +69,12 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) to_client: SendBuffer,
     pub(super) client_to_upstream: ClientToUpstream,
     pub(super) upstream_to_client: UpstreamToClient,
-    /// The client's messages so far, for a failover. `None` means that the session cannot fail over: the client's own
-    /// key is used, the provider serves the session, or the messages exceed a limit.
+    /// The client's messages so far, for a failover. `None` means that the session cannot fail over. The reason is the
+    /// client's own key, an unknown protocol, a session that the provider serves, messages that exceed a limit, or an
+    /// exhausted buffer budget.
     pub(super) opening_messages: Option<Vec<u8>>,
     pub(super) speech: SpeechTracker,
-    /// The time at which the current failover started.
+    /// The time of the first failover since the client's last message was processed, or `None` if there was none.
     pub(super) failover_started_at: Option<Instant>,
     /// Whether the attempt has ended and the next one has not started.
     pub(super) is_between_keys: bool,

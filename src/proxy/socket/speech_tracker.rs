@@ -1,5 +1,5 @@
-//! Counts the text and audio of a session, and holds the pending reservation of a concurrency slot and
-//! credits for its next text.
+//! Counts the characters of a session, converts its bytes of audio to a duration, and holds the pending reservation of
+//! a concurrency slot and credits for its next text.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use crate::pool::Reserved;
 /// The result of a reservation: a lease, or the reason for its failure.
 pub(super) type ReservationResult = Result<Reserved, Unavailable>;
 
-/// The text and audio of a session so far, and its pending reservation.
+/// The characters of a session so far, the rate of its audio, and its pending reservation.
 pub(super) struct SpeechTracker {
     /// Characters that were forwarded.
     pub(super) forwarded_characters: u64,

@@ -157,7 +157,7 @@ fn a_long_message_that_is_not_an_object_keeps_its_content() {
 }
 
 #[test]
-fn a_compressed_message_is_forwarded() {
+fn a_compressed_message_is_forwarded_unchanged() {
     let mut bytes = Vec::new();
     FrameHeader { is_final: true, reserved: 4, opcode: Opcode::Text, mask: Some(MASK), length: 3 }
         .encode(&mut bytes);

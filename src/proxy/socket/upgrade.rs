@@ -50,7 +50,8 @@ impl<C: Connect> AcceptedSession<C> {
 }
 
 impl<C: Connect> UnauthenticatedSession<C> {
-    /// Waits for the token and processes the request with it. Returns `None` after an error was sent to the client.
+    /// Waits for the token and processes the request with it. Returns `None` if the client is not authenticated or the
+    /// request fails. The client then receives an error or a close frame, unless it has disconnected.
     ///
     /// The processing of the request is cancelled if the client disconnects, sends a close frame, violates the protocol
     /// or sends too many bytes, or if the drain timeout expires.

@@ -33,7 +33,7 @@ pub(super) struct UpstreamToClient {
     pub(super) is_in_message: bool,
     /// Whether the current message is readable text.
     is_text: bool,
-    /// The current message so far, or `None` if it is binary or too long for a refusal.
+    /// The current message so far, or `None` if there is no message, or it is binary or too long for a refusal.
     message_text: Option<Vec<u8>>,
     /// The end of the forwarded part of the current message, if a key may start in it.
     partial_key: Vec<u8>,
@@ -113,7 +113,7 @@ impl UpstreamToClient {
         self.partial_key = Vec::new();
     }
 
-    /// Forwards the held frames. Later frames are held again.
+    /// Forwards the held frames. Unless frames are forwarded immediately, later frames are held again.
     pub(super) fn forward_held(&mut self, output: &mut BytesMut) {
         output.unsplit(std::mem::take(&mut self.held));
     }
@@ -124,7 +124,8 @@ impl UpstreamToClient {
         self.frame.as_ref().map_or(0, |frame| frame.remaining_bytes)
     }
 
-    /// Returns the first message, until it is forwarded.
+    /// Returns the text of the message that was received last, until the held frames are forwarded. When a useful
+    /// message arrives, this is the first useful message.
     pub(super) fn first_message(&self) -> &[u8] {
         self.message_text.as_deref().unwrap_or_default()
     }

@@ -1,6 +1,7 @@
 //! Queues usage records and ownership updates between the requests and the thread that writes the usage store. While
-//! the queue has its maximum length, no permit for another entry is issued. Senders do not contend with each other, and
-//! the writer is woken only for a full batch, if it is idle, or when the last sender is dropped.
+//! the queue has its maximum length, no permit for another entry is issued. Senders do not contend with each other. An
+//! idle writer is woken by any entry, a writer that waits for a batch by a full batch, and both when the last sender is
+//! dropped.
 //!
 //! Each thread fills its own batch, and the writer takes all batches together. The lock of a batch is
 //! contended only while the writer takes it.
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_permit_waits_briefly_for_a_full_queue() {
+    async fn a_permit_is_issued_when_a_full_queue_has_capacity_again() {
         let (usage, mut queue) = create_queue();
         for _ in 0..MAX_ENTRIES {
             usage.acquire_permit().await.unwrap().write(record());

@@ -74,7 +74,7 @@ pub struct AttemptRecord {
     pub characters: Option<u64>,
     /// Duration of the audio that was sent for transcription in a WebSocket session.
     pub audio: Option<Duration>,
-    /// Credits reserved in the workspace before the request was sent.
+    /// Credits reserved in the workspace before the request was sent, or `None` if no credits were reserved.
     pub credits_reserved: Option<u64>,
     /// Credits charged by the provider, or their estimate, or 0 if both are unknown.
     pub credits: u64,

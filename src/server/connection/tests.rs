@@ -150,7 +150,7 @@ async fn a_drain_waits_for_a_silent_connection_within_the_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_head_does_not_delay_the_drain() {
+async fn an_incomplete_head_delays_the_drain_no_longer_than_its_timeout() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     client.write_all(&REQUEST[..REQUEST.len() - 2]).await.unwrap();
@@ -172,7 +172,7 @@ async fn an_open_connection_is_served_until_connections_are_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_does_not_open_delays_the_drain_no_longer_than_others() {
+async fn a_stream_that_never_opens_delays_the_drain_no_longer_than_a_silent_connection() {
     let drain = Drain::default();
     let (mut client, server) = duplex(4096);
     // Keychoir's end of the pipe is dropped with the future, as a socket would be.
@@ -196,7 +196,7 @@ async fn a_stream_that_fails_to_open_does_not_delay_the_drain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_counts_as_a_request_to_its_end() {
+async fn a_session_counts_as_a_request_in_progress_until_its_end() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     upgrade(&mut client).await;
@@ -234,7 +234,7 @@ async fn an_idle_connection_serves_requests_within_the_keepalive_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_head_is_read_within_the_headers_timeout() {
+async fn a_slow_head_is_served_within_the_headers_timeout() {
     for pause in [Duration::ZERO, Duration::from_secs(5)] {
         let drain = Drain::default();
         let mut client = connect(&drain);
@@ -253,7 +253,7 @@ async fn a_slow_head_is_read_within_the_headers_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_closed_with_the_others() {
+async fn an_idle_connection_does_not_delay_the_drain_and_is_closed_by_it() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     assert!(send_get(&mut client).await.ends_with("answer"));

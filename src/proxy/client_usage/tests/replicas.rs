@@ -1,5 +1,6 @@
-//! Tests limits that several replicas share, with a pool of replicas in memory: exact quotas of clients and users,
-//! grants that are extended, given up or expired, missing replies, sessions, rate limits and concurrency limits.
+//! Tests limits that several replicas share, with a pool of replicas in memory: exact quotas of clients and users, rate
+//! limits, and concurrency limits. Also tests grants that are extended, given up or expired, missing replies, and
+//! sessions.
 
 use std::sync::atomic::AtomicUsize;
 

@@ -160,7 +160,7 @@ fn the_fourth_request_of_a_user_is_refused_and_another_user_is_admitted() {
 }
 
 #[test]
-fn a_refused_request_of_a_user_leaves_the_quota_of_its_client() {
+fn a_request_that_the_user_quota_refuses_is_not_counted_for_the_client() {
     let test_client = TestClient::new(StoredUsers::new(1));
     test_client.store.add(user_fingerprint(1), 3);
     block_on(async {
@@ -197,7 +197,7 @@ fn idle_users_above_the_maximum_are_removed_from_memory() {
         for user in 10_000..10_300 {
             drop(test_client.end(test_client.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
         }
-        assert!(test_client.users_in_memory() <= 100, "written users must be removed");
+        assert!(test_client.users_in_memory() <= 100, "users whose records are written must be removed");
     });
 }
 
@@ -336,7 +336,7 @@ proptest! {
 }
 
 #[test]
-fn parallel_requests_of_random_users_exceed_no_quota_and_no_memory() {
+fn parallel_requests_exceed_neither_user_quotas_nor_the_table_size() {
     let test_client = TestClient::new(StoredUsers::new(4));
     let (served, largest_table) = (AtomicU64::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
