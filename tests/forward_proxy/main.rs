@@ -1,9 +1,7 @@
 //! Tests Keychoir behind forward proxies. Client requests, checks of keys, quota polls and the mirror's HTTP client use
 //! them, also with TLS and with a host name that only the forward proxy can resolve. A failing forward proxy is not
 //! tried with every key: a key with another route (forward proxy or base URL) serves the request, or the error is
-//! reported. The forward proxies are
-//! `tinyproxy` and `microsocks`, with and without credentials, and one in the test process, which sends a given
-//! response and counts its connections.
+//! reported.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,11 +10,12 @@
     reason = "a test panics if an expectation fails"
 )]
 
+mod forward_proxies;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -36,102 +35,14 @@ use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Message};
 
+use forward_proxies::{
+    ForwardProxyProcess, PASSWORD, STEP_TIMEOUT, USER, bind_loopback, start_scripted_forward_proxy,
+    within_timeout,
+};
+
 const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
-const USER: &str = "aliceaccount";
-const PASSWORD: &str = "hunter2password";
-/// The timeout of each awaited step of a test. It is much longer than any step, so only a step that hangs exceeds it.
-const STEP_TIMEOUT: Duration = Duration::from_secs(20);
-
-async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step must complete within its timeout")
-}
-
-/// A forward proxy in a separate process. Dropping it kills the process.
-struct ForwardProxyProcess {
-    child: Child,
-    url: String,
-    /// The log file, which only `tinyproxy` writes.
-    log: PathBuf,
-    _directory: TempDir,
-}
-
-impl Drop for ForwardProxyProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl ForwardProxyProcess {
-    /// Starts `tinyproxy`, an HTTP proxy that opens tunnels by CONNECT.
-    async fn start_tinyproxy(requires_credentials: bool) -> Self {
-        Self::start("tinyproxy", "http", requires_credentials, |directory, port| {
-            let auth =
-                if requires_credentials { format!("BasicAuth {USER} {PASSWORD}\n") } else { String::new() };
-            let (log, config) = (directory.join("log"), directory.join("tinyproxy.conf"));
-            let settings = format!(
-                "Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nMaxClients 100\nLogLevel Info\n\
-                 LogFile \"{}\"\n{auth}",
-                log.display()
-            );
-            std::fs::write(&config, settings).unwrap();
-            vec!["-d".to_owned(), "-c".to_owned(), config.display().to_string()]
-        })
-        .await
-    }
-
-    /// Starts `microsocks`, a SOCKS5 proxy.
-    async fn start_microsocks(requires_credentials: bool) -> Self {
-        Self::start("microsocks", "socks5h", requires_credentials, |_, port| {
-            let auth = if requires_credentials { vec!["-u", USER, "-P", PASSWORD] } else { Vec::new() };
-            let arguments = ["-i", "127.0.0.1", "-p"].map(str::to_owned).into_iter();
-            arguments.chain([port.to_string()]).chain(auth.into_iter().map(str::to_owned)).collect()
-        })
-        .await
-    }
-
-    /// Starts a program on a free port, and waits until it accepts connections.
-    async fn start(
-        program: &str,
-        scheme: &str,
-        requires_credentials: bool,
-        arguments: impl FnOnce(&std::path::Path, u16) -> Vec<String>,
-    ) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        // The test chooses a free port, because these programs cannot report a port that the system has chosen.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let log = directory.path().join("log");
-        let output = std::fs::File::create(directory.path().join("output")).unwrap();
-        let child = Command::new(program)
-            .args(arguments(directory.path(), port))
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output)
-            .spawn()
-            .unwrap_or_else(|error| {
-                panic!("{program} cannot be started (apt-get install {program}): {error}")
-            });
-        let wait_for_port = async {
-            while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        within_timeout(wait_for_port).await;
-        let userinfo = if requires_credentials { format!("{USER}:{PASSWORD}@") } else { String::new() };
-        Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _directory: directory }
-    }
-
-    /// Returns the URL with a password that the forward proxy refuses.
-    fn url_with_wrong_password(&self) -> String {
-        self.url.replace(PASSWORD, "wrong")
-    }
-
-    fn url_without_credentials(&self) -> String {
-        self.url.replace(&format!("{USER}:{PASSWORD}@"), "")
-    }
-}
 
 /// Keychoir with two keys by default, in front of a simulator.
 struct TestProxy {
@@ -140,10 +51,6 @@ struct TestProxy {
     url: String,
     client: reqwest::Client,
     _directory: TempDir,
-}
-
-async fn bind_loopback() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
 fn start_app(config: Config) -> (RunningApp, String) {
@@ -310,43 +217,6 @@ async fn an_unreachable_forward_proxy_makes_the_provider_unreachable() {
         )
         .await;
     }
-}
-
-/// A forward proxy in the test process. It sends the same response to each CONNECT. If it has a target, it then relays
-/// the connection to this target and ignores the host that the CONNECT names.
-struct ScriptedForwardProxy {
-    url: String,
-    connections: Arc<AtomicUsize>,
-    _task: AbortOnDrop,
-}
-
-/// Starts a forward proxy that relays to `target`, or closes the connection after `response` if `target` is `None`.
-async fn start_scripted_forward_proxy(
-    response: &'static [u8],
-    target: Option<SocketAddr>,
-) -> ScriptedForwardProxy {
-    let listener = bind_loopback().await;
-    let url = format!("http://{USER}:{PASSWORD}@{}", listener.local_addr().unwrap());
-    let connections = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&connections);
-    let task = Tasks::new().spawn_guarded(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            count.fetch_add(1, Ordering::SeqCst);
-            Tasks::new().spawn(async move {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    let Ok(byte) = stream.read_u8().await else { return };
-                    head.push(byte);
-                }
-                let _ = stream.write_all(response).await;
-                if let Some(target) = target {
-                    let mut provider = TcpStream::connect(target).await.unwrap();
-                    let _ = copy_bidirectional(&mut stream, &mut provider).await;
-                }
-            });
-        }
-    });
-    ScriptedForwardProxy { url, connections, _task: task }
 }
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
